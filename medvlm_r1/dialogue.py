@@ -1,0 +1,136 @@
+"""How a question is asked and how the answer is read, side by side.
+
+The instruction that asks for a format, the parser that reads it and the judges of it form one
+grammar, so they stand in one file; rewards and evaluation both call :meth:`PromptStyle.read`.
+
+Departures from the papers' released code:
+
+1. Both papers read letters differently in their rewards and in their evaluation. Here one parser
+   finds the contents of the first ``<answer>`` tag in any case; ``letter`` is set when that is a
+   single letter of the question. MedVLM-R1's evaluation accepts upper case only, Med-R1's any word.
+2. MedVLM-R1's "simple" evaluation demands that the raw output equal the letter, so a zero-shot
+   model that says ``A.`` scores 0. ``lenient`` reads such an answer; both are reported.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from medvlm_r1.data.sample import VQASample
+
+Phase = Literal["train", "evaluate"]
+
+_THINK_THEN_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_ANSWER_ONLY = re.compile(r"\s*<answer>.*?</answer>", re.DOTALL)
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
+_LEADING_LETTER = re.compile(r"^[\s*_(\[]*([A-Ja-j])(?:[\s*_)\].:,]|$)")
+_STATED_LETTER = re.compile(r"\b(?:answer|option|choice)\b\s*(?:is)?\s*:?\s*[*_(\[]*([A-J])\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one completion says.
+
+    Attributes:
+        text: the completion as generated, without special tokens.
+        content: contents of the first answer tag, stripped; ``None`` without a tag.
+        letter: strict reading: ``content`` is exactly one of the question's letters.
+        lenient: the strict letter or, failing that, the letter that a human reader would take.
+        reasoning: contents of the first think tag, stripped; ``None`` without one.
+        well_formed: the whole text is think tags, then answer tags (MedVLM-R1's format reward).
+        answer_only: the whole text is answer tags (Med-R1's format reward without thinking).
+    """
+
+    text: str
+    content: str | None
+    letter: str | None
+    lenient: str | None
+    reasoning: str | None
+    well_formed: bool
+    answer_only: bool
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer in answer tags, with or without reasoning."""
+        return self.content is not None
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """One way to put a question and to read its answer.
+
+    Attributes:
+        name: recorded beside the weights, so that prediction asks as training did.
+        train: template of the user turn while training; ``{Question}`` is the problem text.
+        evaluate: template of the user turn in evaluation (the papers' differ in white space).
+        layout: ``lines`` puts one option a line (``A) brain``), as MedVLM-R1 does; ``inline`` puts
+            them behind the question (``A)brain, B)liver``), as Med-R1 does.
+    """
+
+    name: str
+    train: str
+    evaluate: str
+    layout: Literal["lines", "inline"] = "lines"
+
+    def __post_init__(self) -> None:
+        for phase in ("train", "evaluate"):
+            if "{Question}" not in getattr(self, phase):
+                raise ValueError(f"prompt.{phase} of {self.name!r} lacks the place holder {{Question}}")
+        if self.layout not in ("lines", "inline"):
+            raise ValueError(f"prompt.layout is {self.layout!r}: use 'lines' or 'inline'")
+
+    def problem(self, sample: VQASample) -> str:
+        """The question with its lettered options, as both papers' data files spell it."""
+        if self.layout == "lines":
+            return "\n".join(
+                [sample.question, *(f"{a}) {o}" for a, o in zip(sample.letters, sample.options, strict=True))]
+            )
+        options = ", ".join(f"{a}){o}" for a, o in zip(sample.letters, sample.options, strict=True))
+        return f"{sample.question} {options}"
+
+    def ask(self, sample: VQASample, phase: Phase) -> list[dict]:
+        """The chat of one question: a single user turn, images first, then the text.
+
+        Returns:
+            Messages in the Hugging Face chat format. There is no system turn: the chat template
+            adds its default, as in both papers.
+        """
+        template = self.train if phase == "train" else self.evaluate
+        text = template.replace("{Question}", self.problem(sample))
+        pictures = [{"type": "image"} for _ in sample.images]
+        return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+
+    def target(self, sample: VQASample) -> str:
+        """The completion that SFT learns: the gold letter in answer tags."""
+        return f"<answer>{sample.answer}</answer>"
+
+    def read(self, text: str, sample: VQASample) -> Answer:
+        """Parse one completion. Never raises, whatever the text."""
+        tag = _ANSWER_TAG.search(text)
+        content = tag.group(1).strip() if tag else None
+        letter = content.upper() if content and content.upper() in tuple(sample.letters) else None
+        thought = _THINK_TAG.search(text)
+        return Answer(
+            text=text,
+            content=content,
+            letter=letter,
+            lenient=letter or _lenient(text if content is None else content, sample),
+            reasoning=thought.group(1).strip() if thought else None,
+            well_formed=_THINK_THEN_ANSWER.fullmatch(text) is not None,
+            answer_only=_ANSWER_ONLY.fullmatch(text) is not None,
+        )
+
+
+def _lenient(said: str, sample: VQASample) -> str | None:
+    """The one letter that ``said`` leads with, states, or names by its option's text; else ``None``."""
+    for pattern in (_LEADING_LETTER, _STATED_LETTER):
+        found = {match.upper() for match in pattern.findall(said)}
+        if found:
+            return found.pop() if len(found) == 1 and found <= set(sample.letters) else None
+    named = [
+        letter
+        for letter, option in zip(sample.letters, sample.options, strict=True)
+        if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said, re.IGNORECASE)
+    ]
+    return named[0] if len(named) == 1 else None
