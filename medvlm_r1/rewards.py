@@ -1,0 +1,96 @@
+"""Reward terms and their weighted sum.
+
+A term is a plain function ``(Answer, VQASample) -> float``, logged under the name that it has in
+the configuration. A term that fails raises: an error turned into a reward of 0 would hide for hours.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import Answer
+
+RewardTerm = Callable[[Answer, VQASample], float]
+
+_PAPER_LETTERS = re.compile(r"[A-J]")
+
+
+def think_format(answer: Answer, sample: VQASample) -> float:
+    """1 if the whole completion is think tags followed by answer tags (both papers)."""
+    return float(answer.well_formed)
+
+
+def answer_format(answer: Answer, sample: VQASample) -> float:
+    """1 if the whole completion is answer tags (Med-R1 without thinking)."""
+    return float(answer.answer_only)
+
+
+def letter_accuracy(answer: Answer, sample: VQASample) -> float:
+    """MedVLM-R1's accuracy reward, with its partial credit.
+
+    The contents of the first answer tag are upper-cased and searched for the characters A to J.
+    Exactly one, equal to gold, gives 1 when nothing else stands there and 0.5 when other text does;
+    everything else gives 0 (so ``A) Brain`` scores 0: the word holds an A, a B and an I).
+    """
+    if answer.content is None:
+        return 0.0
+    content = answer.content.upper()
+    if _PAPER_LETTERS.findall(content) != [sample.answer]:
+        return 0.0
+    return 1.0 if content == sample.answer else 0.5
+
+
+def exact_accuracy(answer: Answer, sample: VQASample) -> float:
+    """Med-R1's accuracy reward: the contents of the answer tag equal the gold letter, else 0."""
+    return float(answer.content == sample.answer)
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Rewards of all rows of one rollout, prompt-major.
+
+    Attributes:
+        terms: each term's unweighted value per row, by name.
+        total: the weighted sum per row.
+    """
+
+    terms: dict[str, Float[Tensor, " rows"]]
+    total: Float[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The weighted sum of named terms.
+
+    Attributes:
+        terms: functions by name.
+        weights: factor of each term; a term that is not named here weighs 1.
+    """
+
+    terms: Mapping[str, RewardTerm]
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("reward.terms is empty: a run needs at least one reward term")
+        unknown = sorted(set(self.weights) - set(self.terms))
+        if unknown:
+            raise ValueError(f"reward.weights names {unknown}, but the terms are {sorted(self.terms)}")
+
+    def score(self, answers: Sequence[Answer], samples: Sequence[VQASample]) -> RewardTable:
+        """Score answer ``i`` against sample ``i``; both are given row by row.
+
+        Raises:
+            ValueError: the two sequences differ in length.
+        """
+        terms = {
+            name: torch.tensor([term(a, s) for a, s in zip(answers, samples, strict=True)])
+            for name, term in self.terms.items()
+        }
+        total = sum(self.weights.get(name, 1.0) * value for name, value in terms.items())
+        return RewardTable(terms=terms, total=total)
