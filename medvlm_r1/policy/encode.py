@@ -1,0 +1,147 @@
+"""Turn one question into tensors, once, in a DataLoader worker."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import Phase, PromptStyle
+
+VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One question as the model receives it.
+
+    Attributes:
+        sample: the question itself, for reading and scoring the answers.
+        ids: token ids, image place holders expanded.
+        positions: temporal, height and width position of each token (M-RoPE).
+        pixels: patches of all images of this question; no rows without an image.
+        grid: patch grid (t, h, w) of each image.
+    """
+
+    sample: VQASample
+    ids: Int[Tensor, " tokens"]
+    positions: Int[Tensor, "3 tokens"]
+    pixels: Float[Tensor, "patches features"]
+    grid: Int[Tensor, "images 3"]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts side by side, padded on the left so that every prompt ends in the last column."""
+
+    ids: Int[Tensor, "prompts tokens"]
+    mask: Bool[Tensor, "prompts tokens"]
+    positions: Int[Tensor, "3 prompts tokens"]
+    pixels: Float[Tensor, "patches features"]
+    grid: Int[Tensor, "images 3"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Everything needed to encode a question; picklable, and free of the model.
+
+    Attributes:
+        tokenizer: the checkpoint's own, with its chat template.
+        image_processor: the checkpoint's own, with the pixel limits of the run.
+        max_prompt_tokens: a longer prompt is an error, never cut: cutting removes image tokens.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Qwen2VLImageProcessorPil
+    max_prompt_tokens: int
+
+    def encode(self, sample: VQASample, prompt: PromptStyle, phase: Phase) -> EncodedPrompt:
+        """Encode one question, decoding its images.
+
+        Raises:
+            ValueError: the prompt exceeds ``max_prompt_tokens``.
+            BadRowError: an image cannot be decoded.
+        """
+        text = self.tokenizer.apply_chat_template(
+            prompt.ask(sample, phase), tokenize=False, add_generation_prompt=True
+        )
+        pixels = torch.zeros(0, self._patch_features())
+        grid = torch.zeros(0, 3, dtype=torch.long)
+        if sample.images:
+            seen = self.image_processor([i.load() for i in sample.images], return_tensors="pt")
+            pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
+        merge = self.image_processor.merge_size
+        # Each image of the template holds one place holder: repeat it once per merged patch.
+        pieces = text.split("<|image_pad|>")
+        if len(pieces) != len(grid) + 1:
+            raise ValueError(f"{sample.id}: the chat template made {len(pieces) - 1} images of {len(grid)}")
+        counts = [int(g.prod()) // merge**2 for g in grid]
+        text = pieces[0] + "".join("<|image_pad|>" * n + p for n, p in zip(counts, pieces[1:], strict=True))
+        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) > self.max_prompt_tokens:
+            raise ValueError(
+                f"{sample.id}: the prompt has {len(ids)} tokens ({sum(counts)} of them image tokens), above "
+                f"max_prompt_tokens={self.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
+                "model.recipe.max_pixels"
+            )
+        image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        return EncodedPrompt(sample, ids, rope_positions(ids, grid, image_id, merge), pixels, grid)
+
+    def encode_target(self, sample: VQASample, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
+        """Token ids of the completion that SFT learns, end of turn included."""
+        text = prompt.target(sample) + self.tokenizer.eos_token
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, tokens: Int[Tensor, " tokens"]) -> str:
+        """The text of a completion, without special tokens and with its white space as generated."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _patch_features(self) -> int:
+        processor = self.image_processor
+        return 3 * processor.temporal_patch_size * processor.patch_size**2
+
+
+def rope_positions(
+    ids: Int[Tensor, " tokens"], grid: Int[Tensor, "images 3"], image_id: int, merge: int
+) -> Int[Tensor, "3 tokens"]:
+    """Temporal, height and width positions of one unpadded prompt (Qwen2-VL, section 2.1, M-RoPE).
+
+    Text advances all three by one a token. An image holds its grid offset by the position at which
+    it starts; the text behind it goes on from the largest position used. The model's own
+    ``get_rope_index`` gives the same, but keeps state inside the model and cannot run in a worker.
+    """
+    positions, start, token = [], 0, 0
+    for t, h, w in (grid // torch.tensor([1, merge, merge])).tolist():
+        image_at = token + int((ids[token:] == image_id).nonzero()[0])
+        text = torch.arange(image_at - token) + start
+        positions.append(text.expand(3, -1))
+        start += image_at - token
+        cells = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).view(-1, 3).T
+        positions.append(cells + start)
+        start += max(h, w)
+        token = image_at + t * h * w
+    positions.append((torch.arange(len(ids) - token) + start).expand(3, -1))
+    return torch.cat(positions, dim=1)
+
+
+def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> PromptBatch:
+    """Put prompts side by side on ``device``; images stay in the order of their prompts."""
+    length = max(len(p.ids) for p in prompts)
+    ids = torch.full((len(prompts), length), pad_id)
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    positions = torch.zeros(3, len(prompts), length, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        start = length - len(prompt.ids)
+        ids[row, start:] = prompt.ids
+        mask[row, start:] = True
+        positions[:, row, start:] = prompt.positions
+    return PromptBatch(
+        ids=ids.to(device),
+        mask=mask.to(device),
+        positions=positions.to(device),
+        pixels=torch.cat([p.pixels for p in prompts]).to(device),
+        grid=torch.cat([p.grid for p in prompts]).to(device),
+    )

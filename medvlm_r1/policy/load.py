@@ -1,0 +1,112 @@
+"""Load a checkpoint of the Qwen2-VL family as a :class:`Policy`."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+
+from medvlm_r1.policy.encode import Encoder
+from medvlm_r1.policy.policy import Policy
+from medvlm_r1.policy.weights import find_weights
+
+FAMILY = ("qwen2_vl", "qwen2_5_vl")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes with a model, whatever the experiment; methods and trainer refer to it.
+
+    Attributes:
+        grpo_lr: peak learning rate of GRPO.
+        sft_lr: peak learning rate of SFT.
+        max_prompt_tokens: a longer prompt is an error.
+        max_completion_tokens: limit of a completion, in training and in evaluation.
+        min_pixels, max_pixels: an image is resized, keeping its shape, to between these many pixels,
+            in training and in evaluation alike.
+        precision: Lightning's name of the arithmetic, e.g. ``32-true`` or ``bf16-mixed``.
+        prompts_per_step: prompts in one optimiser step, over all devices.
+        group_size: completions per prompt, G.
+        micro_batch: prompts in one forward and backward pass.
+        evaluation_batch: prompts answered at once in evaluation.
+    """
+
+    grpo_lr: float
+    sft_lr: float
+    max_prompt_tokens: int
+    max_completion_tokens: int
+    min_pixels: int
+    max_pixels: int
+    precision: str
+    prompts_per_step: int
+    group_size: int
+    micro_batch: int
+    evaluation_batch: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "precision" and not value > 0:
+                raise ValueError(f"model.recipe.{field.name} is {value}: it must be positive")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"model.recipe: min_pixels {self.min_pixels} exceeds max_pixels {self.max_pixels}"
+            )
+
+
+def load_policy(
+    path: str, recipe: Recipe, revision: str | None = None, adapter: PeftConfig | None = None
+) -> Policy:
+    """Load weights, tokenizer and image processor; safetensors only, no remote code.
+
+    Parameters are kept in fp32 and computed in the trainer's precision: at the papers' learning rate
+    of 1e-6 an update is smaller than bf16 resolves.
+
+    Args:
+        path: a local directory or a hub id.
+        recipe: pixel and prompt limits are taken from here.
+        revision: commit on the hub.
+        adapter: a PEFT configuration; with one, only the adapter is trained.
+
+    Raises:
+        MissingWeightsError: nothing to load.
+        ValueError: a checkpoint of another family, or an adapter with dropout.
+    """
+    folder = find_weights(path, revision)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if config.model_type not in FAMILY:
+        raise ValueError(
+            f"{path} is a {config.model_type!r} checkpoint: this project trains {', '.join(FAMILY)}"
+        )
+    # Loading draws initial values for weights that a checkpoint lacks, and an adapter draws its own:
+    # neither may move the run's random state.
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    if adapter is not None:
+        if getattr(adapter, "lora_dropout", 0.0):
+            raise ValueError(
+                "model.adapter.lora_dropout must be 0: dropout makes sampler and trainer disagree"
+            )
+        model = get_peft_model(model, adapter)
+    return Policy(model, load_encoder(folder, recipe))
+
+
+def load_encoder(folder: Path, recipe: Recipe) -> Encoder:
+    """Tokenizer and image processor of a local checkpoint, with the recipe's limits.
+
+    The image processor is named here, because ``AutoProcessor`` needs torchvision and without it
+    silently returns only a tokenizer.
+
+    Raises:
+        ValueError: the tokenizer brings no chat template.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer in {folder} has no chat template: take an Instruct checkpoint")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(
+        folder, size={"shortest_edge": recipe.min_pixels, "longest_edge": recipe.max_pixels}
+    )
+    return Encoder(tokenizer, processor, recipe.max_prompt_tokens)

@@ -1,0 +1,84 @@
+"""What every rollout engine takes and gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from medvlm_r1.policy import EncodedPrompt, Policy
+from medvlm_r1.rollout.draws import DrawKey
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        group_size: completions per prompt, G.
+        max_tokens: limit of a completion, end of sequence included.
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        top_p: keep the likeliest tokens whose mass reaches this share; 1 keeps all.
+        top_k: keep this many of the likeliest tokens; 0 keeps all.
+    """
+
+    group_size: int = 1
+    max_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1 or self.max_tokens < 1:
+            raise ValueError(
+                f"group_size {self.group_size} and max_tokens {self.max_tokens} must be at least 1"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"temperature {self.temperature} must be >= 0, top_p {self.top_p} in (0, 1], top_k {self.top_k} >= 0"
+            )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions of a list of prompts; rows are prompt-major.
+
+    Attributes:
+        tokens: completion tokens, padded behind the end of sequence.
+        mask: true up to and including the end of sequence.
+        logprobs: of each token when it was drawn: temperature-scaled, untruncated, vision tokens
+            banned, softmax in fp32. Greedy decoding records them at temperature 1.
+        kept_mass: share of probability that top-k and top-p kept, per token; 1 without truncation.
+        texts: decoded completions.
+        truncated: whether a row reached the limit without an end of sequence.
+    """
+
+    tokens: Int[Tensor, "rows tokens"]
+    mask: Bool[Tensor, "rows tokens"]
+    logprobs: Float[Tensor, "rows tokens"]
+    kept_mass: Float[Tensor, "rows tokens"]
+    texts: list[str]
+    truncated: Bool[Tensor, " rows"]
+
+    @property
+    def lengths(self) -> Int[Tensor, " rows"]:
+        """Tokens per completion, end of sequence included."""
+        return self.mask.sum(1)
+
+
+class RolloutEngine(Protocol):
+    """Draws ``sampling.group_size`` completions for each prompt."""
+
+    def __call__(
+        self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: DrawKey
+    ) -> Rollout: ...
+
+
+def completion_mask(
+    tokens: Int[Tensor, "rows tokens"], eos_ids: Sequence[int]
+) -> Bool[Tensor, "rows tokens"]:
+    """True up to and including each row's first end-of-sequence token."""
+    ended = torch.isin(tokens, torch.tensor(eos_ids, device=tokens.device))
+    return ended.cumsum(1) - ended.long() == 0
