@@ -1,0 +1,21 @@
+"""Phantom VQA: exact questions about a synthetic torso, seen through small physics models.
+
+A question is made in this order, one file a stop:
+
+* ``scene.py``: an anatomy of ellipsoids and its lesions, drawn from a seed;
+* ``geometry.py``: what a view of an ellipsoid is: its silhouette, and the path of a ray through it;
+* ``physics.py``: one function per modality that turns scene and acquisition into a picture;
+* ``questions.py``: questions, balanced options, and the source that serves them.
+
+A modality is one function in ``physics.PHYSICS`` and one entry in ``questions.FINDINGS``.
+"""
+
+from medvlm_r1.data.phantom.questions import (
+    FINDINGS,
+    MODALITIES,
+    QUESTION_TYPES,
+    PhantomImage,
+    PhantomSource,
+)
+
+__all__ = ["FINDINGS", "MODALITIES", "QUESTION_TYPES", "PhantomImage", "PhantomSource"]

@@ -1,0 +1,242 @@
+"""The scene: an anatomy of ellipsoids with lesions, drawn from a seed. No physics here.
+
+Simplifications, all for the sake of questions that an eye can decide at 112 pixels:
+
+1. Slices are curved coronal reformats that run through the middle of every organ and lesion.
+2. A lesion is turned to the viewer (as a radiographer turns the patient), so that a crescent is a
+   crescent in every view; it is flat, so that small and large ones attenuate alike.
+3. Lesions of one scene keep apart in all four views.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid
+
+DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
+COUNTS = ("one", "two", "three", "four")
+RADII = {"minimal": 3.8, "mild": 6.2, "moderate": 9.2, "severe": 13.0}  # units, +-4 %
+DEPTH = 5.0  # half thickness of a lesion along the line of sight, units
+
+# Centre, radii and angle of every part in painting order; a later part hides an earlier one.
+_TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
+    ("lung", (-19.5, -21, -2), (13.0, 23.0, 15.0), 0.06),
+    ("lung", (20.5, -21, -2), (12.0, 22.0, 15.0), -0.06),
+    ("liver", (-15, 9, 7), (20.0, 12.5, 14.0), -0.14),
+    ("bowel", (9, 7, 5), (9.0, 8.0, 8.0), 0.4),
+    ("heart", (5, -9, 9), (11.5, 12.5, 10.0), -0.5),
+    ("spleen", (26, 8, -9), (8.5, 11.5, 10.0), 0.2),
+    ("kidney", (-18, 26, -12), (6.5, 10.5, 7.0), 0.2),
+    ("kidney", (18, 25, -12), (6.5, 10.5, 7.0), -0.2),
+    ("bone", (-27, 38, -6), (4.0, 13.0, 9.0), -0.5),
+    ("bone", (27, 38, -6), (4.0, 13.0, 9.0), 0.5),
+    ("bone", (-29, 55, 0), (6.0, 6.0, 6.0), 0.0),
+    ("bone", (29, 55, 0), (6.0, 6.0, 6.0), 0.0),
+    ("bladder", (0, 44, 0), (12.0, 9.0, 9.0), 0.0),
+)
+ORGANS = ("lung", "heart", "liver", "spleen", "kidney", "bladder")
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """What a scene must hold; everything else about it follows from ``key``.
+
+    Attributes:
+        key: integers that seed the draw.
+        organ: where the lesion is; of several lesions, where the first one is.
+        disease: one of ``DISEASES``, shared by all lesions.
+        grade: one of ``RADII``, shared by all lesions.
+        count: number of lesions, 1 to 4.
+    """
+
+    key: tuple[int, ...]
+    organ: str
+    disease: str
+    grade: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One solid of one tissue."""
+
+    tissue: str
+    solid: Ellipsoid
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a lesion in the picture's axes, around its centre; ``minus`` is cut out of it."""
+
+    tissue: str
+    solid: Ellipsoid
+    minus: Ellipsoid | None = None
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion: centre (world) and radius in units; ``host`` is the index of the part that holds it."""
+
+    organ: str
+    host: int
+    centre: tuple[float, float, float]
+    radius: float
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A torso.
+
+    Attributes:
+        body: two ellipsoids whose union is the outline; under the skin lies ``fat`` units of fat.
+        cage: outer surface of the ribs.
+        fat: thickness of the fat, units.
+        ribs: phase of the ribs along y, in rib spacings.
+        organs: parts in painting order.
+        lesions: one to four.
+    """
+
+    body: tuple[Ellipsoid, Ellipsoid]
+    cage: Ellipsoid
+    fat: float
+    ribs: float
+    organs: tuple[Part, ...]
+    lesions: tuple[Lesion, ...]
+
+
+def draw_scene(spec: SceneSpec) -> Scene:
+    """Draw the scene that ``spec`` describes; the same spec always gives the same scene."""
+    rng = np.random.default_rng(np.random.SeedSequence(spec.key))
+    width, height = rng.uniform(0.94, 1.05), rng.uniform(0.96, 1.03)
+    shift = rng.uniform(-2.0, 2.0, size=2)
+
+    def place(centre: tuple, radii: tuple, angle: float = 0.0, loose: float = 0.0) -> Ellipsoid:
+        """The template under this patient's build, with ``loose`` units of play for the single part."""
+        x, y, z = np.array(centre) * (width, height, 1.0) + rng.uniform(-loose, loose, size=3)
+        a, b, c = np.array(radii) * (width, height, 1.0) * (1 + 0.06 * loose * rng.uniform(-1, 1, size=3))
+        tilt = angle + 0.1 * loose * rng.uniform(-1, 1)
+        return Ellipsoid(
+            (float(x + shift[0]), float(y + shift[1]), float(z)), (float(a), float(b), float(c)), float(tilt)
+        )
+
+    body = (place((0, -12, 0), (43, 48, 25)), place((0, 30, 0), (42, 58, 24)))
+    cage = place((0, -12, 0), (37.5, 43, 22))
+    bowels = [
+        Part(
+            "bowel",
+            place((rng.uniform(-20, 20), rng.uniform(24, 36), 8), (6, 4.5, 5), rng.uniform(0, 3), 1.0),
+        )
+        for _ in range(5)
+    ]
+    spine = [Part("bone", place((0, -49 + 7.0 * row, -16), (5.5, 2.9, 5.5))) for row in range(12)]
+    torso = [Part(name, place(c, r, a, loose=1.0)) for name, c, r, a in _TORSO]
+    organs = (*bowels, *spine, *torso)
+    return Scene(
+        body=body,
+        cage=cage,
+        fat=float(rng.uniform(2.0, 4.0)),
+        ribs=float(rng.uniform(0, 1)),
+        organs=organs,
+        lesions=_draw_lesions(spec, organs, rng),
+    )
+
+
+def _draw_lesions(spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Generator) -> tuple[Lesion, ...]:
+    """Draw ``spec.count`` lesions that keep apart in every view."""
+    hosts = {name: [i for i, part in enumerate(organs) if part.tissue == name] for name in ORGANS}
+    apart = 2 * RADII[spec.grade] + 3.0
+    places: list[tuple[int, np.ndarray]] = []
+    tries = 0
+    while len(places) < spec.count:
+        tries += 1
+        if tries % 60 == 0:  # a dead end: begin again, and ask for a little less
+            places, apart = [], 0.97 * apart
+        organ = ORGANS[rng.integers(len(ORGANS))] if places else spec.organ
+        host = hosts[organ][rng.integers(len(hosts[organ]))]
+        centre = _site(organs[host], organ, RADII[spec.grade], rng)
+        if all(
+            math.dist((view @ centre)[:2], (view @ other)[:2]) >= apart
+            for _, other in places
+            for view in VIEWS.values()
+        ):
+            places.append((host, centre))
+    lesions = []
+    for host, centre in places:
+        radius = RADII[spec.grade] * rng.uniform(0.96, 1.04)
+        pieces = _PIECES[spec.disease](radius, rng)
+        lesions.append(Lesion(organs[host].tissue, host, tuple(centre.tolist()), float(radius), pieces))
+    return tuple(lesions)
+
+
+def _site(part: Part, organ: str, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """A centre inside the organ, nearer to its middle the larger the lesion is."""
+    reach, turn = math.sqrt(rng.uniform()), rng.uniform(0, 2 * math.pi)
+    x, y, z = part.solid.centre
+    play = [max(r - 0.8 * radius, 0.12 * r) * 0.75 for r in part.solid.radii[:2]]
+    up = 0.18 * part.solid.radii[1] if organ == "lung" else 0.0  # clear of heart and liver
+    across = reach * play[0] * math.cos(turn)
+    return np.array([x + across, y - up + reach * play[1] * math.sin(turn), z + rng.uniform(-1.5, 1.5)])
+
+
+def _cyst(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
+    """Smooth and homogeneous."""
+    oval = rng.uniform(0.9, 1.0)
+    return (Piece("cyst", Ellipsoid((0, 0, 0), (radius, radius * oval, DEPTH), rng.uniform(0, math.pi))),)
+
+
+def _tumor(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
+    """A solid core with spicules."""
+    core = Piece(
+        "tumor", Ellipsoid((0, 0, 0), (0.72 * radius, 0.66 * radius, DEPTH), rng.uniform(0, math.pi))
+    )
+    number, start = int(rng.integers(7, 10)), rng.uniform(0, 2 * math.pi)
+    pieces = [core]
+    for i in range(number):
+        turn = start + 2 * math.pi * (i + rng.uniform(-0.2, 0.2)) / number
+        middle, length = 0.68 * radius, rng.uniform(0.5, 0.68) * radius
+        spot = (middle * math.cos(turn), middle * math.sin(turn), 0.0)
+        pieces.append(Piece("tumor", Ellipsoid(spot, (length, max(0.12 * radius, 0.75), 0.8 * DEPTH), turn)))
+    return tuple(pieces)
+
+
+def _abscess(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
+    """A bright rim around a dark centre."""
+    turn, oval = rng.uniform(0, math.pi), rng.uniform(0.92, 1.0)
+    outer = Ellipsoid((0, 0, 0), (radius, radius * oval, DEPTH), turn)
+    inner = Ellipsoid((0, 0, 0), (0.6 * radius, 0.6 * radius * oval, DEPTH), turn)
+    return Piece("rim", outer, minus=inner), Piece("pus", inner)
+
+
+def _hematoma(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
+    """A crescent: a disc without a second disc beside its middle."""
+    turn = rng.uniform(0, 2 * math.pi)
+    offset = 0.62 * radius
+    bite = Ellipsoid(
+        (offset * math.cos(turn), offset * math.sin(turn), 0.0), (0.9 * radius, 0.9 * radius, 9 * DEPTH)
+    )
+    return (Piece("blood", Ellipsoid((0, 0, 0), (radius, radius, DEPTH)), minus=bite),)
+
+
+def _calcification(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
+    """A cluster of dots on a sunflower's spiral, which keeps them apart."""
+    number = round(3.0 + 0.95 * radius)
+    dot, start = max(0.12 * radius, 0.95), rng.uniform(0, 2 * math.pi)
+    pieces = []
+    for i in range(number):
+        reach = (radius - dot) * math.sqrt((i + 0.5) / number)
+        turn = start + i * math.pi * (3 - math.sqrt(5)) + rng.uniform(-0.12, 0.12)
+        spot = (reach * math.cos(turn), reach * math.sin(turn), 0.0)
+        pieces.append(Piece("calcium", Ellipsoid(spot, (dot, dot, 0.6 * DEPTH))))
+    return tuple(pieces)
+
+
+_PIECES = {
+    "cyst": _cyst,
+    "tumor": _tumor,
+    "abscess": _abscess,
+    "hematoma": _hematoma,
+    "calcification": _calcification,
+}
