@@ -1,0 +1,253 @@
+"""Intervals and tests for answered questions. Pure functions on arrays of right (1) and wrong (0).
+
+Shapes: one run is ``[questions]``; several runs of one method are ``[seeds, questions]``, the same
+questions in the same order in every row. ``groups`` names the image (or patient) of each question:
+questions that share one are not independent, so whole groups are drawn. All values are fractions.
+
+Two choices that matter:
+
+1. Seeds and questions are crossed, not nested: every seed answers the same questions. A draw takes
+   seeds and groups independently and crosses them (Owen 2007, "The pigeonhole bootstrap"), so that
+   question noise is not averaged away over seeds. It errs on the wide side.
+2. Of S seeds a draw takes S - 1. Drawing S understates the spread between seeds by (S - 1) / S, a
+   third of it at three seeds (McCarthy and Snowden 1985, "The bootstrap and finite population
+   sampling"). Below about five seeds the quantiles stay approximate whatever is done.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.stats import norm
+from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+Groups = Sequence[Hashable] | None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval.
+
+    Attributes:
+        value: the estimate, a fraction (or a difference of fractions).
+        low: lower end.
+        high: upper end.
+        n: questions that it rests on (per seed; summed over test sets).
+        method: how the interval was made, e.g. ``wilson``.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+    def as_dict(self) -> dict:
+        """Plain types, as ``metrics.json`` holds them."""
+        return asdict(self)
+
+
+def wilson(correct: int, n: int) -> Interval:
+    """Score interval of one proportion (Wilson 1927), for independent questions.
+
+    Raises:
+        ValueError: ``n`` is 0, or ``correct`` is outside ``0..n``.
+    """
+    if n <= 0:
+        raise ValueError(f"n is {n}: an interval needs at least one question")
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct of {n} questions is impossible")
+    low, high = proportion_confint(correct, n, alpha=1 - LEVEL, method="wilson")
+    low, high = (
+        0.0 if correct == 0 else float(low),
+        1.0 if correct == n else float(high),
+    )  # exact by definition
+    return Interval(correct / n, low, high, int(n), "wilson")
+
+
+def proportion(correct: Sequence[bool], groups: Groups = None, seed: int = 0) -> Interval:
+    """One run's rate: Wilson, or a cluster bootstrap where questions share an image group."""
+    outcome = np.asarray(correct, dtype=float)
+    if groups is None or len(set(groups)) == len(outcome):
+        return wilson(round(float(outcome.sum())), len(outcome))
+    return over_seeds([outcome[None]], [groups], seed)
+
+
+def paired_difference(a: Sequence, b: Sequence, groups: Groups = None, seed: int = 0) -> Interval:
+    """Mean(a) - mean(b) of two runs on the same questions, percentile bootstrap over image groups.
+
+    Args:
+        a: ``[questions]``, right or wrong.
+        b: ``[questions]``, the same questions in the same order.
+        groups: image group of each question; ``None`` takes each question for itself.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no questions, or lengths differ.
+    """
+    return seeds_difference(
+        [np.atleast_2d(a)], [np.atleast_2d(b)], None if groups is None else [groups], seed
+    )[0]
+
+
+def mcnemar(a: Sequence, b: Sequence) -> float:
+    """Exact two-sided p of McNemar's test: do two runs differ on the same independent questions?
+
+    Raises:
+        ValueError: no questions, or lengths differ.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if a.shape != b.shape or a.size == 0:
+        raise ValueError(f"runs of {a.size} and {b.size} questions cannot be paired")
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    table = [[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]]
+    return float(_mcnemar(table, exact=True).pvalue)
+
+
+def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = None, seed: int = 0) -> Interval:
+    """Mean over seeds, and over test sets of equal weight; hierarchical bootstrap.
+
+    Args:
+        sets: per test set ``[seeds, questions]``.
+        groups: per test set the image group of each question.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no set, an empty set, or sets with different numbers of seeds.
+    """
+    sets = [np.atleast_2d(np.asarray(s, dtype=float)) for s in sets]
+    sums, sizes = _by_group(sets, groups)
+    rng = np.random.default_rng(seed)
+    weights = _seed_weights(len(sets[0]), rng)
+    draws = np.mean([_draw(s, size, weights, rng) for s, size in zip(sums, sizes, strict=True)], axis=0)
+    value = float(np.mean([s.mean() for s in sets]))
+    n = sum(s.shape[1] for s in sets)
+    if np.ptp(np.concatenate([s.ravel() for s in sets])) == 0:  # all right or all wrong: no spread to draw
+        bound = wilson(round(value) * (count := min(len(s) for s in sizes)), count)
+        return Interval(value, bound.low, bound.high, n, "wilson (no variation)")
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    kind = "hierarchical bootstrap" if len(sets[0]) > 1 else "cluster bootstrap"
+    return Interval(value, float(low), float(high), n, kind)
+
+
+def seeds_difference(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], groups: Sequence[Groups] | None = None, seed: int = 0
+) -> tuple[Interval, float]:
+    """Mean(a) - mean(b) of two methods, each over its own seeds, on the same questions.
+
+    Seeds of the two methods are drawn independently (seed 1 of one has nothing to do with seed 1 of
+    the other); image groups are drawn once for both, which is what pairs them.
+
+    Args:
+        a: per test set ``[seeds of a, questions]``.
+        b: per test set ``[seeds of b, questions]``.
+        groups: per test set the image group of each question.
+        seed: of the resampling.
+
+    Returns:
+        The interval, and the two-sided bootstrap p: twice the smaller share of draws on one side of 0.
+
+    Raises:
+        ValueError: sets, questions or seeds do not fit together.
+    """
+    a = [np.atleast_2d(np.asarray(s, dtype=float)) for s in a]
+    b = [np.atleast_2d(np.asarray(s, dtype=float)) for s in b]
+    if len(a) != len(b) or any(x.shape[1] != y.shape[1] for x, y in zip(a, b, strict=True)):
+        raise ValueError(
+            f"runs of {[s.shape[1] for s in a]} and {[s.shape[1] for s in b]} questions cannot be paired"
+        )
+    sums_a, sizes = _by_group(a, groups)
+    sums_b, _ = _by_group(b, groups)
+    rng = np.random.default_rng(seed)
+    weights = np.hstack([_seed_weights(len(a[0]), rng), -_seed_weights(len(b[0]), rng)])
+    draws = np.mean(
+        [
+            _draw(np.vstack(both), size, weights, rng)
+            for *both, size in zip(sums_a, sums_b, sizes, strict=True)
+        ],
+        axis=0,
+    )
+    value = float(np.mean([x.mean() - y.mean() for x, y in zip(a, b, strict=True)]))
+    n = sum(s.shape[1] for s in a)
+    if np.ptp(draws) < 1e-12:
+        # Every group differs by the same amount, so no draw varies. The share of groups that would
+        # differ otherwise is at most Wilson's upper end for 0 of the groups.
+        rare = wilson(0, min(len(s) for s in sizes)).high
+        low, high = max(-1.0, (1 - rare) * value - rare), min(1.0, (1 - rare) * value + rare)
+        p = 1.0 if value == 0 else 2 / (RESAMPLES + 1)
+        return Interval(value, low, high, n, "wilson bound (no variation)"), p
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    seeds = max(len(a[0]), len(b[0]))
+    kind = "hierarchical bootstrap" if seeds > 1 else "paired bootstrap"
+    tails = min((draws <= 0).sum(), (draws >= 0).sum()) + 1  # + 1: no finite number of draws proves p = 0
+    return Interval(value, float(low), float(high), n, kind), float(min(1.0, 2 * tails / (RESAMPLES + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979); an empty family stays empty."""
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+
+
+def smallest_difference(n: int, near: float = 0.7, power: float = 0.8) -> float:
+    """Smallest difference that two unpaired runs of ``n`` questions can show at the 5 % level.
+
+    ``(z_{1-alpha/2} + z_power) sqrt(2 p (1 - p) / n)`` with both rates near ``p``
+    (Fleiss, Levin and Paik 2003, "Statistical methods for rates and proportions", chapter 4).
+
+    Args:
+        n: questions per run.
+        near: rate at which both runs are assumed to lie.
+        power: probability of finding a difference of that size.
+
+    Raises:
+        ValueError: ``n`` below 1, or a rate or power outside (0, 1).
+    """
+    if n < 1 or not 0 < near < 1 or not 0 < power < 1:
+        raise ValueError(f"n={n}, near={near}, power={power}: n must be positive, the others within (0, 1)")
+    z = norm.ppf((1 + LEVEL) / 2) + norm.ppf(power)
+    return float(z * np.sqrt(2 * near * (1 - near) / n))
+
+
+def _by_group(
+    sets: list[np.ndarray], groups: Sequence[Groups] | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Per set: sums ``[seeds, groups]`` of the outcomes in each image group, and group sizes ``[groups]``."""
+    if not sets or any(s.shape[1] == 0 for s in sets):
+        raise ValueError("n is 0: an interval needs at least one question")
+    if len({len(s) for s in sets}) > 1:
+        raise ValueError(f"test sets hold {[len(s) for s in sets]} seeds: each needs all of them")
+    sums, sizes = [], []
+    for outcome, group in zip(sets, groups or [None] * len(sets), strict=True):
+        questions = outcome.shape[1]
+        if group is not None and len(group) != questions:
+            raise ValueError(f"{len(group)} image groups for {questions} questions")
+        index: dict = {}
+        rows = [index.setdefault(g, len(index)) for g in (range(questions) if group is None else group)]
+        total = np.zeros((len(outcome), len(index)))
+        np.add.at(total.T, rows, outcome.T)
+        sums.append(total)
+        sizes.append(np.bincount(rows))
+    return sums, sizes
+
+
+def _seed_weights(seeds: int, rng: np.random.Generator) -> np.ndarray:
+    """``[resamples, seeds]`` weights, each row summing to 1: the mean of S - 1 drawn seeds."""
+    if seeds == 1:
+        return np.ones((RESAMPLES, 1))
+    return rng.multinomial(seeds - 1, [1 / seeds] * seeds, size=RESAMPLES) / (seeds - 1)
+
+
+def _draw(sums: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``[resamples]`` weighted means over seeds and drawn groups; ``sums`` is ``[seeds, groups]``."""
+    picked = rng.integers(len(sizes), size=(RESAMPLES, len(sizes)))
+    right = np.zeros(RESAMPLES)
+    for row, weight in zip(sums, weights.T, strict=True):  # one seed at a time: 24 MB instead of all at once
+        right += weight * row[picked].sum(axis=1)
+    return right / sizes[picked].sum(axis=1)
