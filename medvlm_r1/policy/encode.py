@@ -58,7 +58,7 @@ class Encoder:
     image_processor: Qwen2VLImageProcessorPil
     max_prompt_tokens: int
 
-    def encode(self, sample: VQASample, prompt: PromptStyle, phase: Phase) -> EncodedPrompt:
+    def encode(self, sample: VQASample, phase: Phase, prompt: PromptStyle) -> EncodedPrompt:
         """Encode one question, decoding its images.
 
         Raises:

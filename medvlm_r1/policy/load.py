@@ -22,6 +22,7 @@ class Recipe:
     Attributes:
         grpo_lr: peak learning rate of GRPO.
         sft_lr: peak learning rate of SFT.
+        epochs: passes over the training questions.
         max_prompt_tokens: a longer prompt is an error.
         max_completion_tokens: limit of a completion, in training and in evaluation.
         min_pixels, max_pixels: an image is resized, keeping its shape, to between these many pixels,
@@ -35,6 +36,7 @@ class Recipe:
 
     grpo_lr: float
     sft_lr: float
+    epochs: int
     max_prompt_tokens: int
     max_completion_tokens: int
     min_pixels: int
@@ -80,8 +82,6 @@ def load_policy(
         raise ValueError(
             f"{path} is a {config.model_type!r} checkpoint: this project trains {', '.join(FAMILY)}"
         )
-    # Loading draws initial values for weights that a checkpoint lacks, and an adapter draws its own:
-    # neither may move the run's random state.
     model = AutoModelForImageTextToText.from_pretrained(
         folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )

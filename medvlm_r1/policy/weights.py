@@ -10,6 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 PROBE_SECONDS = 3.0
 # Weights above this size are no pastime for a CPU: 1 GB is 500 M parameters in bf16.
 GPU_BYTES = 1_000_000_000
+EMBEDDED = Path(__file__).parents[1] / "tiny"
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 
@@ -25,12 +26,14 @@ def find_weights(path: str, revision: str | None = None) -> Path:
     """The local directory of a checkpoint: given directory, cache, or a download from the hub.
 
     Args:
-        path: a local directory or a hub id such as ``Qwen/Qwen2-VL-2B-Instruct``.
+        path: a local directory, a hub id such as ``Qwen/Qwen2-VL-2B-Instruct``, or ``embedded``.
         revision: commit, tag or branch on the hub.
 
     Raises:
         MissingWeightsError: within seconds, naming the two ways on.
     """
+    if path == "embedded":
+        return EMBEDDED
     if (Path(path) / "config.json").is_file():
         if not list(Path(path).glob("*.safetensors")):
             raise MissingWeightsError(f"{path} holds a config.json but no *.safetensors weights.\n{_WAYS_ON}")
@@ -55,7 +58,8 @@ def find_weights(path: str, revision: str | None = None) -> Path:
         reached, problem = False, f"the hub cannot be reached ({type(error).__name__})"
     if not reached:
         raise MissingWeightsError(
-            f"{path} is neither a local directory nor in the hub cache ({constants.HF_HUB_CACHE}), and {problem}.\n{_WAYS_ON}"
+            f"{path} is neither a local directory nor in the hub cache ({constants.HF_HUB_CACHE}), and "
+            f"{problem}.\n{_WAYS_ON}"
         )
     return Path(snapshot_download(path, revision=revision, allow_patterns=_FILES))
 
@@ -70,9 +74,9 @@ def check_device(weights: Path, accelerator: str) -> None:
     size = sum(f.stat().st_size for f in weights.glob("*.safetensors"))
     if size > GPU_BYTES and accelerator != "cpu" and not torch.cuda.is_available():
         raise MissingGPUError(
-            f"{weights} holds {size / 1e9:.1f} GB of weights, and no GPU is visible.\nThe two ways on: run it on a "
-            "machine with a GPU (trainer.accelerator=cpu insists on this one, slowly), or take the embedded "
-            "model: model=tiny data=phantom"
+            f"{weights} holds {size / 1e9:.1f} GB of weights, and no GPU is visible.\nThe two ways on: run it "
+            "on a machine with a GPU (trainer.accelerator=cpu insists on this one, slowly), or take the "
+            "embedded model: model=tiny data=phantom"
         )
 
 

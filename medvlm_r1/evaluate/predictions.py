@@ -1,0 +1,98 @@
+"""Predictions, one row each, and what they sum up to."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import Answer
+from medvlm_r1.evaluate.statistics import wilson
+
+
+@dataclass
+class Prediction:
+    """One greedy answer to one test question; a row of ``predictions.jsonl``.
+
+    The key is (step, test_set, control, sample_id). ``answer`` is the strict letter, ``correct`` and
+    ``correct_lenient`` judge the two readings; ``tokens`` counts the end of sequence.
+    """
+
+    run: str
+    step: int
+    test_set: str
+    sample_id: str
+    image_group: str
+    modality: str
+    question_type: str
+    control: str
+    question: str
+    options: list[str]
+    text: str
+    answer: str | None
+    gold: str
+    correct: bool
+    correct_lenient: bool
+    well_formed: bool
+    answered: bool
+    tokens: int
+    truncated: bool
+
+
+def predict(
+    sample: VQASample, answer: Answer, tokens: int, truncated: bool, run: str, step: int, test_set: str
+) -> Prediction:
+    """The row of one answered question, under the plain control."""
+    return Prediction(
+        run=run,
+        step=step,
+        test_set=test_set,
+        sample_id=sample.id,
+        image_group=sample.image_group,
+        modality=sample.modality,
+        question_type=sample.question_type,
+        control="image",
+        question=sample.question,
+        options=list(sample.options),
+        text=answer.text,
+        answer=answer.letter,
+        gold=sample.answer,
+        correct=answer.letter == sample.answer,
+        correct_lenient=answer.lenient == sample.answer,
+        well_formed=answer.well_formed,
+        answered=answer.answered,
+        tokens=tokens,
+        truncated=truncated,
+    )
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write ``predictions.jsonl``, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        for prediction in predictions:
+            file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
+    """The sections of ``metrics.json`` that follow from predictions, by test set.
+
+    Values are fractions with Wilson intervals; ``tokens`` holds the mean completion length and the
+    share of completions cut at the limit.
+    """
+    sections: dict[str, dict] = {"accuracy": {}, "accuracy_lenient": {}, "format": {}, "tokens": {}}
+    for name in dict.fromkeys(p.test_set for p in predictions):
+        rows = [p for p in predictions if p.test_set == name]
+
+        def share(field: str, rows: list[Prediction] = rows) -> dict:
+            return wilson(sum(getattr(p, field) for p in rows), len(rows)).as_dict()
+
+        sections["accuracy"][name] = share("correct")
+        sections["accuracy_lenient"][name] = share("correct_lenient")
+        sections["format"][name] = {f: share(f) for f in ("well_formed", "answered")}
+        sections["tokens"][name] = {
+            "mean": sum(p.tokens for p in rows) / len(rows),
+            "truncated": sum(p.truncated for p in rows) / len(rows),
+        }
+    return sections

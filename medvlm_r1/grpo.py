@@ -1,0 +1,192 @@
+"""GRPO: sample a group of completions for each question, and prefer what beats its group.
+
+Departures from the papers' released trainers:
+
+1. Rows are prompt-major from sampling to loss, so several prompts may share a device.
+2. The papers' single on-policy update is the default; more updates a rollout are clipped against the
+   log-probabilities that the policy had before the first of them.
+3. A prompt above the limit is an error, never cut.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from medvlm_r1.module import VLMModule
+from medvlm_r1.objective import group_advantages, grpo_loss
+from medvlm_r1.policy import EncodedPrompt, PromptBatch, collate
+from medvlm_r1.rewards import RewardTable
+from medvlm_r1.rollout import Rollout, Sampling
+from medvlm_r1.trace import rollout_rows
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some prompts of a rollout with all their completions; what one forward pass holds."""
+
+    prompts: PromptBatch
+    tokens: Int[Tensor, "rows tokens"]
+    mask: Bool[Tensor, "rows tokens"]
+    advantages: Float[Tensor, " rows"]
+    old_logprobs: Float[Tensor, "rows tokens"] | None = None
+    ref_logprobs: Float[Tensor, "rows tokens"] | None = None
+
+
+class GRPO(VLMModule):
+    """Group relative policy optimisation (arXiv 2402.03300).
+
+    Args:
+        sampling: group size, temperature, truncation and completion limit of rollouts.
+        micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
+        inner_epochs: passes over one rollout.
+        minibatches: optimiser steps in one pass.
+        clip_low, clip_high, beta, aggregate: see :func:`~medvlm_r1.objective.grpo_loss`.
+        advantage_scale: see :func:`~medvlm_r1.objective.group_advantages`.
+        shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampling: Sampling,
+        micro_batch: int,
+        inner_epochs: int = 1,
+        minibatches: int = 1,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        beta: float = 0.04,
+        advantage_scale: Literal["std", "none"] = "std",
+        aggregate: Literal["sequence", "token"] = "sequence",
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        if sampling.group_size < 2 or sampling.temperature == 0:
+            raise ValueError(
+                f"GRPO compares completions of one prompt: group_size {sampling.group_size} must be at "
+                f"least 2 and temperature {sampling.temperature} above 0"
+            )
+        if min(micro_batch, inner_epochs, minibatches) < 1 or beta < 0:
+            raise ValueError(
+                "micro_batch, inner_epochs and minibatches must be at least 1, beta not negative"
+            )
+        self.sampling, self.micro_batch = sampling, micro_batch
+        self.inner_epochs, self.minibatches = inner_epochs, minibatches
+        self.clip_low, self.clip_high, self.beta = clip_low, clip_high, beta
+        self.advantage_scale, self.aggregate = advantage_scale, aggregate
+
+    def on_fit_start(self) -> None:
+        if self.beta:
+            self.policy.keep_reference()
+            self.policy.reference_to(self.device)
+
+    def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
+        """One rollout over all prompts of this step, and the updates that follow from it."""
+        rollout, samples, answers = self.answer(prompts, self.sampling)
+        table = self.rewards.score(answers, samples)
+        advantages = group_advantages(table.total, self.sampling.group_size, self.advantage_scale)
+        batches = self.split(prompts, rollout, advantages.to(self.device))
+        if self.inner_epochs * self.minibatches > 1:
+            batches = [replace(b, old_logprobs=self.logprobs(b).detach()) for b in batches]
+        if self.beta:
+            batches = [replace(b, ref_logprobs=self.reference(b)) for b in batches]
+        for _ in range(self.inner_epochs):
+            for minibatch in _parts(batches, self.minibatches):
+                self.descend(minibatch)
+        self.log_rollout(rollout, table, answers, samples)
+        rows = rollout_rows(self.step, samples, rollout, answers, table, advantages)
+        self.end_step()
+        return {"rollout": rows}
+
+    def split(
+        self, prompts: Sequence[EncodedPrompt], rollout: Rollout, advantages: Float[Tensor, " rows"]
+    ) -> list[MicroBatch]:
+        """Cut a rollout into micro-batches of whole groups, trimmed to their longest completion."""
+        batches = []
+        for start in range(0, len(prompts), self.micro_batch):
+            chosen = prompts[start : start + self.micro_batch]
+            rows = slice(start * self.sampling.group_size, (start + len(chosen)) * self.sampling.group_size)
+            length = int(rollout.lengths[rows].max())
+            batches.append(
+                MicroBatch(
+                    prompts=collate(chosen, self.policy.pad_id, self.device),
+                    tokens=rollout.tokens[rows, :length],
+                    mask=rollout.mask[rows, :length],
+                    advantages=advantages[rows],
+                )
+            )
+        return batches
+
+    def logprobs(self, batch: MicroBatch) -> Float[Tensor, "rows tokens"]:
+        return self.policy.logprobs(batch.prompts, batch.tokens, batch.mask, self.sampling.temperature)
+
+    def reference(self, batch: MicroBatch) -> Float[Tensor, "rows tokens"]:
+        return self.policy.reference_logprobs(
+            batch.prompts, batch.tokens, batch.mask, self.sampling.temperature
+        )
+
+    def descend(self, minibatch: Sequence[MicroBatch]) -> None:
+        """One optimiser step; gradients add up over the micro-batches."""
+        rows = sum(len(batch.tokens) for batch in minibatch)
+        tokens = sum(batch.mask.sum() for batch in minibatch)
+        # The strategy averages gradients over ranks, so a token mean over all ranks divides by the
+        # ranks' mean count.
+        denominator = rows if self.aggregate == "sequence" else self.all_gather(tokens).float().mean()
+        sums: dict[str, Tensor] = {}
+        for batch in minibatch:
+            logprobs = self.logprobs(batch)
+            loss, stats = grpo_loss(
+                logprobs,
+                logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
+                batch.ref_logprobs,
+                batch.advantages,
+                batch.mask,
+                self.clip_low,
+                self.clip_high,
+                self.beta,
+                self.aggregate,
+                denominator,
+            )
+            self.manual_backward(loss)
+            for name, value in {**stats, "loss": loss.detach()}.items():
+                sums[name] = sums.get(name, 0) + value
+        norm = self.apply_gradients()
+        count = sums["tokens"].clamp(min=1)
+        self.log("train/loss", sums["loss"], sync_dist=True)
+        self.log("train/kl", sums["kl"] / count, prog_bar=True, sync_dist=True)
+        self.log("train/clipped", sums["clipped"] / count, sync_dist=True)
+        self.log("train/ratio", sums["ratio"] / count, sync_dist=True)
+        self.log("train/loss_tokens", sums["tokens"].float(), sync_dist=True, reduce_fx="sum")
+        self.log("train/grad_norm", norm)
+
+    def log_rollout(self, rollout: Rollout, table: RewardTable, answers: list, samples: list) -> None:
+        """What the rollout was like, averaged over rows and ranks."""
+        groups = table.total.view(-1, self.sampling.group_size)
+        values = {
+            "reward": table.total,
+            **{f"reward_{name}": value for name, value in table.terms.items()},
+            "accuracy": torch.tensor([a.letter == s.answer for a, s in zip(answers, samples, strict=True)]),
+            "well_formed": torch.tensor([a.well_formed for a in answers]),
+            "tokens": rollout.lengths,
+            "truncated": rollout.truncated,
+            "groups_with_spread": groups.amax(1) > groups.amin(1),
+            "kept_mass": rollout.kept_mass[rollout.mask],
+        }
+        for name, value in values.items():
+            shown = name in ("reward", "accuracy")
+            self.log(f"train/{name}", value.float().mean(), prog_bar=shown, sync_dist=True)
+
+
+def _parts(batches: Sequence[MicroBatch], number: int) -> Iterator[Sequence[MicroBatch]]:
+    """Cut into ``number`` parts of equal size, up to one micro-batch."""
+    if number > len(batches):
+        raise ValueError(
+            f"{number} minibatches of {len(batches)} micro-batches: lower minibatches or micro_batch"
+        )
+    bounds = [len(batches) * i // number for i in range(number + 1)]
+    for start, end in pairwise(bounds):
+        yield batches[start:end]

@@ -1,0 +1,196 @@
+"""What every method shares: the optimiser and the evaluation.
+
+Zero-shot is this module alone; GRPO and SFT add a ``training_step``.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import Answer, PromptStyle
+from medvlm_r1.evaluate.predictions import Prediction, predict
+from medvlm_r1.policy import EncodedPrompt, Policy
+from medvlm_r1.rewards import Rewards
+from medvlm_r1.rollout import DrawKey, Rollout, RolloutEngine, Sampling
+
+Item = TypeVar("Item")
+
+_VALIDATION = ("accuracy", "well_formed", "answered", "reward", "tokens", "truncated")
+
+
+@dataclass(frozen=True)
+class Update:
+    """How weights change.
+
+    Attributes:
+        lr: peak learning rate.
+        optimizer: builds the optimiser from (parameters, lr=...).
+        schedule: shape of the decay from the peak to 0 over the run; ``constant`` does not decay.
+        warmup_steps: steps of linear rise to the peak.
+        clip_norm: gradients are scaled down to this norm; 0 leaves them as they are.
+    """
+
+    lr: float
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = 0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"update.schedule is {self.schedule!r}: use 'constant', 'linear' or 'cosine'")
+        if self.lr <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
+            raise ValueError(
+                f"update: lr {self.lr} must be positive, warmup_steps {self.warmup_steps} and "
+                f"clip_norm {self.clip_norm} not negative"
+            )
+
+    def factor(self, step: int, total: int) -> float:
+        """Share of the peak learning rate at ``step`` of ``total``."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+        if self.schedule == "linear":
+            return 1.0 - done
+        return 1.0 if self.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def rows_of(prompts: Iterable[Item], group_size: int) -> list[Item]:
+    """Repeat each prompt's item for its rows: row = prompt * group_size + completion."""
+    return [item for item in prompts for _ in range(group_size)]
+
+
+class VLMModule(LightningModule):
+    """A policy, the dialogue that it is asked in, and its greedy evaluation.
+
+    Args:
+        policy, prompt, engine, rewards, seed: built from the other parts of the configuration.
+        max_completion_tokens: limit of an answer in evaluation.
+        update: how weights change; ``None`` evaluates only.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompt: PromptStyle,
+        engine: RolloutEngine,
+        rewards: Rewards,
+        seed: int,
+        max_completion_tokens: int,
+        update: Update | None = None,
+    ) -> None:
+        super().__init__()
+        # Rollouts, several updates a rollout and clipping are loops of our own.
+        self.automatic_optimization = False
+        self.policy, self.prompt, self.engine, self.rewards, self.seed = policy, prompt, engine, rewards, seed
+        self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
+        self.update = update
+        self.step = 0  # training steps done: rollouts for GRPO, batches for SFT
+        self.predictions: list[Prediction] = []
+        self._validation = torch.nn.ModuleDict({name: MeanMetric() for name in _VALIDATION})
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to fit."""
+        return self.update is not None
+
+    def answer(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling
+    ) -> tuple[Rollout, list[VQASample], list[Answer]]:
+        """Roll out and read: completions, the question of each row, and what each row says."""
+        rollout = self.engine(self.policy, prompts, sampling, DrawKey(self.seed, self.step))
+        samples = rows_of([prompt.sample for prompt in prompts], sampling.group_size)
+        answers = [
+            self.prompt.read(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)
+        ]
+        return rollout, samples, answers
+
+    def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
+        rollout, samples, answers = self.answer(prompts, self.greedy)
+        rewards = self.rewards.score(answers, samples).total
+        values = {
+            "accuracy": [a.letter == s.answer for a, s in zip(answers, samples, strict=True)],
+            "well_formed": [a.well_formed for a in answers],
+            "answered": [a.answered for a in answers],
+            "reward": rewards,
+            "tokens": rollout.lengths,
+            "truncated": rollout.truncated,
+        }
+        for name, value in values.items():
+            metric = self._validation[name]
+            metric.update(torch.as_tensor(value, dtype=torch.float32, device=self.device))
+            self.log(f"validation/{name}", metric, prog_bar=name == "accuracy", batch_size=len(prompts))
+
+    def on_test_start(self) -> None:
+        self.predictions.clear()
+
+    def test_step(self, prompts: list[EncodedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:
+        rollout, samples, answers = self.answer(prompts, self.greedy)
+        name = list(self.trainer.datamodule.test)[dataloader_idx]
+        for sample, answer, tokens, truncated in zip(
+            samples, answers, rollout.lengths.tolist(), rollout.truncated.tolist(), strict=True
+        ):
+            self.predictions.append(
+                predict(sample, answer, tokens, truncated, self.run_name, self.step, name)
+            )
+
+    def on_test_epoch_end(self) -> None:
+        """Bring the predictions of all ranks together, in the order of the test sets."""
+        if self.trainer.world_size > 1:
+            shares: list = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, self.predictions)
+            self.predictions = [row for share in shares for row in share]
+        order = {
+            (name, sample.id): place
+            for name, source in self.trainer.datamodule.test.items()
+            for place, sample in enumerate(source)
+        }
+        sets = list(self.trainer.datamodule.test)
+        self.predictions.sort(key=lambda p: (sets.index(p.test_set), order[p.test_set, p.sample_id]))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        assert self.update is not None
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = self.update.optimizer(trained, lr=self.update.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.update.factor(s, total))
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def apply_gradients(self) -> Tensor:
+        """Clip, step and clear; returns the gradients' norm before clipping."""
+        assert self.update is not None
+        optimizer = self.optimizers()
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, self.update.clip_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def end_step(self) -> None:
+        """Close one training step: learning rate and count move on."""
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        self.lr_schedulers().step()
+        self.step += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["medvlm_r1_step"] = self.step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = checkpoint["medvlm_r1_step"]
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run folder."""
+        return Path(self.trainer.default_root_dir).name
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave the batch alone: prompts move when they are put side by side."""
+        return batch

@@ -1,0 +1,53 @@
+"""Supervised fine-tuning on the gold answer: the fair twin of GRPO.
+
+Same questions in the same order, same prompt, images, limits and evaluation; only the signal
+differs. The target is the gold letter in answer tags, and only the completion carries loss.
+
+Departure from the papers: Med-R1's SFT baseline trains on the prompt too and asks in another way
+than its evaluation does; MedVLM-R1 does not publish its own.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from medvlm_r1.module import VLMModule
+from medvlm_r1.objective import sft_loss
+from medvlm_r1.policy import EncodedPrompt, collate
+
+
+class SFT(VLMModule):
+    """Cross-entropy on the completion.
+
+    Args:
+        micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
+        shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
+    """
+
+    def __init__(self, *, micro_batch: int, **shared: Any) -> None:
+        super().__init__(**shared)
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch is {micro_batch}: it must be at least 1")
+        self.micro_batch = micro_batch
+
+    def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
+        """One optimiser step; gradients add up over the micro-batches."""
+        targets = [self.policy.encoder.encode_target(p.sample, self.prompt).to(self.device) for p in prompts]
+        count = torch.tensor(float(sum(len(t) for t in targets)), device=self.device)
+        denominator = self.all_gather(count).mean()
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(prompts), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            tokens = pad_sequence(targets[part], batch_first=True, padding_value=self.policy.pad_id)
+            lengths = torch.tensor([len(t) for t in targets[part]], device=self.device)
+            mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
+            batch = collate(prompts[part], self.policy.pad_id, self.device)
+            loss = sft_loss(self.policy.logprobs(batch, tokens, mask), mask, denominator)
+            self.manual_backward(loss)
+            total += loss.detach()
+        norm = self.apply_gradients()
+        self.log("train/loss", total, prog_bar=True, sync_dist=True)
+        self.log("train/loss_tokens", count, sync_dist=True, reduce_fx="sum")
+        self.log("train/grad_norm", norm)
+        self.end_step()

@@ -1,0 +1,65 @@
+"""What a run writes down while it goes: completions, and the pictures they are about."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import Answer
+from medvlm_r1.rewards import RewardTable
+from medvlm_r1.rollout import Rollout
+
+PICTURE_SIDE = 448  # pixels; enough to read a scan on a page, small enough to keep hundreds
+
+
+def rollout_rows(
+    step: int,
+    samples: Sequence[VQASample],
+    rollout: Rollout,
+    answers: Sequence[Answer],
+    table: RewardTable,
+    advantages: Float[Tensor, " rows"],
+) -> list[dict[str, Any]]:
+    """One plain row per completion, as ``rollouts/step-N.jsonl`` holds them."""
+    group_size = len(samples) // len(dict.fromkeys(s.id for s in samples))
+    return [
+        {
+            "step": step,
+            "sample_id": sample.id,
+            "image": [image.name for image in sample.images],
+            "question": sample.question,
+            "options": list(sample.options),
+            "gold": sample.answer,
+            "completion": row % group_size,
+            "text": answer.text,
+            "answer": answer.letter,
+            "rewards": {name: round(float(value[row]), 6) for name, value in table.terms.items()},
+            "total": round(float(table.total[row]), 6),
+            "advantage": round(float(advantages[row]), 6),
+            "tokens": int(rollout.lengths[row]),
+            "truncated": bool(rollout.truncated[row]),
+        }
+        for row, (sample, answer) in enumerate(zip(samples, answers, strict=True))
+    ]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    partial.replace(path)
+
+
+def save_picture(sample: VQASample, folder: Path) -> None:
+    """Keep a small copy of the question's first picture as ``<sample id>.png``."""
+    target = folder / f"{sample.id}.png"
+    if sample.images and not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = sample.images[0].load()
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        picture.save(target)
