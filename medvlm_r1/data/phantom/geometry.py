@@ -11,19 +11,25 @@ An ellipsoid with centre c and shape matrix ``S = R diag(radii^2) R^T`` looks, a
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import mul
 
 import numpy as np
 from jaxtyping import Float
 
 FIELD = 112.0  # units across the picture
 
+Point = tuple[float, float, float]
+View = tuple[Point, Point, Point]  # the axes u, v, w in world axes
+Box = tuple[slice, slice]
+
 _DIAGONAL = math.sqrt(0.5)
-# Rows u, v, w in world axes. The lateral view has the front on the left; the axial one, on top.
-VIEWS: dict[str, Float[np.ndarray, "3 3"]] = {
-    "frontal": np.eye(3),
-    "lateral": np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
-    "oblique": np.array([[_DIAGONAL, 0.0, -_DIAGONAL], [0.0, 1.0, 0.0], [_DIAGONAL, 0.0, _DIAGONAL]]),
-    "axial": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]),
+# The lateral view has the front on the left; the axial one, on top.
+VIEWS: dict[str, View] = {
+    "frontal": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    "lateral": ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
+    "oblique": ((_DIAGONAL, 0.0, -_DIAGONAL), (0.0, 1.0, 0.0), (_DIAGONAL, 0.0, _DIAGONAL)),
+    "axial": ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
 }
 
 
@@ -31,61 +37,57 @@ VIEWS: dict[str, Float[np.ndarray, "3 3"]] = {
 class Ellipsoid:
     """An ellipsoid: centre (x, y, z) and radii in units, turned by ``angle`` radians about z."""
 
-    centre: tuple[float, float, float]
-    radii: tuple[float, float, float]
+    centre: Point
+    radii: Point
     angle: float = 0.0
 
-    def seen(self, view: Float[np.ndarray, "3 3"]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
-        """Centre and shape matrix in the axes of ``view``."""
-        cos, sin = math.cos(self.angle), math.sin(self.angle)
-        axes = view @ np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-        return view @ np.array(self.centre), (axes * np.square(self.radii)) @ axes.T
+
+def turned(point: Point, view: View) -> Point:
+    """A world point in the axes u, v, w of ``view``."""
+    x, y, z = point
+    return tuple(a * x + b * y + c * z for a, b, c in view)
 
 
-Box = tuple[slice, slice]
-
-
-def _ellipse(
-    solid: Ellipsoid, view: Float[np.ndarray, "3 3"], size: int
-) -> tuple[Box, Float[np.ndarray, "h w"], float, float]:
-    """Bounding box in pixels, q inside it, mean radius of the silhouette, sqrt(s)."""
-    centre, shape = solid.seen(view)
-    uu, uv, vv = shape[0, 0], shape[0, 1], shape[1, 1]
+def _ellipse(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"], float, float]:
+    """Bounding box in pixels, q inside it, mean radius of the silhouette, and sqrt(s)."""
+    # Plain floats: for solids of a few pixels, arrays of nine numbers would cost more than the picture.
+    middle = turned(solid.centre, view)
+    cos, sin = math.cos(solid.angle), math.sin(solid.angle)
+    axes = [
+        [(cos * a + sin * b) * solid.radii[0], (cos * b - sin * a) * solid.radii[1], c * solid.radii[2]]
+        for a, b, c in view
+    ]
+    (uu, uv, uw), (_, vv, vw), (_, _, ww) = [[sum(map(mul, f, g)) for g in axes] for f in axes]
     determinant = uu * vv - uv * uv
     scale = size / FIELD
-    box = []
-    for middle, half in ((centre[1], math.sqrt(vv)), (centre[0], math.sqrt(uu))):
-        low = (middle - half - 1.0 + FIELD / 2) * scale
-        high = (middle + half + 1.0 + FIELD / 2) * scale
-        box.append(slice(min(max(math.floor(low), 0), size), min(max(math.ceil(high), 0), size)))
-    v = ((np.arange(box[0].start, box[0].stop, dtype=np.float32) + 0.5) / scale - FIELD / 2 - centre[1])[
-        :, None
-    ]
-    u = ((np.arange(box[1].start, box[1].stop, dtype=np.float32) + 0.5) / scale - FIELD / 2 - centre[0])[None]
-    u, v = u.astype(np.float32), v.astype(np.float32)
-    q = (vv / determinant * u * u) + (uu / determinant * v * v)
+    rows, columns = _span(middle[1], math.sqrt(vv), scale, size), _span(middle[0], math.sqrt(uu), scale, size)
+    axis = coordinates(size)
+    v, u = axis[rows, None] - middle[1], axis[None, columns] - middle[0]
+    q = (vv / determinant) * (u * u) + (uu / determinant) * (v * v)
     if abs(uv) > 1e-9:
-        q = q - (2 * uv / determinant) * u * v
-    cross = shape[2, :2]
-    explained = (vv * cross[0] ** 2 - 2 * uv * cross[0] * cross[1] + uu * cross[1] ** 2) / determinant
-    return (box[0], box[1]), q, determinant**0.25, math.sqrt(max(shape[2, 2] - explained, 0.0))
+        q -= (2 * uv / determinant * u) * v
+    explained = (vv * uw * uw - 2 * uv * uw * vw + uu * vw * vw) / determinant
+    return (rows, columns), q, determinant**0.25, math.sqrt(max(ww - explained, 0.0))
 
 
-def coverage(
-    solid: Ellipsoid, view: Float[np.ndarray, "3 3"], size: int
-) -> tuple[Box, Float[np.ndarray, "h w"]]:
+def _span(middle: float, half: float, scale: float, size: int) -> slice:
+    """Pixels within ``half`` units of ``middle``, and one unit more."""
+    low = math.floor((middle - half - 1.0 + FIELD / 2) * scale)
+    high = math.ceil((middle + half + 1.0 + FIELD / 2) * scale)
+    return slice(min(max(low, 0), size), min(max(high, 0), size))
+
+
+def coverage(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
     """Share of each pixel that the silhouette covers, with an edge one pixel wide.
 
     Returns:
         The box of pixels that the solid can touch, and the share (0 to 1) inside that box.
     """
     box, q, radius, _ = _ellipse(solid, view, size)
-    return box, np.clip((1.0 - np.sqrt(q)) * (radius * size / FIELD) + 0.5, 0.0, 1.0)
+    return box, np.minimum(np.maximum((1.0 - np.sqrt(q)) * (radius * size / FIELD) + 0.5, 0.0), 1.0)
 
 
-def chords(
-    solid: Ellipsoid, view: Float[np.ndarray, "3 3"], size: int
-) -> tuple[Box, Float[np.ndarray, "h w"]]:
+def chords(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
     """Length in units of each pixel's ray inside the solid.
 
     Returns:
@@ -95,6 +97,7 @@ def chords(
     return box, (2.0 * half) * np.sqrt(np.maximum(1.0 - q, 0.0))
 
 
+@lru_cache(maxsize=8)
 def coordinates(size: int) -> Float[np.ndarray, "size"]:
     """Pixel centres along one axis, in units."""
     return ((np.arange(size, dtype=np.float32) + 0.5) * (FIELD / size) - FIELD / 2).astype(np.float32)

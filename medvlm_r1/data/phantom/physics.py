@@ -13,7 +13,17 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.phantom.geometry import FIELD, VIEWS, Box, Ellipsoid, chords, coordinates, coverage
+from medvlm_r1.data.phantom.geometry import (
+    FIELD,
+    VIEWS,
+    Box,
+    Ellipsoid,
+    View,
+    chords,
+    coordinates,
+    coverage,
+    turned,
+)
 from medvlm_r1.data.phantom.scene import Lesion, Piece, Scene
 
 Picture = Float[np.ndarray, "size size"]
@@ -32,10 +42,10 @@ MRI_TISSUES: dict[str, tuple[float, float, float]] = {
     "liver": (0.70, 560, 45),
     "spleen": (0.74, 620, 75),
     "kidney": (0.76, 420, 66),
-    "bladder": (0.68, 700, 85),
+    "bladder": (0.75, 4200, 160),
     "cyst": (1.00, 2000, 400),
     "tumor": (1.00, 240, 110),
-    "rim": (1.00, 230, 110),
+    "rim": (1.00, 230, 150),
     "pus": (0.10, 2500, 40),
     "blood": (0.98, 220, 160),
     "calcium": (1.00, 150, 140),
@@ -94,7 +104,7 @@ XRAY_TISSUES: dict[str, float] = {
     "spleen": 1.06,
     "kidney": 1.06,
     "bladder": 1.06,
-    "cyst": 2.1,
+    "cyst": 2.4,
     "tumor": 3.2,
     "rim": 3.6,
     "pus": 0.2,
@@ -104,8 +114,13 @@ XRAY_TISSUES: dict[str, float] = {
 XRAY_CONTRAST = 0.3  # what contrast medium adds to an organ under examination
 XRAY_PHOTONS = 40_000.0  # per pixel of the open beam
 XRAY_WATER = 0.05  # attenuation of water per unit (4 mm), softened: a grid and a hard beam
-# Line integral (units of water) shown as white, by view: the body is longest along its axis.
-XRAY_WHITE: dict[str, float] = {"frontal": 80.0, "lateral": 110.0, "oblique": 95.0, "axial": 165.0}
+# Line integrals (units of water) shown as black and as white: the body is longest along its axis.
+XRAY_WINDOWS: dict[str, tuple[float, float]] = {
+    "frontal": (0.0, 80.0),
+    "lateral": (10.0, 105.0),
+    "oblique": (5.0, 90.0),
+    "axial": (50.0, 150.0),
+}
 
 _RIB_SPACING, _RIB_SLOPE, _RIB_DEPTH = 8.5, 0.45, 2.6
 
@@ -160,7 +175,8 @@ def xray(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) ->
     line = gaussian_filter(line_integral(scene, acquisition, size), 0.5 * size / FIELD)
     counts = rng.poisson(XRAY_PHOTONS * np.exp(-XRAY_WATER * line))
     measured = -np.log(np.maximum(counts, 1.0) / XRAY_PHOTONS) / XRAY_WATER
-    return measured / XRAY_WHITE[acquisition]
+    black, white = XRAY_WINDOWS[acquisition]
+    return (measured - black) / (white - black)
 
 
 PHYSICS: dict[str, Callable[[Scene, str, np.random.Generator, int], Picture]] = {
@@ -202,7 +218,7 @@ def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
     return picture
 
 
-_FLAT = np.eye(3)
+_FLAT = VIEWS["frontal"]
 _ALL: Box = (slice(None), slice(None))
 
 
@@ -239,9 +255,9 @@ def _cut_chords(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]
     return box, length
 
 
-def _seen(lesion: Lesion, view: Float[np.ndarray, "3 3"]) -> Iterator[Piece]:
+def _seen(lesion: Lesion, view: View) -> Iterator[Piece]:
     """The lesion's pieces at its place in the picture."""
-    u, v, w = view @ np.array(lesion.centre)
+    u, v, w = turned(lesion.centre, view)
 
     def moved(solid: Ellipsoid) -> Ellipsoid:
         x, y, z = solid.centre
@@ -277,19 +293,20 @@ def _rib_pattern(y: Float[np.ndarray, "..."], scene: Scene) -> Float[np.ndarray,
     return np.clip(2.5 * wave + 0.3, 0, 1) * np.clip((17 - y) / 2, 0, 1) * np.clip((y + 50) / 4, 0, 1)
 
 
-def _rib_length(scene: Scene, view: Float[np.ndarray, "3 3"], size: int) -> Picture:
+def _rib_length(scene: Scene, view: View, size: int) -> Picture:
     """Path through ribs: a ray meets the cage in front and behind, and ribs fall towards the front."""
     box, outer = chords(scene.cage, view, size)
     inner_box, inner = chords(_shrunk(scene.cage, _RIB_DEPTH), view, size)
     wall = outer - _within(inner_box, inner, box, size)
-    if abs(view[2, 1]) > 0.9:  # along the spine, a ray runs through ribs and gaps alike
+    if abs(view[2][1]) > 0.9:  # along the spine, a ray runs through ribs and gaps alike
         share = np.float32(0.3)
     else:
         y = coordinates(size)[box[0], None]
-        depth = 0.5 * outer * view[2, 2]  # z where the ray meets the cage, about
-        share = 0.5 * (
-            _rib_pattern(y - _RIB_SLOPE * depth, scene) + _rib_pattern(y + _RIB_SLOPE * depth, scene)
-        )
+        level = y - (_RIB_SLOPE * view[0][2]) * coordinates(size)[None, box[1]]
+        reach = (
+            0.5 * _RIB_SLOPE * view[2][2]
+        ) * outer  # z, in front and behind, where the ray meets the cage
+        share = 0.5 * (_rib_pattern(level - reach, scene) + _rib_pattern(level + reach, scene))
     full = np.zeros((size, size), dtype=np.float32)
     full[box] = np.minimum(wall, 12.0) * share
     return full

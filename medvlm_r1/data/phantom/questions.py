@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from medvlm_r1.data.phantom.physics import CT_WINDOWS, MRI_ACQUISITIONS, PHYSICS, XRAY_WHITE
+from medvlm_r1.data.phantom.physics import CT_WINDOWS, MRI_ACQUISITIONS, PHYSICS, XRAY_WINDOWS
 from medvlm_r1.data.phantom.scene import COUNTS, DISEASES, ORGANS, RADII, SceneSpec, draw_scene
 from medvlm_r1.data.sample import LETTERS, VQASample
 
@@ -32,7 +32,7 @@ _TORSO = {ANATOMY: ORGANS, DISEASE: DISEASES, GRADING: tuple(RADII), ATTRIBUTE: 
 FINDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "mri": {**_TORSO, ACQUISITION: tuple(MRI_ACQUISITIONS)},
     "ct": {**_TORSO, ACQUISITION: tuple(CT_WINDOWS)},
-    "xray": {**_TORSO, ACQUISITION: tuple(XRAY_WHITE)},
+    "xray": {**_TORSO, ACQUISITION: tuple(XRAY_WINDOWS)},
 }
 """Every true or false answer there is, by modality and question type."""
 
@@ -190,9 +190,11 @@ class PhantomSource(Sequence[VQASample]):
         options = [others[i] for i in rng.permutation(len(others))[: OPTIONS - 1]]
         options.insert(letter, gold)
         truth = {name: str(rng.choice(names)) for name, names in classes.items()} | {question_type: gold}
-        count = COUNTS.index(gold) + 1 if question_type == ATTRIBUTE else 1
-        if count > 1 or question_type == ATTRIBUTE:  # four large lesions would fill the body
-            truth[GRADING] = tuple(RADII)[int(rng.integers(2))]
+        count = 1
+        if question_type == ATTRIBUTE:  # the two smaller grades, for four large lesions would fill the body
+            count, truth[GRADING] = COUNTS.index(gold) + 1, tuple(RADII)[int(rng.integers(2))]
+        if question_type == DISEASE:  # the smallest lesions show too little shape
+            truth[GRADING] = tuple(RADII)[1 + int(rng.integers(3))]
         spec = SceneSpec((*self._stream, 2, number), truth[ANATOMY], truth[DISEASE], truth[GRADING], count)
         label = f"{self.split}-{self.seed}-{number:05d}"
         image = PhantomImage(

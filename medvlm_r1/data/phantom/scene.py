@@ -13,13 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid
+from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid, Point, turned
 
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
 COUNTS = ("one", "two", "three", "four")
 RADII = {"minimal": 3.8, "mild": 6.2, "moderate": 9.2, "severe": 13.0}  # units, +-4 %
 DEPTH = 5.0  # half thickness of a lesion along the line of sight, units
 
+# Chest, belly, shoulders, neck: centre and radii.
+_BODY: tuple[tuple[tuple, tuple], ...] = (
+    ((0, -10, 0), (43, 45, 25)),
+    ((0, 32, 0), (42, 62, 24)),
+    ((0, -34, -2), (46, 17, 17)),
+    ((0, -50, -3), (11, 24, 12)),
+)
 # Centre, radii and angle of every part in painting order; a later part hides an earlier one.
 _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
     ("lung", (-19.5, -21, -2), (13.0, 23.0, 15.0), 0.06),
@@ -34,8 +41,10 @@ _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
     ("bone", (27, 38, -6), (4.0, 13.0, 9.0), 0.5),
     ("bone", (-29, 55, 0), (6.0, 6.0, 6.0), 0.0),
     ("bone", (29, 55, 0), (6.0, 6.0, 6.0), 0.0),
+    ("bone", (0, 36, -17), (8.0, 9.0, 4.0), 0.0),
     ("bladder", (0, 44, 0), (12.0, 9.0, 9.0), 0.0),
 )
+_BOWELS = 5  # loops of bowel beside the fixed one
 ORGANS = ("lung", "heart", "liver", "spleen", "kidney", "bladder")
 
 
@@ -81,7 +90,7 @@ class Lesion:
 
     organ: str
     host: int
-    centre: tuple[float, float, float]
+    centre: Point
     radius: float
     pieces: tuple[Piece, ...]
 
@@ -91,7 +100,7 @@ class Scene:
     """A torso.
 
     Attributes:
-        body: two ellipsoids whose union is the outline; under the skin lies ``fat`` units of fat.
+        body: ellipsoids whose union is the outline; under the skin lies ``fat`` units of fat.
         cage: outer surface of the ribs.
         fat: thickness of the fat, units.
         ribs: phase of the ribs along y, in rib spacings.
@@ -99,7 +108,7 @@ class Scene:
         lesions: one to four.
     """
 
-    body: tuple[Ellipsoid, Ellipsoid]
+    body: tuple[Ellipsoid, ...]
     cage: Ellipsoid
     fat: float
     ribs: float
@@ -110,29 +119,27 @@ class Scene:
 def draw_scene(spec: SceneSpec) -> Scene:
     """Draw the scene that ``spec`` describes; the same spec always gives the same scene."""
     rng = np.random.default_rng(np.random.SeedSequence(spec.key))
-    width, height = rng.uniform(0.94, 1.05), rng.uniform(0.96, 1.03)
-    shift = rng.uniform(-2.0, 2.0, size=2)
+    width, height = float(rng.uniform(0.94, 1.05)), float(rng.uniform(0.96, 1.03))
+    shift = rng.uniform(-2.0, 2.0, size=2).tolist()
 
-    def place(centre: tuple, radii: tuple, angle: float = 0.0, loose: float = 0.0) -> Ellipsoid:
-        """The template under this patient's build, with ``loose`` units of play for the single part."""
-        x, y, z = np.array(centre) * (width, height, 1.0) + rng.uniform(-loose, loose, size=3)
-        a, b, c = np.array(radii) * (width, height, 1.0) * (1 + 0.06 * loose * rng.uniform(-1, 1, size=3))
-        tilt = angle + 0.1 * loose * rng.uniform(-1, 1)
+    play = iter(rng.uniform(-1.0, 1.0, size=(len(_TORSO) + _BOWELS, 7)).tolist())
+
+    def place(centre: tuple, radii: tuple, angle: float = 0.0, loose: bool = False) -> Ellipsoid:
+        """The template under this patient's build; a loose part also has some play of its own."""
+        dx, dy, dz, da, db, dc, turn = next(play) if loose else (0.0,) * 7
+        (x, y, z), (a, b, c) = centre, radii
         return Ellipsoid(
-            (float(x + shift[0]), float(y + shift[1]), float(z)), (float(a), float(b), float(c)), float(tilt)
+            (x * width + dx + shift[0], y * height + dy + shift[1], z + dz),
+            (a * width * (1 + 0.06 * da), b * height * (1 + 0.06 * db), c * (1 + 0.06 * dc)),
+            angle + 0.1 * turn,
         )
 
-    body = (place((0, -12, 0), (43, 48, 25)), place((0, 30, 0), (42, 58, 24)))
+    body = tuple(place(centre, radii) for centre, radii in _BODY)
     cage = place((0, -12, 0), (37.5, 43, 22))
-    bowels = [
-        Part(
-            "bowel",
-            place((rng.uniform(-20, 20), rng.uniform(24, 36), 8), (6, 4.5, 5), rng.uniform(0, 3), 1.0),
-        )
-        for _ in range(5)
-    ]
+    loops = rng.uniform((-20, 24, 0), (20, 36, math.pi), size=(_BOWELS, 3)).tolist()
+    bowels = [Part("bowel", place((x, y, 8), (6, 4.5, 5), turn, loose=True)) for x, y, turn in loops]
     spine = [Part("bone", place((0, -49 + 7.0 * row, -16), (5.5, 2.9, 5.5))) for row in range(12)]
-    torso = [Part(name, place(c, r, a, loose=1.0)) for name, c, r, a in _TORSO]
+    torso = [Part(name, place(c, r, a, loose=True)) for name, c, r, a in _TORSO]
     organs = (*bowels, *spine, *torso)
     return Scene(
         body=body,
@@ -148,7 +155,7 @@ def _draw_lesions(spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Gene
     """Draw ``spec.count`` lesions that keep apart in every view."""
     hosts = {name: [i for i, part in enumerate(organs) if part.tissue == name] for name in ORGANS}
     apart = 2 * RADII[spec.grade] + 3.0
-    places: list[tuple[int, np.ndarray]] = []
+    places: list[tuple[int, Point]] = []
     tries = 0
     while len(places) < spec.count:
         tries += 1
@@ -158,27 +165,26 @@ def _draw_lesions(spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Gene
         host = hosts[organ][rng.integers(len(hosts[organ]))]
         centre = _site(organs[host], organ, RADII[spec.grade], rng)
         if all(
-            math.dist((view @ centre)[:2], (view @ other)[:2]) >= apart
+            math.dist(turned(centre, view)[:2], turned(other, view)[:2]) >= apart
             for _, other in places
             for view in VIEWS.values()
         ):
             places.append((host, centre))
     lesions = []
     for host, centre in places:
-        radius = RADII[spec.grade] * rng.uniform(0.96, 1.04)
+        radius = RADII[spec.grade] * float(rng.uniform(0.96, 1.04))
         pieces = _PIECES[spec.disease](radius, rng)
-        lesions.append(Lesion(organs[host].tissue, host, tuple(centre.tolist()), float(radius), pieces))
+        lesions.append(Lesion(organs[host].tissue, host, centre, radius, pieces))
     return tuple(lesions)
 
 
-def _site(part: Part, organ: str, radius: float, rng: np.random.Generator) -> np.ndarray:
+def _site(part: Part, organ: str, radius: float, rng: np.random.Generator) -> Point:
     """A centre inside the organ, nearer to its middle the larger the lesion is."""
-    reach, turn = math.sqrt(rng.uniform()), rng.uniform(0, 2 * math.pi)
-    x, y, z = part.solid.centre
-    play = [max(r - 0.8 * radius, 0.12 * r) * 0.75 for r in part.solid.radii[:2]]
-    up = 0.18 * part.solid.radii[1] if organ == "lung" else 0.0  # clear of heart and liver
-    across = reach * play[0] * math.cos(turn)
-    return np.array([x + across, y - up + reach * play[1] * math.sin(turn), z + rng.uniform(-1.5, 1.5)])
+    area, turn, depth = rng.uniform((0, 0, -1.5), (1, 2 * math.pi, 1.5)).tolist()
+    (x, y, z), (a, b, _) = part.solid.centre, part.solid.radii
+    across, along = (0.75 * math.sqrt(area) * max(r - 0.8 * radius, 0.12 * r) for r in (a, b))
+    up = 0.18 * b if organ == "lung" else 0.0  # clear of heart and liver
+    return x + across * math.cos(turn), y - up + along * math.sin(turn), z + depth
 
 
 def _cyst(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
