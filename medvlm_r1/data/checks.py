@@ -1,0 +1,71 @@
+"""Checks on pictures that a source makes once, before training: do they decode, and which are the same."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from rich.console import Console
+from rich.progress import track
+
+from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
+
+_WORTH_A_BAR = 1000  # pictures; fewer are decoded before a reader would look for a bar
+
+
+def check_images(samples: Sequence[VQASample], workers: int | None = None) -> list[tuple[VQASample, str]]:
+    """Decode every picture fully, each one once however many questions show it.
+
+    Args:
+        samples: the questions whose pictures are decoded.
+        workers: threads; Pillow's decoders release the interpreter lock. Default: one per core, at most 8.
+
+    Returns:
+        The samples with a picture that does not decode, in order, each with the reason.
+    """
+    pictures = {handle.name: handle for sample in samples for handle in sample.images}
+    console = Console(stderr=True)
+    wanted = (
+        console.is_terminal and len(pictures) >= _WORTH_A_BAR and os.environ.get("LOCAL_RANK", "0") == "0"
+    )
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        reasons = track(
+            pool.map(_fault, pictures.values()),
+            description="Checking images",
+            total=len(pictures),
+            console=console,
+            transient=True,
+            disable=not wanted,
+        )
+        faults = {name: reason for name, reason in zip(pictures, reasons, strict=True) if reason}
+    return [
+        (sample, next(faults[handle.name] for handle in sample.images if handle.name in faults))
+        for sample in samples
+        if any(handle.name in faults for handle in sample.images)
+    ]
+
+
+def _fault(handle: ImageHandle) -> str | None:
+    try:
+        handle.load()
+    except BadRowError as error:
+        return str(error)
+    except Exception as error:  # damaged headers make Pillow raise more than OSError (bombs, ValueError)
+        return f"image {handle.name} cannot be decoded ({error})"
+    return None
+
+
+def image_digest(handle: ImageHandle) -> str | None:
+    """SHA-256 that two handles share if they show the same picture.
+
+    Returns:
+        The digest of the file's bytes; of size and pixels for a picture that is no file; ``None``
+        where the file is not there.
+    """
+    if isinstance(handle, ImageFile):
+        if not handle.path.is_file():
+            return None
+        with handle.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    picture = handle.load()
+    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()

@@ -1,0 +1,149 @@
+"""Find HuatuoGPT-Vision's evaluation bundle: a local copy, the hub's cache, or the hub.
+
+The bundle (hub id ``FreedomIntelligence/Medical_Multimodal_Evaluation_Data``, Apache-2.0) is one JSON
+array and one ``images.zip``; the image paths of its rows start with ``images/``.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pyarrow.parquet
+from filelock import FileLock
+
+from medvlm_r1.data.mcq_json import read_rows
+from medvlm_r1.data.sample import BadRowError
+
+logger = logging.getLogger(__name__)
+
+HUB_ID = "FreedomIntelligence/Medical_Multimodal_Evaluation_Data"
+ROWS = "medical_multimodel_evaluation_data.json"  # spelt so in the bundle
+IMAGES = "images.zip"
+PROBE_SECONDS = 3.0  # the hub client's own retries take some 23 s without a network
+
+LAYOUT = f"""a folder that holds
+    {ROWS}  (or data/*.parquet, or test*.json)
+    images/  (or {IMAGES})
+as they come from {HUB_ID}"""
+_ROW_FILES = (ROWS, "data/*.parquet", "*.parquet", "test*.json", "test*.jsonl")
+
+
+def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Path:
+    """The folder of the bundle: ``root`` itself, or the hub's snapshot in the cache, fetched if need be.
+
+    Args:
+        root: a local copy; ``None`` asks the cache, then the hub.
+        revision: commit, tag or branch on the hub.
+        with_images: whether the archive of images is needed too.
+
+    Raises:
+        FileNotFoundError: neither is there; within about ``PROBE_SECONDS`` where the hub is out of reach.
+    """
+    if root is not None:
+        if not Path(root).is_dir():
+            raise FileNotFoundError(f"data.root={root} is no folder: give {LAYOUT}")
+        return Path(root)
+    names = (ROWS, IMAGES) if with_images else (ROWS,)
+    found = [huggingface_hub.try_to_load_from_cache(HUB_ID, n, None, revision, "dataset") for n in names]
+    if not all(isinstance(path, str) for path in found):
+        problem = _hub_problem()
+        if problem is None:
+            try:
+                found = [
+                    huggingface_hub.hf_hub_download(HUB_ID, name, repo_type="dataset", revision=revision)
+                    for name in names
+                ]
+            except OSError as error:  # every error of the hub client, and a full disk
+                problem = str(error)
+        if problem is not None:
+            raise FileNotFoundError(
+                f"{HUB_ID} (revision {revision}) is not in the cache and cannot be fetched ({problem}). "
+                f"Set data.root=DIR to {LAYOUT};\nor use the embedded data with data=phantom"
+            ) from None
+    folder = Path(found[0]).parent
+    logger.info("%s: commit %s", HUB_ID, folder.name)
+    return folder
+
+
+def _hub_problem() -> str | None:
+    """Why the hub cannot be reached; ``None`` if it answers. Takes ``PROBE_SECONDS`` at most."""
+    problem = [f"no answer within {PROBE_SECONDS:.0f} s"]
+
+    def probe() -> None:
+        try:
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_SECONDS)
+            problem[0] = None
+        except Exception as error:  # which classes depends on the HTTP library that the hub client uses
+            problem[0] = str(error)
+
+    # A thread, because no HTTP timeout covers a name server that does not answer.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return problem[0]
+
+
+def bundle_rows(root: Path) -> tuple[Path, list[Any]]:
+    """All rows of the bundle in its order, and the file that they are reported under.
+
+    Raises:
+        FileNotFoundError: the folder holds no file of rows.
+        BadRowError: the file cannot be read.
+    """
+    for pattern in _ROW_FILES:
+        if files := sorted(root.glob(pattern)):
+            break
+    else:
+        raise FileNotFoundError(f"data.root={root} holds no rows: give {LAYOUT}")
+    if files[0].suffix != ".parquet":
+        return files[0], read_rows(files[0])
+    try:
+        return files[0], [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadRowError(f"{files[0].parent} has unreadable parquet ({error}): copy it again") from error
+
+
+def bundle_images(root: Path, cache: str | Path | None = None) -> Path:
+    """The folder that image paths such as ``images/brain000001.png`` start from.
+
+    ``images.zip`` is unpacked once into ``cache`` (default: ``medvlm_r1`` in the hub client's home).
+
+    Raises:
+        FileNotFoundError: there are neither images nor an archive.
+        BadRowError: the archive is damaged.
+    """
+    if (root / "images").is_dir():
+        return root
+    archive = root / IMAGES
+    if not archive.is_file():
+        raise FileNotFoundError(f"{root} holds neither images/ nor {IMAGES}: give {LAYOUT}")
+    status = archive.stat()
+    key = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
+    folder = Path(cache or Path(huggingface_hub.constants.HF_HOME) / "medvlm_r1")
+    target = folder / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # the ranks of a run come here together
+        if not target.is_dir():
+            logger.info("Unpacking %s into %s", archive, target)
+            _unpack(archive, target)
+    tops = [folder.parent for folder in target.rglob("images") if folder.is_dir()]
+    return min(tops, key=lambda top: len(top.parts))
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack beside the target and rename, so that a killed run leaves no half of it under that name."""
+    part = target.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            nested = any("/images/" in f"/{name}" for name in file.namelist())
+            file.extractall(part if nested else part / "images")
+    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:
+        raise BadRowError(f"{archive} is damaged ({error}): fetch it again") from error
+    os.replace(part, target)

@@ -1,0 +1,203 @@
+"""MedVLM-R1's own data (arXiv 2502.19634): 600 MRI questions to train on, 3 x 300 to test on.
+
+Departures from the paper's released code:
+
+1. Its exact 600 training questions are not public; its code takes the first 500 rows of the subset.
+   Here: the first 600 whose image is not an image of the test file.
+2. It never compares training with test images. Here a row is left out if its image has the file name of
+   a test image, or the same bytes where both are on disk.
+3. It has no validation set. Here: the next 100 rows whose image is in neither of the other two.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Literal, NamedTuple
+
+from medvlm_r1.data.checks import image_digest
+from medvlm_r1.data.huatuo_bundle import LAYOUT, bundle_images, bundle_rows, find_bundle
+from medvlm_r1.data.mcq_json import OnBadRow, image_faults, place, raise_first, read_rows, read_samples
+from medvlm_r1.data.sample import VQASample
+
+logger = logging.getLogger(__name__)
+
+SUBSETS = {"mri": "MR (Mag-netic Resonance Imaging)", "ct": "CT(Computed Tomography)", "xray": "X-Ray"}
+TEST_FILE = "MRI_CT_XRAY_300each_dataset.json"
+AUTHORS = "https://github.com/JZPeterPan/MedVLM-R1"
+
+
+class Selection(NamedTuple):
+    """What :func:`select` chose, and what it passed over on the way to it.
+
+    Attributes:
+        left_out: by part, the samples passed over, each with what its image shares.
+        compared: how many test images were on disk, so that bytes could be compared.
+    """
+
+    train: list[VQASample]
+    validation: list[VQASample]
+    left_out: dict[str, list[tuple[VQASample, str]]]
+    compared: int
+
+
+def select(
+    candidates: Sequence[VQASample], test: Sequence[VQASample], n_train: int, n_validation: int
+) -> Selection:
+    """The first rows whose image is no test image, then the next that share none with those either.
+
+    Two images are the same if their file names (without folder) or, where both files are there,
+    their bytes agree.
+    """
+    train, validation = [], []
+    left_out = {"train": [], "validation": []}
+    test_names, test_bytes = _names(test), _digests(test)
+    train_names, train_bytes = set(), set()
+    for sample in candidates:
+        part = "train" if len(train) < n_train else "validation"
+        if part == "validation" and len(validation) == n_validation:
+            break
+        names, digests = _names([sample]), _digests([sample])
+        reasons = {
+            "file name of a test image": names & test_names,
+            "bytes of a test image": digests & test_bytes,
+            "file name of a training image": names & train_names if part == "validation" else None,
+            "bytes of a training image": digests & train_bytes if part == "validation" else None,
+        }
+        if reason := next((text for text, shared in reasons.items() if shared), None):
+            left_out[part].append((sample, reason))
+        elif part == "train":
+            train.append(sample)
+            train_names |= names
+            train_bytes |= digests
+        else:
+            validation.append(sample)
+    return Selection(train, validation, left_out, compared=len(test_bytes))
+
+
+def _names(samples: Sequence[VQASample]) -> set[str]:
+    return {PurePath(handle.name).name for sample in samples for handle in sample.images}
+
+
+def _digests(samples: Sequence[VQASample]) -> set[str]:
+    return {image_digest(handle) for sample in samples for handle in sample.images} - {None}
+
+
+class MedVLMR1Set(Sequence[VQASample]):
+    """One part of MedVLM-R1's data.
+
+    Args:
+        part: ``train``, ``validation``, or ``test`` (300 questions of the authors' test file).
+        modality: ``mri``, ``ct`` or ``xray``.
+        root: a local copy of the HuatuoGPT-Vision evaluation bundle. Default: the hub's cache, then the hub.
+        test_file: the authors' ``MRI_CT_XRAY_300each_dataset.json``. Default: that name in ``root``.
+        revision: commit of the bundle on the hub; used without ``root`` only.
+        n_train: training questions. The validation questions begin behind them.
+        n_validation: validation questions.
+        cache: where the bundle's ``images.zip`` is unpacked, once.
+        on_bad_row: whether an unusable row of the bundle stops the run (``fail``) or is left out before
+            the selection (``skip``). A damaged image always stops it: passing over it would make
+            another training set on every machine.
+        check_images: decode every picture of this part now. ``False`` does not even ask whether they exist.
+        workers: threads that decode. Default: one per core, at most 8.
+
+    Attributes:
+        skipped: one line for each row left out: unusable, or with an image that another part has.
+
+    Raises:
+        FileNotFoundError: bundle, images or test file are not to be had.
+        BadRowError: a row cannot be used.
+        ValueError: the bundle holds too few rows.
+    """
+
+    def __init__(
+        self,
+        part: Literal["train", "validation", "test"],
+        modality: str = "mri",
+        root: str | Path | None = None,
+        test_file: str | Path | None = None,
+        revision: str = "main",
+        n_train: int = 600,
+        n_validation: int = 100,
+        cache: str | Path | None = None,
+        on_bad_row: OnBadRow = "fail",
+        check_images: bool = True,
+        workers: int | None = None,
+    ) -> None:
+        if part not in ("train", "validation", "test"):
+            raise ValueError(f"part is {part!r}: use 'train', 'validation' or 'test'")
+        if modality not in SUBSETS:
+            raise ValueError(f"modality is {modality!r}: use one of {', '.join(SUBSETS)}")
+        self.part, self.modality = part, modality
+        test_file = _find_test_file(test_file, root)
+        if part == "test" and root is None and not check_images:
+            images = test_file.parent  # the questions alone do not need the bundle
+        else:
+            root = find_bundle(root, revision, with_images=check_images)
+            images = bundle_images(root, cache) if check_images else root
+        test, _ = read_samples(enumerate(read_rows(test_file)), test_file, images, None, "fail")
+        if part == "test":
+            path, self.skipped = test_file, []
+            self._samples = [sample for sample in test if sample.modality == modality]
+            if not self._samples:
+                raise ValueError(
+                    f"{path} holds no question of subset {SUBSETS[modality]!r}: give the official file"
+                )
+        else:
+            path, rows = bundle_rows(root)
+            of_subset = [
+                (i, row)
+                for i, row in enumerate(rows)
+                if isinstance(row, dict) and row.get("subset") == SUBSETS[modality]
+            ]
+            candidates, self.skipped = read_samples(of_subset, path, images, modality, on_bad_row)
+            chosen = select(candidates, test, n_train, n_validation)
+            self._samples = getattr(chosen, part)
+            self._report(path, chosen, candidates, n_train if part == "train" else n_validation)
+        if check_images:
+            raise_first(image_faults(self._samples, path, workers, "unpack the bundle's images.zip again"))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index):
+        return self._samples[index]
+
+    def _report(self, path: Path, chosen: Selection, candidates: Sequence[VQASample], wanted: int) -> None:
+        left_out = chosen.left_out[self.part]
+        counts = Counter(reason for _, reason in left_out)
+        logger.info(
+            "MedVLM-R1 %s, %s: %d of %d rows of %s, %d more unusable; left out on the way: %s; "
+            "the bytes of %d test images could be compared",
+            self.part,
+            self.modality,
+            len(self._samples),
+            len(candidates),
+            path,
+            len(self.skipped),
+            ", ".join(f"{n} with the {reason}" for reason, n in counts.items()) or "none for their image",
+            chosen.compared,
+        )
+        self.skipped += [
+            f"{place(sample, path)}: image {sample.images[0].name} has the {reason}"
+            for sample, reason in left_out
+        ]
+        if len(self._samples) < wanted:
+            raise ValueError(
+                f"{path}: {wanted} {self.part} questions asked for, but {len(candidates)} usable rows of "
+                f"subset {SUBSETS[self.modality]!r} leave {len(self._samples)} ({len(left_out)} left out "
+                f"for their images): check that the bundle is complete, or ask for fewer"
+            )
+
+
+def _find_test_file(test_file: str | Path | None, root: str | Path | None) -> Path:
+    """Needed for every part: training is what does not share an image with it."""
+    if test_file is not None:
+        return Path(test_file)
+    if root is not None and (Path(root) / TEST_FILE).is_file():
+        return Path(root) / TEST_FILE
+    raise FileNotFoundError(
+        f"the official test questions are needed (training must not hold their images): take {TEST_FILE} "
+        f"from {AUTHORS} and set data.test_file to its path, or put it into data.root=DIR, {LAYOUT};\n"
+        f"or use the embedded data with data=phantom"
+    )
