@@ -1,4 +1,4 @@
-"""Callbacks that watch a run: alarms, completions on the console, traces on disk."""
+"""Callbacks that watch a run: progress, alarms, completions on the console, traces on disk."""
 
 import json
 import math
@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
 from medvlm_r1.trace import save_picture, write_rows
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar, with short names: reward, KL and accuracy fit beside it."""
+
+    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        return {name.replace("train/", "").replace("validation/", "val "): v for name, v in metrics.items()}
 
 
 class Alarms(Callback):
@@ -39,8 +49,8 @@ class Alarms(Callback):
         causes = {
             "no_spread": (
                 self._flat >= self.flat_steps,
-                f"no group had any reward spread for {self._flat} steps, so there is nothing to learn from: look "
-                "at rollouts/, raise method.sampling.temperature or method.sampling.group_size",
+                f"no group had any reward spread for {self._flat} steps, so there is nothing to learn "
+                "from: look at rollouts/, raise method.sampling.temperature or method.sampling.group_size",
             ),
             "truncated": (
                 truncated > self.truncated_share,
@@ -49,8 +59,8 @@ class Alarms(Callback):
             ),
             "not_finite": (
                 not (math.isfinite(kl) and math.isfinite(loss)),
-                f"KL is {kl} and loss is {loss}: lower the learning rate, or look for a token that the reference "
-                "makes impossible",
+                f"KL is {kl} and loss is {loss}: lower the learning rate, or look for a token that the "
+                "reference makes impossible",
             ),
             "no_loss_tokens": (
                 metrics.get("train/loss_tokens", 1.0) == 0,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers.utils import logging
 
 from medvlm_r1.policy.encode import Encoder
 from medvlm_r1.policy.policy import Policy
@@ -82,6 +83,7 @@ def load_policy(
         raise ValueError(
             f"{path} is a {config.model_type!r} checkpoint: this project trains {', '.join(FAMILY)}"
         )
+    logging.disable_progress_bar()
     model = AutoModelForImageTextToText.from_pretrained(
         folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
@@ -91,7 +93,8 @@ def load_policy(
                 "model.adapter.lora_dropout must be 0: dropout makes sampler and trainer disagree"
             )
         model = get_peft_model(model, adapter)
-    return Policy(model, load_encoder(folder, recipe))
+    # Loading leaves evaluation mode; there is no dropout, so the mode only matters to checkpointing.
+    return Policy(model.train(), load_encoder(folder, recipe))
 
 
 def load_encoder(folder: Path, recipe: Recipe) -> Encoder:

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two cores are the machine that this is timed on; more threads than cores are many times slower.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: run test lint clean help
+
+run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO, and a report (CPU, minutes)
+	$(BIN)/python run.py -m +experiment=zero_shot,sft_600,grpo_600 model=tiny data=phantom \
+		sweep=miniature overwrite=true
+	$(BIN)/python -m medvlm_r1.compare outputs/sweeps/miniature
+
+test: $(VENV)/.dev  ## every test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## style alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove the environment; outputs stay
+	rm -rf $(VENV)
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+$(VENV)/.run: EXTRA :=
+$(VENV)/.dev: EXTRA := [dev]
+$(VENV)/.run $(VENV)/.dev: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Installing into $(VENV), once: a few minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.$(EXTRA)'
+	@touch $@

@@ -1,0 +1,109 @@
+"""Data options whose sources share settings: one function per option of ``conf/data``.
+
+Each returns the data module; ``serve`` holds what run.py hands over (see
+:class:`~medvlm_r1.data.module.VQADataModule`).
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medvlm_r1.data.mcq_json import McqJson, OnBadRow
+from medvlm_r1.data.medvlm_r1_set import SUBSETS, MedVLMR1Set
+from medvlm_r1.data.module import VQADataModule
+from medvlm_r1.data.sample import VQASample
+
+
+def mcq_json(
+    train: str,
+    test: Mapping[str, str],
+    validation: str | None = None,
+    images: str | None = None,
+    n_train: int | None = None,
+    n_validation: int = 100,
+    split_seed: int = 0,
+    on_bad_row: OnBadRow = "fail",
+    workers: int = 1,
+    **serve: Any,
+) -> VQADataModule:
+    """Questions in the papers' JSON schema, with images from any folder.
+
+    Args:
+        train, test: files; test sets by name.
+        validation: a file; without one, questions are held out of ``train`` by image group.
+        images: folder that image paths start from; by default each file's own.
+        n_train: take this many training questions, chosen by ``split_seed``; by default all.
+        n_validation: how many questions validate.
+        split_seed: of the held-out questions and of the choice; not the run's seed, so that seeds
+            of one study share their data.
+        on_bad_row: ``fail`` or ``skip``; see :class:`~medvlm_r1.data.mcq_json.McqJson`.
+        workers: processes that decode and encode.
+
+    Raises:
+        ValueError: no test set is named, or there are fewer questions than asked for.
+    """
+    if not test:
+        raise ValueError("data.test names no test set: give data.test={NAME:FILE,...}")
+    rows = McqJson(train, images=images, on_bad_row=on_bad_row)
+    if validation is None:
+        rest, held_out = hold_out(rows, n_validation, split_seed)
+    else:
+        rest, held_out = list(rows), McqJson(validation, images=images, n=n_validation, on_bad_row=on_bad_row)
+    if n_train is not None:
+        if n_train > len(rest):
+            raise ValueError(
+                f"{train}: n_train={n_train}, but {len(rest)} questions remain beside validation"
+            )
+        rest = random.Random(split_seed).sample(rest, n_train)
+    tests = {name: McqJson(path, images=images, on_bad_row=on_bad_row) for name, path in test.items()}
+    return VQADataModule(rest, held_out, tests, workers, **serve)
+
+
+def medvlm_r1(
+    root: str | None = None,
+    test_file: str | None = None,
+    revision: str = "main",
+    n_train: int = 600,
+    n_validation: int = 100,
+    on_bad_row: OnBadRow = "fail",
+    workers: int = 4,
+    **serve: Any,
+) -> VQADataModule:
+    """MedVLM-R1's MRI questions and its test on MRI, CT and X-ray; see :class:`MedVLMR1Set`."""
+    shared = {"root": root, "test_file": test_file, "revision": revision, "on_bad_row": on_bad_row}
+    sizes = {"n_train": n_train, "n_validation": n_validation}
+    return VQADataModule(
+        MedVLMR1Set("train", **shared, **sizes),
+        MedVLMR1Set("validation", **shared, **sizes),
+        {name: MedVLMR1Set("test", name, **shared) for name in SUBSETS},
+        workers,
+        **serve,
+    )
+
+
+def hold_out(source: Sequence[VQASample], n: int, seed: int) -> tuple[list[VQASample], list[VQASample]]:
+    """Part ``source`` by image group: the rest, and ``n`` held-out questions.
+
+    Groups are drawn whole; of the last one, the questions beyond ``n`` go to neither side.
+
+    Raises:
+        ValueError: nothing would remain.
+    """
+    groups: dict[str, list[VQASample]] = {}
+    for sample in source:
+        groups.setdefault(sample.image_group, []).append(sample)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    held_out, taken = [], set()
+    for group in order:
+        if len(held_out) >= n:
+            break
+        held_out += groups[group]
+        taken.add(group)
+    rest = [sample for sample in source if sample.image_group not in taken]
+    if len(held_out) < n or not rest:
+        raise ValueError(f"{len(source)} questions do not hold {n} for validation and some to train on")
+    return rest, held_out[:n]
+
+
+__all__ = ["hold_out", "mcq_json", "medvlm_r1"]

@@ -1,0 +1,121 @@
+"""What a finished run leaves: weights, predictions, metrics, clock, and its own page."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from medvlm_r1.evaluate.predictions import summarise, write_predictions
+from medvlm_r1.module import VLMModule
+
+PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
+
+
+class Clock:
+    """Wall-clock seconds of the phases of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def write_record(
+    folder: Path, config: dict[str, Any], module: VLMModule, trainer: Trainer, clock: Clock
+) -> None:
+    """Write ``predictions.jsonl``, ``metrics.json``, ``timing.json``, ``model/`` and ``report.html``.
+
+    Clock, memory and hardware go to ``timing.json`` alone, so that the rest is the same for the same
+    seed.
+    """
+    write_predictions(folder / "predictions.jsonl", module.predictions)
+    method = config["method"]["_target_"].rsplit(".", 1)[-1].lower() if module.trains else "zero_shot"
+    run = {
+        "name": folder.name,
+        "experiment": config["experiment"],
+        "method": method,
+        "seed": config["seed"],
+        "model": config["model"]["path"],
+        "prompt": config["prompt"]["name"],
+        "data": list(trainer.datamodule.test),
+        "training_questions": len(trainer.datamodule.train) if module.trains else 0,
+        "steps": module.step,
+        "parameters": sum(p.numel() for p in module.policy.parameters()),
+        "parameters_trained": sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
+        if module.trains
+        else 0,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "commit": commit(),
+        "select": config["select"],
+    }
+    validation = {
+        name.removeprefix("validation/"): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("validation/")
+    }
+    metrics = {
+        "run": run,
+        **summarise(module.predictions),
+        "validation": validation,
+        "controls": {},
+        "audit": {},
+        "counters": {},
+    }
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "timing.json", {"hardware": hardware(), "seconds": clock.seconds})
+    if module.trains:
+        save_model(folder / "model", config, module)
+
+
+def save_model(folder: Path, config: dict[str, Any], module: VLMModule) -> None:
+    """The weights as a Hugging Face directory, with the way in which they were asked beside them."""
+    module.policy.save(folder)
+    recipe = config["model"]["recipe"]
+    asked = {
+        "run": Path(module.trainer.default_root_dir).name,
+        "base": config["model"]["path"],
+        "prompt": {key: value for key, value in config["prompt"].items() if key != "_target_"},
+        "min_pixels": recipe["min_pixels"],
+        "max_pixels": recipe["max_pixels"],
+        "max_completion_tokens": recipe["max_completion_tokens"],
+    }
+    write_json(folder / "medvlm_r1.json", asked)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def hardware() -> str:
+    """What the run computed on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def commit() -> str | None:
+    """The commit that the code stands at, with ``-dirty`` where it was changed since."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

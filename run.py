@@ -1,0 +1,276 @@
+"""Train and judge a reasoning vision-language model on medical questions.
+
+    python run.py                                          tiny model, phantom images, any machine
+    python run.py +experiment=grpo_600                     MedVLM-R1's run on Qwen2-VL-2B
+    python run.py +experiment=grpo_600 model=tiny data=phantom
+    python run.py -m +experiment=zero_shot,sft_600,grpo_600 seed=0,1,2 sweep=main_table
+    python run.py --help                                   every group, option and key
+
+Compose the parts from conf/, build them, hand them to each other, fit, test, summarise. The only
+file that knows Hydra.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).parent / "conf"
+OUTPUTS = Path("outputs")
+# Overrides that do not make another experiment stay out of the run's name.
+UNNAMED = ("seed", "sweep", "overwrite", "ckpt_path", "logger")
+log = logging.getLogger("medvlm_r1")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def run(cfg: DictConfig) -> float | None:
+    """One run: fit if the method trains, test, and leave everything in the run folder.
+
+    Returns:
+        The final validation accuracy, for sweepers that optimise.
+    """
+    with told_plainly():
+        folder = settle(cfg)
+    # Imported here, so that --help and a mistyped option answer at once.
+    import lightning
+    import torch
+
+    from medvlm_r1.policy import check_device, find_weights
+    from medvlm_r1.report.record import Clock, write_record
+
+    clock = Clock()
+    hush()
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+    with clock.phase("build"), told_plainly():
+        check_device(find_weights(cfg.model.path, cfg.model.revision), cfg.trainer.accelerator)
+        module, data, trainer = build(cfg)
+    log.info("run %s: %s", folder, describe(cfg, module, data))
+    with clock.phase("validate"):
+        trainer.validate(module, data, verbose=False)
+    if module.trains:
+        with clock.phase("fit"):
+            trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        if cfg.select == "best":
+            best = trainer.checkpoint_callback.best_model_path
+            module.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
+    accuracy = trainer.callback_metrics.get("validation/accuracy")
+    with clock.phase("test"):
+        trainer.test(module, data, verbose=False)
+    with clock.phase("report"):
+        if trainer.is_global_zero:
+            write_record(folder, cfg_of(cfg), module, trainer, clock)
+    return None if accuracy is None else float(accuracy)
+
+
+def build(cfg: DictConfig):
+    """Instantiate every part; data first, because a bad row should not wait for the weights."""
+    instantiate = hydra.utils.instantiate
+    data = instantiate(cfg.data)
+    prompt, rewards, engine = instantiate(cfg.prompt), instantiate(cfg.reward), instantiate(cfg.rollout)
+    policy = instantiate(cfg.model)
+    module = instantiate(cfg.method)(
+        policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed
+    )
+    recipe = cfg.model.recipe
+    data = data(
+        encode=functools.partial(policy.encoder.encode, prompt=prompt),
+        prompts_per_step=recipe.prompts_per_step,
+        evaluation_batch=recipe.evaluation_batch,
+        seed=cfg.seed,
+    )
+    watch = dict(cfg.watch)
+    if not module.trains:
+        watch.pop("checkpoint", None)
+        if cfg.select == "best":
+            raise ValueError(
+                "select=best needs a method that trains: leave it out, or take method=grpo or sft"
+            )
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=[instantiate(node) for node in watch.values()],
+        logger=[instantiate(node) for node in cfg.logger.values()],
+    )
+    return module, data, trainer
+
+
+def settle(cfg: DictConfig) -> Path:
+    """Fill in what only Hydra knows, and write the resolved configuration; returns the run folder."""
+    hydra_cfg = HydraConfig.get()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    cfg.experiment = hydra_cfg.runtime.choices.get("experiment", "default")
+    cfg.run_folder = str(folder)
+    # Lightning's launcher asks for run.dir again when it starts the other ranks: give it this answer
+    # instead of a new decision, or they would write beside it.
+    with read_write(hydra_cfg.run):
+        hydra_cfg.run.dir = str(folder)
+    if not is_later_rank():
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    return folder
+
+
+def hush() -> None:
+    """Silence what libraries say on every run and nobody can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for message in (
+        ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, which Hydra made
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*overridden `transfer_batch_to_device` in `LightningModule`.*",  # on purpose
+        ".*does not have many workers.*",  # one worker keeps two cores busy
+        ".*`tensorboardX` has been removed.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def cfg_of(cfg: DictConfig) -> dict:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def describe(cfg: DictConfig, module, data) -> str:
+    """One line that says what is about to happen."""
+    trained = sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
+    counts = ", ".join(f"{len(source)} {name}" for name, source in data.test.items())
+    method = cfg.method._target_.rsplit(".", 1)[-1] if module.trains else "zero-shot"
+    training = (
+        f"{len(data.train)} training questions, {trained:,} parameters trained; " if module.trains else ""
+    )
+    return f"{method} of {cfg.model.path}; {training}tests: {counts}"
+
+
+def is_later_rank() -> bool:
+    """Whether another process of the same run decides what is written."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return any(rank not in ("", "0") for rank in ranks)
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """``<experiment>-<overrides>-seed<k>``; no clock, so that the same command has the same name."""
+    choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
+    named = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"))[0] not in (*UNNAMED, "experiment")]
+    slug = re.sub(r"[^\w.=+-]+", "_", "-".join(o.lstrip("+") for o in named))
+    if len(slug) > 80:
+        slug = slug[:60] + "-" + hashlib.sha256(slug.encode()).hexdigest()[:8]
+    return "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{_root_.seed}"]))
+
+
+def new_run_folder(*, _root_: DictConfig) -> str:
+    return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), _root_.overwrite))
+
+
+def new_sweep_folder(*, _root_: DictConfig) -> str:
+    if not _root_.sweep:
+        raise ValueError("a multirun needs a name for its folder: add sweep=NAME")
+    return str(OUTPUTS / "sweeps" / _root_.sweep)
+
+
+def new_run_name(*, _root_: DictConfig) -> str:
+    sweep = OUTPUTS / "sweeps" / _root_.sweep
+    return free_folder(sweep / run_name(_root_=_root_), _root_.overwrite).name
+
+
+def free_folder(folder: Path, overwrite: bool) -> Path:
+    """``folder``, emptied if it may be overwritten; else the first of folder, folder-2, ... not in use."""
+    if overwrite and not is_later_rank():
+        shutil.rmtree(folder, ignore_errors=True)
+    number, candidate = 1, folder
+    while any((candidate / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints")):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+for resolver in (new_run_folder, new_sweep_folder, new_run_name):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver)
+
+
+# --- mistakes --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn a mistake in configuration or data into its own message, without a traceback."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        known = (ValueError, OSError, TypeError, RuntimeError, OmegaConfBaseException)
+        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause or error, known):
+            raise
+        node = re.search(r"full_key: (\S+)", str(error)) if cause else None
+        where = f"\n(while building {node[1]}; HYDRA_FULL_ERROR=1 shows the traceback)" if node else ""
+        stop(f"{cause or error}{where}")
+
+
+def stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_command_line(arguments: list[str]) -> None:
+    """Compose every job of this command before the first one starts; stop on a mistake with its remedy."""
+    overrides = [a for a in arguments if not a.startswith("-") and not a.startswith("hydra")]
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    if {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--info", "-i", "-sc"} & set(arguments):
+        return
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        known = hydra.compose("config")
+        try:
+            parser = hydra.core.override_parser.overrides_parser.OverridesParser.create()
+            parsed = parser.parse_overrides(overrides)
+            jobs = BasicSweeper.split_arguments(parsed, None)[0] if multirun else [overrides]
+            for job in jobs:
+                cfg = hydra.compose("config", overrides=job)
+        except (HydraException, OmegaConfBaseException) as error:
+            stop(explained(error, known))
+    if multirun and not cfg.sweep:
+        stop("a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)")
+
+
+def explained(error: Exception, known: DictConfig) -> str:
+    """Hydra's message, with the nearest right spelling."""
+    message = str(error)
+    if key := re.search(r"Could not override '([^']+)'", message):
+        near = get_close_matches(key[1], keys_of(known), n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
+        return f"there is no key {key[1]!r} in the configuration: {hint}"
+    if option := re.search(r"Could not find '([^']+)'", message):
+        group, _, name = option[1].rpartition("/")
+        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        near = get_close_matches(name, options, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{group} has no option {name!r}: {hint}The options are {', '.join(options)}"
+    return message
+
+
+def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in node:
+        keys.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
+            keys += keys_of(node._get_node(key), f"{prefix}{key}.")
+    return keys
+
+
+if __name__ == "__main__":
+    check_command_line(sys.argv[1:])
+    run()
