@@ -13,16 +13,9 @@ from scipy.stats import binom
 
 from medvlm_r1.data.phantom import FINDINGS, MODALITIES, QUESTION_TYPES, PhantomImage, PhantomSource
 from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid, chords, coverage, turned
-from medvlm_r1.data.phantom.physics import (
-    CT_WINDOWS,
-    MRI_ACQUISITIONS,
-    MRI_TISSUES,
-    XRAY_PHOTONS,
-    ct,
-    line_integral,
-    mri_signal,
-)
+from medvlm_r1.data.phantom.physics import ct, line_integral, mri_signal
 from medvlm_r1.data.phantom.scene import DISEASES, ORGANS, RADII, SceneSpec, draw_scene
+from medvlm_r1.data.phantom.tissues import CT_WINDOWS, MRI_ACQUISITIONS, MRI_TISSUES, XRAY_PHOTONS
 
 ANATOMY, _, _, ACQUISITION, ATTRIBUTE = QUESTION_TYPES
 

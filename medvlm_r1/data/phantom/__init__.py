@@ -4,10 +4,12 @@ A question is made in this order, one file a stop:
 
 * ``scene.py``: an anatomy of ellipsoids and its lesions, drawn from a seed;
 * ``geometry.py``: what a view of an ellipsoid is: its silhouette, and the path of a ray through it;
+* ``tissues.py``: what each tissue looks like to each modality, and what its acquisitions are;
 * ``physics.py``: one function per modality that turns scene and acquisition into a picture;
 * ``questions.py``: questions, balanced options, and the source that serves them.
 
-A modality is one function in ``physics.PHYSICS`` and one entry in ``questions.FINDINGS``.
+A further modality is one function in ``physics.PHYSICS`` and one entry each in the tables at the top of
+``questions.py`` (findings, wordings of the acquisition question, key of its random stream).
 """
 
 from medvlm_r1.data.phantom.questions import (

@@ -1,9 +1,8 @@
 """One function per modality: scene and acquisition in, picture out.
 
 Every function has the signature ``(scene, acquisition, rng, size) -> [size, size]`` with grey values
-from 0 to 1, and stands in ``PHYSICS`` under its modality's name. The tissue tables begin with values of
-the literature and then exaggerate the lesions, as after contrast medium, because each lesion must be seen
-against each organ in each acquisition.
+nominally from 0 to 1 (what lies outside is clipped when it becomes a picture), and stands in ``PHYSICS``
+under its modality's name.
 """
 
 import math
@@ -24,105 +23,27 @@ from medvlm_r1.data.phantom.geometry import (
     coverage,
     turned,
 )
-from medvlm_r1.data.phantom.scene import Lesion, Piece, Scene
+from medvlm_r1.data.phantom.scene import DEPTH, Lesion, Piece, Scene
+from medvlm_r1.data.phantom.tissues import (
+    CT_TISSUES,
+    CT_WINDOWS,
+    MRI_ACQUISITIONS,
+    MRI_TISSUES,
+    XRAY_CONTRAST,
+    XRAY_PHOTONS,
+    XRAY_TISSUES,
+    XRAY_WATER,
+    XRAY_WINDOWS,
+)
 
 Picture = Float[np.ndarray, "size size"]
 
-# Proton density (water 1), T1 and T2 in ms at 1.5 T after Stanisz et al. 2005 and Bernstein et al.,
-# "Handbook of MRI Pulse Sequences"; parenchyma with the short T1 of an examination after gadolinium.
-MRI_TISSUES: dict[str, tuple[float, float, float]] = {
-    "fat": (0.90, 260, 75),
-    "muscle": (0.68, 900, 40),
-    "viscera": (0.62, 700, 48),
-    "bowel": (0.70, 800, 60),
-    "bone": (0.50, 420, 55),
-    "rib": (0.12, 500, 40),
-    "lung": (0.14, 900, 40),
-    "heart": (0.72, 480, 50),
-    "liver": (0.70, 560, 45),
-    "spleen": (0.74, 620, 75),
-    "kidney": (0.76, 420, 66),
-    "bladder": (0.75, 4200, 160),
-    "cyst": (1.00, 2000, 400),
-    "tumor": (1.00, 240, 110),
-    "rim": (1.00, 230, 150),
-    "pus": (0.10, 2500, 40),
-    "blood": (0.98, 220, 160),
-    "calcium": (1.00, 150, 140),
-}
-
-# TR, TE, TI (ms; TI None for spin echo) and the signal shown as white.
-MRI_ACQUISITIONS: dict[str, tuple[float, float, float | None, float]] = {
-    "T1": (500, 12, None, 0.80),
-    "T2": (4000, 100, None, 0.62),
-    "PD": (4000, 15, None, 0.92),
-    "FLAIR": (9000, 80, 2500, 0.50),
-}
-
-# Hounsfield units, portal venous phase.
-CT_TISSUES: dict[str, float] = {
-    "air": -1000,
-    "fat": -95,
-    "muscle": 50,
-    "viscera": 30,
-    "bowel": 45,
-    "bone": 380,
-    "rib": 650,
-    "lung": -800,
-    "heart": 85,
-    "liver": 90,
-    "spleen": 95,
-    "kidney": 105,
-    "bladder": 80,
-    "cyst": 0,
-    "tumor": 330,
-    "rim": 380,
-    "pus": -120,
-    "blood": 330,
-    "calcium": 800,
-}
-
-# Lower and upper end of the display window in HU.
-CT_WINDOWS: dict[str, tuple[float, float]] = {
-    "abdominal": (-160, 240),
-    "bone": (-150, 1000),
-    "pulmonary": (-1050, 420),
-    "cerebral": (-30, 140),
-}
-
-# Attenuation relative to water at about 60 keV; lesions as if filled with contrast medium.
-XRAY_TISSUES: dict[str, float] = {
-    "fat": 0.9,
-    "muscle": 1.0,
-    "viscera": 1.0,
-    "bowel": 0.96,
-    "bone": 1.7,
-    "rib": 2.0,
-    "lung": 0.3,
-    "heart": 1.06,
-    "liver": 1.06,
-    "spleen": 1.06,
-    "kidney": 1.06,
-    "bladder": 1.06,
-    "cyst": 2.4,
-    "tumor": 3.2,
-    "rim": 3.6,
-    "pus": 0.2,
-    "blood": 3.2,
-    "calcium": 6.0,
-}
-XRAY_CONTRAST = 0.3  # what contrast medium adds to an organ under examination
-XRAY_PHOTONS = 40_000.0  # per pixel of the open beam
-XRAY_WATER = 0.05  # attenuation of water per unit (4 mm), softened: a grid and a hard beam
-# Line integrals (units of water) shown as black and as white: the body is longest along its axis.
-XRAY_WINDOWS: dict[str, tuple[float, float]] = {
-    "frontal": (0.0, 80.0),
-    "lateral": (10.0, 105.0),
-    "oblique": (5.0, 90.0),
-    "axial": (50.0, 150.0),
-}
-
+# Ribs: distance, fall towards the front (units of y per unit of z), thickness of the cage.
 _RIB_SPACING, _RIB_SLOPE, _RIB_DEPTH = 8.5, 0.45, 2.6
+
+
+_FLAT = VIEWS["frontal"]  # the axes of the picture itself, in which a lesion's pieces lie
+_ALL: Box = (slice(None), slice(None))
 
 
 def mri(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
@@ -143,7 +64,7 @@ def mri_signal(tissue: str, acquisition: str) -> float:
     """Signal of a tissue; air gives none.
 
     Spin echo: ``PD (1 - exp(-TR/T1)) exp(-TE/T2)``; inversion recovery:
-    ``PD |1 - 2 exp(-TI/T1) + exp(-TR/T1)| exp(-TE/T2)`` (Bernstein et al., chapters 14.1 and 14.2).
+    ``PD |1 - 2 exp(-TI/T1) + exp(-TR/T1)| exp(-TE/T2)`` (Bernstein et al., chapter 14).
     """
     if tissue == "air":
         return 0.0
@@ -210,16 +131,8 @@ def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
         paint(*coverage(part.solid, view, size), part.tissue)
     for lesion in scene.lesions:
         for piece in _seen(lesion, view):
-            box, share = coverage(piece.solid, _FLAT, size)
-            if piece.minus:
-                cut_box, cut = coverage(piece.minus, _FLAT, size)
-                share = share * (1.0 - _within(cut_box, cut, box, size))
-            paint(box, share, piece.tissue)
+            paint(*_share(piece, size), piece.tissue)
     return picture
-
-
-_FLAT = VIEWS["frontal"]
-_ALL: Box = (slice(None), slice(None))
 
 
 def line_integral(scene: Scene, view_name: str, size: int) -> Picture:
@@ -231,28 +144,30 @@ def line_integral(scene: Scene, view_name: str, size: int) -> Picture:
     view, mu = VIEWS[view_name], XRAY_TISSUES
     total = np.zeros((size, size), dtype=np.float32)
     for depth, gain in ((0.0, mu["fat"]), (scene.fat, mu["muscle"] - mu["fat"])):
-        total += gain * _longest([chords(_shrunk(solid, depth), view, size) for solid in scene.body], size)
+        total += gain * _largest([chords(_shrunk(solid, depth), view, size) for solid in scene.body], size)
     total += (mu["rib"] - mu["muscle"]) * _rib_length(scene, view, size)
-    examined = {lesion.host for lesion in scene.lesions}
-    for index, part in enumerate(scene.organs):
+    attenuation = [mu[part.tissue] for part in scene.organs]
+    for lesion in scene.lesions:
+        attenuation[lesion.host] = mu[lesion.organ] + (XRAY_CONTRAST if lesion.organ != "lung" else 0.0)
+    for part, value in zip(scene.organs, attenuation, strict=True):
         box, length = chords(part.solid, view, size)
-        contrast = XRAY_CONTRAST if index in examined and part.tissue != "lung" else 0.0
-        total[box] += (mu[part.tissue] + contrast - mu["muscle"]) * length
+        total[box] += (value - mu["muscle"]) * length
     for lesion in scene.lesions:
         pieces = list(_seen(lesion, view))
         for tissue in {piece.tissue: None for piece in pieces}:
-            lengths = [_cut_chords(piece, size) for piece in pieces if piece.tissue == tissue]
-            total += (mu[tissue] - mu["muscle"]) * _longest(lengths, size)
+            shares = [_share(piece, size) for piece in pieces if piece.tissue == tissue]
+            thickness = 2.0 * DEPTH * _largest(shares, size)
+            total += (mu[tissue] - attenuation[lesion.host]) * thickness
     return total
 
 
-def _cut_chords(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
-    """Chords of a lesion's piece; both of its solids are symmetric about one plane, so lengths subtract."""
-    box, length = chords(piece.solid, _FLAT, size)
+def _share(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
+    """Share of each pixel that a lesion's piece covers, less what is cut out of it."""
+    box, share = coverage(piece.solid, _FLAT, size)
     if piece.minus:
-        cut_box, cut = chords(piece.minus, _FLAT, size)
-        length = np.maximum(length - _within(cut_box, cut, box, size), 0.0)
-    return box, length
+        cut_box, cut = coverage(piece.minus, _FLAT, size)
+        share = share * (1.0 - _within(cut_box, cut, box, size))
+    return box, share
 
 
 def _seen(lesion: Lesion, view: View) -> Iterator[Piece]:
@@ -280,10 +195,10 @@ def _within(box: Box, values: Float[np.ndarray, "h w"], target: Box, size: int) 
     return full[target]
 
 
-def _longest(pieces: list[tuple[Box, Float[np.ndarray, "h w"]]], size: int) -> Picture:
+def _largest(pieces: list[tuple[Box, Float[np.ndarray, "h w"]]], size: int) -> Picture:
     full = np.zeros((size, size), dtype=np.float32)
-    for box, length in pieces:
-        np.maximum(full[box], length, out=full[box])
+    for box, values in pieces:
+        np.maximum(full[box], values, out=full[box])
     return full
 
 

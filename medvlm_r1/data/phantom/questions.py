@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from medvlm_r1.data.phantom.physics import CT_WINDOWS, MRI_ACQUISITIONS, PHYSICS, XRAY_WINDOWS
+from medvlm_r1.data.phantom.physics import PHYSICS
 from medvlm_r1.data.phantom.scene import COUNTS, DISEASES, ORGANS, RADII, SceneSpec, draw_scene
+from medvlm_r1.data.phantom.tissues import CT_WINDOWS, MRI_ACQUISITIONS, XRAY_WINDOWS
 from medvlm_r1.data.sample import LETTERS, VQASample
 
 ANATOMY, DISEASE, GRADING, ACQUISITION, ATTRIBUTE = QUESTION_TYPES = (

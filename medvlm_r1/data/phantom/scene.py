@@ -4,7 +4,7 @@ Simplifications, all for the sake of questions that an eye can decide at 112 pix
 
 1. Slices are curved coronal reformats that run through the middle of every organ and lesion.
 2. A lesion is turned to the viewer (as a radiographer turns the patient), so that a crescent is a
-   crescent in every view; it is flat, so that small and large ones attenuate alike.
+   crescent in every view; it is equally thick everywhere, so that small and large ones attenuate alike.
 3. Lesions of one scene keep apart in all four views.
 """
 
@@ -18,7 +18,7 @@ from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid, Point, turned
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
 COUNTS = ("one", "two", "three", "four")
 RADII = {"minimal": 3.8, "mild": 6.2, "moderate": 9.2, "severe": 13.0}  # units, +-4 %
-DEPTH = 5.0  # half thickness of a lesion along the line of sight, units
+DEPTH = 4.0  # half thickness of a lesion along the line of sight, units
 
 # Chest, belly, shoulders, neck: centre and radii.
 _BODY: tuple[tuple[tuple, tuple], ...] = (
@@ -27,7 +27,7 @@ _BODY: tuple[tuple[tuple, tuple], ...] = (
     ((0, -34, -2), (46, 17, 17)),
     ((0, -50, -3), (11, 24, 12)),
 )
-# Centre, radii and angle of every part in painting order; a later part hides an earlier one.
+# Organ, centre, radii and angle of every part in painting order; a later part hides an earlier one.
 _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
     ("lung", (-19.5, -21, -2), (13.0, 23.0, 15.0), 0.06),
     ("lung", (20.5, -21, -2), (12.0, 22.0, 15.0), -0.06),
@@ -37,11 +37,10 @@ _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
     ("spleen", (26, 8, -9), (8.5, 11.5, 10.0), 0.2),
     ("kidney", (-18, 26, -12), (6.5, 10.5, 7.0), 0.2),
     ("kidney", (18, 25, -12), (6.5, 10.5, 7.0), -0.2),
-    ("bone", (-27, 38, -6), (4.0, 13.0, 9.0), -0.5),
-    ("bone", (27, 38, -6), (4.0, 13.0, 9.0), 0.5),
+    ("bone", (-29, 41, -6), (3.6, 11.5, 9.0), -0.5),
+    ("bone", (29, 41, -6), (3.6, 11.5, 9.0), 0.5),
     ("bone", (-29, 55, 0), (6.0, 6.0, 6.0), 0.0),
     ("bone", (29, 55, 0), (6.0, 6.0, 6.0), 0.0),
-    ("bone", (0, 36, -17), (8.0, 9.0, 4.0), 0.0),
     ("bladder", (0, 44, 0), (12.0, 9.0, 9.0), 0.0),
 )
 _BOWELS = 5  # loops of bowel beside the fixed one
@@ -204,7 +203,7 @@ def _tumor(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
         turn = start + 2 * math.pi * (i + rng.uniform(-0.2, 0.2)) / number
         middle, length = 0.68 * radius, rng.uniform(0.5, 0.68) * radius
         spot = (middle * math.cos(turn), middle * math.sin(turn), 0.0)
-        pieces.append(Piece("tumor", Ellipsoid(spot, (length, max(0.12 * radius, 0.75), 0.8 * DEPTH), turn)))
+        pieces.append(Piece("tumor", Ellipsoid(spot, (length, max(0.12 * radius, 0.75), DEPTH), turn)))
     return tuple(pieces)
 
 
@@ -221,7 +220,7 @@ def _hematoma(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
     turn = rng.uniform(0, 2 * math.pi)
     offset = 0.62 * radius
     bite = Ellipsoid(
-        (offset * math.cos(turn), offset * math.sin(turn), 0.0), (0.9 * radius, 0.9 * radius, 9 * DEPTH)
+        (offset * math.cos(turn), offset * math.sin(turn), 0.0), (0.9 * radius, 0.9 * radius, DEPTH)
     )
     return (Piece("blood", Ellipsoid((0, 0, 0), (radius, radius, DEPTH)), minus=bite),)
 
@@ -235,7 +234,7 @@ def _calcification(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]
         reach = (radius - dot) * math.sqrt((i + 0.5) / number)
         turn = start + i * math.pi * (3 - math.sqrt(5)) + rng.uniform(-0.12, 0.12)
         spot = (reach * math.cos(turn), reach * math.sin(turn), 0.0)
-        pieces.append(Piece("calcium", Ellipsoid(spot, (dot, dot, 0.6 * DEPTH))))
+        pieces.append(Piece("calcium", Ellipsoid(spot, (dot, dot, DEPTH))))
     return tuple(pieces)
 
 
