@@ -16,6 +16,7 @@ Two choices that matter:
 
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import norm
@@ -24,6 +25,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 10_000
+_CHUNK = 1_000_000  # counts held at a time
 LEVEL = 0.95
 
 Groups = Sequence[Hashable] | None
@@ -124,9 +126,8 @@ def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = Non
     """
     sets = [np.atleast_2d(np.asarray(s, dtype=float)) for s in sets]
     sums, sizes = _by_group(sets, groups)
-    rng = np.random.default_rng(seed)
-    weights = _seed_weights(len(sets[0]), rng)
-    draws = np.mean([_draw(s, size, weights, rng) for s, size in zip(sums, sizes, strict=True)], axis=0)
+    weights = _seed_weights(len(sets[0]), np.random.default_rng(seed))
+    draws = _draw(sums, sizes, weights, seed)
     value = float(np.mean([s.mean() for s in sets]))
     n = sum(s.shape[1] for s in sets)
     if np.ptp(np.concatenate([s.ravel() for s in sets])) == 0:  # all right or all wrong: no spread to draw
@@ -167,13 +168,7 @@ def seeds_difference(
     sums_b, _ = _by_group(b, groups)
     rng = np.random.default_rng(seed)
     weights = np.hstack([_seed_weights(len(a[0]), rng), -_seed_weights(len(b[0]), rng)])
-    draws = np.mean(
-        [
-            _draw(np.vstack(both), size, weights, rng)
-            for *both, size in zip(sums_a, sums_b, sizes, strict=True)
-        ],
-        axis=0,
-    )
+    draws = _draw([np.vstack(both) for both in zip(sums_a, sums_b, strict=True)], sizes, weights, seed)
     value = float(np.mean([x.mean() - y.mean() for x, y in zip(a, b, strict=True)]))
     n = sum(s.shape[1] for s in a)
     if np.ptp(draws) < 1e-12:
@@ -244,10 +239,24 @@ def _seed_weights(seeds: int, rng: np.random.Generator) -> np.ndarray:
     return rng.multinomial(seeds - 1, [1 / seeds] * seeds, size=RESAMPLES) / (seeds - 1)
 
 
-def _draw(sums: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``[resamples]`` weighted means over seeds and drawn groups; ``sums`` is ``[seeds, groups]``."""
-    picked = rng.integers(len(sizes), size=(RESAMPLES, len(sizes)))
-    right = np.zeros(RESAMPLES)
-    for row, weight in zip(sums, weights.T, strict=True):  # one seed at a time: 24 MB instead of all at once
-        right += weight * row[picked].sum(axis=1)
-    return right / sizes[picked].sum(axis=1)
+def _draw(sums: list[np.ndarray], sizes: list[np.ndarray], weights: np.ndarray, seed: int) -> np.ndarray:
+    """``[resamples]`` weighted means over seeds and drawn groups, averaged over test sets."""
+    draws = np.zeros(RESAMPLES)
+    for number, (right, size) in enumerate(zip(sums, sizes, strict=True)):
+        both = np.vstack([right, size]).astype(np.float32).T
+        rows = max(1, _CHUNK // len(size))
+        parts = [
+            _counts(min(rows, RESAMPLES - start), len(size), (seed, number, start)) @ both
+            for start in range(0, RESAMPLES, rows)
+        ]
+        total = np.concatenate(parts).astype(float)
+        draws += (weights * total[:, :-1]).sum(axis=1) / total[:, -1]
+    return draws / len(sums)
+
+
+@lru_cache(maxsize=32)  # 32 chunks of 4 MB: one comparison draws the same groups for every row and column
+def _counts(rows: int, groups: int, key: tuple[int, ...]) -> np.ndarray:
+    """``[rows, groups]``: how often each resample drew each group."""
+    picked = np.random.default_rng(key).integers(groups, size=(rows, groups))
+    picked += groups * np.arange(rows)[:, None]
+    return np.bincount(picked.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float32)

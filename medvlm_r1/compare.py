@@ -1,0 +1,94 @@
+"""Compare runs: ``python -m medvlm_r1.compare FOLDER...`` prints the table and writes the page."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from medvlm_r1.report.comparison import Comparison, compare
+from medvlm_r1.report.page import caveat, headline, write_page
+from medvlm_r1.report.run_folder import RunFolderError
+from medvlm_r1.report.tables import accuracy_table, as_markdown, as_rich, difference_table, fairness_lines
+
+EXAMPLES = """examples:
+  python -m medvlm_r1.compare outputs/sweeps/main_table
+  python -m medvlm_r1.compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
+  python -m medvlm_r1.compare outputs/sweeps/ablate_beta --baseline sft_600
+
+Runs of one configuration that differ in the seed alone share a row. Writes comparison.json,
+comparison.md and report.html. Exit code 2: a folder cannot be compared; the line says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medvlm_r1.compare",
+        description="Compare finished runs on the same questions: intervals, paired tests, fairness, a page.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="a run folder, or a folder of run folders"
+    )
+    parser.add_argument(
+        "--baseline", help="experiment, method or row label to take differences from (default: zero_shot)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: FOLDER, if only one is given)"
+    )
+    given = parser.parse_args(arguments)
+    if given.out is None and len(given.folders) > 1:
+        print("several folders: name the folder to write into with --out DIR", file=sys.stderr)
+        return 2
+    try:
+        comparison = compare(given.folders, given.baseline)
+        out = given.out or given.folders[0]
+        typed = sys.argv[1:] if arguments is None else arguments
+        written = write(comparison, out, shlex.join(["python", "-m", "medvlm_r1.compare", *map(str, typed)]))
+    except RunFolderError as error:
+        print(error, file=sys.stderr)
+        return 2
+    show(comparison, Console())
+    print("wrote " + ", ".join(map(str, written)))
+    return 0
+
+
+def show(c: Comparison, console: Console) -> None:
+    """Print the tables, the fairness list and what is missing."""
+    console.print(as_rich(accuracy_table(c)))
+    if c.differences:
+        console.print(as_rich(difference_table(c)))
+    for fairness in c.fairness:
+        console.print("[bold]Fairness[/bold]")
+        console.print(escape("\n".join(fairness_lines(fairness))), highlight=False)
+    for folder in c.unfinished:
+        console.print(f"unfinished, left out: {escape(str(folder))} (no metrics.json)", highlight=False)
+    if c.baseline is None and len(c.rows) > 1:
+        console.print("no zero-shot run: differences from a baseline are left out (or name one: --baseline)")
+    console.print("\n" + escape(headline(c)), highlight=False)
+    if caveat(c):
+        console.print(escape(caveat(c)), highlight=False)
+
+
+def write(c: Comparison, out: Path, command: str) -> list[Path]:
+    """Write ``comparison.json``, ``comparison.md`` and ``report.html`` into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "comparison.json", out / "comparison.md"]
+    paths[0].write_text(json.dumps(c.as_dict(), indent=1) + "\n", encoding="utf-8")
+    parts = [headline(c), caveat(c), as_markdown(accuracy_table(c))]
+    parts += [as_markdown(difference_table(c))] if c.differences else []
+    for fairness in c.fairness:
+        parts.append("### Fairness\n\n" + "\n".join(f"- {line.strip()}" for line in fairness_lines(fairness)))
+    parts += [f"Unfinished, left out: {folder}" for folder in c.unfinished]
+    parts.append(f"Made by `{command}`")
+    paths[1].write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    return [*paths, write_page(c, out, command)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Dot plots with intervals and training curves.
+
+A figure for the page is an SVG whose colours are CSS variables of the page (``var(--ink)``,
+``var(--grpo)``), so one drawing reads in light and in dark; text stays text. Panels are small, so
+that they stand side by side on a wide screen and below each other on a phone.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from medvlm_r1.report.comparison import Comparison
+from medvlm_r1.report.rows import Row
+from medvlm_r1.report.tables import percent, set_name, span
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a figure; ``series`` are those of zero-shot, SFT, GRPO and of further rows."""
+
+    ink: str
+    muted: str
+    rule: str
+    series: tuple[str, ...]
+
+
+# Stand-ins that matplotlib writes into the SVG, replaced by the page's variables.
+PAGE = Palette("#010101", "#020202", "#030303", tuple(f"#0a0a0{k}" for k in range(6)))
+PRINT = Palette(
+    "#1c2430", "#5b6675", "#d8dee6", ("#6b7686", "#b9501a", "#1a66a8", "#2f7d52", "#7d4bab", "#a8325a")
+)
+_VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.rule: "--rule"} | {
+    colour: f"--series-{k}" for k, colour in enumerate(PAGE.series)
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric's drawing.
+
+    Attributes:
+        title: what is drawn.
+        unit: of its values.
+        svg: inline SVG.
+        lines: per method its label, colour number, first and last value (mean over seeds).
+    """
+
+    title: str
+    unit: str
+    svg: str
+    lines: list[tuple[str, int, float, float]]
+
+
+# Panel title and what to read off it, by logged metric; reward terms are added as they are found.
+CURVES = {
+    "train/reward": ("Reward", "mean total per completion"),
+    "train/kl": ("KL to the reference", "nats per token"),
+    "train/tokens": ("Completion length", "tokens"),
+    "train/truncated": ("Truncated", "share cut at the limit"),
+    "train/accuracy": ("Accuracy while training", "share of sampled completions"),
+    "train/well_formed": ("Well-formed while training", "share of sampled completions"),
+    "train/loss": ("Loss", ""),
+    "validation/accuracy": ("Validation accuracy", "held-out questions of the training domain"),
+}
+
+
+def series(rows: Sequence[Row]) -> dict[str, int]:
+    """Row label -> number of its colour: zero-shot 0, SFT 1, GRPO 2, further rows of a method 3 to 5."""
+    first = {"zero_shot": 0, "sft": 1, "grpo": 2}
+    spare = itertools.cycle((3, 4, 5))
+    return {row.label: first.pop(row.method) if row.method in first else next(spare) for row in rows}
+
+
+def dot_panels(c: Comparison) -> dict[str, str]:
+    """Column -> SVG: one dot with its interval per method, chance as a dotted line."""
+    panels = {}
+    for scope in c.scopes:
+        figure = Figure(figsize=(3.5, 0.62 + 0.42 * len(c.rows)), layout="constrained")
+        _dots(figure.subplots(), c, scope, PAGE, values=True)
+        panels[scope] = svg(figure, f"dots-{scope}")
+    return panels
+
+
+def curve_panels(c: Comparison) -> list[Panel]:
+    """Panels of the metrics that a run logged; methods that log the same metric share one.
+
+    Several seeds: thin lines, their mean thick.
+    """
+    logged = {m for row in c.rows for run in row.runs for m in run.curves.columns}
+    terms = sorted(m for m in logged if m.startswith("train/reward_"))
+    titles = {m: (f"Reward: {m.removeprefix('train/reward_').replace('_', ' ')}", "mean") for m in terms}
+    panels = []
+    for metric, (title, unit) in ({"train/reward": CURVES["train/reward"]} | titles | CURVES).items():
+        lines = {row.label: line for row in c.rows if len(line := _mean_curve(row, metric))}
+        if lines:
+            figure = Figure(figsize=(3.5, 2.1), layout="constrained")
+            _curves(figure.subplots(), [r for r in c.rows if r.label in lines], metric, series(c.rows))
+            ends = [(k, series(c.rows)[k], float(v.iloc[0]), float(v.iloc[-1])) for k, v in lines.items()]
+            panels.append(Panel(title, unit, svg(figure, metric), ends))
+    return panels
+
+
+def comparison_figure(c: Comparison, path: Path) -> Path:
+    """The dot plot of every test set side by side, as a PNG on white for a README.
+
+    Args:
+        c: what was compared.
+        path: file to write.
+    """
+    scopes = list(c.scopes)
+    size = (2.3 * len(scopes) + 1.0, 0.95 + 0.36 * len(c.rows))
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=size, layout="constrained")
+        for k, axes in enumerate(figure.subplots(1, len(scopes), sharex=True, squeeze=False)[0]):
+            _dots(axes, c, scopes[k], PRINT, values=False)
+            axes.set_title(
+                set_name(scopes[k]) + (" (in domain)" if scopes[k] in c.in_domain else ""), loc="left"
+            )
+            axes.title.set(fontsize=9, color=PRINT.ink)
+            if k:
+                axes.set_yticklabels([])
+        figure.supxlabel("accuracy in percent, 95 % interval; dotted: chance", fontsize=8, color=PRINT.muted)
+        figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
+    return path
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as inline SVG in the page's own colours and font; the same bytes for the same data."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    return re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1
+    )
+
+
+def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool) -> None:
+    number = series(c.rows)
+    for y, row in enumerate(c.rows):
+        i = c.accuracy[row.label][scope]
+        paint = palette.series[number[row.label]]
+        axes.plot([100 * i.low, 100 * i.high], [y, y], color=paint, lw=2.4, solid_capstyle="round")
+        axes.plot(100 * i.value, y, "o", color=paint, ms=7)
+        if values:
+            axes.annotate(
+                f"{percent(i.value)}  ({span(i)})",
+                (0, y),
+                (0, 9),
+                textcoords="offset points",
+                color=palette.ink,
+                fontsize=8.5,
+            )
+    axes.axvline(100 * c.chance[scope], color=palette.muted, lw=1, ls=(0, (1, 2)))
+    axes.set(xlim=(0, 100), ylim=(len(c.rows) - 0.5, -0.75), xticks=[0, 25, 50, 75, 100])
+    axes.set_yticks(range(len(c.rows)), [row.label for row in c.rows])
+    _plain(axes, palette)
+    axes.grid(axis="x", color=palette.rule, lw=0.7)
+    axes.spines["left"].set_visible(False)
+
+
+def _mean_curve(row: Row, metric: str) -> pd.Series:
+    """Mean over the seeds that logged the metric, at the steps where they all did."""
+    lines = [line for run in row.runs if len(line := run.curve(metric))]
+    return pd.concat(lines, axis=1).dropna().mean(axis=1) if lines else pd.Series(dtype=float)
+
+
+def _curves(axes: Axes, rows: Sequence[Row], metric: str, number: dict[str, int]) -> None:
+    for row in rows:
+        paint = PAGE.series[number[row.label]]
+        if len(row.runs) > 1:
+            for run in row.runs:
+                axes.plot(run.curve(metric), color=paint, lw=0.7, alpha=0.4)
+        mean = _mean_curve(row, metric)
+        axes.plot(mean, color=paint, lw=1.8, marker="o" if len(mean) < 12 else None, ms=3.5)
+    low, high = axes.get_ylim()
+    if metric.endswith(("accuracy", "well_formed", "truncated")):
+        axes.set_ylim(max(-0.02, low), min(1.02, max(high, 0.1)))
+    _plain(axes, PAGE)
+    axes.grid(axis="y", color=PAGE.rule, lw=0.7)
+    axes.set_xlabel("optimiser step", fontsize=8.5, color=PAGE.muted)
+
+
+def _plain(axes: Axes, palette: Palette) -> None:
+    """Quiet frame: a base line, no box, no tick marks."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(palette.rule)
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink)
+    axes.set_axisbelow(True)
+    axes.patch.set_visible(False)

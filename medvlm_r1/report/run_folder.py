@@ -1,0 +1,251 @@
+"""Reads what one run left behind. A folder without ``metrics.json`` is an unfinished run."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+METHODS = {"zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO"}  # in the order of every table
+PLAIN = "image"  # the control in which nothing was changed
+
+
+class RunFolderError(ValueError):
+    """A folder that cannot be read as a run. The message names the folder, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        folder: where it lies.
+        metrics: ``metrics.json``.
+        config: the resolved configuration, plain types; empty if the run left none.
+    """
+
+    folder: Path
+    metrics: dict
+    config: dict
+
+    @property
+    def name(self) -> str:
+        return self.facts.get("name") or self.folder.name
+
+    @property
+    def facts(self) -> dict:
+        """What the run says about itself: versions, commit, seed, model, data."""
+        return self.metrics["run"]
+
+    @property
+    def method(self) -> str:
+        return self.facts["method"]
+
+    @property
+    def experiment(self) -> str:
+        return str(self.facts.get("experiment") or self.method)
+
+    @property
+    def seed(self) -> int:
+        return int(self.facts["seed"])
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Names in the order in which the run reports them."""
+        return list(self.metrics["accuracy"])
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per question, test set and control, of the last evaluated step of each test set.
+
+        Raises:
+            RunFolderError: the file is missing or empty, or disagrees with ``metrics.json``.
+        """
+        path = self.folder / "predictions.jsonl"
+        rows = pd.DataFrame(_json_lines(path))
+        if rows.empty:
+            raise RunFolderError(f"{path} is missing or empty: run the evaluation again")
+        rows = rows[rows["test_set"].isin(self.test_sets)]
+        rows = rows[rows["step"] == rows.groupby("test_set")["step"].transform("max")]
+        if rows.duplicated(["test_set", "control", "sample_id"]).any():
+            raise RunFolderError(f"{path} holds a question twice for one test set and control")
+        plain = rows[rows["control"] == PLAIN]
+        for name, entry in self.metrics["accuracy"].items():
+            correct = plain.loc[plain["test_set"] == name, "correct"]
+            if len(correct) != entry["n"] or abs(correct.mean() - entry["value"]) > 1e-6:
+                raise RunFolderError(
+                    f"{self.folder}: metrics.json says {entry['value']:.4f} of {entry['n']} on {name}, "
+                    f"predictions.jsonl says {correct.mean():.4f} of {len(correct)}: one of them is stale"
+                )
+        return rows.reset_index(drop=True)
+
+    def answers(self, test_set: str, control: str = PLAIN) -> pd.DataFrame:
+        """One test set's rows under one control, indexed and sorted by sample id."""
+        return self._tables[test_set, control]
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, str], pd.DataFrame]:
+        parts = self.predictions.groupby(["test_set", "control"], sort=False)
+        return {key: part.set_index("sample_id").sort_index() for key, part in parts}
+
+    @property
+    def controls(self) -> list[str]:
+        """Controls that every test set was answered under, the plain one first."""
+        names = self.predictions["control"].unique()
+        whole = [c for c in names if all((t, c) in self._tables for t in self.test_sets)]
+        return sorted(whole, key=lambda c: c != PLAIN)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """``metrics.csv``: sparse rows, one column per logged metric; empty if nothing was logged."""
+        path = self.folder / "metrics.csv"
+        return pd.read_csv(path) if path.is_file() and path.stat().st_size else pd.DataFrame({"step": []})
+
+    def curve(self, metric: str) -> pd.Series:
+        """One metric by optimiser step; empty where it was not logged."""
+        if metric not in self.curves:
+            return pd.Series(dtype=float)
+        return self.curves.dropna(subset=[metric]).groupby("step")[metric].last()
+
+    @cached_property
+    def traced_steps(self) -> list[int]:
+        """Optimiser steps whose completions were written to ``rollouts/``, ascending."""
+        return sorted(int(p.stem.removeprefix("step-")) for p in self.folder.glob("rollouts/step-*.jsonl"))
+
+    def rollouts(self, step: int) -> list[dict]:
+        """The completions of one traced step, in file order."""
+        return _json_lines(self.folder / "rollouts" / f"step-{step}.jsonl")
+
+    @cached_property
+    def alarms(self) -> list[dict]:
+        return _json_lines(self.folder / "alarms.jsonl")
+
+    @cached_property
+    def timing(self) -> dict:
+        path = self.folder / "timing.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    @cached_property
+    def command(self) -> str:
+        """What was typed to make the run."""
+        if "command" in self.facts:
+            return str(self.facts["command"])
+        path = self.folder / ".hydra" / "overrides.yaml"
+        overrides = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else []
+        return " ".join(["python run.py", *map(str, overrides)])
+
+    @cached_property
+    def trained_on(self) -> list[str]:
+        """Modalities of the training questions, as far as the run says; zero-shot was trained on none.
+
+        Read from ``trained_on`` in ``metrics.json``'s ``run``, else from the keys of the ``data``
+        configuration that name modalities for training.
+        """
+        if self.method == "zero_shot":
+            return []
+        named = self.facts.get("trained_on")
+        if named is None:
+            data = flatten(self.config.get("data") or {})
+            keys = ("train_modality", "train_modalities", "train.modality", "train.modalities", "modality")
+            named = next((data[k] for k in keys if data.get(k)), [])
+        return [str(m).lower() for m in (named if isinstance(named, list) else [named])]
+
+    @cached_property
+    def in_domain(self) -> list[str]:
+        """Test sets whose modality the run was trained on."""
+        rows = self.predictions
+        modality = rows.groupby("test_set")["modality"].agg(lambda m: set(map(str.lower, m)))
+        return [
+            t for t in self.test_sets if t.lower() in self.trained_on or modality[t] <= set(self.trained_on)
+        ]
+
+    def image(self, sample_id: str) -> Path | None:
+        """The picture of a question, if the run kept it."""
+        path = self.folder / "images" / f"{sample_id}.png"
+        return path if path.is_file() else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read one finished run.
+
+    Raises:
+        RunFolderError: no ``metrics.json`` (unfinished), or not the keys that a report needs.
+    """
+    folder = Path(folder)
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise RunFolderError(
+            f"{folder} holds no metrics.json: the run is unfinished, or this is no run folder"
+        )
+    try:
+        metrics = json.loads(path.read_text())
+        method = metrics["run"]["method"]
+        int(metrics["run"]["seed"])
+        dict(metrics["accuracy"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{path} is not a run's summary ({type(error).__name__}: {error})") from error
+    if method not in METHODS:
+        raise RunFolderError(f"{path}: method {method!r} is none of {', '.join(METHODS)}")
+    config = folder / "config.yaml"
+    resolved = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
+    return Run(folder, metrics, resolved)
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
+    """Finished runs, and the folders of unfinished ones, in folders of runs or run folders.
+
+    Raises:
+        RunFolderError: a folder does not exist, holds no run, or no run is finished.
+    """
+    runs, unfinished = {}, []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise RunFolderError(f"{folder} is no folder")
+        inside = (
+            [folder] if _is_run(folder) else sorted(p for p in folder.iterdir() if p.is_dir() and _is_run(p))
+        )
+        if not inside:
+            raise RunFolderError(f"{folder} holds no run: give a run folder, or a folder of run folders")
+        for path in inside:
+            if (path / "metrics.json").is_file():
+                runs[path.resolve()] = read_run(path)
+            elif path not in unfinished:
+                unfinished.append(path)
+    if not runs:
+        raise RunFolderError(f"no finished run in {', '.join(map(str, unfinished))}: metrics.json is missing")
+    return list(runs.values()), unfinished
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """Nested mappings as one mapping with dotted keys; lists stay whole."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
+    return flat
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in ("metrics.json", "config.yaml", ".hydra"))
+
+
+def _json_lines(path: Path) -> list[dict]:
+    """Rows of a JSON-lines file; none if it does not exist."""
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RunFolderError(
+                f"{path}, line {number} is no JSON ({error}): the run was cut short"
+            ) from error
+    return rows
