@@ -41,7 +41,6 @@ Picture = Float[np.ndarray, "size size"]
 # Ribs: distance, fall towards the front (units of y per unit of z), thickness of the cage.
 _RIB_SPACING, _RIB_SLOPE, _RIB_DEPTH = 8.5, 0.45, 2.6
 
-
 _FLAT = VIEWS["frontal"]  # the axes of the picture itself, in which a lesion's pieces lie
 _ALL: Box = (slice(None), slice(None))
 
@@ -196,6 +195,7 @@ def _within(box: Box, values: Float[np.ndarray, "h w"], target: Box, size: int) 
 
 
 def _largest(pieces: list[tuple[Box, Float[np.ndarray, "h w"]]], size: int) -> Picture:
+    """Pixel by pixel the largest of several values, each given inside its own box; 0 elsewhere."""
     full = np.zeros((size, size), dtype=np.float32)
     for box, values in pieces:
         np.maximum(full[box], values, out=full[box])
@@ -218,9 +218,7 @@ def _rib_length(scene: Scene, view: View, size: int) -> Picture:
     else:
         y = coordinates(size)[box[0], None]
         level = y - (_RIB_SLOPE * view[0][2]) * coordinates(size)[None, box[1]]
-        reach = (
-            0.5 * _RIB_SLOPE * view[2][2]
-        ) * outer  # z, in front and behind, where the ray meets the cage
+        reach = (0.5 * _RIB_SLOPE * view[2][2]) * outer  # the ray meets the cage half a chord off its middle
         share = 0.5 * (_rib_pattern(level - reach, scene) + _rib_pattern(level + reach, scene))
     full = np.zeros((size, size), dtype=np.float32)
     full[box] = np.minimum(wall, 12.0) * share

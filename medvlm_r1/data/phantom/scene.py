@@ -17,7 +17,8 @@ from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid, Point, turned
 
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
 COUNTS = ("one", "two", "three", "four")
-RADII = {"minimal": 3.8, "mild": 6.2, "moderate": 9.2, "severe": 13.0}  # units, +-4 %
+# Lesion radius in units, +-4 %; steps of a factor 1.5 or so, hence gaps between the grades.
+RADII = {"minimal": 3.7, "mild": 6.2, "moderate": 9.5, "severe": 14.0}
 DEPTH = 4.0  # half thickness of a lesion along the line of sight, units
 
 # Chest, belly, shoulders, neck: centre and radii.
@@ -120,7 +121,6 @@ def draw_scene(spec: SceneSpec) -> Scene:
     rng = np.random.default_rng(np.random.SeedSequence(spec.key))
     width, height = float(rng.uniform(0.94, 1.05)), float(rng.uniform(0.96, 1.03))
     shift = rng.uniform(-2.0, 2.0, size=2).tolist()
-
     play = iter(rng.uniform(-1.0, 1.0, size=(len(_TORSO) + _BOWELS, 7)).tolist())
 
     def place(centre: tuple, radii: tuple, angle: float = 0.0, loose: bool = False) -> Ellipsoid:
@@ -195,13 +195,13 @@ def _cyst(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
 def _tumor(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
     """A solid core with spicules."""
     core = Piece(
-        "tumor", Ellipsoid((0, 0, 0), (0.72 * radius, 0.66 * radius, DEPTH), rng.uniform(0, math.pi))
+        "tumor", Ellipsoid((0, 0, 0), (0.64 * radius, 0.58 * radius, DEPTH), rng.uniform(0, math.pi))
     )
     number, start = int(rng.integers(7, 10)), rng.uniform(0, 2 * math.pi)
     pieces = [core]
     for i in range(number):
         turn = start + 2 * math.pi * (i + rng.uniform(-0.2, 0.2)) / number
-        middle, length = 0.68 * radius, rng.uniform(0.5, 0.68) * radius
+        middle, length = 0.6 * radius, rng.uniform(0.4, 0.5) * radius
         spot = (middle * math.cos(turn), middle * math.sin(turn), 0.0)
         pieces.append(Piece("tumor", Ellipsoid(spot, (length, max(0.12 * radius, 0.75), DEPTH), turn)))
     return tuple(pieces)

@@ -55,7 +55,7 @@ CT_TISSUES: dict[str, float] = {
     "rim": 380,
     "pus": -120,
     "blood": 330,
-    "calcium": 800,
+    "calcium": 650,
 }
 
 # Lower and upper end of the display window in HU.
@@ -88,7 +88,7 @@ XRAY_TISSUES: dict[str, float] = {
     "calcium": 6.0,
 }
 XRAY_CONTRAST = 0.3  # what contrast medium adds to an organ under examination
-XRAY_PHOTONS = 40_000.0  # per pixel of the open beam
+XRAY_PHOTONS = 100_000.0  # per pixel of the open beam
 XRAY_WATER = 0.05  # attenuation of water per unit (4 mm), softened: a grid and a hard beam
 # Line integrals (units of water) shown as black and as white: the body is longest along its axis.
 XRAY_WINDOWS: dict[str, tuple[float, float]] = {
