@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -29,6 +30,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from medvlm_r1.data.module import VQADataModule
+    from medvlm_r1.module import VLMModule
 
 CONF = Path(__file__).parent / "conf"
 OUTPUTS = Path("outputs")
@@ -46,19 +53,21 @@ def run(cfg: DictConfig) -> float | None:
     """
     with told_plainly():
         folder = settle(cfg)
-    # Imported here, so that --help and a mistyped option answer at once.
+    # Imported here, so that --help, a mistyped option and missing weights are answered at once.
+    from medvlm_r1.policy.weights import check_device, find_weights
+
+    with told_plainly():
+        check_device(find_weights(cfg.model.path, cfg.model.revision), cfg.trainer.accelerator)
+    hush()
     import lightning
     import torch
 
-    from medvlm_r1.policy import check_device, find_weights
     from medvlm_r1.report.record import Clock, write_record
 
     clock = Clock()
-    hush()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
     with clock.phase("build"), told_plainly():
-        check_device(find_weights(cfg.model.path, cfg.model.revision), cfg.trainer.accelerator)
         module, data, trainer = build(cfg)
     log.info("run %s: %s", folder, describe(cfg, module, data))
     with clock.phase("validate"):
@@ -78,21 +87,23 @@ def run(cfg: DictConfig) -> float | None:
     return None if accuracy is None else float(accuracy)
 
 
-def build(cfg: DictConfig):
-    """Instantiate every part; data first, because a bad row should not wait for the weights."""
+def build(cfg: DictConfig) -> tuple["VLMModule", "VQADataModule", "Trainer"]:
+    """Instantiate every part; questions first, because a bad row should not wait for the weights."""
+    from medvlm_r1.data.module import VQADataModule
+
     instantiate = hydra.utils.instantiate
-    data = instantiate(cfg.data)
+    questions = instantiate(cfg.data)
     prompt, rewards, engine = instantiate(cfg.prompt), instantiate(cfg.reward), instantiate(cfg.rollout)
     policy = instantiate(cfg.model)
-    module = instantiate(cfg.method)(
-        policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed
-    )
-    recipe = cfg.model.recipe
-    data = data(
+    method = instantiate(cfg.method)
+    module = method(policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed)
+    data = VQADataModule(
+        questions,
         encode=functools.partial(policy.encoder.encode, prompt=prompt),
-        prompts_per_step=recipe.prompts_per_step,
-        evaluation_batch=recipe.evaluation_batch,
+        prompts_per_step=cfg.model.recipe.prompts_per_step,
+        evaluation_batch=cfg.model.recipe.evaluation_batch,
         seed=cfg.seed,
+        workers=cfg.workers,
     )
     watch = dict(cfg.watch)
     if not module.trains:
@@ -119,6 +130,8 @@ def settle(cfg: DictConfig) -> Path:
     # instead of a new decision, or they would write beside it.
     with read_write(hydra_cfg.run):
         hydra_cfg.run.dir = str(folder)
+    if missing := OmegaConf.missing_keys(cfg):
+        raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
     if not is_later_rank():
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     return folder
@@ -146,10 +159,12 @@ def cfg_of(cfg: DictConfig) -> dict:
 def describe(cfg: DictConfig, module, data) -> str:
     """One line that says what is about to happen."""
     trained = sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
-    counts = ", ".join(f"{len(source)} {name}" for name, source in data.test.items())
+    counts = ", ".join(f"{len(source)} {name}" for name, source in data.questions.test.items())
     method = cfg.method._target_.rsplit(".", 1)[-1] if module.trains else "zero-shot"
     training = (
-        f"{len(data.train)} training questions, {trained:,} parameters trained; " if module.trains else ""
+        f"{len(data.questions.train)} training questions, {trained:,} parameters trained; "
+        if module.trains
+        else ""
     )
     return f"{method} of {cfg.model.path}; {training}tests: {counts}"
 

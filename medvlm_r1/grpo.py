@@ -19,9 +19,9 @@ from torch import Tensor
 
 from medvlm_r1.module import VLMModule
 from medvlm_r1.objective import group_advantages, grpo_loss
-from medvlm_r1.policy import EncodedPrompt, PromptBatch, collate
+from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
 from medvlm_r1.rewards import RewardTable
-from medvlm_r1.rollout import Rollout, Sampling
+from medvlm_r1.rollout.engine import Rollout, Sampling
 from medvlm_r1.trace import rollout_rows
 
 

@@ -17,9 +17,11 @@ from torchmetrics import MeanMetric
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import Answer, PromptStyle
 from medvlm_r1.evaluate.predictions import Prediction, predict
-from medvlm_r1.policy import EncodedPrompt, Policy
+from medvlm_r1.policy.encode import EncodedPrompt
+from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
-from medvlm_r1.rollout import DrawKey, Rollout, RolloutEngine, Sampling
+from medvlm_r1.rollout.draws import DrawKey
+from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 
 Item = TypeVar("Item")
 
@@ -134,7 +136,7 @@ class VLMModule(LightningModule):
 
     def test_step(self, prompts: list[EncodedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:
         rollout, samples, answers = self.answer(prompts, self.greedy)
-        name = list(self.trainer.datamodule.test)[dataloader_idx]
+        name = list(self.trainer.datamodule.questions.test)[dataloader_idx]
         for sample, answer, tokens, truncated in zip(
             samples, answers, rollout.lengths.tolist(), rollout.truncated.tolist(), strict=True
         ):
@@ -150,10 +152,10 @@ class VLMModule(LightningModule):
             self.predictions = [row for share in shares for row in share]
         order = {
             (name, sample.id): place
-            for name, source in self.trainer.datamodule.test.items()
+            for name, source in self.trainer.datamodule.questions.test.items()
             for place, sample in enumerate(source)
         }
-        sets = list(self.trainer.datamodule.test)
+        sets = list(self.trainer.datamodule.questions.test)
         self.predictions.sort(key=lambda p: (sets.index(p.test_set), order[p.test_set, p.sample_id]))
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medvlm_r1.module import VLMModule
 from medvlm_r1.objective import sft_loss
-from medvlm_r1.policy import EncodedPrompt, collate
+from medvlm_r1.policy.encode import EncodedPrompt, collate
 
 
 class SFT(VLMModule):

@@ -11,7 +11,7 @@ from torch import Tensor
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import Answer
 from medvlm_r1.rewards import RewardTable
-from medvlm_r1.rollout import Rollout
+from medvlm_r1.rollout.engine import Rollout
 
 PICTURE_SIDE = 448  # pixels; enough to read a scan on a page, small enough to keep hundreds
 

@@ -132,6 +132,6 @@ class QuestionPictures(Callback):
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
-            for source in trainer.datamodule.test.values():
+            for source in trainer.datamodule.questions.test.values():
                 for index in range(min(self.pictures, len(source))):
                     save_picture(source[index], Path(trainer.default_root_dir) / "images")

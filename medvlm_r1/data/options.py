@@ -1,16 +1,11 @@
-"""Data options whose sources share settings: one function per option of ``conf/data``.
-
-Each returns the data module; ``serve`` holds what run.py hands over (see
-:class:`~medvlm_r1.data.module.VQADataModule`).
-"""
+"""Data options whose sources share settings: one function per option of ``conf/data``."""
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from medvlm_r1.data.mcq_json import McqJson, OnBadRow
 from medvlm_r1.data.medvlm_r1_set import SUBSETS, MedVLMR1Set
-from medvlm_r1.data.module import VQADataModule
+from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
 
 
@@ -23,9 +18,7 @@ def mcq_json(
     n_validation: int = 100,
     split_seed: int = 0,
     on_bad_row: OnBadRow = "fail",
-    workers: int = 1,
-    **serve: Any,
-) -> VQADataModule:
+) -> Questions:
     """Questions in the papers' JSON schema, with images from any folder.
 
     Args:
@@ -37,13 +30,11 @@ def mcq_json(
         split_seed: of the held-out questions and of the choice; not the run's seed, so that seeds
             of one study share their data.
         on_bad_row: ``fail`` or ``skip``; see :class:`~medvlm_r1.data.mcq_json.McqJson`.
-        workers: processes that decode and encode.
 
     Raises:
-        ValueError: no test set is named, or there are fewer questions than asked for.
+        BadRowError: a row cannot be used.
+        ValueError: there are fewer questions than asked for.
     """
-    if not test:
-        raise ValueError("data.test names no test set: give data.test={NAME:FILE,...}")
     rows = McqJson(train, images=images, on_bad_row=on_bad_row)
     if validation is None:
         rest, held_out = hold_out(rows, n_validation, split_seed)
@@ -56,7 +47,7 @@ def mcq_json(
             )
         rest = random.Random(split_seed).sample(rest, n_train)
     tests = {name: McqJson(path, images=images, on_bad_row=on_bad_row) for name, path in test.items()}
-    return VQADataModule(rest, held_out, tests, workers, **serve)
+    return Questions(rest, held_out, tests)
 
 
 def medvlm_r1(
@@ -66,18 +57,14 @@ def medvlm_r1(
     n_train: int = 600,
     n_validation: int = 100,
     on_bad_row: OnBadRow = "fail",
-    workers: int = 4,
-    **serve: Any,
-) -> VQADataModule:
+) -> Questions:
     """MedVLM-R1's MRI questions and its test on MRI, CT and X-ray; see :class:`MedVLMR1Set`."""
     shared = {"root": root, "test_file": test_file, "revision": revision, "on_bad_row": on_bad_row}
     sizes = {"n_train": n_train, "n_validation": n_validation}
-    return VQADataModule(
+    return Questions(
         MedVLMR1Set("train", **shared, **sizes),
         MedVLMR1Set("validation", **shared, **sizes),
         {name: MedVLMR1Set("test", name, **shared) for name in SUBSETS},
-        workers,
-        **serve,
     )
 
 

@@ -7,23 +7,3 @@ encode.py   a question becomes tensors, in a DataLoader worker
 policy.py   log-probabilities, reference, generation, saving
 ==========  ==============================================================================
 """
-
-from medvlm_r1.policy.encode import EncodedPrompt, Encoder, PromptBatch, collate
-from medvlm_r1.policy.load import Recipe, load_encoder, load_policy
-from medvlm_r1.policy.policy import Policy
-from medvlm_r1.policy.weights import MissingGPUError, MissingWeightsError, check_device, find_weights
-
-__all__ = [
-    "EncodedPrompt",
-    "Encoder",
-    "MissingGPUError",
-    "MissingWeightsError",
-    "Policy",
-    "PromptBatch",
-    "Recipe",
-    "check_device",
-    "collate",
-    "find_weights",
-    "load_encoder",
-    "load_policy",
-]

@@ -74,8 +74,8 @@ def check_device(weights: Path, accelerator: str) -> None:
     size = sum(f.stat().st_size for f in weights.glob("*.safetensors"))
     if size > GPU_BYTES and accelerator != "cpu" and not torch.cuda.is_available():
         raise MissingGPUError(
-            f"{weights} holds {size / 1e9:.1f} GB of weights, and no GPU is visible.\nThe two ways on: run it "
-            "on a machine with a GPU (trainer.accelerator=cpu insists on this one, slowly), or take the "
+            f"{weights} holds {size / 1e9:.1f} GB of weights, and no GPU is visible.\nThe two ways on: run "
+            "it on a machine with a GPU (trainer.accelerator=cpu insists on this one, slowly), or take the "
             "embedded model: model=tiny data=phantom"
         )
 

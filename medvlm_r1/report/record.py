@@ -51,8 +51,8 @@ def write_record(
         "seed": config["seed"],
         "model": config["model"]["path"],
         "prompt": config["prompt"]["name"],
-        "data": list(trainer.datamodule.test),
-        "training_questions": len(trainer.datamodule.train) if module.trains else 0,
+        "data": list(trainer.datamodule.questions.test),
+        "training_questions": len(trainer.datamodule.questions.train) if module.trains else 0,
         "steps": module.step,
         "parameters": sum(p.numel() for p in module.policy.parameters()),
         "parameters_trained": sum(p.numel() for p in module.policy.parameters() if p.requires_grad)

@@ -6,9 +6,3 @@ draws.py      random draws as a pure function of what is drawn
 reference.py  the plain engine on transformers' ``generate``
 ============  =================================================================
 """
-
-from medvlm_r1.rollout.draws import DrawKey
-from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
-from medvlm_r1.rollout.reference import ReferenceEngine
-
-__all__ = ["DrawKey", "ReferenceEngine", "Rollout", "RolloutEngine", "Sampling"]

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from medvlm_r1.policy import EncodedPrompt, Policy
+from medvlm_r1.policy.encode import EncodedPrompt
+from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.draws import DrawKey
 
 
@@ -37,7 +38,8 @@ class Sampling:
             )
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
-                f"temperature {self.temperature} must be >= 0, top_p {self.top_p} in (0, 1], top_k {self.top_k} >= 0"
+                f"temperature {self.temperature} must be >= 0, top_p {self.top_p} in (0, 1] and "
+                f"top_k {self.top_k} >= 0"
             )
 
 

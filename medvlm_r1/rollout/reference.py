@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from medvlm_r1.policy import EncodedPrompt, Policy, collate
+from medvlm_r1.policy.encode import EncodedPrompt, collate
+from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.draws import DrawKey, gumbel_noise
 from medvlm_r1.rollout.engine import Rollout, Sampling, completion_mask
 
