@@ -29,7 +29,7 @@ _VALIDATION = ("accuracy", "well_formed", "answered", "reward", "tokens", "trunc
 
 
 @dataclass(frozen=True)
-class Update:
+class Optimisation:
     """How weights change.
 
     Attributes:
@@ -48,10 +48,10 @@ class Update:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"update.schedule is {self.schedule!r}: use 'constant', 'linear' or 'cosine'")
+            raise ValueError(f"optim.schedule is {self.schedule!r}: use 'constant', 'linear' or 'cosine'")
         if self.lr <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
             raise ValueError(
-                f"update: lr {self.lr} must be positive, warmup_steps {self.warmup_steps} and "
+                f"optim: lr {self.lr} must be positive, warmup_steps {self.warmup_steps} and "
                 f"clip_norm {self.clip_norm} not negative"
             )
 
@@ -76,7 +76,7 @@ class VLMModule(LightningModule):
     Args:
         policy, prompt, engine, rewards, seed: built from the other parts of the configuration.
         max_completion_tokens: limit of an answer in evaluation.
-        update: how weights change; ``None`` evaluates only.
+        optim: how weights change; ``None`` evaluates only.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class VLMModule(LightningModule):
         rewards: Rewards,
         seed: int,
         max_completion_tokens: int,
-        update: Update | None = None,
+        optim: Optimisation | None = None,
     ) -> None:
         super().__init__()
         # Rollouts, several updates a rollout and clipping are loops of our own.
         self.automatic_optimization = False
         self.policy, self.prompt, self.engine, self.rewards, self.seed = policy, prompt, engine, rewards, seed
         self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
-        self.update = update
+        self.optim = optim
         self.step = 0  # training steps done: rollouts for GRPO, batches for SFT
         self.predictions: list[Prediction] = []
         self._validation = torch.nn.ModuleDict({name: MeanMetric() for name in _VALIDATION})
@@ -102,7 +102,7 @@ class VLMModule(LightningModule):
     @property
     def trains(self) -> bool:
         """Whether there is anything to fit."""
-        return self.update is not None
+        return self.optim is not None
 
     def answer(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling
@@ -159,19 +159,19 @@ class VLMModule(LightningModule):
         self.predictions.sort(key=lambda p: (sets.index(p.test_set), order[p.test_set, p.sample_id]))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        assert self.update is not None
+        assert self.optim is not None
         trained = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = self.update.optimizer(trained, lr=self.update.lr)
+        optimizer = self.optim.optimizer(trained, lr=self.optim.lr)
         total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.update.factor(s, total))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.factor(s, total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def apply_gradients(self) -> Tensor:
         """Clip, step and clear; returns the gradients' norm before clipping."""
-        assert self.update is not None
+        assert self.optim is not None
         optimizer = self.optimizers()
         trained = [p for p in self.policy.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.update.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(trained, self.optim.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         return norm

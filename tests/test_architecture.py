@@ -1,0 +1,90 @@
+"""The house keeps its shape: imports point one way, files stay small, the top level is fixed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "medvlm_r1"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Each part of the package, and the parts that it may import.
+ALLOWED = {
+    "data": set(),
+    "dialogue": {"data"},
+    "objective": set(),
+    "rewards": {"dialogue", "data"},
+    "policy": {"dialogue", "data"},
+    "rollout": {"policy"},
+    "evaluate": {"dialogue", "data"},
+    "trace": {"data", "dialogue", "rewards", "rollout"},
+    "module": {"data", "dialogue", "evaluate", "policy", "rewards", "rollout"},
+    "watch": {"trace"},
+    "grpo": {"module", "objective", "policy", "rewards", "rollout", "trace", "data", "dialogue"},
+    "sft": {"module", "objective", "policy"},
+    "report": {"data", "evaluate", "module"},
+    "compare": {"report"},
+}
+
+
+def part_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    used = {part_of(name) for name in imports(path) if name.startswith("medvlm_r1.")} - {part, ""}
+    assert used <= ALLOWED.get(part, set()), f"{part} must not import {used - ALLOWED.get(part, set())}"
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [("hydra", set()), ("transformers", {"policy"}), ("peft", {"policy"})],
+)
+def test_a_library_stays_in_its_room(library, rooms):
+    users = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in SOURCES
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+    assert users <= rooms
+
+
+def test_the_page_needs_no_model():
+    """Reading run folders must work on a laptop: no torch behind compare and the page."""
+    heavy = {"torch", "transformers", "lightning"}
+    for path in [PACKAGE / "compare.py", *(PACKAGE / "report").glob("*.py")]:
+        if path.name != "record.py":
+            assert not heavy & {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_files_stay_small():
+    for path in [*SOURCES, ROOT / "run.py"]:
+        assert len(path.read_text().splitlines()) <= 450, path
+
+
+def test_the_training_loop_fits_on_a_screen():
+    tree = ast.parse((PACKAGE / "grpo.py").read_text())
+    step = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "training_step")
+    assert step.end_lineno - step.lineno < 30
+
+
+def test_top_level_is_fixed():
+    expected = {"pyproject.toml", "README.md", "Makefile", "run.py", "constraints.txt"}
+    expected |= {"medvlm_r1", "conf", "experiments", "tests", "notebooks"}
+    found = {
+        p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")
+    }
+    assert found - {"outputs", "LICENSE"} == expected

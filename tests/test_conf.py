@@ -1,0 +1,141 @@
+"""Every composition binds to its constructors, and a mistake is answered with its remedy."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
+OPTIONS = [
+    (group.name, option.stem)
+    for group in sorted(p for p in CONF.iterdir() if p.is_dir() and p.name != "experiment")
+    for option in sorted(group.glob("*.yaml"))
+]
+# What run.py hands over to the parts that it builds.
+HANDED = {"policy", "prompt", "engine", "rewards", "seed", "callbacks", "logger", "params"}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def nodes(value, path=""):
+    """Every mapping that names a constructor."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, child in value.items():
+            yield from nodes(child, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from nodes(child, f"{path}[{index}]")
+
+
+def parameters(target):
+    """Names that a constructor takes; ``**shared`` passes on to the parent class."""
+    found, open_ended = set(), True
+    for cls in inspect.getmro(target) if inspect.isclass(target) else [target]:
+        signature = inspect.signature(cls.__init__ if inspect.isclass(cls) else cls)
+        kinds = [p.kind for p in signature.parameters.values()]
+        found |= set(signature.parameters) - {"self", "args", "kwargs", "shared"}
+        open_ended = inspect.Parameter.VAR_KEYWORD in kinds
+        if not open_ended:
+            break
+    return found, open_ended
+
+
+def bind_all(cfg):
+    cfg.run_folder = "outputs/test"
+    for path, node in nodes(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)):
+        known, open_ended = parameters(get_object(node["_target_"]))
+        given = {key for key in node if not key.startswith("_")}
+        assert open_ended or given <= known, (
+            f"{path}: {given - known} are no parameters of {node['_target_']}"
+        )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("overrides", [[], ["model=tiny", "data=phantom"], ["trainer=ddp"]], ids=str)
+def test_experiments_bind(experiment, overrides):
+    bind_all(composed(f"+experiment={experiment}", *overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
+def test_options_bind(group, option):
+    bind_all(composed(f"{group}={option}"))
+
+
+def test_a_misspelt_key_fails():
+    with pytest.raises(ConfigCompositionException):
+        composed("method.betta=0")
+
+
+def test_binding_notices_a_key_that_is_no_parameter():
+    cfg = composed("+method.betta=0")
+    with pytest.raises(AssertionError, match="betta"):
+        bind_all(cfg)
+
+
+def test_command_line_wins_over_the_experiment():
+    cfg = composed("+experiment=grpo_600", "model=tiny", "data=phantom")
+    assert cfg.model.path == "embedded"
+    assert cfg.data.train._target_.endswith("PhantomSource")
+    assert cfg.method.optim.lr == cfg.model.recipe.grpo_lr == 1e-4
+    assert cfg.method.sampling.max_tokens == cfg.model.recipe.max_completion_tokens
+    assert cfg.trainer.precision == "32-true"
+
+
+def test_the_papers_run():
+    """MedVLM-R1's hyper-parameters (its released code; the sampling group and schedule of its scripts)."""
+    cfg = composed("+experiment=grpo_600")
+    recipe = cfg.model.recipe
+    assert (recipe.epochs, recipe.prompts_per_step, recipe.group_size) == (2, 4, 4)
+    assert (recipe.grpo_lr, recipe.max_completion_tokens, recipe.max_pixels) == (1e-6, 512, 401408)
+    assert cfg.data.n_train == 600
+    assert cfg.data.n_train * recipe.epochs / recipe.prompts_per_step == 300
+    assert (cfg.method.beta, cfg.method.sampling.temperature, cfg.method.inner_epochs) == (0.04, 1.0, 1)
+    assert (cfg.method.optim.schedule, cfg.method.advantage_scale) == ("linear", "std")
+    assert cfg.model.path == "Qwen/Qwen2-VL-2B-Instruct"
+    assert dict(cfg.reward.weights) == {"format": 1.0, "accuracy": 1.0}
+
+
+def test_the_compared_methods_differ_in_the_method_alone():
+    grpo, sft, zero = (
+        OmegaConf.to_container(composed(f"+experiment={e}"), resolve=True)
+        for e in ("grpo_600", "sft_600", "zero_shot")
+    )
+    for part in ("data", "model", "prompt", "reward", "rollout", "trainer", "seed"):
+        assert grpo[part] == sft[part] == zero[part]
+    for key in ("schedule", "warmup_steps", "clip_norm", "optimizer"):
+        assert grpo["method"]["optim"][key] == sft["method"]["optim"][key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method.lrr=1"], "method.optim.lr"),
+        (["seeed=1"], "did you mean seed"),
+        (["model=tinny"], "did you mean tiny"),
+        (["+experiment=grpo_60"], "did you mean grpo_600"),
+        (["-m", "seed=0,1"], "sweep=NAME"),
+        (["-m", "sweep=x", "seed=0", "model=tiny,tinny"], "did you mean tiny"),
+        (["data=mcq_json"], "data.train=..."),
+    ],
+    ids=str,
+)
+def test_a_mistake_stops_at_once_and_says_what_would_be_right(arguments, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
