@@ -50,20 +50,20 @@ CT_TISSUES: dict[str, float] = {
     "spleen": 95,
     "kidney": 105,
     "bladder": 80,
-    "cyst": 0,
-    "tumor": 330,
-    "rim": 380,
+    "cyst": -15,
+    "tumor": 480,
+    "rim": 520,
     "pus": -120,
-    "blood": 330,
+    "blood": 480,
     "calcium": 650,
 }
 
 # Lower and upper end of the display window in HU.
 CT_WINDOWS: dict[str, tuple[float, float]] = {
     "abdominal": (-160, 240),
-    "bone": (-150, 1000),
-    "pulmonary": (-1050, 420),
-    "cerebral": (-30, 140),
+    "bone": (-200, 800),
+    "pulmonary": (-1050, 450),
+    "cerebral": (-50, 140),
 }
 
 # Attenuation relative to water at about 60 keV; lesions as if filled with contrast medium.
