@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFolderError as error:
         print(error, file=sys.stderr)
         return 2
-    show(comparison, Console())
+    show(comparison, Console() if sys.stdout.isatty() else Console(width=110))  # 80 would fold the labels
     print("wrote " + ", ".join(map(str, written)))
     return 0
 

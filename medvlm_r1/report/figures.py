@@ -16,10 +16,11 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.rows import Row
-from medvlm_r1.report.tables import percent, set_name, span
+from medvlm_r1.report.tables import percent, set_name
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ CURVES = {
     "train/accuracy": ("Accuracy while training", "share of sampled completions"),
     "train/well_formed": ("Well-formed while training", "share of sampled completions"),
     "train/loss": ("Loss", ""),
-    "validation/accuracy": ("Validation accuracy", "held-out questions of the training domain"),
+    "validation/accuracy": ("Validation accuracy", "training domain"),
 }
+APART = ("train/loss",)  # the losses of two methods are different quantities
 
 
 def series(rows: Sequence[Row]) -> dict[str, int]:
@@ -82,29 +84,38 @@ def series(rows: Sequence[Row]) -> dict[str, int]:
 def dot_panels(c: Comparison) -> dict[str, str]:
     """Column -> SVG: one dot with its interval per method, chance as a dotted line."""
     panels = {}
+    height = 0.42 + 0.3 * len(c.rows)
+    longest = max(len(row.label) for row in c.rows)
     for scope in c.scopes:
-        figure = Figure(figsize=(3.5, 0.62 + 0.42 * len(c.rows)), layout="constrained")
+        figure = Figure(figsize=(3.5, height))
         _dots(figure.subplots(), c, scope, PAGE, values=True)
+        left = min(0.5, 0.04 + 0.019 * longest)  # set by hand: panels align, and layout engines are slow
+        figure.subplots_adjust(left=left, right=0.87, top=1, bottom=0.24 / height)
         panels[scope] = svg(figure, f"dots-{scope}")
     return panels
 
 
 def curve_panels(c: Comparison) -> list[Panel]:
-    """Panels of the metrics that a run logged; methods that log the same metric share one.
+    """Panels of the metrics that a run logged; methods that log the same quantity share one.
 
     Several seeds: thin lines, their mean thick.
     """
     logged = {m for row in c.rows for run in row.runs for m in run.curves.columns}
     terms = sorted(m for m in logged if m.startswith("train/reward_"))
     titles = {m: (f"Reward: {m.removeprefix('train/reward_').replace('_', ' ')}", "mean") for m in terms}
-    panels = []
-    for metric, (title, unit) in ({"train/reward": CURVES["train/reward"]} | titles | CURVES).items():
+    number, panels = series(c.rows), []
+    for metric, (heading, unit) in ({"train/reward": CURVES["train/reward"]} | titles | CURVES).items():
         lines = {row.label: line for row in c.rows if len(line := _mean_curve(row, metric))}
-        if lines:
-            figure = Figure(figsize=(3.5, 2.1), layout="constrained")
-            _curves(figure.subplots(), [r for r in c.rows if r.label in lines], metric, series(c.rows))
-            ends = [(k, series(c.rows)[k], float(v.iloc[0]), float(v.iloc[-1])) for k, v in lines.items()]
-            panels.append(Panel(title, unit, svg(figure, metric), ends))
+        together = [[label] for label in lines] if metric in APART else [list(lines)] if lines else []
+        for labels in together:
+            figure = Figure(figsize=(3.5, 2.1))
+            _curves(figure.subplots(), [r for r in c.rows if r.label in labels], metric, number)
+            figure.subplots_adjust(
+                left=0.13, right=0.99, top=0.97, bottom=0.21
+            )  # panels align with each other
+            ends = [(k, number[k], float(lines[k].iloc[0]), float(lines[k].iloc[-1])) for k in labels]
+            name = f"{heading} of {labels[0]}" if metric in APART else heading
+            panels.append(Panel(name, unit, svg(figure, f"{metric} {labels}"), ends))
     return panels
 
 
@@ -156,16 +167,10 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
         axes.plot([100 * i.low, 100 * i.high], [y, y], color=paint, lw=2.4, solid_capstyle="round")
         axes.plot(100 * i.value, y, "o", color=paint, ms=7)
         if values:
-            axes.annotate(
-                f"{percent(i.value)}  ({span(i)})",
-                (0, y),
-                (0, 9),
-                textcoords="offset points",
-                color=palette.ink,
-                fontsize=8.5,
-            )
+            beside = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right"}
+            axes.annotate(percent(i.value), (1.16, y), color=palette.ink, fontsize=9.5, weight=700, **beside)
     axes.axvline(100 * c.chance[scope], color=palette.muted, lw=1, ls=(0, (1, 2)))
-    axes.set(xlim=(0, 100), ylim=(len(c.rows) - 0.5, -0.75), xticks=[0, 25, 50, 75, 100])
+    axes.set(xlim=(0, 100), ylim=(len(c.rows) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
     axes.set_yticks(range(len(c.rows)), [row.label for row in c.rows])
     _plain(axes, palette)
     axes.grid(axis="x", color=palette.rule, lw=0.7)
@@ -191,6 +196,8 @@ def _curves(axes: Axes, rows: Sequence[Row], metric: str, number: dict[str, int]
         axes.set_ylim(max(-0.02, low), min(1.02, max(high, 0.1)))
     _plain(axes, PAGE)
     axes.grid(axis="y", color=PAGE.rule, lw=0.7)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.set_xlim(left=0)
     axes.set_xlabel("optimiser step", fontsize=8.5, color=PAGE.muted)
 
 

@@ -61,15 +61,15 @@ def accuracy_table(c: Comparison) -> Table:
         n = c.accuracy[c.rows[0].label][scope].n
         where = "in domain" if c.in_domain and scope in c.in_domain else ""
         if len(sets) > 1:
-            where = f"mean of {len(sets)} sets"
-        heads.append(Cell(set_name(scope), ", ".join(filter(None, [where, f"n = {n}"]))))
+            where = f"{len(sets)} sets"
+        heads.append(Cell(set_name(scope), "; ".join(filter(None, [where, f"n = {n}"]))))
     heads += [Cell("Well-formed", "think, answer"), Cell("Answered", "answer tags")]
 
     rows = []
     best = {scope: c.best(scope) for scope in c.scopes}
     for row in c.rows:
         seeds = f"{len(row.runs)} seeds" if len(row.runs) > 1 else f"seed {row.seeds[0]}"
-        cells = [Cell(row.label, f"{row.experiment}, {seeds}")]
+        cells = [Cell(row.label, f"{row.experiment}; {seeds}")]
         for scope, i in c.accuracy[row.label].items():
             cells.append(Cell(percent(i.value), span(i), best[scope] == row.label))
         overall = list(c.scopes)[-1]
@@ -86,9 +86,9 @@ def accuracy_table(c: Comparison) -> Table:
     notes = [f"Accuracy in percent with 95 % intervals ({', '.join(used)}); n is questions per seed."]
     if len(c.rows) > 1:
         notes.append("Bold: above every other row of its column after Holm's adjustment.")
-        visible = ", ".join(f"{percent(c.smallest_visible(t))} ({set_name(t)})" for t in c.test_sets)
+        visible = percent(max(c.smallest_visible(t) for t in c.test_sets))
         notes.append(
-            f"Two unpaired runs of this size show differences from {visible} points on, at 80 % power."
+            f"Two unpaired runs of this size show {visible} points or more per test set at 80 % power."
         )
     return Table("Accuracy", heads, rows, notes)
 
@@ -141,8 +141,11 @@ def as_rich(table: Table) -> RichTable:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for k, head in enumerate(table.heads):
-        drawn.add_column(_lines(head), justify="right" if k else "left")
+    for k, column in enumerate(zip(table.heads, *table.rows, strict=True)):
+        width = max(len(line) for cell in column for line in _lines(cell).split("\n"))
+        # figures are never cut; a narrow console folds the labels instead
+        kind = {"justify": "right", "min_width": width, "no_wrap": True} if k else {"overflow": "fold"}
+        drawn.add_column(_lines(column[0]), **kind)
     for row in table.rows:
         drawn.add_row(*(f"[bold]{_lines(c)}[/bold]" if c.bold else _lines(c) for c in row))
     return drawn
@@ -153,7 +156,7 @@ def as_markdown(table: Table) -> str:
 
     def text(cell: Cell) -> str:
         main = f"**{cell.main}**" if cell.bold else cell.main
-        return f"{main} ({cell.note})" if cell.note else main
+        return f"{main} ({cell.note.replace('; ', ', ')})" if cell.note else main
 
     lines = [
         "| " + " | ".join(text(c).replace("|", "\\|") for c in row) + " |"
