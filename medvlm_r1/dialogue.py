@@ -20,10 +20,11 @@ from medvlm_r1.data.sample import VQASample
 
 Phase = Literal["train", "evaluate"]
 
-_THINK_THEN_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
-_ANSWER_ONLY = re.compile(r"\s*<answer>.*?</answer>", re.DOTALL)
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
+_BETWEEN = re.compile(r"</think>\s*<answer>")
+_TAG_ENDS = {
+    tag: (re.compile(f"<{tag}>", re.IGNORECASE), re.compile(f"</{tag}>", re.IGNORECASE))
+    for tag in ("think", "answer")
+}
 _LEADING_LETTER = re.compile(r"^[\s*_(\[]*([A-Ja-j])(?:[\s*_)\].:,]|$)")
 _STATED_LETTER = re.compile(r"\b(?:answer|option|choice)\b\s*(?:is)?\s*:?\s*[*_(\[]*([A-J])\b", re.IGNORECASE)
 
@@ -107,19 +108,47 @@ class PromptStyle:
 
     def read(self, text: str, sample: VQASample) -> Answer:
         """Parse one completion. Never raises, whatever the text."""
-        tag = _ANSWER_TAG.search(text)
-        content = tag.group(1).strip() if tag else None
+        content = _inside(text, "answer")
         letter = content.upper() if content and content.upper() in tuple(sample.letters) else None
-        thought = _THINK_TAG.search(text)
         return Answer(
             text=text,
             content=content,
             letter=letter,
             lenient=letter or _lenient(text if content is None else content, sample),
-            reasoning=thought.group(1).strip() if thought else None,
-            well_formed=_THINK_THEN_ANSWER.fullmatch(text) is not None,
-            answer_only=_ANSWER_ONLY.fullmatch(text) is not None,
+            reasoning=_inside(text, "think"),
+            well_formed=_is_think_then_answer(text),
+            answer_only=_is_answer_only(text),
         )
+
+
+# A regular expression with two lazy wildcards takes quadratic time on the degenerate texts that early
+# training produces; these find each end once.
+
+
+def _inside(text: str, tag: str) -> str | None:
+    """Stripped contents of the first ``<tag>...</tag>``, in any case; ``None`` without a pair."""
+    opening, closing = _TAG_ENDS[tag]
+    if (start := opening.search(text)) and (end := closing.search(text, start.end())):
+        return text[start.end() : end.start()].strip()
+    return None
+
+
+def _is_think_then_answer(text: str) -> bool:
+    r"""Whether all of ``text`` matches ``<think>.*?</think>\s*<answer>.*?</answer>``, dot matching all."""
+    if not (text.startswith("<think>") and text.endswith("</answer>")):
+        return False
+    between = _BETWEEN.search(text, len("<think>"))
+    return between is not None and between.end() <= len(text) - len("</answer>")
+
+
+def _is_answer_only(text: str) -> bool:
+    r"""Whether all of ``text`` matches ``\s*<answer>.*?</answer>``, dot matching all."""
+    start = text.lstrip()
+    return (
+        start.startswith("<answer>")
+        and start.endswith("</answer>")
+        and len(start) >= len("<answer></answer>")
+    )
 
 
 def _lenient(said: str, sample: VQASample) -> str | None:
