@@ -26,7 +26,7 @@ _TAG_ENDS = {
     for tag in ("think", "answer")
 }
 _LEADING_LETTER = re.compile(r"^[\s*_(\[]*([A-Ja-j])(?:[\s*_)\].:,]|$)")
-_STATED_LETTER = re.compile(r"\b(?:answer|option|choice)\b\s*(?:is)?\s*:?\s*[*_(\[]*([A-J])\b", re.IGNORECASE)
+_STATED_LETTER = re.compile(r"\b(?:answer|option|choice)\b(?:\s+is\b)?[\s:*_(\[]*([A-J])\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
