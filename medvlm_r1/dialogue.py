@@ -25,8 +25,14 @@ _TAG_ENDS = {
     tag: (re.compile(f"<{tag}>", re.IGNORECASE), re.compile(f"</{tag}>", re.IGNORECASE))
     for tag in ("think", "answer")
 }
-_LEADING_LETTER = re.compile(r"^[\s*_(\[]*([A-Ja-j])(?:[\s*_)\].:,]|$)")
-_STATED_LETTER = re.compile(r"\b(?:answer|option|choice)\b(?:\s+is\b)?[\s:*_(\[]*([A-J])\b", re.IGNORECASE)
+# "A cyst" and "the answer is a cyst" hold an article, not a letter: a letter is followed by its
+# bracket or stop, or ends the text; behind "answer is" a capital will do.
+_LEADING_LETTER = re.compile(r"^[\s*_(\[]*([A-Ja-j])(?=[*_]*(?:[)\].:,]|\s*$))")
+_STATED_LETTER = re.compile(
+    r"\b(?:answer|option|choice)\b(?:\s+is\b)?[\s:*_(\[]*"
+    r"((?-i:[B-J])\b|[A-J](?=[*_]*(?:[)\].:,]|\s*$)))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
