@@ -1,1 +1,26 @@
-"""."""
+"""Does reinforcement learning make a small medical vision-language model reason better than SFT does?
+
+The package is laid out in the order in which one question travels. Read the files in this order;
+the training loop itself is ``grpo.py``, where ``training_step`` names the stops one after another.
+
+===========  ==================================================  ======================================
+stop         what happens                                        where
+===========  ==================================================  ======================================
+compose      the configuration becomes objects                   ``run.py``, ``conf/``
+sample       a source reads one question                         ``data/``
+ask          a prompt style turns it into a chat                 ``dialogue.py``: ``PromptStyle.ask``
+encode       the chat becomes tensors, once per prompt           ``policy/encode.py``
+roll out     an engine draws G completions per prompt            ``rollout/``
+read         the same prompt style parses each completion        ``dialogue.py``: ``PromptStyle.read``
+score        reward terms                                        ``rewards.py``
+advantage    each completion relative to its group               ``objective.py``
+log-probs    policy (with gradient) and reference (without)      ``policy/policy.py``
+loss         clipped, KL-regularised                             ``objective.py``
+update       backward, clip, step                                ``module.py``
+evaluate     greedy answers on every test set, the same read     ``module.py``, ``evaluate/``
+report       intervals, comparison, the page                     ``report/``, ``compare.py``
+===========  ==================================================  ======================================
+
+``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates. ``trace.py`` and
+``watch.py`` write down and watch what happens on the way. ``tiny/`` is the embedded model.
+"""
