@@ -30,6 +30,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -62,7 +63,10 @@ def run(cfg: DictConfig) -> float | None:
     import lightning
     import torch
 
-    from medvlm_r1.report.record import Clock, write_record
+    from medvlm_r1.record import Clock, write_record
+    from medvlm_r1.report.comparison import compare
+    from medvlm_r1.report.page import write_run_report
+    from medvlm_r1.report.tables import accuracy_table, as_rich
 
     clock = Clock()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -81,9 +85,11 @@ def run(cfg: DictConfig) -> float | None:
     accuracy = trainer.callback_metrics.get("validation/accuracy")
     with clock.phase("test"):
         trainer.test(module, data, verbose=False)
-    with clock.phase("report"):
-        if trainer.is_global_zero:
-            write_record(folder, cfg_of(cfg), module, trainer, clock)
+    if trainer.is_global_zero:
+        write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, trainer, clock)
+        page = write_run_report(folder)
+        Console().print(as_rich(accuracy_table(compare([folder]))))
+        log.info("report: %s", page)
     return None if accuracy is None else float(accuracy)
 
 
@@ -150,10 +156,6 @@ def hush() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def cfg_of(cfg: DictConfig) -> dict:
-    return OmegaConf.to_container(cfg, resolve=True)
 
 
 def describe(cfg: DictConfig, module, data) -> str:

@@ -1,4 +1,4 @@
-"""What a finished run leaves: weights, predictions, metrics, clock, and its own page."""
+"""What a finished run leaves: weights, predictions, metrics and clock."""
 
 import json
 import platform
@@ -37,7 +37,7 @@ class Clock:
 def write_record(
     folder: Path, config: dict[str, Any], module: VLMModule, trainer: Trainer, clock: Clock
 ) -> None:
-    """Write ``predictions.jsonl``, ``metrics.json``, ``timing.json``, ``model/`` and ``report.html``.
+    """Write ``predictions.jsonl``, ``metrics.json``, ``timing.json`` and ``model/``.
 
     Clock, memory and hardware go to ``timing.json`` alone, so that the rest is the same for the same
     seed.
