@@ -30,7 +30,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -59,15 +58,15 @@ def run(cfg: DictConfig) -> float | None:
 
     with told_plainly():
         check_device(find_weights(cfg.model.path, cfg.model.revision), cfg.trainer.accelerator)
-    hush()
     import lightning
     import torch
 
     from medvlm_r1.record import Clock, write_record
     from medvlm_r1.report.comparison import compare
     from medvlm_r1.report.page import write_run_report
-    from medvlm_r1.report.tables import accuracy_table, as_rich
+    from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
 
+    hush()
     clock = Clock()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
@@ -88,7 +87,7 @@ def run(cfg: DictConfig) -> float | None:
     if trainer.is_global_zero:
         write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, trainer, clock)
         page = write_run_report(folder)
-        Console().print(as_rich(accuracy_table(compare([folder]))))
+        table_console().print(as_rich(accuracy_table(compare([folder]))))
         log.info("report: %s", page)
     return None if accuracy is None else float(accuracy)
 

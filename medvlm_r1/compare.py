@@ -13,7 +13,7 @@ from rich.markup import escape
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.page import caveat, headline, write_page
 from medvlm_r1.report.run_folder import RunFolderError
-from medvlm_r1.report.tables import accuracy_table, as_markdown, as_rich, difference_table, fairness_lines
+from medvlm_r1.report.tables import accuracy_table, as_markdown, as_rich, difference_table, fairness_lines, table_console
 
 EXAMPLES = """examples:
   python -m medvlm_r1.compare outputs/sweeps/main_table
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFolderError as error:
         print(error, file=sys.stderr)
         return 2
-    show(comparison, Console() if sys.stdout.isatty() else Console(width=110))  # 80 would fold the labels
+    show(comparison, table_console())
     print("wrote " + ", ".join(map(str, written)))
     return 0
 

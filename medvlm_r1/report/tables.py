@@ -1,8 +1,10 @@
 """The same cells for the console, Markdown and the page. Numbers are points in percent, one decimal."""
 
+import sys
 from dataclasses import dataclass, field
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -128,6 +130,11 @@ def fairness_lines(f: Fairness) -> list[str]:
         )
         lines.append(f"  {s.key}: {agree}")
     return lines
+
+
+def table_console() -> Console:
+    """A console for tables: where nobody sets the width, 80 columns would fold the labels."""
+    return Console() if sys.stdout.isatty() else Console(width=110)
 
 
 def as_rich(table: Table) -> RichTable:
