@@ -241,6 +241,15 @@ def test_headline_says_when_a_difference_is_not_supported(comparison):
     assert "One seed" in text
 
 
+def test_headline_counts_seeds(tmp_path):
+    write_run(tmp_path, "sft", 0, n=8)
+    for seed in (0, 1):
+        write_run(tmp_path, "grpo", seed, n=8)
+    assert headline(compare([tmp_path])).endswith("Seeds: 1 of SFT and 2 of GRPO.")
+    (tmp_path / "sft_600-seed0" / "metrics.json").unlink()
+    assert headline(compare([tmp_path])).endswith("Means over 2 seeds.")
+
+
 def test_curves_overlay_what_both_methods_log(comparison):
     lines = {panel.title: [label for label, *_ in panel.lines] for panel in curve_panels(comparison)}
     assert lines["Validation accuracy"] == ["SFT", "GRPO"]
@@ -330,6 +339,8 @@ def test_model_text_is_escaped(tmp_path):
 
 def test_small_formats():
     assert mark_tags("<think>a & b") == '<span class="tag">&lt;think&gt;</span>a &amp; b'
+    assert "5 line breaks" in mark_tags("A\n\n\n\n\nB")
+    assert "nothing but white space" in mark_tags(" \n")
     assert (clock(64.3), clock(5.04), clock(7500)) == ("1 min 04 s", "5.0 s", "2 h 05 min")
     assert (percent(0.0123), percent(-0.0123, signed=True), percent(-0.0001)) == (
         "1.2",

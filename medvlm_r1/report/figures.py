@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medvlm_r1.report.comparison import Comparison
+from medvlm_r1.report.comparison import OUTSIDE, Comparison
 from medvlm_r1.report.rows import Row
 from medvlm_r1.report.tables import percent, set_name
 
@@ -66,10 +66,12 @@ CURVES = {
     "train/kl": ("KL to the reference", "nats per token"),
     "train/tokens": ("Completion length", "tokens"),
     "train/truncated": ("Truncated", "share cut at the limit"),
-    "train/accuracy": ("Accuracy while training", "share of sampled completions"),
-    "train/well_formed": ("Well-formed while training", "share of sampled completions"),
+    "train/accuracy": ("Accuracy while training", "share of completions"),
+    "train/well_formed": ("Well-formed while training", "share of completions"),
+    "train/groups_with_spread": ("Groups with spread", "share that carries a gradient"),
     "train/loss": ("Loss", ""),
     "validation/accuracy": ("Validation accuracy", "training domain"),
+    "validation/well_formed": ("Validation: well-formed", "share of answers"),
 }
 APART = ("train/loss",)  # the losses of two methods are different quantities
 
@@ -126,19 +128,18 @@ def comparison_figure(c: Comparison, path: Path) -> Path:
         c: what was compared.
         path: file to write.
     """
-    scopes = list(c.scopes)
-    size = (2.3 * len(scopes) + 1.0, 0.95 + 0.36 * len(c.rows))
+    scopes = [s for s in c.scopes if s != OUTSIDE]
+    size = (2.1 * len(scopes) + 0.9, 0.95 + 0.4 * len(c.rows))
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=size, layout="constrained")
         for k, axes in enumerate(figure.subplots(1, len(scopes), sharex=True, squeeze=False)[0]):
             _dots(axes, c, scopes[k], PRINT, values=False)
-            axes.set_title(
-                set_name(scopes[k]) + (" (in domain)" if scopes[k] in c.in_domain else ""), loc="left"
-            )
-            axes.title.set(fontsize=9, color=PRINT.ink)
+            name = set_name(scopes[k]) + (" (in domain)" if scopes[k] in c.in_domain else "")
+            axes.set_title(name, loc="left", fontsize=10, color=PRINT.ink)
             if k:
                 axes.set_yticklabels([])
-        figure.supxlabel("accuracy in percent, 95 % interval; dotted: chance", fontsize=8, color=PRINT.muted)
+        caption = "accuracy in percent with 95 % interval; dotted: chance"
+        figure.supxlabel(caption, fontsize=8.5, color=PRINT.muted)
         figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
     return path
 
@@ -166,7 +167,11 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
         paint = palette.series[number[row.label]]
         axes.plot([100 * i.low, 100 * i.high], [y, y], color=paint, lw=2.4, solid_capstyle="round")
         axes.plot(100 * i.value, y, "o", color=paint, ms=7)
-        if values:
+        if not values:  # the page prints them beside the plot, a picture above each dot
+            above = {"xytext": (0, 6.5), "textcoords": "offset points", "ha": "center"}
+            above["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+            axes.annotate(percent(i.value), (100 * i.value, y), color=palette.ink, fontsize=8, **above)
+        else:
             beside = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right"}
             axes.annotate(percent(i.value), (1.16, y), color=palette.ink, fontsize=9.5, weight=700, **beside)
     axes.axvline(100 * c.chance[scope], color=palette.muted, lw=1, ls=(0, (1, 2)))
@@ -192,11 +197,12 @@ def _curves(axes: Axes, rows: Sequence[Row], metric: str, number: dict[str, int]
         mean = _mean_curve(row, metric)
         axes.plot(mean, color=paint, lw=1.8, marker="o" if len(mean) < 12 else None, ms=3.5)
     low, high = axes.get_ylim()
-    if metric.endswith(("accuracy", "well_formed", "truncated")):
+    if metric.endswith(("accuracy", "well_formed", "truncated", "with_spread")):
         axes.set_ylim(max(-0.02, low), min(1.02, max(high, 0.1)))
     _plain(axes, PAGE)
     axes.grid(axis="y", color=PAGE.rule, lw=0.7)
     axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlim(left=0)
     axes.set_xlabel("optimiser step", fontsize=8.5, color=PAGE.muted)
 

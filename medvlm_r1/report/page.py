@@ -1,5 +1,6 @@
 """``report.html``: one file without network or scripts, for a single run or for a comparison."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from markupsafe import Markup, escape
 from medvlm_r1.report import examples
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference, compare
 from medvlm_r1.report.figures import curve_panels, dot_panels, series
+from medvlm_r1.report.rows import Row
 from medvlm_r1.report.run_folder import METHODS, PLAIN, Run, flatten
 from medvlm_r1.report.tables import (
     Cell,
@@ -104,10 +106,7 @@ def headline(c: Comparison) -> str:
     """The result in plain sentences, with its uncertainty and whether a test supports it."""
     main = next((d for d in c.differences if _methods(c, d) == ("grpo", "sft")), None)
     main = main or next(iter(reversed(c.differences)), None)
-    seeds = min(len(row.runs) for row in c.rows)
-    caution = (
-        f" Means over {seeds} seeds." if seeds > 1 else " One seed: the spread between seeds is not measured."
-    )
+    caution = " " + _seeds([r for r in c.rows if main is None or r.label in (main.first, main.second)])
     if main is None:
         row = c.rows[0]
         rates = [
@@ -177,11 +176,14 @@ def shared_facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def mark_tags(text: str) -> Markup:
-    """Escaped model text whose think and answer tags are marked."""
+    """Escaped model text whose think and answer tags are marked; long white space is named, not shown."""
+    if not text.strip():
+        return Markup('<span class="tag">(nothing but white space)</span>')
     marked = str(escape(text))
     for name in ("think", "answer"):
         for tag in (f"&lt;{name}&gt;", f"&lt;/{name}&gt;"):
             marked = marked.replace(tag, f'<span class="tag">{tag}</span>')
+    marked = re.sub(r"\n{4,}", lambda m: f'\n<span class="tag">({len(m[0])} line breaks)</span>\n', marked)
     return Markup(marked)  # escaped above, before anything was added
 
 
@@ -202,6 +204,15 @@ def _sentence(c: Comparison, where: str, d: Difference) -> str:
     return (
         f"{where}, {d.first} answers {a} % correctly and {d.second} {b} %: {points} points ({test}){verdict}."
     )
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    counts = [len(row.runs) for row in rows]
+    if max(counts) == 1:
+        return "One seed: the spread between seeds is not measured."
+    if len(set(counts)) == 1:
+        return f"Means over {counts[0]} seeds."
+    return "Seeds: " + _and([f"{n} of {row.label}" for row, n in zip(rows, counts, strict=True)]) + "."
 
 
 def _methods(c: Comparison, d: Difference) -> tuple[str, str]:
