@@ -1,0 +1,353 @@
+"""The formulas: worked out on paper, and against TRL's own code."""
+
+import math
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medvlm_r1.module import Optimisation, rows_of
+from medvlm_r1.objective import group_advantages, grpo_loss, kl_k3, sft_loss
+
+LN2 = math.log(2.0)
+
+
+def close(actual, expected, tolerance=1e-6):
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.as_tensor(expected), rtol=0, atol=tolerance, check_dtype=False
+    )
+
+
+def one_token(ratio, advantage, **how):
+    """Loss and gradient of a single token whose ratio to the sampling policy is ``ratio``."""
+    logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    mask = torch.tensor([[True]])
+    how = {"beta": 0.0} | how
+    loss, stats = grpo_loss(logprobs, torch.zeros(1, 1), None, torch.tensor([advantage]), mask, **how)
+    loss.backward()
+    return loss.item(), logprobs.grad.item(), stats
+
+
+class TestAdvantages:
+    def test_standardises_each_group_with_the_unbiased_deviation(self):
+        # 1 1 1 5: mean 2, deviations -1 -1 -1 3, variance (1 + 1 + 1 + 9) / (4 - 1) = 4, std 2
+        # 0 3 6 3: mean 3, deviations -3 0 3 0, variance 18 / 3 = 6
+        rewards = torch.tensor([1.0, 1, 1, 5, 0, 3, 6, 3])
+        s = 3 / math.sqrt(6)
+        close(group_advantages(rewards, 4, eps=0), torch.tensor([-0.5, -0.5, -0.5, 1.5, -s, 0, s, 0]))
+
+    def test_eps_is_added_to_the_deviation(self):
+        # std 2 + eps 0.5: -1 / 2.5, 3 / 2.5
+        close(group_advantages(torch.tensor([1.0, 1, 1, 5]), 4, eps=0.5), [-0.4, -0.4, -0.4, 1.2])
+
+    def test_eps_is_the_papers_by_default(self):
+        # 0 2e-4: std = sqrt(2) * 1e-4, A = 1e-4 / (sqrt(2) * 1e-4 + 1e-4) = sqrt(2) - 1
+        a = math.sqrt(2) - 1
+        close(group_advantages(torch.tensor([0.0, 2e-4], dtype=torch.float64), 2).float(), [-a, a])
+
+    @pytest.mark.parametrize("reward", [0.0, 0.5, 2.0])
+    def test_equal_rewards_give_zero(self, reward):
+        assert group_advantages(torch.full((8,), reward), 4).tolist() == [0.0] * 8
+
+    def test_without_scale_it_is_the_distance_to_the_mean(self):
+        close(group_advantages(torch.tensor([1.0, 1, 1, 5]), 4, scale="none"), [-1.0, -1, -1, 3])
+
+    def test_groups_are_prompt_major(self):
+        # Generation-major reading would mix 0 1 with 10 11 and give advantages of +-5.
+        close(group_advantages(torch.tensor([0.0, 1, 10, 11]), 2, scale="none"), [-0.5, 0.5, -0.5, 0.5])
+
+    @pytest.mark.parametrize(("rows", "group"), [(5, 2), (3, 4), (4, 1)])
+    def test_broken_groups_are_refused(self, rows, group):
+        with pytest.raises(ValueError, match=f"{rows} rows do not form groups of {group}"):
+            group_advantages(torch.ones(rows), group)
+
+    def test_unknown_scale_is_refused(self):
+        with pytest.raises(ValueError, match="'std' or 'none'"):
+            group_advantages(torch.ones(4), 2, scale="batch")
+
+
+class TestKL:
+    def test_on_paper(self):
+        # policy 1/2, reference 1/4: d = -ln 2, 1/2 + ln 2 - 1 = 0.193147
+        # policy 1/2, reference 1:   d = +ln 2, 2 - ln 2 - 1 = 0.306853
+        # equal: 0
+        policy, reference = torch.tensor([[-LN2, -LN2, -3.0]]), torch.tensor([[-2 * LN2, 0.0, -3.0]])
+        close(kl_k3(policy, reference), [[0.193147, 0.306853, 0.0]])
+
+    def test_is_never_negative_and_unbiased(self):
+        generator = torch.Generator().manual_seed(0)
+        policy = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(0)
+        reference = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(0)
+        estimate = kl_k3(policy[None], reference[None])[0]
+        assert (estimate >= 0).all()
+        exact = (policy.exp() * (policy - reference)).sum()
+        close((policy.exp() * estimate).sum(), exact)  # the expectation, not a sample of it
+
+    @pytest.mark.parametrize("distance", [50.0, 500.0, math.inf])
+    def test_cannot_overflow(self, distance):
+        policy = torch.tensor([[-distance, 0.0]], requires_grad=True)
+        loss = kl_k3(policy, torch.tensor([[0.0, -distance]]))
+        loss.sum().backward()
+        assert loss.isfinite().all()
+        assert policy.grad.isfinite().all()
+
+    def test_small_distances_keep_their_digits(self):
+        # d = 1e-4: d^2 / 2 = 5e-9, which exp(d) - d - 1 in fp32 rounds to 0 or 1.2e-7
+        close(kl_k3(torch.tensor([[-1.0]]), torch.tensor([[-0.9999]])).item(), 5e-9, tolerance=1e-9)
+
+
+class TestGRPOLoss:
+    @pytest.mark.parametrize(
+        ("ratio", "advantage", "loss", "gradient", "held"),
+        [
+            # inside the clip, w = 1.1: loss -w A, d loss / d log p = -w A
+            (1.1, 1.0, -1.1, -1.1, 0),
+            (1.1, -1.0, 1.1, 1.1, 0),
+            # above it, w = 1.5: min(1.5, 1.2) is held at the clip, min(-1.5, -1.2) is not
+            (1.5, 1.0, -1.2, 0.0, 1),
+            (1.5, -1.0, 1.5, 1.5, 0),
+            # below it, w = 0.5: min(0.5, 0.8) is not held, min(-0.5, -0.8) is
+            (0.5, 1.0, -0.5, -0.5, 0),
+            (0.5, -1.0, 0.8, 0.0, 1),
+            # twice the advantage, on policy
+            (1.0, 2.0, -2.0, -2.0, 0),
+        ],
+    )
+    def test_one_token_on_paper(self, ratio, advantage, loss, gradient, held):
+        got, slope, stats = one_token(ratio, advantage)
+        close(got, loss)
+        close(slope, gradient)
+        assert stats["clipped"] == held
+
+    def test_the_two_clips_are_apart(self):
+        close(one_token(1.5, 1.0, clip_low=0.2, clip_high=0.28)[0], -1.28)
+        close(one_token(0.5, -1.0, clip_low=0.3, clip_high=0.28)[0], 0.7)
+
+    def test_beta_weighs_the_kl(self):
+        # on policy at 1/2, reference 1/4: -A + beta * 0.193147 = -1 + 0.0193147
+        # gradient: -A + beta * (1 - exp(d)) = -1 + 0.1 * (1 - 1/2)
+        logprobs = torch.tensor([[-LN2]], requires_grad=True)
+        reference, mask = torch.tensor([[-2 * LN2]]), torch.tensor([[True]])
+        loss, stats = grpo_loss(logprobs, logprobs.detach(), reference, torch.ones(1), mask, beta=0.1)
+        loss.backward()
+        close(loss.item(), -0.9806853)
+        close(logprobs.grad.item(), -0.95)
+        close(stats["kl"].item(), 0.193147)
+
+    def test_sequence_and_token_means_on_paper(self):
+        # On policy, A = (1, -2); the first row has 3 tokens, the second 1.
+        # sequence: (-1 + 2) / 2 = 0.5; token: (3 * -1 + 1 * 2) / 4 = -0.25
+        logprobs, advantages = torch.zeros(2, 3), torch.tensor([1.0, -2.0])
+        mask = torch.tensor([[True, True, True], [True, False, False]])
+        for aggregate, expected in (("sequence", 0.5), ("token", -0.25)):
+            loss, _ = grpo_loss(logprobs, logprobs, None, advantages, mask, beta=0, aggregate=aggregate)
+            close(loss.item(), expected)
+
+    def test_an_empty_row_counts_as_zero(self):
+        # A = (1, 5); the second row has no token: (-1 + 0) / 2 over rows, -2 / 2 over tokens
+        logprobs = torch.zeros(2, 2, requires_grad=True)
+        mask = torch.tensor([[True, True], [False, False]])
+        for aggregate, expected in (("sequence", -0.5), ("token", -1.0)):
+            loss, stats = grpo_loss(
+                logprobs, torch.zeros(2, 2), None, torch.tensor([1.0, 5.0]), mask, beta=0, aggregate=aggregate
+            )
+            close(loss.item(), expected)
+            assert stats["tokens"] == 2
+        loss.backward()
+        assert logprobs.grad[1].tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize("aggregate", ["sequence", "token"])
+    def test_nothing_but_empty_rows_is_zero(self, aggregate):
+        logprobs = torch.zeros(2, 2, requires_grad=True)
+        mask = torch.zeros(2, 2, dtype=torch.bool)
+        loss, _ = grpo_loss(logprobs, logprobs.detach(), None, torch.ones(2), mask, 0.2, 0.2, 0, aggregate)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert logprobs.grad.abs().sum() == 0.0
+
+    @pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf, 1e30])
+    def test_rubbish_outside_the_mask_reaches_neither_loss_nor_gradient(self, rubbish):
+        mask = torch.tensor([[True, False]])
+        results = []
+        for outside in (0.0, rubbish):
+            logprobs = torch.tensor([[-1.0, outside]], requires_grad=True)
+            old, reference = torch.tensor([[-1.1, outside]]), torch.tensor([[-0.8, outside]])
+            loss, stats = grpo_loss(logprobs, old, reference, torch.tensor([0.7]), mask)
+            loss.backward()
+            results.append((loss.item(), logprobs.grad.tolist(), [s.item() for s in stats.values()]))
+        assert results[0] == results[1]
+
+    def test_a_ratio_beyond_reason_stays_finite(self):
+        logprobs = torch.tensor([[0.0, -400.0]], requires_grad=True)
+        old, reference = torch.tensor([[-400.0, 0.0]]), torch.tensor([[-500.0, 0.0]])
+        for advantage in (1.0, -1.0):
+            mask = torch.ones(1, 2, dtype=torch.bool)
+            loss, stats = grpo_loss(logprobs, old, reference, torch.tensor([advantage]), mask)
+            loss.backward()
+            assert loss.isfinite()
+            assert logprobs.grad.isfinite().all()
+            assert all(torch.as_tensor(s).isfinite() for s in stats.values())
+
+    @pytest.mark.parametrize("aggregate", ["sequence", "token"])
+    def test_micro_batches_add_up_to_the_whole(self, aggregate):
+        logprobs, old, reference, advantages, mask = random_rows(10, 7)
+        whole, stats = grpo_loss(logprobs, old, reference, advantages, mask, aggregate=aggregate)
+        whole_gradient = torch.autograd.grad(whole, logprobs)[0]
+        denominator = 10 if aggregate == "sequence" else mask.sum()
+        parts, counts = [], []
+        for rows in (slice(0, 1), slice(1, 6), slice(6, 10)):
+            given = [t[rows] for t in (logprobs, old, reference, advantages, mask)]
+            loss, part = grpo_loss(*given, aggregate=aggregate, denominator=denominator)
+            parts.append(loss)
+            counts.append(part)
+        close(sum(parts), whole, 1e-12)
+        close(torch.autograd.grad(sum(parts), logprobs)[0], whole_gradient, 1e-12)
+        for name in stats:
+            close(sum(part[name] for part in counts), stats[name], 1e-12)
+
+    def test_kl_needs_a_reference(self):
+        zeros, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+        with pytest.raises(ValueError, match=r"beta is 0\.04"):
+            grpo_loss(zeros, zeros, None, torch.ones(1), mask)
+
+    def test_unknown_aggregate_is_refused(self):
+        zeros, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+        with pytest.raises(ValueError, match="'sequence' or 'token'"):
+            grpo_loss(zeros, zeros, None, torch.ones(1), mask, beta=0, aggregate="batch")
+
+
+def random_rows(rows, tokens, seed=0):
+    """Log-probabilities of policy, sampler and reference, advantages and mask; ratios on both sides."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale):
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    logprobs = -draw(rows, tokens, scale=1.0).abs()
+    old, reference = (logprobs + draw(rows, tokens, scale=0.3) for _ in range(2))
+    lengths = torch.randint(1, tokens + 1, (rows,), generator=generator)
+    mask = torch.arange(tokens) < lengths[:, None]
+    return logprobs.requires_grad_(), old, reference, draw(rows, scale=1.0), mask
+
+
+def trl_loss(logprobs, old, reference, advantages, mask, loss_type, beta, clip, longest):
+    """The loss that TRL's trainer computes from these log-probabilities, and what it logs."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    trainer = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        _metrics={"train": defaultdict(list)},
+        _entropy_bonus_enabled=False,
+        accelerator=SimpleNamespace(
+            num_processes=1, gather=lambda value: value, reduce=lambda value, reduction: value
+        ),
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
+        aux_loss_enabled=False,
+        beta=beta,
+        current_gradient_accumulation_steps=1,
+        epsilon_low=clip[0],
+        epsilon_high=clip[1],
+        importance_sampling_level="token",
+        loss_type=loss_type,
+        max_completion_length=longest,
+        model=SimpleNamespace(training=True),
+        off_policy_mask_threshold=None,
+        top_entropy_quantile=1.0,
+        use_vllm=False,
+    )
+    inputs = {
+        "prompt_ids": torch.zeros(len(mask), 1, dtype=torch.long),
+        "prompt_mask": torch.ones(len(mask), 1, dtype=torch.long),
+        "completion_ids": torch.zeros(mask.shape, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum(),
+    }
+    return GRPOTrainer._compute_loss(trainer, None, inputs), trainer._metrics["train"]
+
+
+@pytest.mark.parametrize("clip", [(0.2, 0.2), (0.2, 0.28)])
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize(
+    ("loss_type", "aggregate"),
+    [("grpo", "sequence"), ("dapo", "token"), ("bnpo", "token"), ("dr_grpo", "token")],
+)
+def test_trl_computes_the_same(loss_type, aggregate, beta, clip):
+    rows = random_rows(12, 9, seed=3)
+    logprobs, mask = rows[0], rows[-1]
+    theirs, logged = trl_loss(*rows, loss_type, beta, clip, longest=16)
+    # Dr. GRPO divides by rows * longest completion; the others by what they see.
+    denominator = 12 * 16 if loss_type == "dr_grpo" else None
+    ours, stats = grpo_loss(*rows, *clip, beta, aggregate, denominator)
+    assert stats["clipped"] > 3
+    close(ours, theirs)
+    close(torch.autograd.grad(ours, logprobs)[0], torch.autograd.grad(theirs, logprobs)[0])
+    close(stats["clipped"] / mask.sum(), logged["clip_ratio/region_mean"][0])
+    if beta:
+        close(stats["kl"] / mask.sum(), logged["kl"][0])
+
+
+class TestSFTLoss:
+    def test_is_the_mean_over_target_tokens(self):
+        # (1 + 2 + 4) / 3; the -9 stands outside the mask
+        logprobs = torch.tensor([[-1.0, -2.0], [-4.0, -9.0]])
+        mask = torch.tensor([[True, True], [True, False]])
+        close(sft_loss(logprobs, mask).item(), 7 / 3)
+        close(sft_loss(logprobs, mask, denominator=14).item(), 0.5)
+
+    def test_agrees_with_cross_entropy(self):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(6, 11, generator=generator, dtype=torch.float64)
+        targets = torch.tensor([1, 2, -100, 3, -100, 0])
+        kept = targets >= 0
+        logprobs = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[:, None]).T
+        close(sft_loss(logprobs, kept[None]), torch.nn.functional.cross_entropy(logits, targets), 1e-12)
+
+    def test_rubbish_outside_the_mask_reaches_neither_loss_nor_gradient(self):
+        logprobs = torch.tensor([[-1.0, math.nan, -math.inf]], requires_grad=True)
+        loss = sft_loss(logprobs, torch.tensor([[True, False, False]]))
+        loss.backward()
+        assert loss.item() == 1.0
+        assert logprobs.grad.tolist() == [[-1.0, 0.0, 0.0]]
+
+    def test_no_target_is_zero(self):
+        assert sft_loss(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool)).item() == 0.0
+
+
+class TestOptimisation:
+    def factors(self, schedule, warmup, total=4):
+        optim = Optimisation(lr=1.0, optimizer=torch.optim.SGD, schedule=schedule, warmup_steps=warmup)
+        return [optim.factor(step, total) for step in range(total + 2)]
+
+    def test_linear_on_paper(self):
+        # 4 steps: 4/4, 3/4, 2/4, 1/4, and nothing beyond
+        close(self.factors("linear", 0), [1, 0.75, 0.5, 0.25, 0, 0])
+
+    def test_cosine_on_paper(self):
+        # (1 + cos(pi * step / 4)) / 2, cos 45 degrees = 0.7071068
+        close(self.factors("cosine", 0), [1, 0.8535534, 0.5, 0.1464466, 0, 0])
+
+    def test_constant_stays(self):
+        assert self.factors("constant", 0) == [1.0] * 6
+
+    def test_warmup_rises_to_the_peak_and_decays_over_the_rest(self):
+        # two steps up: 1/3, 2/3; then 4 - 2 = 2 steps down: 1, 1/2, 0
+        close(self.factors("linear", 2), [1 / 3, 2 / 3, 1, 0.5, 0, 0])
+        close(self.factors("constant", 2), [1 / 3, 2 / 3, 1, 1, 1, 1])
+
+    def test_warmup_as_long_as_the_run_never_divides_by_zero(self):
+        close(self.factors("linear", 4), [0.2, 0.4, 0.6, 0.8, 1.0, 0.0])
+
+    @pytest.mark.parametrize(
+        "wrong", [{"lr": 0.0}, {"warmup_steps": -1}, {"clip_norm": -1.0}, {"schedule": "step"}]
+    )
+    def test_wrong_values_are_refused(self, wrong):
+        with pytest.raises(ValueError, match="optim"):
+            Optimisation(**{"lr": 1e-6, "optimizer": torch.optim.SGD} | wrong)
+
+
+def test_rows_repeat_each_prompt():
+    assert rows_of("ab", 3) == ["a", "a", "a", "b", "b", "b"]
