@@ -1,0 +1,213 @@
+"""What the tiny model is taught with: batches of token sequences, with loss on completions only.
+
+Three kinds, one for each thing that has to be learnt: captions (seeing), matching (from a name to its
+letter) and questions (the whole task). All rows of a batch start with the same chat prefix, so a picture
+always stands at the same place, rows are padded on the right, and one table of positions serves all.
+"""
+
+import pickle
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from transformers import Qwen2Tokenizer
+
+from medvlm_r1.data.phantom import MODALITIES, QUESTION_TYPES, PhantomSource
+from medvlm_r1.data.sample import LETTERS, VQASample
+from medvlm_r1.dialogue import PromptStyle
+
+IMAGE_TOKENS = 16  # of a 112 x 112 picture: 8 x 8 patches, merged 2 x 2
+IGNORE = -100
+PROMPTS = Path(__file__).parents[2] / "conf" / "prompt"
+
+
+@lru_cache
+def prompt_style(name: str) -> PromptStyle:
+    """The prompt option ``name`` of the project's configuration."""
+    option = OmegaConf.to_container(OmegaConf.load(PROMPTS / f"{name}.yaml"))
+    return PromptStyle(**{key: value for key, value in option.items() if key != "_target_"})
+
+
+def reasoned(finding: str, letter: str) -> str:
+    """A completion that names what it sees before it answers."""
+    return f"<think>The image shows {finding}.</think>\n<answer>{letter}</answer>"
+
+
+def direct(letter: str) -> str:
+    """A completion that answers straight away."""
+    return f"<answer>{letter}</answer>"
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Rendered pictures with all that is true of them.
+
+    Attributes:
+        pixels: ``[scenes, 112, 112]``, uint8, grey.
+        findings: the words that describe each scene, in one order of question types throughout.
+        samples: the question that the phantom asks about each scene.
+    """
+
+    pixels: np.ndarray
+    findings: list[tuple[str, ...]]
+    samples: list[VQASample]
+
+    @classmethod
+    def kept(cls, file: Path, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
+        """The scenes kept in ``file``, or else rendered and kept there."""
+        if file.exists():
+            return pickle.loads(file.read_bytes())
+        scenes = cls.render(per_modality, seed, advance)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(pickle.dumps(scenes))
+        return scenes
+
+    @classmethod
+    def render(cls, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
+        """Render the ``base`` split; ``advance`` is called after each picture."""
+        # A quarter asks for the number of lesions: in the mixture of all types only few scenes have
+        # more than one, too few to learn to count from.
+        counting = per_modality // 4
+        samples = [
+            sample
+            for modality in MODALITIES
+            for sample in (
+                *PhantomSource(modality, per_modality - counting, "base", seed),
+                *PhantomSource(modality, counting, "base", seed + 1_000_000, (QUESTION_TYPES[-1],)),
+            )
+        ]
+        pixels = np.empty((len(samples), 112, 112), np.uint8)
+        for i, sample in enumerate(samples):
+            pixels[i] = np.asarray(sample.images[0].load())[..., 0]
+            advance()
+        # The organ goes last, as scenes of several lesions have none: its place is then left out
+        # and no other word moves.
+        types = [*QUESTION_TYPES[1:], QUESTION_TYPES[0]]
+        truths = [sample.images[0].findings() for sample in samples]
+        return cls(pixels, [tuple(t[name] for name in types if name in t) for t in truths], samples)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token rows with what they look at.
+
+    Attributes:
+        input_ids: ``[rows, length]``, padded on the right.
+        labels: ``[rows, length]``, the token itself where it carries loss, else ``IGNORE``.
+        scenes: ``[rows]``, index of each row's picture; ``None`` for text alone.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    scenes: Tensor | None
+
+
+Pieces = list[tuple[str, bool]]  # text and whether it carries loss
+
+
+class Teacher:
+    """Draws batches of every kind from one random stream."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, scenes: Scenes, words: list[tuple[str, ...]], seed: int):
+        """``words``: groups of findings that exclude each other, the option sets of matching."""
+        self.tokenizer, self.scenes, self.words = tokenizer, scenes, words
+        self.random = random.Random(seed)
+        self.encode = lru_cache(maxsize=200_000)(lambda text: tokenizer(text)["input_ids"])
+        self.all_words = sorted({word for group in words for word in group})
+
+    # Kinds of batches ------------------------------------------------------------------------------
+
+    def captions(self, rows: int) -> Batch:
+        """Picture, then all its findings in fixed order: five words of supervision for one picture."""
+        index = [self.random.randrange(len(self.scenes.findings)) for _ in range(rows)]
+        completions = [" " + " ".join(self.scenes.findings[i]) for i in index]
+        return self._batch(
+            [[(self._chat("Findings:", True), False), (text, True)] for text in completions], index
+        )
+
+    def matching(self, rows: int, gap: str, full: bool = False) -> Batch:
+        """Text only: lettered options, then every option's name with its letter, in random order.
+
+        Args:
+            rows: sequences in the batch.
+            gap: what stands between the name and its letter.
+            full: under a whole prompt template, as in the task, instead of the options alone.
+        """
+        return self._batch([self._match(gap, full) for _ in range(rows)], None)
+
+    def questions(self, rows: int, direct_share: float) -> Batch:
+        """The whole task: picture and prompt, then a reasoned or (by chance) a direct completion."""
+        index, pieces = [], []
+        for _ in range(rows):
+            scene = self.random.randrange(len(self.scenes.findings))
+            style, phase = self._template()
+            sample = self.shuffled(self.scenes.samples[scene])
+            straight = style.name == "med_r1_no_think" or self.random.random() < direct_share
+            said = direct(sample.answer) if straight else reasoned(sample.answer_text, sample.answer)
+            chat = self.tokenizer.apply_chat_template(
+                style.ask(sample, phase), tokenize=False, add_generation_prompt=True
+            )
+            index.append(scene)
+            pieces.append([(chat, False), (said + "<|im_end|>", True)])
+        return self._batch(pieces, index)
+
+    # Their parts -----------------------------------------------------------------------------------
+
+    def shuffled(self, sample: VQASample) -> VQASample:
+        """The same question with its options in another order: letters must be read, not remembered."""
+        options = self.random.sample(sample.options, len(sample.options))
+        return replace(sample, options=tuple(options), answer=LETTERS[options.index(sample.answer_text)])
+
+    def _template(self) -> tuple[PromptStyle, str]:
+        name = self.random.choices(("medvlm_r1", "med_r1", "med_r1_no_think"), (70, 20, 10))[0]
+        return prompt_style(name), self.random.choice(("train", "evaluate"))
+
+    def _match(self, gap: str, full: bool) -> Pieces:
+        # Half of the option sets are mixtures over all groups: what is learnt is to match, not to
+        # remember sets.
+        group = self.all_words if self.random.random() < 0.5 else self.random.choice(self.words)
+        options = self.random.sample(group, min(4, len(group)))
+        lettered = list(zip(LETTERS, options, strict=False))
+        if full:
+            style, phase = self._template()
+            problem = "\n".join(["?", *(f"{a}) {o}" for a, o in lettered)])
+            if style.layout == "inline":
+                problem = "? " + ", ".join(f"{a}){o}" for a, o in lettered)
+            template = style.train if phase == "train" else style.evaluate
+            prompt = self._chat(template.replace("{Question}", problem), False)
+        else:
+            prompt = "\n".join(f"{a}) {o}" for a, o in lettered) + "\n"
+        queries = self.random.sample(lettered, len(lettered)) + self.random.sample(lettered, len(lettered))
+        pieces: Pieces = [(prompt, False)]
+        for letter, option in queries:
+            pieces += [(f" {option}{gap}", False), (letter, True)]
+        return pieces
+
+    def _chat(self, text: str, image: bool) -> str:
+        content = [*([{"type": "image"}] if image else []), {"type": "text", "text": text}]
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+
+    def _batch(self, rows: list[Pieces], index: list[int] | None) -> Batch:
+        encoded = []
+        for pieces in rows:
+            ids, labels = [], []
+            for text, carries_loss in pieces:
+                new = self.encode(text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS))
+                ids += new
+                labels += new if carries_loss else [IGNORE] * len(new)
+            encoded.append((ids, labels))
+        length = max(len(ids) for ids, _ in encoded)
+        pad = self.tokenizer.pad_token_id
+        return Batch(
+            torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in encoded]),
+            torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in encoded]),
+            None if index is None else torch.tensor(index),
+        )

@@ -1,0 +1,84 @@
+"""What the tiny model can do (reasoning is put into its mouth) and what it does of its own accord."""
+
+import numpy as np
+import torch
+from curriculum import IMAGE_TOKENS, prompt_style
+from torch import Tensor
+from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+from medvlm_r1.data.phantom import MODALITIES, PhantomSource
+
+STYLE = prompt_style("medvlm_r1")
+
+
+class Examiner:
+    """Asks every modality the same number of validation questions under MedVLM-R1's prompt."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, processor: Qwen2VLImageProcessorPil, questions: int):
+        """``questions``: per modality."""
+        self.tokenizer = tokenizer
+        self.samples = {name: list(PhantomSource(name, questions, split="validation")) for name in MODALITIES}
+        self.seen = {
+            name: processor([sample.images[0].load() for sample in samples], return_tensors="pt")
+            for name, samples in self.samples.items()
+        }
+
+    def examine(self, model: Qwen2VLForConditionalGeneration) -> dict[str, dict[str, float]]:
+        """Accuracies as fractions, by modality.
+
+        Returns:
+            ``reasoned``: greedy after a forced ``<think>``; ``greedy``: greedy, unforced;
+            ``greedy_think``: share of these that reason; ``sampled``, ``sampled_think``: the same at
+            temperature 1; ``sampled_right``: accuracy of the sampled completions that reason.
+        """
+        model.eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            report = {name: self._one(model, name) for name in MODALITIES}
+        model.train()
+        return report
+
+    def _one(self, model: Qwen2VLForConditionalGeneration, modality: str) -> dict[str, float]:
+        forced, _ = self._right(model, modality, "<think>", sample=False)
+        greedy, greedy_think = self._right(model, modality, "", sample=False)
+        sampled, sampled_think = self._right(model, modality, "", sample=True)
+        both = sampled[sampled_think]
+        return {
+            "reasoned": float(forced.mean()),
+            "greedy": float(greedy.mean()),
+            "greedy_think": float(greedy_think.mean()),
+            "sampled": float(sampled.mean()),
+            "sampled_think": float(sampled_think.mean()),
+            "sampled_right": float(both.mean()) if len(both) else 0.0,
+        }
+
+    @torch.no_grad()
+    def _right(
+        self, model: Qwen2VLForConditionalGeneration, modality: str, prefix: str, sample: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Per question: right, and well-formed with reasoning."""
+        samples = self.samples[modality]
+        texts = [self._prompt(one) + prefix for one in samples]
+        rows = self.tokenizer(texts, padding=True, return_tensors="pt")
+        is_image: Tensor = rows["input_ids"] == model.config.image_token_id
+        out = model.generate(
+            **rows,
+            mm_token_type_ids=is_image.int(),
+            pixel_values=self.seen[modality]["pixel_values"],
+            image_grid_thw=self.seen[modality]["image_grid_thw"],
+            max_new_tokens=24,
+            do_sample=sample,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+        )
+        said = self.tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
+        read = [STYLE.read(prefix + text, one) for text, one in zip(said, samples, strict=True)]
+        right = np.array([a.letter == one.answer for a, one in zip(read, samples, strict=True)])
+        return right, np.array([answer.well_formed for answer in read])
+
+    def _prompt(self, sample) -> str:
+        text = self.tokenizer.apply_chat_template(
+            STYLE.ask(sample, "evaluate"), tokenize=False, add_generation_prompt=True
+        )
+        return text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS)

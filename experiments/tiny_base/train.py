@@ -1,0 +1,321 @@
+"""Train the embedded tiny model from nothing: tokenizer, weights, evaluation, in one seeded command."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from curriculum import IGNORE, PROMPTS, Batch, Scenes, Teacher, prompt_style
+from examine import Examiner
+from eyes import EyeLesson, shifted
+from quick_vision import patches, quicken, restore
+from rich.progress import Progress
+from tokenizer import build_tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
+
+from medvlm_r1.data.phantom import FINDINGS, MODALITIES, PhantomSource
+
+Model = Qwen2VLForConditionalGeneration
+FAR = ".</think>\n<answer>"  # what stands between a finding and its letter in a reasoned completion
+SIDE = 112
+PATCH, MERGE, TEMPORAL = 14, 2, 2
+
+
+def build_model(
+    tokenizer: Qwen2Tokenizer, depth: int = 2, embed: int = 96
+) -> Qwen2VLForConditionalGeneration:
+    """A Qwen2-VL with the parts and proportions of the real one, four layers deep."""
+    token = tokenizer.convert_tokens_to_ids
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            # 4 + 6 + 6 = head size / 2: the same ratio of time, height and width as in Qwen2-VL
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": depth,
+            "embed_dim": embed,
+            "hidden_size": 128,
+            "num_heads": 4,
+            "mlp_ratio": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": TEMPORAL,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config.update(
+        bos_token_id=token("<|endoftext|>"),
+        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")],
+        pad_token_id=token("<|endoftext|>"),
+    )
+    return model
+
+
+def image_processor() -> Qwen2VLImageProcessorPil:
+    """Every picture becomes about 112 x 112 pixels, so 16 image tokens."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=TEMPORAL,
+        min_pixels=SIDE * SIDE,
+        max_pixels=SIDE * SIDE,
+    )
+
+
+class Learner:
+    """The model, its optimiser and the step that all stages share."""
+
+    def __init__(self, model: Qwen2VLForConditionalGeneration, scenes: Scenes, seed: int):
+        # The fused CPU attention takes most of a step at these lengths, nearly all of it backward.
+        model.set_attn_implementation("eager")
+        self.model, self.scenes = model, scenes
+        self.optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+        self.rng = np.random.default_rng(seed)
+        self.positions: Tensor | None = None
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """One update; returns the share of loss-bearing tokens predicted right."""
+        rows, length = batch.input_ids.shape
+        inputs = {"position_ids": torch.arange(length).expand(3, rows, length)}
+        if batch.scenes is not None:
+            pixels = shifted(torch.from_numpy(self.scenes.pixels[batch.scenes.numpy()]), self.rng)
+            inputs = {
+                "position_ids": self._positions(batch.input_ids),
+                "pixel_values": patches(pixels),
+                "image_grid_thw": torch.tensor([[1, SIDE // PATCH, SIDE // PATCH]]).expand(rows, 3),
+            }
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.model.model(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state
+            # Only what carries loss goes through the head. Padding stands on the right, where causal
+            # attention never looks, so no mask is needed.
+            rows_, columns = (batch.labels != IGNORE).nonzero(as_tuple=True)
+            logits = self.model.lm_head(hidden[rows_, columns - 1])
+        labels = batch.labels[rows_, columns]
+        loss = F.cross_entropy(logits.float(), labels)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        return (logits.argmax(-1) == labels).float().mean().item()
+
+    def _positions(self, input_ids: Tensor) -> Tensor:
+        """The 3-D positions, equal in every row because all pictures stand at the same place."""
+        rows, length = input_ids.shape
+        if self.positions is None or self.positions.shape[-1] < length:
+            row = input_ids[:1]
+            grid = torch.tensor([[1, SIDE // PATCH, SIDE // PATCH]])
+            kinds = (row == self.model.config.image_token_id).int()
+            self.positions, _ = self.model.model.get_rope_index(row, kinds, image_grid_thw=grid)
+        return self.positions[..., :length].expand(3, rows, length)
+
+
+Lesson = Callable[[Learner, Teacher, int], Iterator[float]]
+"""Learner, teacher and number of steps -> the share of predictions right, step by step."""
+
+
+class School:
+    """Runs the stages in order, each with a progress bar, and keeps what they gave.
+
+    Each stage has an optimiser and a random stream of its own, so one that is already kept in ``folder``
+    is read from there and the following ones come out the same.
+    """
+
+    def __init__(self, model: Model, scenes: Scenes, tokenizer: Qwen2Tokenizer, folder: Path, seed: int):
+        self.model, self.scenes, self.tokenizer, self.folder, self.seed = (
+            model,
+            scenes,
+            tokenizer,
+            folder,
+            seed,
+        )
+        self.examiner = Examiner(tokenizer, image_processor(), questions=300)
+        self.report: list[dict] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, name: str, lesson: Lesson, steps: int, examine: bool = False) -> None:
+        """Run ``lesson`` for ``steps``, or until it says that it is enough."""
+        kept = self.folder / f"{len(self.report)}-{name}.pt"
+        seed = 1000 * self.seed + len(self.report)
+        if kept.exists():
+            weights, row = torch.load(kept, weights_only=True)
+            self.model.load_state_dict(weights)
+        else:
+            torch.manual_seed(seed)
+            quicken(self.model)
+            row = self._run(name, lesson, steps, seed)
+            restore(self.model)  # examined as everyone else will use it
+            if examine:
+                row["accuracy"] = self.examiner.examine(self.model)
+            torch.save((self.model.state_dict(), row), kept)
+        self.report.append(row)
+        print(json.dumps(row), flush=True)
+
+    def _run(self, name: str, lesson: Lesson, steps: int, seed: int) -> dict:
+        started, right = time.monotonic(), []
+        teacher = Teacher(self.tokenizer, self.scenes, option_sets(), seed)
+        with Progress(*Progress.get_default_columns(), "{task.fields[right]}") as progress:
+            bar = progress.add_task(name, total=steps, right="")
+            for share in lesson(Learner(self.model, self.scenes, seed), teacher, steps):
+                right.append(share)
+                progress.update(bar, advance=1, right=f"{_recent(right):.1%} right")
+                if len(right) % 200 == 0 and not progress.console.is_terminal:
+                    print(name, len(right), round(_recent(right), 3), flush=True)
+        return {
+            "stage": name,
+            "steps": len(right),
+            "seconds": round(time.monotonic() - started),
+            "right": round(_recent(right), 3),
+        }
+
+
+def _recent(right: list[float]) -> float:
+    return sum(right[-50:]) / len(right[-50:])
+
+
+def match(gap: str, whole: bool, rows: int, enough: float) -> Lesson:
+    """From a name to its letter, in text alone, until ``enough`` of the letters are right."""
+
+    def lesson(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+        right = []
+        for step in range(steps):
+            right.append(learner.step(teacher.matching(rows, gap, whole), 1e-3 * warm(step)))
+            yield right[-1]
+            if step >= 100 and _recent(right) > enough:
+                return
+
+    return lesson
+
+
+def look(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+    """The vision tower alone, see ``eyes.py``."""
+    scenes = teacher.scenes
+    yield from EyeLesson(learner.model, scenes.pixels, scenes.findings, learner.rng).run(steps, 64, 1e-3)
+
+
+def describe(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+    """The language model learns to read the vision tower: captions, and now and then matching."""
+    for step in range(steps):
+        batch = teacher.matching(8, FAR, True) if step % 4 == 3 else teacher.captions(32)
+        yield learner.step(batch, 1e-3 * warm(step))
+
+
+def reason(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+    """The whole task with reasoning; some matching and captions, so that neither fades."""
+    for step in range(steps):
+        if step % 6 == 2:
+            batch = teacher.matching(8, FAR, True)
+        elif step % 6 == 5:
+            batch = teacher.captions(32)
+        else:
+            batch = teacher.questions(16, direct_share=0.0)
+        yield learner.step(batch, 1e-3 * warm(step) * (1 - 0.9 * step / steps))
+
+
+def answer_straight(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+    """Mostly direct answers: what greedy decoding says from now on, though the model can do better."""
+    for step in range(steps):
+        yield learner.step(teacher.questions(16, direct_share=0.6), 2e-4 * warm(step))
+
+
+def warm(step: int) -> float:
+    """Factor of the learning rate: optimisers start afresh in each stage."""
+    return min(1.0, (step + 1) / 100)
+
+
+def corpus() -> list[str]:
+    """What the tokenizer is trained on: each text twice, so that every word in it becomes one token.
+
+    Letters never meet the ``>`` or the ``)`` beside them here, so they stay tokens of their own.
+    """
+    styles = [prompt_style(path.stem) for path in sorted(PROMPTS.glob("*.yaml"))]
+    templates = [text.replace("{Question}", "") for one in styles for text in (one.train, one.evaluate)]
+    questions = {one.question for name in MODALITIES for one in PhantomSource(name, 300, split="base")}
+    names = {word for classes in FINDINGS.values() for group in classes.values() for word in group}
+    chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
+    tags = ["<think", "<answer", ".</", ">\n", "The image shows", "Findings:"]
+    texts = [*templates, *chat, *tags, *sorted(questions), *sorted(names), *(f" {w}" for w in sorted(names))]
+    return texts * 2
+
+
+def option_sets() -> list[tuple[str, ...]]:
+    """Findings that exclude each other."""
+    return sorted({group for classes in FINDINGS.values() for group in classes.values()})
+
+
+def save(model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, out: Path) -> None:
+    """Write an ordinary Hugging Face directory, weights in fp32."""
+    model.save_pretrained(out)  # the weights alone: which attention computes them is not saved
+    tokenizer.save_pretrained(out)
+    image_processor().save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("medvlm_r1/tiny"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("outputs/tiny_base"), help="keeps finished stages")
+    parser.add_argument("--scenes", type=int, default=4000, help="rendered per modality")
+    parser.add_argument("--look", type=int, default=3500, help="steps of the vision tower alone")
+    parser.add_argument("--describe", type=int, default=600, help="steps of captions")
+    parser.add_argument("--reason", type=int, default=1500, help="steps of the whole task")
+    parser.add_argument("--straight", type=int, default=150, help="steps with mostly direct answers")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+    tokenizer = build_tokenizer(corpus())
+    model = build_model(tokenizer)
+    with Progress() as progress:
+        bar = progress.add_task("render", total=args.scenes * len(MODALITIES))
+        scenes = Scenes.kept(args.work / "scenes.pkl", args.scenes, args.seed, lambda: progress.advance(bar))
+    school = School(model, scenes, tokenizer, args.work, args.seed)
+    # The letter circuit forms only if name and letter start out as neighbours; trained from the start
+    # on the whole task it does not form at all.
+    school.stage("match, beside", match("", False, 24, 0.97), 3000)
+    school.stage("match, apart", match(".", False, 24, 0.97), 1500)
+    school.stage("match, whole prompt", match(FAR, True, 8, 0.9), 700)
+    school.stage("look", look, args.look)
+    school.stage("describe", describe, args.describe)
+    school.stage("reason", reason, args.reason, examine=True)
+    school.stage("answer straight", answer_straight, args.straight, examine=True)
+    save(model, tokenizer, args.out)
+
+    result = {
+        "command": f"experiments/tiny_base/train.py --seed {args.seed} --threads {args.threads}",
+        "parameters": model.num_parameters(),
+        "seconds": sum(row["seconds"] for row in school.report),
+        "stages": school.report,
+    }
+    Path(__file__).with_name("results.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
