@@ -144,7 +144,8 @@ def settle(cfg: DictConfig) -> Path:
 
 def hush() -> None:
     """Silence what libraries say on every run and nobody can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for message in (
         ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, which Hydra made
