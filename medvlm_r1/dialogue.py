@@ -26,11 +26,12 @@ _TAG_ENDS = {
     for tag in ("think", "answer")
 }
 # "A cyst" and "the answer is a cyst" hold an article, not a letter: a letter is followed by its
-# bracket or stop, or ends the text; behind "answer is" a capital will do.
-_LEADING_LETTER = re.compile(r"^[\s*_(\[]*([A-Ja-j])(?=[*_]*(?:[)\].:,]|\s*$))")
+# bracket or stop, or ends the line; any other capital may do without. "A or B" is no choice.
+_CLOSED = r"(?=[*_]*(?:[)\].:,]|[ \t]*(?:\n|$)))"
+_ALONE = r"(?![\s*_)\]]*(?:,|/|&|or\b|and\b)[\s*_(\[]*(?-i:[A-HJ])\b)"
+_LEADING_LETTER = re.compile(rf"^[\s*_(\[]*([B-HJ](?=\s)|[A-Ja-j]{_CLOSED}){_ALONE}")
 _STATED_LETTER = re.compile(
-    r"\b(?:answer|option|choice)\b(?:\s+is\b)?[\s:*_(\[]*"
-    r"((?-i:[B-J])\b|[A-J](?=[*_]*(?:[)\].:,]|\s*$)))",
+    rf"\b(?:answer|option|choice)\b(?:\s+is\b)?[\s:*_(\[]*((?-i:[B-J])\b|[A-J]{_CLOSED}){_ALONE}",
     re.IGNORECASE,
 )
 
@@ -163,9 +164,11 @@ def _lenient(said: str, sample: VQASample) -> str | None:
         found = {match.upper() for match in pattern.findall(said)}
         if found:
             return found.pop() if len(found) == 1 and found <= set(sample.letters) else None
-    named = [
-        letter
+    named = {
+        letter: option.casefold()
         for letter, option in zip(sample.letters, sample.options, strict=True)
         if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said, re.IGNORECASE)
-    ]
-    return named[0] if len(named) == 1 else None
+    }
+    # "Left kidney" also holds "kidney": the longer one is meant.
+    meant = [a for a, o in named.items() if not any(o != other and o in other for other in named.values())]
+    return meant[0] if len(meant) == 1 else None

@@ -1,0 +1,166 @@
+"""What several test files share: questions with pictures of different sizes, and a random Qwen2-VL."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.policy import weights
+from medvlm_r1.policy.encode import Encoder
+from medvlm_r1.policy.policy import Policy
+
+# Seeded, and without a clock: the suite runs on busy machines too.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+settings.load_profile("suite")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A picture made up from a seed."""
+
+    seed: int
+    width: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        return f"noise-{self.seed}-{self.width}x{self.height}"
+
+    def load(self) -> Image.Image:
+        values = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3))
+        return Image.fromarray(values.astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def questions() -> dict[str, VQASample]:
+    """Questions that differ in all that could be mixed up: images, their sizes, lengths and answers."""
+
+    def question(name, images, text, options, answer):
+        return VQASample(name, images, text, options, answer, "mri", "test", "test", name)
+
+    two = (Noise(4, 140, 56), Noise(5, 56, 56))
+    return {
+        q.id: q
+        for q in (
+            question("square", (Noise(1, 112, 112),), "Which organ?", ("liver", "brain", "lung"), "B"),
+            question(
+                "wide",
+                (Noise(2, 168, 112),),
+                "What does the bright region on the left of this image show?",
+                ("a cyst", "a solid mass"),
+                "A",
+            ),
+            question("flat", (Noise(3, 140, 56),), "Is it normal?", ("no", "yes", "unsure", "both"), "D"),
+            question("two", two, "Which of the two is brighter?", ("the first", "the second"), "B"),
+            question("text", (), "Which organ pumps blood?", ("brain", "heart", "lung"), "C"),
+        )
+    }
+
+
+@pytest.fixture(scope="session")
+def short_style() -> PromptStyle:
+    text = "{Question}\nGive the letter in <answer>...</answer>."
+    return PromptStyle("short", train=text, evaluate=text)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    """The embedded model's tokenizer, with an image processor that leaves the pictures' sizes alone."""
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=56 * 56, max_pixels=168 * 112
+    )
+    tokenizer = AutoTokenizer.from_pretrained(weights.EMBEDDED, padding_side="left")
+    return Encoder(tokenizer, processor, max_prompt_tokens=512)
+
+
+@pytest.fixture(scope="session")
+def prompts(questions, encoder, short_style):
+    """The questions, encoded."""
+    return {name: encoder.encode(sample, "train", short_style) for name, sample in questions.items()}
+
+
+def random_model(encoder: Encoder, tied: bool = True) -> Qwen2VLForConditionalGeneration:
+    """A Qwen2-VL with random weights, large enough that each input moves the output."""
+    token = encoder.tokenizer.convert_tokens_to_ids
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(encoder.tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            # 2 + 3 + 3 = half of the head size 16: all three axes take part
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+            "initializer_range": 0.25,
+        },
+        vision_config={
+            "depth": 1,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "initializer_range": 0.25,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=tied,
+        initializer_range=0.25,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config.update(
+        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")
+    )
+    return model.train()
+
+
+@pytest.fixture(scope="session")
+def random_policy(encoder) -> Policy:
+    """Shared by all tests: none may change it."""
+    return Policy(random_model(encoder), encoder)
+
+
+@pytest.fixture(scope="session")
+def untied_policy(encoder) -> Policy:
+    """As ``random_policy``, with an output matrix of its own. None may change it."""
+    return Policy(random_model(encoder, tied=False), encoder)
+
+
+@pytest.fixture
+def lora_policy(encoder) -> Policy:
+    """An adapter that already does something, on the weights of ``random_policy``."""
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = random_model(encoder)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = get_peft_model(model, config)
+    return Policy(model.train(), encoder)
+
+
+@pytest.fixture
+def fresh_policy(encoder) -> Policy:
+    """A ``random_policy`` of one's own, to train."""
+    return Policy(random_model(encoder), encoder)

@@ -1,0 +1,264 @@
+"""How a question is put, and how answers are read: tables first, then any text at all."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import PromptStyle
+
+STYLE = PromptStyle("plain", train="T {Question} T", evaluate="E {Question} E")
+INLINE = PromptStyle("inline", train="{Question}", evaluate="{Question}", layout="inline")
+# The formats as the papers' released code spells them.
+PAPER_THINK = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+PAPER_ANSWER_ONLY = re.compile(r"\s*<answer>.*?</answer>", re.DOTALL)
+PAPER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+
+
+def ask_about(question="Which organ?", options=("liver", "kidney", "left kidney", "spleen"), answer="B"):
+    return VQASample("q", (), question, tuple(options), answer, "mri", "anatomy", "test", "q")
+
+
+ORGAN = ask_about()
+
+
+class TestStrictReading:
+    @pytest.mark.parametrize(
+        ("text", "letter"),
+        [
+            ("<answer>B</answer>", "B"),
+            ("<answer>b</answer>", "B"),
+            ("<answer>\n B \n</answer>", "B"),
+            ("<ANSWER>B</ANSWER>", "B"),
+            ("<think>A</think><answer>D</answer>", "D"),
+            ("<answer>A</answer><answer>B</answer>", "A"),
+            ("so: <answer>C</answer> indeed", "C"),
+            # no single letter of this question
+            ("<answer>B.</answer>", None),
+            ("<answer>(B)</answer>", None),
+            ("<answer>B) kidney</answer>", None),
+            ("<answer>kidney</answer>", None),
+            ("<answer>AB</answer>", None),
+            ("<answer>A, B</answer>", None),
+            ("<answer></answer>", None),
+            ("<answer>...</answer>", None),
+            ("<answer>\uff22</answer>", None),  # full-width B
+            # no pair of tags
+            ("B", None),
+            ("<answer>B", None),
+            ("</answer>B<answer>", None),
+            ("<think>B</think>", None),
+            ("", None),
+        ],
+    )
+    def test_letter(self, text, letter):
+        assert STYLE.read(text, ORGAN).letter == letter
+
+    @pytest.mark.parametrize("letter", ["E", "J", "K", "1"])
+    def test_a_letter_beyond_the_options_is_none(self, letter):
+        said = STYLE.read(f"<answer>{letter}</answer>", ORGAN)
+        assert (said.content, said.letter, said.lenient) == (letter, None, None)
+
+    def test_two_options_have_two_letters(self):
+        yes_no = ask_about("Is there a lesion?", ("yes", "no"))
+        assert [STYLE.read(f"<answer>{a}</answer>", yes_no).letter for a in "ABCD"] == ["A", "B", None, None]
+
+    def test_ten_options_have_ten(self):
+        ten = ask_about(options=[f"organ {i}" for i in range(10)])
+        assert STYLE.read("<answer>J</answer>", ten).letter == "J"
+
+    def test_reasoning_is_what_stands_in_the_first_think_tag(self):
+        assert STYLE.read("<think> so\nso </think><think>2</think>", ORGAN).reasoning == "so\nso"
+        assert STYLE.read("so so <answer>B</answer>", ORGAN).reasoning is None
+
+
+class TestLenientReading:
+    @pytest.mark.parametrize(
+        ("text", "letter"),
+        [
+            # it leads with a letter
+            ("B", "B"),
+            ("b", "B"),
+            ("B.", "B"),
+            (" (B)", "B"),
+            ("**B**", "B"),
+            ("B) kidney", "B"),
+            ("B: kidney", "B"),
+            ("b) kidney", "B"),
+            ("B is correct", "B"),
+            ("A\nThe image shows the spleen.", "A"),
+            ("B. kidney, not liver", "B"),
+            ("A. A mass of the spleen", "A"),
+            # it states one
+            ("The answer is B", "B"),
+            ("the answer is b.", "B"),
+            ("Answer: (B)", "B"),
+            ("The correct choice is **B**", "B"),
+            ("The answer is: B) kidney", "B"),
+            ("I would say option D, as it is bright", "D"),
+            # it names an option
+            ("kidney", "B"),
+            ("It shows the Kidney.", "B"),
+            ("I see the liver", "A"),
+            ("the left kidney", "C"),
+            ("B kidney", "B"),
+            # an article is no letter, nor is the first person, nor part of a word
+            ("A lesion of the spleen", "D"),
+            ("The answer is a kidney", "B"),
+            ("The answer is a cyst", None),
+            ("I think so", None),
+            ("C-shaped", None),
+            ("Bladder", None),
+            # it does not choose
+            ("A or B", None),
+            ("A, B", None),
+            ("(A) or (B)", None),
+            ("A/B", None),
+            ("ABCD", None),
+            ("The answer is B or C", None),
+            ("Option B is wrong, option C is right", None),
+            ("kidney or liver", None),
+            ("The answer is not B", None),
+            # it says nothing of this question
+            ("E", None),
+            ("The answer is E", None),
+            ("", None),
+            ("   ", None),
+            ("None of these", None),
+        ],
+    )
+    def test_letter(self, text, letter):
+        said = STYLE.read(text, ORGAN)
+        assert said.lenient == letter
+        assert said.letter is None  # none of these has answer tags
+
+    def test_answer_tags_go_before_what_stands_around_them(self):
+        assert STYLE.read("A. <answer>B</answer>", ORGAN).lenient == "B"
+        assert STYLE.read("A. <answer>B) kidney</answer>", ORGAN).lenient == "B"
+        assert STYLE.read("The answer is B <answer></answer>", ORGAN).lenient is None
+
+    def test_option_texts_are_no_patterns(self):
+        grades = ask_about(options=("grade 1 (low)", "grade 1+", ".*", "[a"))
+        assert STYLE.read("grade 1 (low)", grades).lenient == "A"
+        assert STYLE.read("grade 1+", grades).lenient == "B"
+
+
+class TestFormat:
+    @pytest.mark.parametrize(
+        ("text", "thinks", "answers"),
+        [
+            ("<think>x</think><answer>B</answer>", True, False),
+            ("<think>x\ny</think> \n <answer>B</answer>", True, False),
+            ("<think></think><answer></answer>", True, False),
+            (" <think>x</think><answer>B</answer>", False, False),
+            ("<think>x</think><answer>B</answer>\n", False, False),
+            ("<think>x</think>, <answer>B</answer>", False, False),
+            ("<think>x</think><answer>B", False, False),
+            ("<THINK>x</THINK><ANSWER>B</ANSWER>", False, False),
+            ("<think></think><answer>", False, False),
+            ("<think></think><answer></think><answer></answer>", True, False),
+            ("<think></think></answer>", False, False),
+            ("<answer>B</answer>", False, True),
+            ("\n <answer></answer>", False, True),
+            ("<answer>B</answer> ", False, False),
+            ("<answer>", False, False),
+            ("", False, False),
+        ],
+    )
+    def test_well_formed(self, text, thinks, answers):
+        said = STYLE.read(text, ORGAN)
+        assert (said.well_formed, said.answer_only) == (thinks, answers)
+
+
+FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "<ANSWER>", "</Answer>", *"AbBJ", "A)", "answer"]
+TEXTS = st.lists(st.sampled_from([*FRAGMENTS, "is", " ", "\n", "\x1c", "kidney", "{Question}"]) | st.text())
+
+
+class TestAnyText:
+    @given(TEXTS.map("".join))
+    @example("<think></think>\x85<answer></answer>")
+    @example("<answer></think><answer></answer>")
+    def test_formats_and_contents_are_those_of_the_papers_patterns(self, text):
+        said = STYLE.read(text, ORGAN)
+        assert said.well_formed == (PAPER_THINK.fullmatch(text) is not None)
+        assert said.answer_only == (PAPER_ANSWER_ONLY.fullmatch(text) is not None)
+        tag = PAPER_TAG.search(text)
+        assert said.content == (tag.group(1).strip() if tag else None)
+
+    @given(TEXTS.map("".join))
+    def test_a_letter_written_down_again_reads_the_same(self, text):
+        said = STYLE.read(text, ORGAN)
+        assert said.letter in (None, *"ABCD")
+        assert said.lenient in (None, *"ABCD")
+        assert said.letter in (None, said.lenient)
+        if said.lenient:
+            again = STYLE.read(f"<answer>{said.lenient}</answer>", ORGAN)
+            assert (again.letter, again.lenient) == (said.lenient, said.lenient)
+
+    @pytest.mark.parametrize(
+        "piece",
+        [
+            *("<think>", "<answer>", "</answer>", "</think><answer>", "</think><answer></answer>x"),
+            *(" ", "\n", "answer ", "answer is ", "*", "(", "A", "A, ", "A or ", "answer A or ", "kidney "),
+        ],
+    )
+    @pytest.mark.parametrize("start", ["", "<think>", "answer", "<answer>", "A"])
+    def test_a_hundred_thousand_characters_are_read_at_once(self, start, piece):
+        text = start + piece * (100_000 // len(piece))
+        begun = time.process_time()
+        STYLE.read(text, ORGAN)
+        assert time.process_time() - begun < 1.0
+
+
+class TestAsking:
+    def test_lines_layout(self):
+        assert STYLE.problem(ask_about("Is it bright?", ("yes", "no"))) == "Is it bright?\nA) yes\nB) no"
+
+    def test_inline_layout(self):
+        assert INLINE.problem(ask_about("Is it bright?", ("yes", "no"))) == "Is it bright? A)yes, B)no"
+
+    def test_each_phase_has_its_template(self):
+        sample = ask_about("Is it bright?", ("yes", "no"))
+        for phase, letter in (("train", "T"), ("evaluate", "E")):
+            text = f"{letter} Is it bright?\nA) yes\nB) no {letter}"
+            assert STYLE.ask(sample, phase) == [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+    def test_images_come_first(self, questions):
+        content = STYLE.ask(questions["two"], "train")[0]["content"]
+        assert [part["type"] for part in content] == ["image", "image", "text"]
+
+    @pytest.mark.parametrize("odd", ["{}", "{0}", "{Question}", "{a:b}", "50 %s", "\\1", "$x"])
+    def test_braces_in_a_question_are_left_alone(self, odd):
+        text = STYLE.ask(ask_about(f"What is {odd}?", (f"{odd}1", "no")), "train")[0]["content"][0]["text"]
+        assert text == f"T What is {odd}?\nA) {odd}1\nB) no T"
+
+    def test_the_sft_target_reads_as_gold(self):
+        for letter in "ABCD":
+            sample = ask_about(answer=letter)
+            assert STYLE.read(STYLE.target(sample), sample).letter == letter
+
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    def test_a_template_without_place_holder_is_refused(self, phase):
+        with pytest.raises(ValueError, match=rf"prompt\.{phase} of 'odd' lacks .*Question"):
+            PromptStyle("odd", **{"train": "{Question}", "evaluate": "{Question}"} | {phase: "{question}"})
+
+    def test_an_unknown_layout_is_refused(self):
+        with pytest.raises(ValueError, match="'lines' or 'inline'"):
+            PromptStyle("odd", "{Question}", "{Question}", layout="columns")
+
+    def test_the_problem_is_the_released_problem(self):
+        folder = os.environ.get("MEDVLM_R1_REAL_QUESTIONS")
+        if not folder:
+            pytest.skip("MEDVLM_R1_REAL_QUESTIONS is not set: no released questions to compare with")
+        rows = json.loads((Path(folder) / "medvlm_r1_test_900.json").read_text())
+        assert len(rows) == 900
+        for row in rows:
+            sample = ask_about(row["question"], row["options"], row["solution"])
+            assert STYLE.problem(sample) == row["problem"]
+            assert sample.answer_text == row["answer"]
