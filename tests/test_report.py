@@ -1,5 +1,6 @@
 """Run folders are read as they are, and the page shows them safely."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -231,6 +232,16 @@ def test_bold_needs_the_adjusted_test(comparison):
         )
     assert comparison.best("mri") is None  # GRPO and SFT are alike in domain
     assert comparison.best(MEAN) == "GRPO"
+
+
+def test_best_needs_every_test_against_it(comparison):
+    def with_adjusted(p_of):
+        changed = [dataclasses.replace(d, adjusted=p_of(d)) for d in comparison.differences]
+        return dataclasses.replace(comparison, differences=changed).best(MEAN)
+
+    assert with_adjusted(lambda d: 0.04) == "GRPO"
+    assert with_adjusted(lambda d: 0.06) is None
+    assert with_adjusted(lambda d: 0.06 if (d.first, d.second) == ("GRPO", "SFT") else 0.04) is None
 
 
 def test_headline_says_when_a_difference_is_not_supported(comparison):

@@ -143,11 +143,26 @@ def test_hierarchical_coverage_with_seed_noise(monkeypatch):
     assert np.mean(flat) < np.mean(held) - 0.04
 
 
-def test_seed_spread_enters_unbiased():
-    """Two seeds at 0 and 1 on many questions: the mean of S - 1 = 1 seed drawn is 0 or 1."""
-    interval = over_seeds([np.stack([np.zeros(500), np.ones(500)])])
-    assert (interval.value, interval.low, interval.high) == (0.5, 0.0, 1.0)
+def test_seeds_are_drawn_one_fewer():
+    """Four seeds at 0, 0, 0 and 1: the mean of three drawn ones exceeds 2/3 with probability 1/64.
+
+    Drawing all four, 3/4 and above would have probability 13/256 and be the upper end.
+    """
+    interval = over_seeds([np.repeat([[0], [0], [0], [1]], 500, axis=1)])
+    assert (interval.value, interval.low) == (0.25, 0.0)
+    assert interval.high == pytest.approx(2 / 3)
     assert interval.method == "hierarchical bootstrap"
+
+
+def test_a_difference_draws_the_seeds_of_both_methods():
+    """One run, all right, less the four seeds above: 3/4, down to 1 - 2/3."""
+    seeds = np.repeat([[0], [0], [0], [1]], 500, axis=1)
+    for sign, (a, b) in ((1, (np.ones((1, 500)), seeds)), (-1, (seeds, np.ones((1, 500))))):
+        interval, p = seeds_difference([a], [b])
+        assert interval.value == sign * 0.75
+        assert sorted([sign * interval.low, sign * interval.high]) == pytest.approx([1 / 3, 1])
+        assert interval.method == "hierarchical bootstrap"
+        assert p == pytest.approx(2 / 64, rel=0.2)  # the share of draws at no difference, both sides
 
 
 def test_differences_are_deterministic_signed_and_fast():

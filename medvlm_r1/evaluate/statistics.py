@@ -6,12 +6,15 @@ questions that share one are not independent, so whole groups are drawn. All val
 
 Two choices that matter:
 
-1. Seeds and questions are crossed, not nested: every seed answers the same questions. A draw takes
-   seeds and groups independently and crosses them (Owen 2007, "The pigeonhole bootstrap"), so that
-   question noise is not averaged away over seeds. It errs on the wide side.
+1. Seeds and questions are crossed, not nested: every seed answers the same questions. Drawing
+   questions anew inside each seed would average question noise away over seeds. So a draw takes seeds
+   on their means over questions, takes groups on their means over seeds, and adds both deviations, as
+   two-way clustered variances do (Cameron, Gelbach and Miller 2011, without their third term, which
+   removes what is counted twice; it errs on the wide side).
 2. Of S seeds a draw takes S - 1. Drawing S understates the spread between seeds by (S - 1) / S, a
    third of it at three seeds (McCarthy and Snowden 1985, "The bootstrap and finite population
-   sampling"). Below about five seeds the quantiles stay approximate whatever is done.
+   sampling"). Where seeds scatter more than questions do, the 95 % interval of two
+   seeds still covers about 80 % and that of three about 90 %: no resampling makes up for seeds.
 """
 
 from collections.abc import Hashable, Sequence
@@ -126,15 +129,16 @@ def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = Non
     """
     sets = [np.atleast_2d(np.asarray(s, dtype=float)) for s in sets]
     sums, sizes = _by_group(sets, groups)
-    weights = _seed_weights(len(sets[0]), np.random.default_rng(seed))
-    draws = _draw(sums, sizes, weights, seed)
+    seeds = len(sets[0])
+    seed_draws = _seed_draws(seeds, np.random.default_rng(seed))
+    draws = _draw(sums, sizes, np.full(seeds, 1 / seeds), seed_draws, seed)
     value = float(np.mean([s.mean() for s in sets]))
     n = sum(s.shape[1] for s in sets)
     if np.ptp(np.concatenate([s.ravel() for s in sets])) == 0:  # all right or all wrong: no spread to draw
         bound = wilson(round(value) * (count := min(len(s) for s in sizes)), count)
         return Interval(value, bound.low, bound.high, n, "wilson (no variation)")
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    kind = "hierarchical bootstrap" if len(sets[0]) > 1 else "cluster bootstrap"
+    kind = "hierarchical bootstrap" if seeds > 1 else "cluster bootstrap"
     return Interval(value, float(low), float(high), n, kind)
 
 
@@ -167,8 +171,11 @@ def seeds_difference(
     sums_a, sizes = _by_group(a, groups)
     sums_b, _ = _by_group(b, groups)
     rng = np.random.default_rng(seed)
-    weights = np.hstack([_seed_weights(len(a[0]), rng), -_seed_weights(len(b[0]), rng)])
-    draws = _draw([np.vstack(both) for both in zip(sums_a, sums_b, strict=True)], sizes, weights, seed)
+    seeds_a, seeds_b = len(a[0]), len(b[0])
+    share = np.repeat([1 / seeds_a, -1 / seeds_b], [seeds_a, seeds_b])
+    seed_draws = np.hstack([_seed_draws(seeds_a, rng), -_seed_draws(seeds_b, rng)])
+    sums = [np.vstack(both) for both in zip(sums_a, sums_b, strict=True)]
+    draws = _draw(sums, sizes, share, seed_draws, seed)
     value = float(np.mean([x.mean() - y.mean() for x, y in zip(a, b, strict=True)]))
     n = sum(s.shape[1] for s in a)
     if np.ptp(draws) < 1e-12:
@@ -179,8 +186,7 @@ def seeds_difference(
         p = 1.0 if value == 0 else 2 / (RESAMPLES + 1)
         return Interval(value, low, high, n, "wilson bound (no variation)"), p
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    seeds = max(len(a[0]), len(b[0]))
-    kind = "hierarchical bootstrap" if seeds > 1 else "paired bootstrap"
+    kind = "hierarchical bootstrap" if max(seeds_a, seeds_b) > 1 else "paired bootstrap"
     tails = min((draws <= 0).sum(), (draws >= 0).sum()) + 1  # + 1: no finite number of draws proves p = 0
     return Interval(value, float(low), float(high), n, kind), float(min(1.0, 2 * tails / (RESAMPLES + 1)))
 
@@ -232,31 +238,37 @@ def _by_group(
     return sums, sizes
 
 
-def _seed_weights(seeds: int, rng: np.random.Generator) -> np.ndarray:
-    """``[resamples, seeds]`` weights, each row summing to 1: the mean of S - 1 drawn seeds."""
+def _seed_draws(seeds: int, rng: np.random.Generator) -> np.ndarray:
+    """``[resamples, seeds]``: weight of each seed in the mean of S - 1 drawn seeds, less 1 / S."""
     if seeds == 1:
-        return np.ones((RESAMPLES, 1))
-    return rng.multinomial(seeds - 1, [1 / seeds] * seeds, size=RESAMPLES) / (seeds - 1)
+        return np.zeros((RESAMPLES, 1))
+    return rng.multinomial(seeds - 1, [1 / seeds] * seeds, size=RESAMPLES) / (seeds - 1) - 1 / seeds
 
 
-def _draw(sums: list[np.ndarray], sizes: list[np.ndarray], weights: np.ndarray, seed: int) -> np.ndarray:
-    """``[resamples]`` weighted means over seeds and drawn groups, averaged over test sets."""
+def _draw(
+    sums: list[np.ndarray], sizes: list[np.ndarray], share: np.ndarray, seed_draws: np.ndarray, seed: int
+) -> np.ndarray:
+    """``[resamples]`` draws of the mean over test sets.
+
+    Per test set: ``sums`` ``[seeds, groups]`` and ``sizes`` ``[groups]``. ``share`` ``[seeds]`` weighs the
+    seeds in the estimate (negative for the method that is subtracted), ``seed_draws`` adds to it.
+    """
     draws = np.zeros(RESAMPLES)
     for number, (right, size) in enumerate(zip(sums, sizes, strict=True)):
-        both = np.vstack([right, size]).astype(np.float32).T
+        both = np.stack([share @ right, size], axis=1)
         rows = max(1, _CHUNK // len(size))
         parts = [
             _counts(min(rows, RESAMPLES - start), len(size), (seed, number, start)) @ both
             for start in range(0, RESAMPLES, rows)
         ]
-        total = np.concatenate(parts).astype(float)
-        draws += (weights * total[:, :-1]).sum(axis=1) / total[:, -1]
+        total = np.concatenate(parts)
+        draws += total[:, 0] / total[:, 1] + seed_draws @ (right.sum(axis=1) / size.sum())
     return draws / len(sums)
 
 
-@lru_cache(maxsize=32)  # 32 chunks of 4 MB: one comparison draws the same groups for every row and column
+@lru_cache(maxsize=32)  # 32 chunks of 8 MB: one comparison draws the same groups for every row and column
 def _counts(rows: int, groups: int, key: tuple[int, ...]) -> np.ndarray:
     """``[rows, groups]``: how often each resample drew each group."""
     picked = np.random.default_rng(key).integers(groups, size=(rows, groups))
     picked += groups * np.arange(rows)[:, None]
-    return np.bincount(picked.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float32)
+    return np.bincount(picked.ravel(), minlength=rows * groups).reshape(rows, groups).astype(float)

@@ -8,6 +8,7 @@ that they stand side by side on a wide screen and below each other on a phone.
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def dot_panels(c: Comparison) -> dict[str, str]:
     """Column -> SVG: one dot with its interval per method, chance as a dotted line."""
     panels = {}
     height = 0.42 + 0.3 * len(c.rows)
-    longest = max(len(row.label) for row in c.rows)
+    longest = max(len(line) for row in c.rows for line in _folded(row.label).split("\n"))
     for scope in c.scopes:
         figure = Figure(figsize=(3.5, height))
         _dots(figure.subplots(), c, scope, PAGE, values=True)
@@ -176,7 +177,7 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
             axes.annotate(percent(i.value), (1.16, y), color=palette.ink, fontsize=9.5, weight=700, **beside)
     axes.axvline(100 * c.chance[scope], color=palette.muted, lw=1, ls=(0, (1, 2)))
     axes.set(xlim=(0, 100), ylim=(len(c.rows) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
-    axes.set_yticks(range(len(c.rows)), [row.label for row in c.rows])
+    axes.set_yticks(range(len(c.rows)), [_folded(row.label) for row in c.rows])
     _plain(axes, palette)
     axes.grid(axis="x", color=palette.rule, lw=0.7)
     axes.spines["left"].set_visible(False)
@@ -205,6 +206,11 @@ def _curves(axes: Axes, rows: Sequence[Row], metric: str, number: dict[str, int]
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlim(left=0)
     axes.set_xlabel("optimiser step", fontsize=8.5, color=PAGE.muted)
+
+
+def _folded(label: str) -> str:
+    """A long label on several lines."""
+    return textwrap.fill(label, 22)
 
 
 def _plain(axes: Axes, palette: Palette) -> None:

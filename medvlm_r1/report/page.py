@@ -169,7 +169,7 @@ def shared_facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     own = [{k: v for k, v in flatten(r.facts).items() if k.split(".")[0] not in _SHOWN_APART} for r in runs]
     facts = []
     for key in dict.fromkeys(k for facts_of_run in own for k in facts_of_run):
-        values = dict.fromkeys(str(f[key]) for f in own if key in f)
+        values = dict.fromkeys(_plain(f[key]) for f in own if key in f)
         facts.append((key, " / ".join(values)))
     hardware = dict.fromkeys(str(r.timing["hardware"]) for r in runs if "hardware" in r.timing)
     return [*facts, ("hardware", " / ".join(hardware))] if hardware else facts
@@ -213,6 +213,10 @@ def _seeds(rows: Sequence[Row]) -> str:
     if len(set(counts)) == 1:
         return f"Means over {counts[0]} seeds."
     return "Seeds: " + _and([f"{n} of {row.label}" for row, n in zip(rows, counts, strict=True)]) + "."
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _methods(c: Comparison, d: Difference) -> tuple[str, str]:

@@ -108,9 +108,7 @@ def difference_table(c: Comparison) -> Table:
         " tests). Bold: adjusted p below 0.05.",
     ]
     if any(len(row.runs) > 1 for row in c.rows):
-        notes.append(
-            "Intervals draw seeds and image groups; with fewer than five seeds they are approximate."
-        )
+        notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
     return Table("Differences", heads, list(found.values()), notes if c.differences else [])
 
 
