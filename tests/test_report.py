@@ -174,7 +174,7 @@ def test_seeds_share_a_row_and_changed_settings_do_not(tmp_path):
         write_run(tmp_path, "grpo", seed, n=10)
     write_run(tmp_path, "grpo", 0, n=10, name="grpo_600-beta0-seed0", changes={"method.beta": 0.0})
     rows = {row.label: row.seeds for row in compare([tmp_path]).rows}
-    assert rows == {"GRPO (method.beta=0.0)": [0], "GRPO (method.beta=0.04)": [0, 1]}
+    assert rows == {"GRPO (beta=0.0)": [0], "GRPO (beta=0.04)": [0, 1]}
 
 
 def test_the_same_run_twice_is_refused(tmp_path):
@@ -250,6 +250,13 @@ def test_headline_says_when_a_difference_is_not_supported(comparison):
     assert "In domain (MRI)" in text
     assert "which the test does not support" in text.split("In domain")[1]
     assert "One seed" in text
+
+
+def test_headline_says_that_there_are_more_pairs(tmp_path):
+    write_run(tmp_path, "sft", n=8)
+    for beta in (0.0, 0.1, 0.2):
+        write_run(tmp_path, "grpo", n=8, name=f"grpo_600-beta{beta}", changes={"method.beta": beta})
+    assert headline(compare([tmp_path])).endswith("2 more such pairs of rows are in the tables.")
 
 
 def test_headline_counts_seeds(tmp_path):

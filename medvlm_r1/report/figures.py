@@ -87,8 +87,9 @@ def series(rows: Sequence[Row]) -> dict[str, int]:
 def dot_panels(c: Comparison) -> dict[str, str]:
     """Column -> SVG: one dot with its interval per method, chance as a dotted line."""
     panels = {}
-    height = 0.42 + 0.3 * len(c.rows)
-    longest = max(len(line) for row in c.rows for line in _folded(row.label).split("\n"))
+    labels = [_folded(row.label).split("\n") for row in c.rows]
+    height = 0.42 + len(c.rows) * max(0.3, 0.16 * max(map(len, labels)))
+    longest = max(len(line) for lines in labels for line in lines)
     for scope in c.scopes:
         figure = Figure(figsize=(3.5, height))
         _dots(figure.subplots(), c, scope, PAGE, values=True)

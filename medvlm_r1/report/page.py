@@ -128,7 +128,8 @@ def headline(c: Comparison) -> str:
         only = MEAN if MEAN in found else c.test_sets[0]
         place = f"Over the {len(c.test_sets)} test sets" if only == MEAN else f"On {set_name(only)}"
         text = _sentence(c, place, found[only])
-    return text + caution
+    others = sum(_methods(c, d) == _methods(c, main) and d.where == main.where for d in c.differences) - 1
+    return text + caution + (f" {others} more such pairs of rows are in the tables." if others else "")
 
 
 def caveat(c: Comparison) -> str:

@@ -114,5 +114,9 @@ def _label(run: Run, peers: Sequence[Run]) -> str:
     alike = [settings(p) for p in same if p.experiment == run.experiment]
     mine = settings(run)
     odd = sorted(k for k in set().union(*alike) if any(k not in s or s[k] != mine.get(k) for s in alike))
-    parts += [f"{k}={mine.get(k, 'unset')}" for k in odd[:4]] + (["..."] if len(odd) > 4 else [])
+    last = [k.rsplit(".", 1)[-1] for k in odd]
+    short = [end if last.count(end) == 1 else k for k, end in zip(odd, last, strict=True)]
+    parts += [f"{name}={mine.get(k, 'unset')}" for name, k in list(zip(short, odd, strict=True))[:4]] + (
+        ["..."] if len(odd) > 4 else []
+    )
     return " ".join([parts[0], f"({', '.join(parts[1:])})"])
