@@ -45,7 +45,7 @@ log = logging.getLogger("medvlm_r1")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def run(cfg: DictConfig) -> float | None:
+def run(cfg: DictConfig) -> float:
     """One run: fit if the method trains, test, and leave everything in the run folder.
 
     Returns:
@@ -73,23 +73,23 @@ def run(cfg: DictConfig) -> float | None:
     with clock.phase("build"), told_plainly():
         module, data, trainer = build(cfg)
     log.info("run %s: %s", folder, describe(cfg, module, data))
-    with clock.phase("validate"):
-        trainer.validate(module, data, verbose=False)
     if module.trains:
+        trainer.validate(module, data, verbose=False)  # where the curve starts
         with clock.phase("fit"):
             trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
         if cfg.select == "best":
             best = trainer.checkpoint_callback.best_model_path
             module.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
-    accuracy = trainer.callback_metrics.get("validation/accuracy")
+    with clock.phase("validate"):
+        (validation,) = trainer.validate(module, data, verbose=False)
     with clock.phase("test"):
         trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
-        write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, trainer, clock)
+        write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock)
         page = write_run_report(folder)
         table_console().print(as_rich(accuracy_table(compare([folder]))))
         log.info("report: %s", page)
-    return None if accuracy is None else float(accuracy)
+    return validation["validation/accuracy"]
 
 
 def build(cfg: DictConfig) -> tuple["VLMModule", "VQADataModule", "Trainer"]:

@@ -13,7 +13,14 @@ from rich.markup import escape
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.page import caveat, headline, write_page
 from medvlm_r1.report.run_folder import RunFolderError
-from medvlm_r1.report.tables import accuracy_table, as_markdown, as_rich, difference_table, fairness_lines, table_console
+from medvlm_r1.report.tables import (
+    accuracy_table,
+    as_markdown,
+    as_rich,
+    difference_table,
+    fairness_lines,
+    table_console,
+)
 
 EXAMPLES = """examples:
   python -m medvlm_r1.compare outputs/sweeps/main_table

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
 
 from medvlm_r1.evaluate.predictions import summarise, write_predictions
 from medvlm_r1.module import VLMModule
@@ -35,7 +34,7 @@ class Clock:
 
 
 def write_record(
-    folder: Path, config: dict[str, Any], module: VLMModule, trainer: Trainer, clock: Clock
+    folder: Path, config: dict[str, Any], module: VLMModule, validation: dict[str, float], clock: Clock
 ) -> None:
     """Write ``predictions.jsonl``, ``metrics.json``, ``timing.json`` and ``model/``.
 
@@ -44,6 +43,7 @@ def write_record(
     """
     write_predictions(folder / "predictions.jsonl", module.predictions)
     method = config["method"]["_target_"].rsplit(".", 1)[-1].lower() if module.trains else "zero_shot"
+    questions = module.trainer.datamodule.questions
     run = {
         "name": folder.name,
         "experiment": config["experiment"],
@@ -51,8 +51,9 @@ def write_record(
         "seed": config["seed"],
         "model": config["model"]["path"],
         "prompt": config["prompt"]["name"],
-        "data": list(trainer.datamodule.questions.test),
-        "training_questions": len(trainer.datamodule.questions.train) if module.trains else 0,
+        "data": list(questions.test),
+        "trained_on": sorted({sample.modality for sample in questions.train}),
+        "training_questions": len(questions.train) if module.trains else 0,
         "steps": module.step,
         "parameters": sum(p.numel() for p in module.policy.parameters()),
         "parameters_trained": sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
@@ -62,15 +63,10 @@ def write_record(
         "commit": commit(),
         "select": config["select"],
     }
-    validation = {
-        name.removeprefix("validation/"): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith("validation/")
-    }
     metrics = {
         "run": run,
         **summarise(module.predictions),
-        "validation": validation,
+        "validation": {name.removeprefix("validation/"): value for name, value in validation.items()},
         "controls": {},
         "audit": {},
         "counters": {},

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from omegaconf import OmegaConf
 
 from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
-from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import Optimisation, VLMModule
 from medvlm_r1.policy.load import Recipe, load_policy
@@ -40,8 +41,9 @@ RECIPE = Recipe(
     max_pixels=112 * 112,
     precision="32-true",
 )
-PROMPT = PromptStyle("short", "{Question} Think, then answer.", "{Question} Think, then answer.")
+PROMPT = instantiate(OmegaConf.load(ROOT / "conf/prompt/medvlm_r1.yaml"))
 REWARDS = Rewards({"format": think_format, "accuracy": letter_accuracy}, {})
+FORMAT = Rewards({"format": think_format}, {})
 
 
 def sgd(parameters, lr):
@@ -50,7 +52,8 @@ def sgd(parameters, lr):
 
 def module_of(kind, policy, **settings):
     optim = Optimisation(lr=settings.pop("lr", 1e-3), optimizer=settings.pop("optimizer", torch.optim.AdamW))
-    shared = {"policy": policy, "prompt": PROMPT, "rewards": REWARDS, "engine": ReferenceEngine(), "seed": 0}
+    shared = {"policy": policy, "prompt": PROMPT, "engine": ReferenceEngine(), "seed": 0}
+    shared["rewards"] = settings.pop("rewards", REWARDS)
     if kind is GRPO:
         settings.setdefault("sampling", Sampling(group_size=4, max_tokens=24))
     if kind is not VLMModule:
@@ -129,7 +132,7 @@ def test_sft_learns_its_targets(tmp_path):
 def test_grpo_raises_what_it_rewards(tmp_path):
     """Rewarding the think format alone must make completions think."""
     before = fit(GRPO, tmp_path / "a", steps=1, lr=1e-9)
-    settings = {"steps": 12, "n": 48, "lr": 1e-3, "beta": 0.0}
+    settings = {"steps": 12, "n": 48, "lr": 3e-4, "beta": 0.0, "rewards": FORMAT}
     after = fit(GRPO, tmp_path / "b", **settings)
     thinks = [sum(p.well_formed for p in m.predictions) for m in (before, after)]
     assert thinks[1] > thinks[0]
