@@ -238,6 +238,11 @@ class TestAsking:
         text = STYLE.ask(ask_about(f"What is {odd}?", (f"{odd}1", "no")), "train")[0]["content"][0]["text"]
         assert text == f"T What is {odd}?\nA) {odd}1\nB) no T"
 
+    def test_braces_in_a_template_are_left_alone(self):
+        style = PromptStyle("boxed", train="{Question} \\boxed{A} {}", evaluate="{Question}")
+        text = style.ask(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
+        assert text == "Is it?\nA) yes\nB) no \\boxed{A} {}"
+
     def test_the_sft_target_reads_as_gold(self):
         for letter in "ABCD":
             sample = ask_about(answer=letter)
