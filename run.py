@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 CONF = Path(__file__).parent / "conf"
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
-UNNAMED = ("seed", "sweep", "overwrite", "ckpt_path", "logger")
+UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers")
 log = logging.getLogger("medvlm_r1")
 
 
@@ -54,10 +55,10 @@ def run(cfg: DictConfig) -> float:
     with told_plainly():
         folder = settle(cfg)
     # Imported here, so that --help, a mistyped option and missing weights are answered at once.
-    from medvlm_r1.policy.weights import check_device, find_weights
+    from medvlm_r1.policy.weights import check_weights
 
     with told_plainly():
-        check_device(find_weights(cfg.model.path, cfg.model.revision), cfg.trainer.accelerator)
+        check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
     import lightning
     import torch
 
@@ -72,16 +73,21 @@ def run(cfg: DictConfig) -> float:
     torch.set_float32_matmul_precision("high")
     with clock.phase("build"), told_plainly():
         module, data, trainer = build(cfg)
+    if cfg.overwrite and not is_later_rank():
+        empty(folder)
     log.info("run %s: %s", folder, describe(cfg, module, data))
     if module.trains:
         trainer.validate(module, data, verbose=False)  # where the curve starts
         with clock.phase("fit"):
-            trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
-        if cfg.select == "best":
-            best = trainer.checkpoint_callback.best_model_path
-            module.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
+            trainer.fit(module, data)
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     with clock.phase("validate"):
         (validation,) = trainer.validate(module, data, verbose=False)
+        best = next((c for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_path), None)
+        if cfg.select == "best" and best and best.best_model_score > validation[best.monitor]:
+            state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+            module.load_state_dict(state["state_dict"])
+            (validation,) = trainer.validate(module, data, verbose=False)
     with clock.phase("test"):
         trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
@@ -110,16 +116,11 @@ def build(cfg: DictConfig) -> tuple["VLMModule", "VQADataModule", "Trainer"]:
         seed=cfg.seed,
         workers=cfg.workers,
     )
-    watch = dict(cfg.watch)
-    if not module.trains:
-        watch.pop("checkpoint", None)
-        if cfg.select == "best":
-            raise ValueError(
-                "select=best needs a method that trains: leave it out, or take method=grpo or sft"
-            )
+    if cfg.select == "best" and not (module.trains and "best" in cfg.watch):
+        raise ValueError("select=best needs a method that trains (grpo or sft), and watch.best")
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[instantiate(node) for node in watch.values()],
+        callbacks=[instantiate(node) for node in cfg.watch.values()],
         logger=[instantiate(node) for node in cfg.logger.values()],
     )
     return module, data, trainer
@@ -135,6 +136,8 @@ def settle(cfg: DictConfig) -> Path:
     # instead of a new decision, or they would write beside it.
     with read_write(hydra_cfg.run):
         hydra_cfg.run.dir = str(folder)
+    if cfg.select not in ("last", "best"):
+        raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
     if not is_later_rank():
@@ -160,7 +163,7 @@ def hush() -> None:
 
 def describe(cfg: DictConfig, module, data) -> str:
     """One line that says what is about to happen."""
-    trained = sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in module.policy.trained)
     counts = ", ".join(f"{len(source)} {name}" for name, source in data.questions.test.items())
     method = cfg.method._target_.rsplit(".", 1)[-1] if module.trains else "zero-shot"
     training = (
@@ -183,8 +186,8 @@ def is_later_rank() -> bool:
 def run_name(*, _root_: DictConfig) -> str:
     """``<experiment>-<overrides>-seed<k>``; no clock, so that the same command has the same name."""
     choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
-    named = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"))[0] not in (*UNNAMED, "experiment")]
-    slug = re.sub(r"[^\w.=+-]+", "_", "-".join(o.lstrip("+") for o in named))
+    named = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"))[0] not in UNNAMED]
+    slug = re.sub(r"[^\w.=+-]+", "_", "-".join(sorted(o.lstrip("+") for o in named)))
     if len(slug) > 80:
         slug = slug[:60] + "-" + hashlib.sha256(slug.encode()).hexdigest()[:8]
     return "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{_root_.seed}"]))
@@ -206,14 +209,21 @@ def new_run_name(*, _root_: DictConfig) -> str:
 
 
 def free_folder(folder: Path, overwrite: bool) -> Path:
-    """``folder``, emptied if it may be overwritten; else the first of folder, folder-2, ... not in use."""
-    if overwrite and not is_later_rank():
-        shutil.rmtree(folder, ignore_errors=True)
+    """``folder`` if it may be overwritten; else the first of folder, folder-2, ... that is not in use."""
+    if overwrite:
+        return folder
     number, candidate = 1, folder
     while any((candidate / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints")):
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+def empty(folder: Path) -> None:
+    """Remove what an earlier run left; called when this one is built, so that a mistake deletes nothing."""
+    for path in folder.iterdir():
+        if path.name not in (".hydra", "config.yaml", "run.log"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 for resolver in (new_run_folder, new_sweep_folder, new_run_name):
@@ -234,8 +244,8 @@ def told_plainly() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause or error, known):
             raise
         node = re.search(r"full_key: (\S+)", str(error)) if cause else None
-        where = f"\n(while building {node[1]}; HYDRA_FULL_ERROR=1 shows the traceback)" if node else ""
-        stop(f"{cause or error}{where}")
+        where = f"while building {node[1]}; " if node else ""
+        stop(f"{cause or error}\n({where}HYDRA_FULL_ERROR=1 shows the traceback)")
 
 
 def stop(message: str) -> None:
@@ -247,14 +257,19 @@ def check_command_line(arguments: list[str]) -> None:
     """Compose every job of this command before the first one starts; stop on a mistake with its remedy."""
     overrides = [a for a in arguments if not a.startswith("-") and not a.startswith("hydra")]
     multirun = bool({"-m", "--multirun"} & set(arguments))
+    if any(a.startswith("hydra/sweeper") for a in arguments):
+        return  # another sweeper has a syntax of its own
     if {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--info", "-i", "-sc"} & set(arguments):
         return
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        known = hydra.compose("config")
+        groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
+        known = None
         try:
-            parser = hydra.core.override_parser.overrides_parser.OverridesParser.create()
-            parsed = parser.parse_overrides(overrides)
-            jobs = BasicSweeper.split_arguments(parsed, None)[0] if multirun else [overrides]
+            known = hydra.compose("config", overrides=groups)
+            jobs = [overrides]
+            if multirun:
+                parsed = OverridesParser.create().parse_overrides(overrides)
+                jobs = BasicSweeper.split_arguments(parsed, None)[0]
             for job in jobs:
                 cfg = hydra.compose("config", overrides=job)
         except (HydraException, OmegaConfBaseException) as error:
@@ -263,11 +278,11 @@ def check_command_line(arguments: list[str]) -> None:
         stop("a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)")
 
 
-def explained(error: Exception, known: DictConfig) -> str:
+def explained(error: Exception, known: DictConfig | None) -> str:
     """Hydra's message, with the nearest right spelling."""
     message = str(error)
     if key := re.search(r"Could not override '([^']+)'", message):
-        near = get_close_matches(key[1], keys_of(known), n=3, cutoff=0.6)
+        near = get_close_matches(key[1], keys_of(known or OmegaConf.create()), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
         return f"there is no key {key[1]!r} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
@@ -279,12 +294,13 @@ def explained(error: Exception, known: DictConfig) -> str:
     return message
 
 
-def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
+def keys_of(cfg: DictConfig) -> list[str]:
+    """Dotted names of everything below a group, and of the single values beside the groups."""
     keys = []
-    for key in node:
-        keys.append(f"{prefix}{key}")
-        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
-            keys += keys_of(node._get_node(key), f"{prefix}{key}.")
+    for name in cfg:
+        node = cfg._get_node(name)
+        below = [f"{name}.{key}" for key in keys_of(node)] if OmegaConf.is_dict(node) and node else []
+        keys += below or [name]
     return keys
 
 

@@ -16,9 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from medvlm_r1.data.sample import VQASample
-
-Phase = Literal["train", "evaluate"]
+from medvlm_r1.data.sample import Phase, VQASample
 
 _BETWEEN = re.compile(r"</think>\s*<answer>")
 _TAG_ENDS = {
@@ -42,7 +40,8 @@ class Answer:
 
     Attributes:
         text: the completion as generated, without special tokens.
-        content: contents of the first answer tag, stripped; ``None`` without a tag.
+        content: contents of the first answer tag, stripped; without a tag ``None``, or the whole text
+            where the prompt asks for none.
         letter: strict reading: ``content`` is exactly one of the question's letters.
         lenient: the strict letter or, failing that, the letter that a human reader would take.
         reasoning: contents of the first think tag, stripped; ``None`` without one.
@@ -74,12 +73,14 @@ class PromptStyle:
         evaluate: template of the user turn in evaluation (the papers' differ in white space).
         layout: ``lines`` puts one option a line (``A) brain``), as MedVLM-R1 does; ``inline`` puts
             them behind the question (``A)brain, B)liver``), as Med-R1 does.
+        tags: whether the prompt asks for answer tags; without, the whole completion is the answer.
     """
 
     name: str
     train: str
     evaluate: str
     layout: Literal["lines", "inline"] = "lines"
+    tags: bool = True
 
     def __post_init__(self) -> None:
         for phase in ("train", "evaluate"):
@@ -110,12 +111,14 @@ class PromptStyle:
         return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
 
     def target(self, sample: VQASample) -> str:
-        """The completion that SFT learns: the gold letter in answer tags."""
-        return f"<answer>{sample.answer}</answer>"
+        """The completion that SFT learns: the gold letter, in answer tags if the prompt asks for them."""
+        return f"<answer>{sample.answer}</answer>" if self.tags else sample.answer
 
     def read(self, text: str, sample: VQASample) -> Answer:
         """Parse one completion. Never raises, whatever the text."""
         content = _inside(text, "answer")
+        if content is None and not self.tags:
+            content = text.strip()
         letter = content.upper() if content and content.upper() in tuple(sample.letters) else None
         return Answer(
             text=text,

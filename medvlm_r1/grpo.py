@@ -8,6 +8,7 @@ Departures from the papers' released trainers:
 3. A prompt above the limit is an error, never cut.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import Answer
 from medvlm_r1.module import VLMModule
 from medvlm_r1.objective import group_advantages, grpo_loss
 from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
@@ -79,10 +82,25 @@ class GRPO(VLMModule):
         self.clip_low, self.clip_high, self.beta = clip_low, clip_high, beta
         self.advantage_scale, self.aggregate = advantage_scale, aggregate
 
+        self.updates_per_step = inner_epochs * minibatches
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            data = self.trainer.datamodule
+            held = math.ceil(data.prompts_per_step // self.trainer.world_size / self.micro_batch)
+            if self.minibatches > held:
+                raise ValueError(
+                    f"{self.minibatches} minibatches of {held} micro-batches: lower method.minibatches or "
+                    "method.micro_batch"
+                )
+            if self.beta:
+                self.policy.keep_reference()
+
     def on_fit_start(self) -> None:
-        if self.beta:
-            self.policy.keep_reference()
-            self.policy.reference_to(self.device)
+        self.policy.reference_to(self.device)
+
+    def on_fit_end(self) -> None:
+        self.policy.drop_reference()
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
         """One rollout over all prompts of this step, and the updates that follow from it."""
@@ -90,15 +108,18 @@ class GRPO(VLMModule):
         table = self.rewards.score(answers, samples)
         advantages = group_advantages(table.total, self.sampling.group_size, self.advantage_scale)
         batches = self.split(prompts, rollout, advantages.to(self.device))
-        if self.inner_epochs * self.minibatches > 1:
-            batches = [replace(b, old_logprobs=self.logprobs(b).detach()) for b in batches]
+        if self.updates_per_step > 1:
+            with torch.no_grad():
+                batches = [replace(b, old_logprobs=self.logprobs(b)) for b in batches]
         if self.beta:
             batches = [replace(b, ref_logprobs=self.reference(b)) for b in batches]
-        for _ in range(self.inner_epochs):
-            for minibatch in _parts(batches, self.minibatches):
-                self.descend(minibatch)
-        self.log_rollout(rollout, table, answers, samples)
-        rows = rollout_rows(self.step, samples, rollout, answers, table, advantages)
+        updates = [
+            self.descend(minibatch)
+            for _ in range(self.inner_epochs)
+            for minibatch in _parts(batches, self.minibatches)
+        ]
+        self.log_step(rollout, table, answers, samples, updates)
+        rows = rollout_rows(self.step, samples, rollout, answers, table, advantages, self.sampling.group_size)
         self.end_step()
         return {"rollout": rows}
 
@@ -129,8 +150,12 @@ class GRPO(VLMModule):
             batch.prompts, batch.tokens, batch.mask, self.sampling.temperature
         )
 
-    def descend(self, minibatch: Sequence[MicroBatch]) -> None:
-        """One optimiser step; gradients add up over the micro-batches."""
+    def descend(self, minibatch: Sequence[MicroBatch]) -> dict[str, Tensor]:
+        """One optimiser step; gradients add up over the micro-batches.
+
+        Returns:
+            The loss, the gradients' norm before clipping, and :func:`grpo_loss`'s sums over tokens.
+        """
         rows = sum(len(batch.tokens) for batch in minibatch)
         tokens = sum(batch.mask.sum() for batch in minibatch)
         # The strategy averages gradients over ranks, so a token mean over all ranks divides by the
@@ -154,18 +179,20 @@ class GRPO(VLMModule):
             self.manual_backward(loss)
             for name, value in {**stats, "loss": loss.detach()}.items():
                 sums[name] = sums.get(name, 0) + value
-        norm = self.apply_gradients()
-        count = sums["tokens"].clamp(min=1)
-        self.log("train/loss", sums["loss"], sync_dist=True)
-        self.log("train/kl", sums["kl"] / count, prog_bar=True, sync_dist=True)
-        self.log("train/clipped", sums["clipped"] / count, sync_dist=True)
-        self.log("train/ratio", sums["ratio"] / count, sync_dist=True)
-        self.log("train/loss_tokens", sums["tokens"].float(), sync_dist=True, reduce_fx="sum")
-        self.log("train/grad_norm", norm)
+        return {**sums, "grad_norm": self.apply_gradients()}
 
-    def log_rollout(self, rollout: Rollout, table: RewardTable, answers: list, samples: list) -> None:
-        """What the rollout was like, averaged over rows and ranks."""
+    def log_step(
+        self,
+        rollout: Rollout,
+        table: RewardTable,
+        answers: Sequence[Answer],
+        samples: Sequence[VQASample],
+        updates: Sequence[dict[str, Tensor]],
+    ) -> None:
+        """What the rollout and its updates were like, averaged over rows, updates and ranks."""
         groups = table.total.view(-1, self.sampling.group_size)
+        summed = {name: torch.stack([u[name].float() for u in updates]).sum() for name in updates[0]}
+        tokens = summed["tokens"].clamp(min=1)
         values = {
             "reward": table.total,
             **{f"reward_{name}": value for name, value in table.terms.items()},
@@ -175,18 +202,21 @@ class GRPO(VLMModule):
             "truncated": rollout.truncated,
             "groups_with_spread": groups.amax(1) > groups.amin(1),
             "kept_mass": rollout.kept_mass[rollout.mask],
+            "loss": summed["loss"] / len(updates),
+            "grad_norm": summed["grad_norm"] / len(updates),
+            "kl": summed["kl"] / tokens,
+            "clipped": summed["clipped"] / tokens,
+            "ratio": summed["ratio"] / tokens,
+            "loss_tokens": summed["tokens"] / len(updates),
         }
         for name, value in values.items():
-            shown = name in ("reward", "accuracy")
-            self.log(f"train/{name}", value.float().mean(), prog_bar=shown, sync_dist=True)
+            shown = name in ("reward", "kl", "accuracy")
+            # Rewards are scored on the host; NCCL averages over ranks on the device.
+            self.log(f"train/{name}", value.float().mean().to(self.device), prog_bar=shown, sync_dist=True)
 
 
 def _parts(batches: Sequence[MicroBatch], number: int) -> Iterator[Sequence[MicroBatch]]:
     """Cut into ``number`` parts of equal size, up to one micro-batch."""
-    if number > len(batches):
-        raise ValueError(
-            f"{number} minibatches of {len(batches)} micro-batches: lower minibatches or micro_batch"
-        )
     bounds = [len(batches) * i // number for i in range(number + 1)]
     for start, end in pairwise(bounds):
         yield batches[start:end]

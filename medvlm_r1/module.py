@@ -25,7 +25,15 @@ from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 
 Item = TypeVar("Item")
 
-_VALIDATION = ("accuracy", "well_formed", "answered", "reward", "tokens", "truncated")
+# What validation logs, and the field of a prediction that it averages.
+_VALIDATION = {
+    "accuracy": "correct",
+    "accuracy_lenient": "correct_lenient",
+    "well_formed": "well_formed",
+    "answered": "answered",
+    "tokens": "tokens",
+    "truncated": "truncated",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class VLMModule(LightningModule):
         optim: how weights change; ``None`` evaluates only.
     """
 
+    updates_per_step = 1  # optimiser steps in one training step
+
     def __init__(
         self,
         policy: Policy,
@@ -97,7 +107,7 @@ class VLMModule(LightningModule):
         self.optim = optim
         self.step = 0  # training steps done: rollouts for GRPO, batches for SFT
         self.predictions: list[Prediction] = []
-        self._validation = torch.nn.ModuleDict({name: MeanMetric() for name in _VALIDATION})
+        self._validation = nn.ModuleDict({name: MeanMetric() for name in (*_VALIDATION, "reward")})
 
     @property
     def trains(self) -> bool:
@@ -115,34 +125,30 @@ class VLMModule(LightningModule):
         ]
         return rollout, samples, answers
 
-    def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
+    def judge(self, prompts: list[EncodedPrompt], test_set: str) -> tuple[list[Prediction], Tensor]:
+        """Greedy answers: one row a question, and the total reward that each would earn."""
         rollout, samples, answers = self.answer(prompts, self.greedy)
-        rewards = self.rewards.score(answers, samples).total
-        values = {
-            "accuracy": [a.letter == s.answer for a, s in zip(answers, samples, strict=True)],
-            "well_formed": [a.well_formed for a in answers],
-            "answered": [a.answered for a in answers],
-            "reward": rewards,
-            "tokens": rollout.lengths,
-            "truncated": rollout.truncated,
-        }
-        for name, value in values.items():
+        lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
+        rows = [
+            predict(sample, answer, tokens, cut, self.run_name, self.step, test_set)
+            for sample, answer, tokens, cut in zip(samples, answers, lengths, truncated, strict=True)
+        ]
+        return rows, self.rewards.score(answers, samples).total
+
+    def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
+        rows, rewards = self.judge(prompts, "validation")
+        values = {name: [getattr(row, field) for row in rows] for name, field in _VALIDATION.items()}
+        for name, value in {**values, "reward": rewards.tolist()}.items():
             metric = self._validation[name]
-            metric.update(torch.as_tensor(value, dtype=torch.float32, device=self.device))
+            metric.update(torch.tensor(value, dtype=torch.float32, device=self.device))
             self.log(f"validation/{name}", metric, prog_bar=name == "accuracy", batch_size=len(prompts))
 
     def on_test_start(self) -> None:
         self.predictions.clear()
 
     def test_step(self, prompts: list[EncodedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:
-        rollout, samples, answers = self.answer(prompts, self.greedy)
-        name = list(self.trainer.datamodule.questions.test)[dataloader_idx]
-        for sample, answer, tokens, truncated in zip(
-            samples, answers, rollout.lengths.tolist(), rollout.truncated.tolist(), strict=True
-        ):
-            self.predictions.append(
-                predict(sample, answer, tokens, truncated, self.run_name, self.step, name)
-            )
+        test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
+        self.predictions += self.judge(prompts, test_set)[0]
 
     def on_test_epoch_end(self) -> None:
         """Bring the predictions of all ranks together, in the order of the test sets."""
@@ -160,9 +166,10 @@ class VLMModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         assert self.optim is not None
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = self.optim.optimizer(trained, lr=self.optim.lr)
+        optimizer = self.optim.optimizer(self.policy.trained, lr=self.optim.lr)
         total = int(self.trainer.estimated_stepping_batches)
+        if total == self.trainer.max_steps:  # Lightning's limit counts updates, the schedule counts steps
+            total = math.ceil(total / self.updates_per_step)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.factor(s, total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
@@ -170,8 +177,7 @@ class VLMModule(LightningModule):
         """Clip, step and clear; returns the gradients' norm before clipping."""
         assert self.optim is not None
         optimizer = self.optimizers()
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.optim.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.policy.trained, self.optim.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         return norm

@@ -38,8 +38,8 @@ def write_record(
 ) -> None:
     """Write ``predictions.jsonl``, ``metrics.json``, ``timing.json`` and ``model/``.
 
-    Clock, memory and hardware go to ``timing.json`` alone, so that the rest is the same for the same
-    seed.
+    Rows that a source left out are listed in ``skipped.txt``. Clock, memory and hardware go to
+    ``timing.json`` alone, so that the rest is the same for the same seed.
     """
     write_predictions(folder / "predictions.jsonl", module.predictions)
     method = config["method"]["_target_"].rsplit(".", 1)[-1].lower() if module.trains else "zero_shot"
@@ -56,9 +56,7 @@ def write_record(
         "training_questions": len(questions.train) if module.trains else 0,
         "steps": module.step,
         "parameters": sum(p.numel() for p in module.policy.parameters()),
-        "parameters_trained": sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
-        if module.trains
-        else 0,
+        "parameters_trained": sum(p.numel() for p in module.policy.trained) if module.trains else 0,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
         "select": config["select"],
@@ -69,9 +67,11 @@ def write_record(
         "validation": {name.removeprefix("validation/"): value for name, value in validation.items()},
         "controls": {},
         "audit": {},
-        "counters": {},
+        "counters": {"skipped_rows": len(questions.skipped)},
     }
     write_json(folder / "metrics.json", metrics)
+    if questions.skipped:
+        (folder / "skipped.txt").write_text("\n".join(questions.skipped) + "\n", encoding="utf-8")
     write_json(folder / "timing.json", {"hardware": hardware(), "seconds": clock.seconds})
     if module.trains:
         save_model(folder / "model", config, module)
@@ -93,7 +93,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def hardware() -> str:

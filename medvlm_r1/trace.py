@@ -23,9 +23,9 @@ def rollout_rows(
     answers: Sequence[Answer],
     table: RewardTable,
     advantages: Float[Tensor, " rows"],
+    group_size: int,
 ) -> list[dict[str, Any]]:
     """One plain row per completion, as ``rollouts/step-N.jsonl`` holds them."""
-    group_size = len(samples) // len(dict.fromkeys(s.id for s in samples))
     return [
         {
             "step": step,
@@ -51,7 +51,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     partial.replace(path)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
+from medvlm_r1.data.sample import LETTERS
 from medvlm_r1.trace import save_picture, write_rows
 
 
@@ -63,18 +64,18 @@ class Alarms(Callback):
                 "reference makes impossible",
             ),
             "no_loss_tokens": (
-                metrics.get("train/loss_tokens", 1.0) == 0,
-                "no token carried loss in this step: every completion was empty",
+                metrics.get("train/loss_tokens", 1.0) == 0 or metrics.get("train/tokens", 2.0) <= 1,
+                "no token worth learning carried loss in this step: every completion ended at once",
             ),
         }
         for name, (stands, message) in causes.items():
             if stands and name not in self._standing and trainer.is_global_zero:
-                self._raise(trainer, module.step, name, message)
+                self._raise(trainer, module.step - 1, name, message)
             (self._standing.add if stands else self._standing.discard)(name)
 
     def _raise(self, trainer: Trainer, step: int, name: str, message: str) -> None:
         Console().print(f"[bold red]ALARM[/] step {step}: {escape(message)}")
-        with (Path(trainer.default_root_dir) / "alarms.jsonl").open("a") as file:
+        with (Path(trainer.default_root_dir) / "alarms.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "alarm": name, "message": message}) + "\n")
 
 
@@ -107,14 +108,14 @@ class RolloutTrace(Callback):
 
     @staticmethod
     def _show(row: dict[str, Any]) -> None:
-        options = "  ".join(f"{chr(65 + i)}) {o}" for i, o in enumerate(row["options"]))
+        options = "  ".join(f"{a}) {o}" for a, o in zip(LETTERS, row["options"], strict=False))
         rewards = "  ".join(f"{name} {value:g}" for name, value in row["rewards"].items())
         Console().print(
             Panel(
                 f"[bold]{escape(row['question'])}[/]\n{escape(options)}   gold {row['gold']}\n\n"
                 f"{escape(row['text'])}\n\n[dim]{rewards}  total {row['total']:g}  "
                 f"advantage {row['advantage']:+.2f}[/]",
-                title=f"step {row['step']}: the best of a group",
+                title=f"step {row['step']}: one of its best completions",
                 title_align="left",
             )
         )

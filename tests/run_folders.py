@@ -32,17 +32,17 @@ def config(method: str, seed: int, folder: Path) -> dict:
     source = {"_target_": "medvlm_r1.data.phantom.PhantomSource", "n": 600, "split": "train"}
     recipe = {"grpo_lr": 1e-4, "sft_lr": 5e-4, "epochs": 2, "prompts_per_step": 16, "group_size": 8}
     recipe |= {"max_prompt_tokens": 512, "max_completion_tokens": 32, "max_pixels": 12544}
-    update = {
+    optim = {
         "lr": recipe[f"{method}_lr"] if method != "zero_shot" else None,
         "schedule": "linear",
         "clip_norm": 1.0,
     }
     own = {
         "zero_shot": {},
-        "sft": {"micro_batch": 8, "update": update},
+        "sft": {"micro_batch": 8, "optim": optim},
         "grpo": {
             "micro_batch": 8,
-            "update": update,
+            "optim": optim,
             "beta": 0.04,
             "sampling": {"group_size": 8, "temperature": 1.0},
         },

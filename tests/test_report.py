@@ -204,7 +204,7 @@ def test_fairness_names_each_difference(tmp_path, sweep):
         "prompts_per_step",
         "max_completion_tokens",
     }
-    assert [s.key for s in fair.tuned if not s.equal] == ["method.update.lr"]
+    assert [s.key for s in fair.tuned if not s.equal] == ["method.optim.lr"]
     other = write_run(
         tmp_path, "grpo", n=6, changes={"data.train.n": 1200, "model.recipe.epochs": 4, "trainer.devices": 2}
     )

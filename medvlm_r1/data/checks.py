@@ -10,6 +10,7 @@ from rich.progress import track
 
 from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
 
+_WIDEST = 200  # ratio of sides at which Qwen2-VL's image processor gives up
 _WORTH_A_BAR = 1000  # pictures; fewer are decoded before a reader would look for a bar
 
 
@@ -47,11 +48,13 @@ def check_images(samples: Sequence[VQASample], workers: int | None = None) -> li
 
 def _fault(handle: ImageHandle) -> str | None:
     try:
-        handle.load()
+        width, height = handle.load().size
     except BadRowError as error:
         return str(error)
     except Exception as error:  # damaged headers make Pillow raise more than OSError (bombs, ValueError)
         return f"image {handle.name} cannot be decoded ({error})"
+    if max(width, height) > _WIDEST * min(width, height):
+        return f"image {handle.name} is {width} x {height} pixels, too narrow for the model: crop it"
     return None
 
 

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import shutil
-import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from filelock import FileLock
 
 from medvlm_r1.data.mcq_json import read_rows
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.hub import hub_problem
 
 logger = logging.getLogger(__name__)
 
 HUB_ID = "FreedomIntelligence/Medical_Multimodal_Evaluation_Data"
 ROWS = "medical_multimodel_evaluation_data.json"  # spelt so in the bundle
 IMAGES = "images.zip"
-PROBE_SECONDS = 3.0  # the hub client's own retries take some 23 s without a network
 
 LAYOUT = f"""a folder that holds
     {ROWS}  (or data/*.parquet, or test*.json)
@@ -43,7 +42,6 @@ def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Pa
         with_images: whether the archive of images is needed too.
 
     Raises:
-        FileNotFoundError: neither is there; within about ``PROBE_SECONDS`` where the hub is out of reach.
     """
     if root is not None:
         if not Path(root).is_dir():
@@ -52,7 +50,7 @@ def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Pa
     names = (ROWS, IMAGES) if with_images else (ROWS,)
     found = [huggingface_hub.try_to_load_from_cache(HUB_ID, n, None, revision, "dataset") for n in names]
     if not all(isinstance(path, str) for path in found):
-        problem = _hub_problem()
+        problem = hub_problem()
         if problem is None:
             try:
                 found = [
@@ -69,24 +67,6 @@ def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Pa
     folder = Path(found[0]).parent
     logger.info("%s: commit %s", HUB_ID, folder.name)
     return folder
-
-
-def _hub_problem() -> str | None:
-    """Why the hub cannot be reached; ``None`` if it answers. Takes ``PROBE_SECONDS`` at most."""
-    problem = [f"no answer within {PROBE_SECONDS:.0f} s"]
-
-    def probe() -> None:
-        try:
-            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_SECONDS)
-            problem[0] = None
-        except Exception as error:  # which classes depends on the HTTP library that the hub client uses
-            problem[0] = str(error)
-
-    # A thread, because no HTTP timeout covers a name server that does not answer.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return problem[0]
 
 
 def bundle_rows(root: Path) -> tuple[Path, list[Any]]:

@@ -24,6 +24,7 @@ class McqJson(Sequence[VQASample]):
         path: the file; one row a question, numbered from 0.
         images: folder that image paths start from. Default: the folder of ``path``.
         modality: modality of every row. Default: read from the row's ``subset``.
+        name: what sample ids begin with. Default: the file's stem.
         n: how many questions to take. Default: all that are left.
         offset: how many usable questions to pass over first.
         exclude: a source, or a list of sources, whose pictures must not occur here: a question that
@@ -47,6 +48,7 @@ class McqJson(Sequence[VQASample]):
         path: str | Path,
         images: str | Path | None = None,
         modality: str | None = None,
+        name: str | None = None,
         n: int | None = None,
         offset: int = 0,
         exclude: Iterable | None = None,
@@ -57,7 +59,9 @@ class McqJson(Sequence[VQASample]):
     ) -> None:
         path = Path(path)
         folder = path.parent if images is None else Path(images)
-        samples, self.skipped = read_samples(enumerate(read_rows(path)), path, folder, modality, on_bad_row)
+        samples, self.skipped = read_samples(
+            enumerate(read_rows(path)), path, folder, modality, on_bad_row, name
+        )
         if check_images and on_bad_row == "skip":
             faults = image_faults(samples, path, workers)
             samples = [sample for sample in samples if sample.id not in faults]
@@ -134,9 +138,16 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def read_samples(
-    rows: Iterable[tuple[int, Any]], path: Path, images: Path, modality: str | None, on_bad_row: OnBadRow
+    rows: Iterable[tuple[int, Any]],
+    path: Path,
+    images: Path,
+    modality: str | None,
+    on_bad_row: OnBadRow,
+    name: str | None = None,
 ) -> tuple[list[VQASample], list[str]]:
     """Read numbered rows of ``path``: the usable ones, and a line for each other under ``skip``.
+
+    Ids are ``<name>-<row>``, by default with the file's stem for a name.
 
     Raises:
         BadRowError: at the first unusable row under ``fail``.
@@ -147,7 +158,7 @@ def read_samples(
     stem = re.sub(r"[^\w.-]+", "_", path.stem)
     for number, row in rows:
         try:
-            samples.append(read_row(row, f"{stem}-{number}", stem, images, modality))
+            samples.append(read_row(row, f"{name or stem}-{number}", stem, images, modality))
         except BadRowError as error:
             message = f"{path} row {number}: {error}"
             if on_bad_row == "fail":
@@ -160,7 +171,7 @@ def image_faults(
     samples: Sequence[VQASample],
     path: Path,
     workers: int | None = None,
-    remedy: str = "replace the file, or set images to the folder that image paths start from",
+    remedy: str = "replace the file, or set data.images to the folder that image paths start from",
 ) -> dict[str, str]:
     """By sample id, a line for every sample of ``path`` with a picture that does not decode."""
     return {s.id: f"{place(s, path)}: {why}; {remedy}" for s, why in checks.check_images(samples, workers)}

@@ -9,6 +9,7 @@ would lose data; any other column is ignored.
 """
 
 import re
+import zlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
         modality=modality or _modality(row.get("subset")),
         question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
         source=str(row.get("dataset", source)),
-        image_group=str(row.get("group", "+".join(paths))),
+        image_group=str(row.get("group", "+".join(_identity(folder / path) for path in paths))),
     )
     if letter not in (None, sample.answer):
         raise BadRowError(
@@ -78,6 +79,11 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
             f"{sample.answer}: correct one of them"
         )
     return sample
+
+
+def _identity(path: Path) -> str:
+    """The file's name with a mark of its place: folders may each have an ``images/1.png`` of their own."""
+    return f"{path.name}-{zlib.crc32(str(path.resolve()).encode()):08x}"
 
 
 def _check_columns(row: dict, required: tuple[str, ...]) -> None:
@@ -128,12 +134,12 @@ def _letter_of_text(answer: Any, options: list[str]) -> str:
 
 def _modality(subset: Any) -> str:
     if subset is None:
-        raise BadRowError("has no subset to tell the modality: add one, or set modality for the whole file")
+        raise BadRowError("has no subset to tell the modality: add one, or set data.modality for all files")
     for modality, spellings in _MODALITIES.items():
         if _plain(subset) in (modality, *map(_plain, spellings)):
             return modality
     known = ", ".join(spellings[0] for spellings in _MODALITIES.values())
-    raise BadRowError(f"subset {subset!r} is no known modality: use one of {known}; or set modality")
+    raise BadRowError(f"subset {subset!r} is no known modality: use one of {known}; or set data.modality")
 
 
 def _plain(name: Any) -> str:

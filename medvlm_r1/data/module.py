@@ -1,15 +1,14 @@
 """Serve questions to training, validation and test, encoded in workers."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from medvlm_r1.data.questions import Questions, Source
-from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.sample import Phase, VQASample
 
-Phase = Literal["train", "evaluate"]
 Encode = Callable[[VQASample, Phase], Any]
 
 

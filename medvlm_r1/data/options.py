@@ -1,7 +1,7 @@
 """Data options whose sources share settings: one function per option of ``conf/data``."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from medvlm_r1.data.mcq_json import McqJson, OnBadRow
 from medvlm_r1.data.medvlm_r1_set import SUBSETS, MedVLMR1Set
@@ -14,6 +14,7 @@ def mcq_json(
     test: Mapping[str, str],
     validation: str | None = None,
     images: str | None = None,
+    modality: str | None = None,
     n_train: int | None = None,
     n_validation: int = 100,
     split_seed: int = 0,
@@ -25,6 +26,7 @@ def mcq_json(
         train, test: files; test sets by name.
         validation: a file; without one, questions are held out of ``train`` by image group.
         images: folder that image paths start from; by default each file's own.
+        modality: of every question, for files whose rows name none; the test sets then take their names.
         n_train: take this many training questions, chosen by ``split_seed``; by default all.
         n_validation: how many questions validate.
         split_seed: of the held-out questions and of the choice; not the run's seed, so that seeds
@@ -35,19 +37,27 @@ def mcq_json(
         BadRowError: a row cannot be used.
         ValueError: there are fewer questions than asked for.
     """
-    rows = McqJson(train, images=images, on_bad_row=on_bad_row)
+    shared = {"images": images, "on_bad_row": on_bad_row}
+    tests = {
+        name: McqJson(path, name=name, modality=name if modality else None, **shared)
+        for name, path in test.items()
+    }
+    rows = McqJson(train, name="train", modality=modality, **shared)
     if validation is None:
-        rest, held_out = hold_out(rows, n_validation, split_seed)
+        tested = {sample.image_group for source in tests.values() for sample in source}
+        rest, held_out = hold_out(rows, n_validation, split_seed, avoid=tested)
+        skipped = rows.skipped
     else:
-        rest, held_out = list(rows), McqJson(validation, images=images, n=n_validation, on_bad_row=on_bad_row)
+        held_out = McqJson(validation, name="validation", modality=modality, n=n_validation, **shared)
+        rest, skipped = list(rows), rows.skipped + held_out.skipped
     if n_train is not None:
         if n_train > len(rest):
             raise ValueError(
                 f"{train}: n_train={n_train}, but {len(rest)} questions remain beside validation"
             )
         rest = random.Random(split_seed).sample(rest, n_train)
-    tests = {name: McqJson(path, images=images, on_bad_row=on_bad_row) for name, path in test.items()}
-    return Questions(rest, held_out, tests)
+    skipped = skipped + [line for source in tests.values() for line in source.skipped]
+    return Questions(rest, held_out, tests, tuple(skipped))
 
 
 def medvlm_r1(
@@ -61,17 +71,18 @@ def medvlm_r1(
     """MedVLM-R1's MRI questions and its test on MRI, CT and X-ray; see :class:`MedVLMR1Set`."""
     shared = {"root": root, "test_file": test_file, "revision": revision, "on_bad_row": on_bad_row}
     sizes = {"n_train": n_train, "n_validation": n_validation}
-    return Questions(
-        MedVLMR1Set("train", **shared, **sizes),
-        MedVLMR1Set("validation", **shared, **sizes),
-        {name: MedVLMR1Set("test", name, **shared) for name in SUBSETS},
-    )
+    train, validation = (MedVLMR1Set(part, **shared, **sizes) for part in ("train", "validation"))
+    tests = {name: MedVLMR1Set("test", name, **shared) for name in SUBSETS}
+    return Questions(train, validation, tests, tuple(train.skipped + validation.skipped))
 
 
-def hold_out(source: Sequence[VQASample], n: int, seed: int) -> tuple[list[VQASample], list[VQASample]]:
+def hold_out(
+    source: Sequence[VQASample], n: int, seed: int, avoid: Collection[str] = ()
+) -> tuple[list[VQASample], list[VQASample]]:
     """Part ``source`` by image group: the rest, and ``n`` held-out questions.
 
-    Groups are drawn whole; of the last one, the questions beyond ``n`` go to neither side.
+    Groups are drawn whole; of the last one, the questions beyond ``n`` go to neither side. Groups in
+    ``avoid`` are not held out.
 
     Raises:
         ValueError: nothing would remain.
@@ -79,7 +90,7 @@ def hold_out(source: Sequence[VQASample], n: int, seed: int) -> tuple[list[VQASa
     groups: dict[str, list[VQASample]] = {}
     for sample in source:
         groups.setdefault(sample.image_group, []).append(sample)
-    order = sorted(groups)
+    order = sorted(groups.keys() - set(avoid))
     random.Random(seed).shuffle(order)
     held_out, taken = [], set()
     for group in order:
@@ -91,6 +102,3 @@ def hold_out(source: Sequence[VQASample], n: int, seed: int) -> tuple[list[VQASa
     if len(held_out) < n or not rest:
         raise ValueError(f"{len(source)} questions do not hold {n} for validation and some to train on")
     return rest, held_out[:n]
-
-
-__all__ = ["hold_out", "mcq_json", "medvlm_r1"]

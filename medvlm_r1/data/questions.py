@@ -17,14 +17,16 @@ class Questions:
         train: training questions.
         validation: questions of the training domain that share no image with training.
         test: test sets by name, in the order in which they are reported.
+        skipped: one line for each row that a source left out, naming file, row and reason.
 
     Raises:
-        ValueError: a part is empty, or validation shares an image with training.
+        ValueError: a part is empty, or validation shares an image with training or a test set.
     """
 
     train: Source
     validation: Source
     test: Mapping[str, Source]
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.test:
@@ -33,11 +35,13 @@ class Questions:
             if not len(source):
                 raise ValueError(f"data: {name} holds no question")
         seen = {sample.image_group for sample in self.train}
-        if shared := seen & {sample.image_group for sample in self.validation}:
-            raise ValueError(
-                f"{len(shared)} images stand in training and in validation, e.g. {min(shared)}: split by "
-                "image (hold_out in medvlm_r1/data/options.py does)"
-            )
+        validated = {sample.image_group for sample in self.validation}
+        for name, source in {"train": self.train, **self.test}.items():
+            if shared := validated & {sample.image_group for sample in source}:
+                raise ValueError(
+                    f"{len(shared)} images stand in validation and in {name}, e.g. {min(shared)}: split by "
+                    "image, or leave data.validation out to have questions held out of training"
+                )
         for name, source in self.test.items():
             if leaked := sum(sample.image_group in seen for sample in source):
                 warnings.warn(

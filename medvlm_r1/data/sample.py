@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
 LETTERS = "ABCDEFGHIJ"
+Phase = Literal["train", "evaluate"]
+_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 class BadRowError(ValueError):
@@ -42,10 +44,23 @@ class ImageFile:
         """
         try:
             with Image.open(self.path) as picture:
+                if picture.mode not in _EIGHT_BIT:
+                    raise BadRowError(
+                        f"image {self.path} has more than 8 bits a pixel (mode {picture.mode}), and clipping "
+                        "them would blank most of a scan: window it to 8 bits first"
+                    )
                 return picture.convert("RGB")
+        except BadRowError:
+            raise
         except FileNotFoundError:
             raise BadRowError(f"image {self.path} does not exist") from None
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (
+            UnidentifiedImageError,
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ) as error:
             raise BadRowError(f"image {self.path} cannot be decoded ({error})") from error
 
 

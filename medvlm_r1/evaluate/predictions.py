@@ -69,7 +69,7 @@ def predict(
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write ``predictions.jsonl``, whole or not at all."""
     partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         for prediction in predictions:
             file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
     partial.replace(path)

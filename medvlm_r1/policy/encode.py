@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
-from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Phase, PromptStyle
+from medvlm_r1.data.sample import Phase, VQASample
+from medvlm_r1.dialogue import PromptStyle
 
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 

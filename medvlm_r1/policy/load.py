@@ -53,6 +53,10 @@ class Recipe:
             value = getattr(self, field.name)
             if field.name != "precision" and not value > 0:
                 raise ValueError(f"model.recipe.{field.name} is {value}: it must be positive")
+        if self.precision.startswith("16"):
+            raise ValueError(
+                "model.recipe.precision: fp16 scales gradients, which clipping would cut; use bf16"
+            )
         if self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"model.recipe: min_pixels {self.min_pixels} exceeds max_pixels {self.max_pixels}"

@@ -76,6 +76,11 @@ class Policy(nn.Module):
         with self.model.disable_adapter() if self.has_adapter else nullcontext():
             return self._logprobs(model, prompts, tokens, mask, temperature)
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that an optimiser moves."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def keep_reference(self) -> None:
         """Keep the present weights as the reference; free with an adapter, a frozen copy without."""
         if not self.has_adapter:
@@ -84,6 +89,10 @@ class Policy(nn.Module):
     def reference_to(self, device: torch.device) -> None:
         """Move the frozen copy, which Lightning does not see."""
         self._reference = [model.to(device) for model in self._reference]
+
+    def drop_reference(self) -> None:
+        """Free the frozen copy when training is over."""
+        self._reference = []
 
     @torch.no_grad()
     def generate(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from medvlm_r1.report.run_folder import Run, flatten
 
 OWN = ("method", "reward", "experiment")  # what makes a method a method; everything else must agree
-BOOKKEEPING = ("run_folder", "sweep", "overwrite", "ckpt_path")  # where a run lies, not what it does
+TUNED = ("method.optim.lr",)  # chosen for each on validation
+BOOKKEEPING = ("run_folder", "sweep", "overwrite", "workers")  # where a run lies, not what it does
 SAME_WORK = (
     "epochs",
     "prompts_per_step",
@@ -37,9 +38,10 @@ class Fairness:
     Attributes:
         first: label of the one method.
         second: label of the other.
-        differences: settings outside ``method``, ``reward`` and ``experiment`` that differ; empty is good.
+        differences: settings that differ, outside ``reward`` and ``experiment`` and what only one method
+            has; empty is good.
         same_work: settings, wherever they stand, that have to agree for the work to be equal.
-        tuned: optimiser settings that both methods have and that were chosen for each.
+        tuned: settings that were chosen for each method on validation.
         known: whether both runs left a configuration to compare.
     """
 
@@ -59,15 +61,15 @@ def settings(run: Run) -> dict:
     """The resolved configuration as dotted keys, without what names the run itself.
 
     Left out: bookkeeping, the root seed and every key called ``seed`` that repeats it, and each text
-    that holds the run's own name or folder.
+    that lies in the run's own folder.
     """
-    own = {run.folder.name, run.name, str(run.config.get("run_folder") or run.name)}
+    own = str(run.config.get("run_folder") or run.name)
     return {
         key: value
         for key, value in flatten(run.config).items()
         if key not in BOOKKEEPING
         and not (key.rsplit(".", 1)[-1] == "seed" and value == run.config.get("seed"))
-        and not (isinstance(value, str) and any(name in value for name in own))
+        and not (isinstance(value, str) and (value == own or value.startswith(f"{own}/")))
     }
 
 
@@ -76,10 +78,22 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
     a, b = settings(first), settings(second)
     keys = sorted(a.keys() | b.keys())
     pairs = [Setting(k, a.get(k), b.get(k)) for k in keys]
+    # What both methods have, such as weight decay, must agree too; their name and learning rate may not.
+    common = [
+        s
+        for s in pairs
+        if s.key.startswith("method.")
+        and s.key in a.keys() & b.keys()
+        and s.key not in (*TUNED, "method._target_")
+    ]
     return Fairness(
         *labels,
-        differences=tuple(s for s in pairs if s.key.split(".")[0] not in OWN and not s.equal),
+        differences=tuple(s for s in pairs if not s.equal and (_is_shared(s.key) or s in common)),
         same_work=tuple(s for s in pairs if s.key.rsplit(".", 1)[-1] in SAME_WORK),
-        tuned=tuple(s for s in pairs if s.key.startswith("method.update.") and s.key in a and s.key in b),
+        tuned=tuple(s for s in pairs if s.key in TUNED),
         known=bool(first.config and second.config),
     )
+
+
+def _is_shared(key: str) -> bool:
+    return key.split(".")[0] not in OWN

@@ -2,8 +2,8 @@
 
 ``generate`` samples from global random state, so its draws depend on the batch, on the rank and on
 whatever ran before. Here the noise of every (seed, step, question, completion, position, token) is
-a hash of these six, so engines agree, a resumed run continues, and the number of devices does not
-change what a question samples.
+a hash of these six, so engines agree, and neither batch nor number of devices changes what a question
+samples.
 """
 
 import zlib

@@ -1,0 +1,154 @@
+"""Questions, options and the data module: disjoint parts, names, order, shares."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from medvlm_r1.data.module import VQADataModule
+from medvlm_r1.data.options import hold_out, mcq_json
+from medvlm_r1.data.phantom import PhantomSource
+from medvlm_r1.data.questions import Questions
+
+
+def rows(folder: Path, name: str, n: int, per_image: int = 1, **more) -> str:
+    """A file in the papers' schema with pictures of its own."""
+    (folder / name).mkdir(parents=True)
+    questions = []
+    for i in range(n):
+        picture = f"{i // per_image}.png"
+        Image.new("L", (32, 32), i % 256).save(folder / name / picture)
+        row = {"image": [picture], "question": f"Question {i}?", "options": ["yes", "no"], "answer": "yes"}
+        questions.append({**row, "subset": "CT(Computed Tomography)", **more})
+    (folder / name / "rows.json").write_text(json.dumps(questions))
+    return str(folder / name / "rows.json")
+
+
+def test_validation_is_held_out_by_image(tmp_path):
+    train, test = rows(tmp_path, "a", 30, per_image=3), rows(tmp_path, "b", 5)
+    questions = mcq_json(train, {"ct": test}, n_validation=6)
+    assert len(questions.validation) == 6
+    assert len(questions.train) == 24
+    groups = [{s.image_group for s in part} for part in (questions.train, questions.validation)]
+    assert not groups[0] & groups[1]
+
+
+def test_the_choice_of_questions_does_not_follow_the_runs_seed(tmp_path):
+    train, test = rows(tmp_path, "a", 30), rows(tmp_path, "b", 5)
+    first, again, other = (
+        mcq_json(train, {"ct": test}, n_train=10, n_validation=6, split_seed=s) for s in (0, 0, 1)
+    )
+    assert [s.id for s in first.train] == [s.id for s in again.train]
+    assert [s.id for s in first.train] != [s.id for s in other.train]
+
+
+def test_files_with_equal_stems_and_pictures_stay_apart(tmp_path):
+    """Two folders may both hold rows.json and 0.png: neither ids nor images are the same."""
+    train, mri, ct = (rows(tmp_path, name, 8) for name in ("train", "mri", "ct"))
+    questions = mcq_json(train, {"mri": mri, "ct": ct}, n_validation=2)
+    ids = [s.id for part in (questions.train, questions.validation, *questions.test.values()) for s in part]
+    assert len(set(ids)) == len(ids)
+    assert questions.test["mri"][3].id == "mri-3"
+
+
+def test_skipped_rows_are_listed_with_file_and_row(tmp_path):
+    train, test = rows(tmp_path, "a", 12), rows(tmp_path, "b", 5)
+    (tmp_path / "a" / "4.png").unlink()
+    (tmp_path / "b" / "1.png").write_bytes(b"no picture")
+    questions = mcq_json(train, {"ct": test}, n_validation=2, on_bad_row="skip")
+    assert len(questions.skipped) == 2
+    assert f"{train} row 4" in questions.skipped[0]
+    assert f"{test} row 1" in questions.skipped[1]
+
+
+def test_too_few_questions_are_named(tmp_path):
+    train, test = rows(tmp_path, "a", 12), rows(tmp_path, "b", 5)
+    with pytest.raises(ValueError, match="n_train=11, but 10"):
+        mcq_json(train, {"ct": test}, n_validation=2, n_train=11)
+    with pytest.raises(ValueError, match="hold 40 for validation"):
+        mcq_json(train, {"ct": test}, n_validation=40)
+
+
+def test_hold_out_avoids_the_images_of_tests():
+    source = PhantomSource("mri", 10)
+    avoid = {source[0].image_group, source[1].image_group}
+    for seed in range(5):
+        _, held_out = hold_out(source, 8, seed, avoid)
+        assert not avoid & {s.image_group for s in held_out}
+
+
+def test_a_validation_image_in_training_or_test_is_refused():
+    train, test = PhantomSource("mri", 8, "train"), PhantomSource("mri", 8, "test")
+    validation = PhantomSource("mri", 4, "validation")
+    for wrong in (train, test):
+        with pytest.raises(ValueError, match="stand in validation and in"):
+            Questions(train, [*validation, wrong[0]], {"mri": test})
+
+
+def test_a_test_image_in_training_is_said():
+    train, test = PhantomSource("mri", 8, "train"), PhantomSource("mri", 8, "test")
+    with pytest.warns(UserWarning, match="2 of 10 questions of test set 'mri'"):
+        Questions(train, PhantomSource("mri", 4, "validation"), {"mri": [*test, train[0], train[1]]})
+
+
+def test_an_empty_part_is_refused():
+    train, validation = PhantomSource("mri", 8), PhantomSource("mri", 4, "validation")
+    with pytest.raises(ValueError, match="names no test set"):
+        Questions(train, validation, {})
+    with pytest.raises(ValueError, match="ct holds no question"):
+        Questions(train, validation, {"ct": []})
+
+
+def served(seed=0, rank=0, world=1, workers=0, epoch=0):
+    """Ids of each training batch, and of the test questions, as one rank sees them."""
+    questions = Questions(
+        PhantomSource("mri", 32),
+        PhantomSource("mri", 4, "validation"),
+        {"mri": PhantomSource("mri", 7, "test")},
+    )
+    module = VQADataModule(questions, lambda s, phase: (s.id, phase), 8, 3, seed, workers)
+    module.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    (test,) = module.test_dataloader()
+    return [list(batch) for batch in loader], [item for batch in test for item in batch]
+
+
+def test_order_follows_from_seed_and_epoch_alone():
+    assert served() == served()
+    assert served()[0] != served(seed=1)[0]
+    assert served()[0] != served(epoch=1)[0]
+    ids = [sample for batch in served()[0] for sample, _ in batch]
+    assert len(set(ids)) == 32
+
+
+def test_phases_choose_the_template():
+    batches, tests = served()
+    assert {phase for batch in batches for _, phase in batch} == {"train"}
+    assert {phase for _, phase in tests} == {"evaluate"}
+
+
+def test_two_ranks_share_the_steps_of_one():
+    alone = served()[0]
+    ranks = [served(rank=r, world=2) for r in (0, 1)]
+    for step, batch in enumerate(alone):
+        assert {s for s, _ in batch} == {s for r in ranks for s, _ in r[0][step]}
+    answered = [s for r in ranks for s, _ in r[1]]
+    assert sorted(answered) == sorted(f"mri-test-0-{i:05d}" for i in range(7))
+
+
+def test_prompts_must_divide_among_devices():
+    with pytest.raises(ValueError, match="no multiple of the 3 devices"):
+        served(world=3)
+
+
+def test_a_step_needs_enough_questions():
+    questions = Questions(
+        PhantomSource("mri", 5),
+        PhantomSource("mri", 4, "validation"),
+        {"mri": PhantomSource("mri", 7, "test")},
+    )
+    with pytest.raises(ValueError, match="do not fill a step of 8"):
+        VQADataModule(questions, lambda s, phase: s, 8, 3, 0, 0)

@@ -1,0 +1,73 @@
+"""Alarms speak once for each cause, say what to do, and stay on disk."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medvlm_r1.watch import Alarms, Progress
+
+FINE = {
+    "train/groups_with_spread": 0.5,
+    "train/truncated": 0.0,
+    "train/kl": 0.01,
+    "train/loss": 0.1,
+    "train/loss_tokens": 100.0,
+    "train/tokens": 12.0,
+}
+
+
+def alarms_of(folder, *steps, **settings):
+    """Feed the callback the metrics of consecutive steps; returns what it wrote."""
+    watch = Alarms(**settings)
+    for number, metrics in enumerate(steps):
+        trainer = SimpleNamespace(
+            callback_metrics={k: torch.tensor(v) for k, v in {**FINE, **metrics}.items()},
+            default_root_dir=folder,
+            is_global_zero=True,
+        )
+        watch.on_train_batch_end(trainer, SimpleNamespace(step=number + 1), None, None, number)
+    path = folder / "alarms.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_healthy_run_is_silent(tmp_path, capsys):
+    assert alarms_of(tmp_path, {}, {}, {}) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_no_spread_for_n_steps(tmp_path):
+    flat = {"train/groups_with_spread": 0.0}
+    rows = alarms_of(tmp_path, flat, flat, {}, flat, flat, flat, flat, flat_steps=3)
+    assert [(row["step"], row["alarm"]) for row in rows] == [(5, "no_spread")]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "alarm", "remedy"),
+    [
+        ({"train/truncated": 0.6}, "truncated", "max_completion_tokens"),
+        ({"train/kl": float("inf")}, "not_finite", "learning rate"),
+        ({"train/loss": float("nan")}, "not_finite", "learning rate"),
+        ({"train/loss_tokens": 0.0}, "no_loss_tokens", "ended at once"),
+        ({"train/tokens": 1.0}, "no_loss_tokens", "ended at once"),
+    ],
+)
+def test_each_cause_is_named_with_its_remedy(tmp_path, capsys, metrics, alarm, remedy):
+    (row,) = alarms_of(tmp_path, {}, metrics, metrics)
+    assert (row["step"], row["alarm"]) == (1, alarm)
+    assert remedy in row["message"]
+    assert "ALARM step 1" in capsys.readouterr().out
+
+
+def test_a_cause_that_returns_is_said_again(tmp_path):
+    cut = {"train/truncated": 0.9}
+    assert [row["step"] for row in alarms_of(tmp_path, cut, {}, cut)] == [0, 2]
+
+
+def test_the_bar_shows_short_names():
+    bar = Progress()
+    trainer = SimpleNamespace(
+        progress_bar_metrics={"train/reward": 1.0, "validation/accuracy": 0.5}, loggers=[]
+    )
+    assert bar.get_metrics(trainer, None) == {"reward": 1.0, "val accuracy": 0.5}
