@@ -81,20 +81,18 @@ class GRPO(VLMModule):
         self.inner_epochs, self.minibatches = inner_epochs, minibatches
         self.clip_low, self.clip_high, self.beta = clip_low, clip_high, beta
         self.advantage_scale, self.aggregate = advantage_scale, aggregate
-
         self.updates_per_step = inner_epochs * minibatches
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            data = self.trainer.datamodule
-            held = math.ceil(data.prompts_per_step // self.trainer.world_size / self.micro_batch)
-            if self.minibatches > held:
-                raise ValueError(
-                    f"{self.minibatches} minibatches of {held} micro-batches: lower method.minibatches or "
-                    "method.micro_batch"
-                )
-            if self.beta:
-                self.policy.keep_reference()
+        prompts = self.trainer.datamodule.prompts_per_step // self.trainer.world_size
+        held = math.ceil(prompts / self.micro_batch)
+        if self.minibatches > held:
+            raise ValueError(
+                f"{self.minibatches} minibatches of {held} micro-batches: lower method.minibatches or "
+                "method.micro_batch"
+            )
+        if stage == "fit" and self.beta:
+            self.policy.keep_reference()
 
     def on_fit_start(self) -> None:
         self.policy.reference_to(self.device)
