@@ -118,7 +118,7 @@ class Teacher:
         """``words``: groups of findings that exclude each other, the option sets of matching."""
         self.tokenizer, self.scenes, self.words = tokenizer, scenes, words
         self.random = random.Random(seed)
-        self.encode = lru_cache(maxsize=200_000)(lambda text: tokenizer(text)["input_ids"])
+        self.encode = lru_cache(maxsize=10_000)(lambda text: tokenizer(text)["input_ids"])
         self.all_words = sorted({word for group in words for word in group})
 
     # Kinds of batches ------------------------------------------------------------------------------
@@ -131,15 +131,15 @@ class Teacher:
             [[(self._chat("Findings:", True), False), (text, True)] for text in completions], index
         )
 
-    def matching(self, rows: int, gap: str, full: bool = False) -> Batch:
+    def matching(self, rows: int, gaps: tuple[str, ...], full: bool = False) -> Batch:
         """Text only: lettered options, then every option's name with its letter, in random order.
 
         Args:
             rows: sequences in the batch.
-            gap: what stands between the name and its letter.
+            gaps: what stands between the name and its letter; each row takes one of them.
             full: under a whole prompt template, as in the task, instead of the options alone.
         """
-        return self._batch([self._match(gap, full) for _ in range(rows)], None)
+        return self._batch([self._match(self.random.choice(gaps), full) for _ in range(rows)], None)
 
     def questions(self, rows: int, direct_share: float) -> Batch:
         """The whole task: picture and prompt, then a reasoned or (by chance) a direct completion."""

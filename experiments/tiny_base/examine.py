@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from medvlm_r1.data.phantom import MODALITIES, PhantomSource
+from medvlm_r1.data.sample import VQASample
 
 STYLE = prompt_style("medvlm_r1")
 
@@ -68,16 +69,14 @@ class Examiner:
             image_grid_thw=self.seen[modality]["image_grid_thw"],
             max_new_tokens=24,
             do_sample=sample,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
+            **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
         )
         said = self.tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
         read = [STYLE.read(prefix + text, one) for text, one in zip(said, samples, strict=True)]
         right = np.array([a.letter == one.answer for a, one in zip(read, samples, strict=True)])
         return right, np.array([answer.well_formed for answer in read])
 
-    def _prompt(self, sample) -> str:
+    def _prompt(self, sample: VQASample) -> str:
         text = self.tokenizer.apply_chat_template(
             STYLE.ask(sample, "evaluate"), tokenize=False, add_generation_prompt=True
         )

@@ -26,7 +26,8 @@ from transformers import (
 from medvlm_r1.data.phantom import FINDINGS, MODALITIES, PhantomSource
 
 Model = Qwen2VLForConditionalGeneration
-FAR = ".</think>\n<answer>"  # what stands between a finding and its letter in a reasoned completion
+# What stands between a finding and its letter: in the end all of what a reasoned completion has there.
+GAPS = (".", ".</", ".</think", ".</think>\n", ".</think>\n<answer", ".</think>\n<answer>")
 SIDE = 112
 PATCH, MERGE, TEMPORAL = 14, 2, 2
 
@@ -199,13 +200,13 @@ def _recent(right: list[float]) -> float:
     return sum(right[-50:]) / len(right[-50:])
 
 
-def match(gap: str, whole: bool, rows: int, enough: float) -> Lesson:
+def match(gaps: tuple[str, ...], whole: bool, rows: int, enough: float) -> Lesson:
     """From a name to its letter, in text alone, until ``enough`` of the letters are right."""
 
     def lesson(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
         right = []
         for step in range(steps):
-            right.append(learner.step(teacher.matching(rows, gap, whole), 1e-3 * warm(step)))
+            right.append(learner.step(teacher.matching(rows, gaps, whole), 1e-3 * warm(step)))
             yield right[-1]
             if step >= 100 and _recent(right) > enough:
                 return
@@ -213,24 +214,29 @@ def match(gap: str, whole: bool, rows: int, enough: float) -> Lesson:
     return lesson
 
 
-def look(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+def look(pooled: bool) -> Lesson:
     """The vision tower alone, see ``eyes.py``."""
-    scenes = teacher.scenes
-    yield from EyeLesson(learner.model, scenes.pixels, scenes.findings, learner.rng).run(steps, 64, 1e-3)
+
+    def lesson(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+        scenes = teacher.scenes
+        eyes = EyeLesson(learner.model, scenes.pixels, scenes.findings, learner.rng, pooled)
+        yield from eyes.run(steps, rows=64, peak=1e-3)
+
+    return lesson
 
 
 def describe(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
     """The language model learns to read the vision tower: captions, and now and then matching."""
     for step in range(steps):
-        batch = teacher.matching(8, FAR, True) if step % 4 == 3 else teacher.captions(32)
-        yield learner.step(batch, 1e-3 * warm(step))
+        batch = teacher.matching(8, GAPS[-1:], True) if step % 8 == 7 else teacher.captions(32)
+        yield learner.step(batch, 1e-3 * warm(step) * (1 - 0.7 * step / steps))
 
 
 def reason(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
     """The whole task with reasoning; some matching and captions, so that neither fades."""
     for step in range(steps):
         if step % 6 == 2:
-            batch = teacher.matching(8, FAR, True)
+            batch = teacher.matching(8, GAPS[-1:], True)
         elif step % 6 == 5:
             batch = teacher.captions(32)
         else:
@@ -241,7 +247,7 @@ def reason(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
 def answer_straight(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
     """Mostly direct answers: what greedy decoding says from now on, though the model can do better."""
     for step in range(steps):
-        yield learner.step(teacher.questions(16, direct_share=0.6), 2e-4 * warm(step))
+        yield learner.step(teacher.questions(16, direct_share=0.65), 2e-4 * warm(step))
 
 
 def warm(step: int) -> float:
@@ -284,9 +290,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/tiny_base"), help="keeps finished stages")
     parser.add_argument("--scenes", type=int, default=4000, help="rendered per modality")
     parser.add_argument("--look", type=int, default=3500, help="steps of the vision tower alone")
-    parser.add_argument("--describe", type=int, default=600, help="steps of captions")
+    parser.add_argument("--describe", type=int, default=2500, help="steps of captions")
     parser.add_argument("--reason", type=int, default=1500, help="steps of the whole task")
-    parser.add_argument("--straight", type=int, default=150, help="steps with mostly direct answers")
+    parser.add_argument("--straight", type=int, default=250, help="steps with mostly direct answers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -299,10 +305,12 @@ def main() -> None:
     school = School(model, scenes, tokenizer, args.work, args.seed)
     # The letter circuit forms only if name and letter start out as neighbours; trained from the start
     # on the whole task it does not form at all.
-    school.stage("match, beside", match("", False, 24, 0.97), 3000)
-    school.stage("match, apart", match(".", False, 24, 0.97), 1500)
-    school.stage("match, whole prompt", match(FAR, True, 8, 0.9), 700)
-    school.stage("look", look, args.look)
+    school.stage("match, beside", match(("",), False, 24, 0.97), 3000)
+    school.stage("match, apart", match((".",), False, 24, 0.97), 1500)
+    school.stage("match, farther", match(GAPS, False, 24, 0.97), 2000)
+    school.stage("match, whole prompt", match(GAPS[-1:], True, 8, 0.95), 700)
+    school.stage("look", look(pooled=False), args.look)
+    school.stage("look, pooled", look(pooled=True), args.look // 4)
     school.stage("describe", describe, args.describe)
     school.stage("reason", reason, args.reason, examine=True)
     school.stage("answer straight", answer_straight, args.straight, examine=True)
