@@ -247,7 +247,8 @@ def reason(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
 def answer_straight(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
     """Mostly direct answers: what greedy decoding says from now on, though the model can do better."""
     for step in range(steps):
-        yield learner.step(teacher.questions(16, direct_share=0.65), 2e-4 * warm(step))
+        rate = 6e-4 * warm(step) * (1 - 0.9 * step / steps)
+        yield learner.step(teacher.questions(32, direct_share=0.6), rate)
 
 
 def warm(step: int) -> float:
@@ -292,7 +293,7 @@ def main() -> None:
     parser.add_argument("--look", type=int, default=3500, help="steps of the vision tower alone")
     parser.add_argument("--describe", type=int, default=2500, help="steps of captions")
     parser.add_argument("--reason", type=int, default=1500, help="steps of the whole task")
-    parser.add_argument("--straight", type=int, default=250, help="steps with mostly direct answers")
+    parser.add_argument("--straight", type=int, default=900, help="steps with mostly direct answers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
