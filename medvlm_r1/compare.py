@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medvlm_r1.report.comparison import Comparison, compare
+from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page import caveat, headline, write_page
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables import (
@@ -28,7 +29,7 @@ EXAMPLES = """examples:
   python -m medvlm_r1.compare outputs/sweeps/ablate_beta --baseline sft_600
 
 Runs of one configuration that differ in the seed alone share a row. Writes comparison.json,
-comparison.md and report.html. Exit code 2: a folder cannot be compared; the line says why."""
+comparison.md, accuracy.png and report.html. Exit code 2: a folder cannot be compared; the line says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +84,7 @@ def show(c: Comparison, console: Console) -> None:
 
 
 def write(c: Comparison, out: Path, command: str) -> list[Path]:
-    """Write ``comparison.json``, ``comparison.md`` and ``report.html`` into ``out``."""
+    """Write ``comparison.json``, ``comparison.md``, ``accuracy.png`` and ``report.html`` into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "comparison.json", out / "comparison.md"]
     paths[0].write_text(json.dumps(c.as_dict(), indent=1) + "\n", encoding="utf-8")
@@ -94,7 +95,7 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
     parts += [f"Unfinished, left out: {folder}" for folder in c.unfinished]
     parts.append(f"Made by `{command}`")
     paths[1].write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
-    return [*paths, write_page(c, out, command)]
+    return [*paths, comparison_figure(c, out / "accuracy.png"), write_page(c, out, command)]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 here=experiments/miniature
-tiny="model=tiny data=phantom overwrite=true"
+tiny="model=tiny data=phantom workers=0 overwrite=true"
 
 # 1. Three learning rates for each method, one seed, judged on the 100 validation questions alone.
 $python run.py -m +experiment=grpo_600 $tiny model.recipe.grpo_lr=3e-5,1e-4,3e-4 sweep=miniature_trials
@@ -15,4 +15,4 @@ $python $here/trials.py outputs/sweeps/miniature_trials > $here/trials.json
 # 2. Three seeds at the rates that conf/model/tiny.yaml records from step 1.
 $python run.py -m +experiment=zero_shot,sft_600,grpo_600 $tiny seed=0,1,2 sweep=miniature_seeds
 $python -m medvlm_r1.compare outputs/sweeps/miniature_seeds
-cp outputs/sweeps/miniature_seeds/comparison.json outputs/sweeps/miniature_seeds/comparison.md $here/
+cp outputs/sweeps/miniature_seeds/{comparison.json,comparison.md,accuracy.png} $here/
