@@ -141,7 +141,7 @@ def caveat(c: Comparison) -> str:
     parts = ["the embedded model of a few million parameters"] * tiny + ["synthetic phantom images"] * phantom
     if not parts:
         return ""
-    start = " Unless it reasons, it answers at chance, so SFT on bare letters has little to build on."
+    start = " Unless it reasons, this model answers at chance, so SFT on bare letters has little to build on."
     return (
         f"Miniature: {_and(parts)}. It shows that the machinery works, and one mechanism at most; "
         f"it is no evidence about medical images, large models or the papers' claim.{start if tiny else ''}"
