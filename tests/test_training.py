@@ -167,7 +167,6 @@ SHORT = [
     "data.test.mri.n=8",
     "data.test.ct.n=8",
     "data.test.xray.n=8",
-    "watch.checkpoint.save_last=true",
 ]
 
 

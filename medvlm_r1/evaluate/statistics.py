@@ -186,8 +186,7 @@ def seeds_difference(
         low, high = max(-1.0, (1 - rare) * value - rare), min(1.0, (1 - rare) * value + rare)
         p = 1.0 if value == 0 else 2 / (RESAMPLES + 1)
         return Interval(value, low, high, n, "wilson bound (no variation)"), p
-    # Deviations of seeds and of questions are added, so a draw may leave the range of a share.
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).clip(0, 1)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     kind = "hierarchical bootstrap" if max(seeds_a, seeds_b) > 1 else "paired bootstrap"
     tails = min((draws <= 0).sum(), (draws >= 0).sum()) + 1  # + 1: no finite number of draws proves p = 0
     return Interval(value, float(low), float(high), n, kind), float(min(1.0, 2 * tails / (RESAMPLES + 1)))
