@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The comparison in miniature over three seeds, with the learning-rate trials that precede it.
+# The comparison in miniature over three seeds, and learning-rate trials beside it.
 # About an hour on two CPU cores. Results: trials.json, comparison.json, comparison.md beside this file.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,7 +12,7 @@ $python run.py -m +experiment=grpo_600 $tiny model.recipe.grpo_lr=3e-5,1e-4,3e-4
 $python run.py -m +experiment=sft_600 $tiny model.recipe.sft_lr=3e-5,1e-4,3e-4 sweep=miniature_trials
 $python $here/trials.py outputs/sweeps/miniature_trials > $here/trials.json
 
-# 2. Three seeds at the rates that conf/model/tiny.yaml records from step 1.
+# 2. Three seeds at the rates of conf/model/tiny.yaml (1e-4 for both, fixed before the trials were in).
 $python run.py -m +experiment=zero_shot,sft_600,grpo_600 $tiny seed=0,1,2 sweep=miniature_seeds
 $python -m medvlm_r1.compare outputs/sweeps/miniature_seeds
 cp outputs/sweeps/miniature_seeds/{comparison.json,comparison.md,accuracy.png} $here/
