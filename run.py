@@ -61,6 +61,7 @@ def run(cfg: DictConfig) -> float:
         check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
     import lightning
     import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     from medvlm_r1.record import Clock, write_record
     from medvlm_r1.report.comparison import compare
@@ -86,7 +87,8 @@ def run(cfg: DictConfig) -> float:
         best = next((c for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_path), None)
         if cfg.select == "best" and best and best.best_model_score > validation[best.monitor]:
             state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-            module.load_state_dict(state["state_dict"])
+            # as load_state_dict, for weights that are split over devices too
+            set_model_state_dict(module, state["state_dict"], options=StateDictOptions(full_state_dict=True))
             (validation,) = trainer.validate(module, data, verbose=False)
     with clock.phase("test"):
         trainer.test(module, data, verbose=False)
@@ -174,6 +176,14 @@ def describe(cfg: DictConfig, module, data) -> str:
     return f"{method} of {cfg.model.path}; {training}tests: {counts}"
 
 
+def devices_in_all(*, _root_: DictConfig) -> int:
+    """Devices of a run over all its machines."""
+    devices, nodes = _root_.trainer.devices, _root_.trainer.num_nodes
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"trainer.devices is {devices}: this strategy needs their number")
+    return devices * nodes
+
+
 def is_later_rank() -> bool:
     """Whether another process of the same run decides what is written."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
@@ -226,7 +236,7 @@ def empty(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-for resolver in (new_run_folder, new_sweep_folder, new_run_name):
+for resolver in (new_run_folder, new_sweep_folder, new_run_name, devices_in_all):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)
 
 

@@ -95,13 +95,14 @@ class GRPO(VLMModule):
             self.policy.keep_reference()
 
     def on_fit_start(self) -> None:
-        self.policy.reference_to(self.device)
+        self.policy.place_copies()
 
     def on_fit_end(self) -> None:
         self.policy.drop_reference()
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
         """One rollout over all prompts of this step, and the updates that follow from it."""
+        self.policy.refresh_whole()
         rollout, samples, answers = self.answer(prompts, self.sampling)
         table = self.rewards.score(answers, samples)
         advantages = group_advantages(table.total, self.sampling.group_size, self.advantage_scale)

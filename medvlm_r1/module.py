@@ -4,14 +4,15 @@ Zero-shot is this module alone; GRPO and SFT add a ``training_step``.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from medvlm_r1.data.sample import VQASample
@@ -22,6 +23,7 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
+from medvlm_r1.update import Optimisation
 
 Item = TypeVar("Item")
 
@@ -34,43 +36,6 @@ _VALIDATION = {
     "tokens": "tokens",
     "truncated": "truncated",
 }
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How weights change.
-
-    Attributes:
-        lr: peak learning rate.
-        optimizer: builds the optimiser from (parameters, lr=...).
-        schedule: shape of the decay from the peak to 0 over the run; ``constant`` does not decay.
-        warmup_steps: steps of linear rise to the peak.
-        clip_norm: gradients are scaled down to this norm; 0 leaves them as they are.
-    """
-
-    lr: float
-    optimizer: Callable[..., torch.optim.Optimizer]
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: int = 0
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"optim.schedule is {self.schedule!r}: use 'constant', 'linear' or 'cosine'")
-        if self.lr <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
-            raise ValueError(
-                f"optim: lr {self.lr} must be positive, warmup_steps {self.warmup_steps} and "
-                f"clip_norm {self.clip_norm} not negative"
-            )
-
-    def factor(self, step: int, total: int) -> float:
-        """Share of the peak learning rate at ``step`` of ``total``."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-        if self.schedule == "linear":
-            return 1.0 - done
-        return 1.0 if self.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def rows_of(prompts: Iterable[Item], group_size: int) -> list[Item]:
@@ -135,6 +100,15 @@ class VLMModule(LightningModule):
         ]
         return rows, self.rewards.score(answers, samples).total
 
+    def configure_model(self) -> None:
+        """Split the weights where the strategy asks for it."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self.policy.shard(self.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        self.policy.place_copies()
+        self.policy.refresh_whole()
+
     def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
         rows, rewards = self.judge(prompts, "validation")
         values = {name: [getattr(row, field) for row in rows] for name, field in _VALIDATION.items()}
@@ -144,6 +118,8 @@ class VLMModule(LightningModule):
             self.log(f"validation/{name}", metric, prog_bar=name == "accuracy", batch_size=len(prompts))
 
     def on_test_start(self) -> None:
+        self.policy.place_copies()
+        self.policy.refresh_whole()
         self.predictions.clear()
 
     def test_step(self, prompts: list[EncodedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -166,7 +142,7 @@ class VLMModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         assert self.optim is not None
-        optimizer = self.optim.optimizer(self.policy.trained, lr=self.optim.lr)
+        optimizer = self.optim.build(self.policy.trained)
         total = int(self.trainer.estimated_stepping_batches)
         if total == self.trainer.max_steps:  # Lightning's limit counts updates, the schedule counts steps
             total = math.ceil(total / self.updates_per_step)
@@ -180,7 +156,10 @@ class VLMModule(LightningModule):
         norm = nn.utils.clip_grad_norm_(self.policy.trained, self.optim.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        return norm
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            # DeepSpeed holds the gradients, and clips them by its own configuration.
+            return torch.tensor(self.trainer.model.get_global_grad_norm())
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def end_step(self) -> None:
         """Close one training step: learning rate and count move on."""

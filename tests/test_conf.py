@@ -11,6 +11,8 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+import run  # noqa: F401  (registers the resolvers)
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
@@ -91,7 +93,7 @@ def test_command_line_wins_over_the_experiment():
     assert cfg.data.train._target_.endswith("PhantomSource")
     assert cfg.method.optim.lr == cfg.model.recipe.grpo_lr == 1e-4
     assert cfg.method.sampling.max_tokens == cfg.model.recipe.max_completion_tokens
-    assert cfg.trainer.precision == "32-true"
+    assert cfg.model.recipe.dtype == "float32"
 
 
 def test_the_papers_run():

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medvlm_r1.module import Optimisation, rows_of
+from medvlm_r1.module import rows_of
 from medvlm_r1.objective import group_advantages, grpo_loss, kl_k3, sft_loss
+from medvlm_r1.update import Optimisation
 
 LN2 = math.log(2.0)
 

@@ -19,12 +19,13 @@ from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.grpo import GRPO
-from medvlm_r1.module import Optimisation, VLMModule
+from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import Recipe, load_policy
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 from medvlm_r1.sft import SFT
+from medvlm_r1.update import Optimisation
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(
@@ -39,7 +40,7 @@ RECIPE = Recipe(
     max_completion_tokens=24,
     min_pixels=112 * 112,
     max_pixels=112 * 112,
-    precision="32-true",
+    dtype="float32",
 )
 PROMPT = instantiate(OmegaConf.load(ROOT / "conf/prompt/medvlm_r1.yaml"))
 REWARDS = Rewards({"format": think_format, "accuracy": letter_accuracy}, {})

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
-from medvlm_r1.data.sample import Phase, VQASample
+from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
 from medvlm_r1.dialogue import PromptStyle
 
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
@@ -52,11 +53,14 @@ class Encoder:
         tokenizer: the checkpoint's own, with its chat template.
         image_processor: the checkpoint's own, with the pixel limits of the run.
         max_prompt_tokens: a longer prompt is an error, never cut: cutting removes image tokens.
+        image_size: side of the square, in pixels, that every image is resized to first, as Med-R1
+            does; ``None`` keeps its shape.
     """
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: Qwen2VLImageProcessorPil
     max_prompt_tokens: int
+    image_size: int | None = None
 
     def encode(self, sample: VQASample, phase: Phase, prompt: PromptStyle) -> EncodedPrompt:
         """Encode one question, decoding its images.
@@ -71,7 +75,7 @@ class Encoder:
         pixels = torch.zeros(0, self._patch_features())
         grid = torch.zeros(0, 3, dtype=torch.long)
         if sample.images:
-            seen = self.image_processor([i.load() for i in sample.images], return_tensors="pt")
+            seen = self.image_processor([self._picture(i) for i in sample.images], return_tensors="pt")
             pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
         merge = self.image_processor.merge_size
         # Each image of the template holds one place holder: repeat it once per merged patch.
@@ -98,6 +102,12 @@ class Encoder:
     def decode(self, tokens: Int[Tensor, " tokens"]) -> str:
         """The text of a completion, without special tokens and with its white space as generated."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _picture(self, image: ImageHandle) -> Image.Image:
+        picture = image.load()
+        if self.image_size is None:
+            return picture
+        return picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
 
     def _patch_features(self) -> int:
         processor = self.image_processor

@@ -3,14 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
 from medvlm_r1.policy.encode import Encoder
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.policy.weights import find_weights
 
 FAMILY = ("qwen2_vl", "qwen2_5_vl")
@@ -18,21 +19,24 @@ FAMILY = ("qwen2_vl", "qwen2_5_vl")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes with a model, whatever the experiment; methods and trainer refer to it.
+    """What goes with a model, whatever the experiment; methods refer to it.
 
     Attributes:
-        grpo_lr: peak learning rate of GRPO.
-        sft_lr: peak learning rate of SFT.
+        grpo_lr: peak learning rate of GRPO, for all weights.
+        sft_lr: peak learning rate of SFT, for all weights.
         epochs: passes over the training questions.
         max_prompt_tokens: a longer prompt is an error.
         max_completion_tokens: limit of a completion, in training and in evaluation.
         min_pixels, max_pixels: an image is resized, keeping its shape, to between these many pixels,
             in training and in evaluation alike.
-        precision: Lightning's name of the arithmetic, e.g. ``32-true`` or ``bf16-mixed``.
+        dtype: of weights and arithmetic, ``float32`` or ``bfloat16``.
         prompts_per_step: prompts in one optimiser step, over all devices.
         group_size: completions per prompt, G.
         micro_batch: prompts in one forward and backward pass.
         evaluation_batch: prompts answered at once in evaluation.
+        image_size: side of the square, in pixels, that every image is resized to before the pixel
+            limits apply; ``None`` keeps its shape.
+        gradient_checkpointing: recompute activations in the backward pass.
     """
 
     grpo_lr: float
@@ -42,20 +46,23 @@ class Recipe:
     max_completion_tokens: int
     min_pixels: int
     max_pixels: int
-    precision: str
+    dtype: Literal["float32", "bfloat16"]
     prompts_per_step: int
     group_size: int
     micro_batch: int
     evaluation_batch: int
+    image_size: int | None = None
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "precision" and not value > 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise ValueError(f"model.recipe.{field.name} is {value}: it must be positive")
-        if self.precision.startswith("16"):
+        if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(
-                "model.recipe.precision: fp16 scales gradients, which clipping would cut; use bf16"
+                f"model.recipe.dtype is {self.dtype!r}: use 'float32' or 'bfloat16' (fp16 would need its "
+                "gradients scaled, which clipping would cut)"
             )
         if self.min_pixels > self.max_pixels:
             raise ValueError(
@@ -64,23 +71,21 @@ class Recipe:
 
 
 def load_policy(
-    path: str, recipe: Recipe, revision: str | None = None, adapter: PeftConfig | None = None
+    path: str, recipe: Recipe, revision: str | None = None, tuning: Tuning | None = None
 ) -> Policy:
     """Load weights, tokenizer and image processor; safetensors only, no remote code.
 
-    Parameters are kept in fp32 and computed in the trainer's precision: at the papers' learning rate
-    of 1e-6 an update is smaller than bf16 resolves.
-
     Args:
         path: a local directory or a hub id.
-        recipe: pixel and prompt limits are taken from here.
+        recipe: dtype, pixel and prompt limits are taken from here.
         revision: commit on the hub.
-        adapter: a PEFT configuration; with one, only the adapter is trained.
+        tuning: what is trained; all weights where it is not given.
 
     Raises:
         MissingWeightsError: nothing to load.
-        ValueError: a checkpoint of another family, or an adapter with dropout.
+        ValueError: a checkpoint of another family.
     """
+    tuning = tuning or Tuning()
     folder = find_weights(path, revision)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type not in FAMILY:
@@ -88,17 +93,20 @@ def load_policy(
             f"{path} is a {config.model_type!r} checkpoint: this project trains {', '.join(FAMILY)}"
         )
     logging.disable_progress_bar()
+    dtype = getattr(torch, recipe.dtype)
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        folder,
+        config=config,
+        dtype=dtype,
+        quantization_config=tuning.quantization(dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
     )
-    if adapter is not None:
-        if getattr(adapter, "lora_dropout", 0.0):
-            raise ValueError(
-                "model.adapter.lora_dropout must be 0: dropout makes sampler and trainer disagree"
-            )
-        model = get_peft_model(model, adapter)
     # Loading leaves evaluation mode; there is no dropout, so the mode only matters to checkpointing.
-    return Policy(model.train(), load_encoder(folder, recipe))
+    policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe))
+    if recipe.gradient_checkpointing:
+        policy.checkpoint_gradients()
+    return policy
 
 
 def load_encoder(folder: Path, recipe: Recipe) -> Encoder:
@@ -116,4 +124,4 @@ def load_encoder(folder: Path, recipe: Recipe) -> Encoder:
     processor = Qwen2VLImageProcessorPil.from_pretrained(
         folder, size={"shortest_edge": recipe.min_pixels, "longest_edge": recipe.max_pixels}
     )
-    return Encoder(tokenizer, processor, recipe.max_prompt_tokens)
+    return Encoder(tokenizer, processor, recipe.max_prompt_tokens, recipe.image_size)

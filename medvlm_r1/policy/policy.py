@@ -3,11 +3,15 @@
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import GenerationConfig, PreTrainedModel
 
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
@@ -27,9 +31,11 @@ class Policy(nn.Module):
         self.model = model
         self.encoder = encoder
         self.has_adapter = hasattr(model, "disable_adapter")
-        # A list, so that nn.Module does not register the frozen copy: it must stay out of the
+        self.tower_is_frozen = not any(p.requires_grad for p in inner_model(model).visual.parameters())
+        # In lists, so that nn.Module does not register them: frozen copies must stay out of the
         # checkpoint, the optimiser and the strategy's wrapping.
         self._reference: list[PreTrainedModel] = []
+        self._whole: list[PreTrainedModel] = []
 
         tokenizer = encoder.tokenizer
         eos = model.generation_config.eos_token_id
@@ -37,10 +43,10 @@ class Policy(nn.Module):
         self.pad_id = tokenizer.pad_token_id
         self.image_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         # An emitted image token would ask the next pass for features that do not exist.
+        known = [token for token in VISION_TOKENS if token in tokenizer.get_vocab()]
+        self.banned_ids = tokenizer.convert_tokens_to_ids(known)
         banned = torch.zeros(model.get_input_embeddings().num_embeddings, dtype=torch.bool)
-        banned[[tokenizer.convert_tokens_to_ids(t) for t in VISION_TOKENS if t in tokenizer.get_vocab()]] = (
-            True
-        )
+        banned[self.banned_ids] = True
         self.register_buffer("banned", banned, persistent=False)
 
     @property
@@ -59,7 +65,11 @@ class Policy(nn.Module):
         Temperature-scaled, untruncated, vision tokens banned, softmax in fp32: as the sampler
         records them. Entries outside ``mask`` are meaningless.
         """
-        return self._logprobs(self.model, prompts, tokens, mask, temperature)
+        return self(prompts, tokens, mask, temperature)
+
+    def forward(self, *batch: Any) -> Float[Tensor, "rows tokens"]:
+        """:meth:`logprobs`, as one pass through this module: FSDP gathers weights around it."""
+        return self._logprobs(self.model, *batch)
 
     @torch.no_grad()
     def reference_logprobs(
@@ -72,9 +82,10 @@ class Policy(nn.Module):
         """As :meth:`logprobs`, under the starting weights: adapter off, or the frozen copy."""
         if not self.has_adapter and not self._reference:
             raise RuntimeError("no reference is kept: call keep_reference() before training starts")
-        model = self._reference[0] if self._reference else self.model
-        with self.model.disable_adapter() if self.has_adapter else nullcontext():
-            return self._logprobs(model, prompts, tokens, mask, temperature)
+        if self._reference:
+            return self._logprobs(self._reference[0], prompts, tokens, mask, temperature)
+        with self.model.disable_adapter():
+            return self(prompts, tokens, mask, temperature)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -82,17 +93,73 @@ class Policy(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def keep_reference(self) -> None:
-        """Keep the present weights as the reference; free with an adapter, a frozen copy without."""
-        if not self.has_adapter:
-            self._reference = [copy.deepcopy(self.model).requires_grad_(False).eval()]
+        """Keep the present weights as the reference; free with an adapter, a frozen copy without.
 
-    def reference_to(self, device: torch.device) -> None:
-        """Move the frozen copy, which Lightning does not see."""
-        self._reference = [model.to(device) for model in self._reference]
+        A frozen vision tower is shared with the copy.
+        """
+        if self.has_adapter:
+            return
+        tower = inner_model(self.model).visual
+        shared = {id(tower): tower} if self.tower_is_frozen else {}
+        self._reference = [copy.deepcopy(self.model, shared).requires_grad_(False).eval()]
 
     def drop_reference(self) -> None:
         """Free the frozen copy when training is over."""
         self._reference = []
+
+    def place_copies(self) -> None:
+        """Move the frozen copies, which Lightning does not see, to the model's device."""
+        for model in (*self._reference, *self._whole):
+            model.to(self.device)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass, but never those of a frozen tower."""
+        inner = inner_model(self.model)
+        for part in (inner.language_model, *(() if self.tower_is_frozen else (inner.visual,))):
+            # renamed in transformers 5.23
+            getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)()
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Split every parameter over ``mesh`` (FSDP2), and keep one whole copy to sample from.
+
+        Trained parameters become fp32 and are gathered in the type that they were loaded in, so the
+        optimiser needs no copies of its own. Sampling from a whole copy has no collective in it, so
+        ranks may decode to different lengths.
+
+        Raises:
+            ValueError: weights are held in 4 bits, which cannot be split.
+        """
+        if self._whole:
+            return
+        if any(not p.is_floating_point() for p in self.parameters()):
+            raise ValueError("weights held in 4 bits cannot be split over devices: take trainer=ddp")
+        dtype = self.model.dtype
+        self._whole = [copy.deepcopy(self.model).requires_grad_(False).eval()]
+        for parameter in self.trained:
+            parameter.data = parameter.data.float()
+        split = partial(
+            fully_shard,
+            mesh=mesh,
+            mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+        )
+        inner = inner_model(self.model)
+        for layer in (*inner.visual.blocks, *inner.language_model.layers):
+            split(layer)
+        split(self)
+
+    @torch.no_grad()
+    def refresh_whole(self) -> None:
+        """Bring the whole copy of a split model up to date. A collective: every rank must call it."""
+        for whole in self._whole:
+            copies = dict(whole.named_parameters())
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    copies[name].copy_(parameter.full_tensor())
+
+    @property
+    def whole(self) -> PreTrainedModel:
+        """The model with all its weights on this device: to sample from and to save."""
+        return self._whole[0] if self._whole else self.model
 
     @torch.no_grad()
     def generate(
@@ -117,18 +184,22 @@ class Policy(nn.Module):
             eos_token_id=self.eos_ids,
             pad_token_id=self.pad_id,
         )
-        return self.model.generate(
-            inputs_embeds=self._embed(self.model, prompts).repeat_interleave(group_size, dim=0),
+        model, mode = self.whole, self.whole.training
+        model.eval()  # in training mode, gradient checkpointing would switch the KV cache off
+        tokens = model.generate(
+            inputs_embeds=self._embed(model, prompts).repeat_interleave(group_size, dim=0),
             attention_mask=prompts.mask.repeat_interleave(group_size, dim=0).long(),
             # Given here, positions advance by one a token; left out, they come from stale module state.
             position_ids=prompts.positions.repeat_interleave(group_size, dim=1),
             generation_config=config,
             logits_processor=[choose],
         )
+        model.train(mode)
+        return tokens
 
     def save(self, folder: Path) -> None:
         """Write an ordinary Hugging Face directory (an adapter writes a PEFT directory)."""
-        self.model.save_pretrained(folder)
+        self.whole.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
         self.encoder.image_processor.save_pretrained(folder)
 
@@ -156,11 +227,18 @@ class Policy(nn.Module):
         embeds = model.get_input_embeddings()(prompts.ids)
         if not len(prompts.grid):
             return embeds
-        inner = model.get_base_model() if self.has_adapter else model
-        features = torch.cat(inner.model.get_image_features(prompts.pixels, prompts.grid).pooler_output)
+        # No graph through a frozen tower, whatever the adapters in front of it.
+        with torch.no_grad() if self.tower_is_frozen else nullcontext():
+            seen = inner_model(model).get_image_features(prompts.pixels, prompts.grid)
+        features = torch.cat(seen.pooler_output)
         places = (prompts.ids == self.image_id).unsqueeze(-1).expand_as(embeds)
         if places.sum() != features.numel():
             raise RuntimeError(
                 f"{features.shape[0]} image features for {int(places[..., 0].sum())} image tokens"
             )
         return embeds.masked_scatter(places, features.to(embeds.dtype))
+
+
+def inner_model(model: PreTrainedModel) -> nn.Module:
+    """The module that holds ``visual`` and ``language_model``, below a head and maybe an adapter."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model

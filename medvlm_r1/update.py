@@ -1,0 +1,111 @@
+"""How weights change: the optimiser's settings, and fp32 copies of what is kept in bf16."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights change.
+
+    Attributes:
+        lr: peak learning rate.
+        optimizer: builds the optimiser from (parameters, lr=...).
+        lr_factor: ``lr`` is multiplied by it; adapters want a higher rate than all weights.
+        schedule: shape of the decay from the peak to 0 over the run; ``constant`` does not decay.
+        warmup_steps: steps of linear rise to the peak.
+        clip_norm: gradients are scaled down to this norm; 0 leaves them as they are.
+    """
+
+    lr: float
+    optimizer: Callable[..., torch.optim.Optimizer]
+    lr_factor: float = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = 0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"optim.schedule is {self.schedule!r}: use 'constant', 'linear' or 'cosine'")
+        if self.lr <= 0 or self.lr_factor <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
+            raise ValueError(
+                f"optim: lr {self.lr} and lr_factor {self.lr_factor} must be positive, warmup_steps "
+                f"{self.warmup_steps} and clip_norm {self.clip_norm} not negative"
+            )
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser at its peak rate; narrow parameters get fp32 copies."""
+        parameters = list(parameters)
+        narrow = any(p.dtype != torch.float32 for p in parameters)
+        lr = self.lr * self.lr_factor
+        return MasterWeights(parameters, self.optimizer, lr) if narrow else self.optimizer(parameters, lr=lr)
+
+    def factor(self, step: int, total: int) -> float:
+        """Share of the peak learning rate at ``step`` of ``total``."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+        if self.schedule == "linear":
+            return 1.0 - done
+        return 1.0 if self.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class MasterWeights(torch.optim.Optimizer):
+    """Updates fp32 copies of narrower parameters, then rounds the parameters from them.
+
+    At the papers' learning rate of 1e-6 an update is smaller than bf16 resolves: without the copies
+    about one entry in a hundred would move at all.
+
+    Args:
+        parameters: what is trained; those in fp32 are their own copies.
+        build: the optimiser of the copies, from (copies, lr=...).
+        lr: its learning rate.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], build: Callable[..., torch.optim.Optimizer], lr: float
+    ) -> None:
+        parameters = list(parameters)
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
+        self.inner = build(self.masters, lr=lr)
+        super().__init__(parameters, dict(self.inner.defaults))
+        self.state = self.inner.state  # whoever moves or counts the moments finds them
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the inner optimiser at the rates of ``param_groups``."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        narrow = [(p, m) for p, m in zip(self._parameters(), self.masters, strict=True) if p is not m]
+        for parameter, master in narrow:
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        for mine, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
+            inner["lr"] = mine["lr"]
+        self.inner.step()
+        for parameter, master in narrow:
+            parameter.copy_(master)
+            master.grad = None
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "inner": self.inner.state_dict(),
+            "masters": self.masters,
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict["inner"])
+        self.state = self.inner.state
+        for master, saved in zip(self.masters, state_dict["masters"], strict=True):
+            master.copy_(saved)
+        for group, saved in zip(self.param_groups, state_dict["groups"], strict=True):
+            group.update(saved)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
