@@ -69,7 +69,7 @@ class Policy(nn.Module):
 
     def forward(self, *batch: Any) -> Float[Tensor, "rows tokens"]:
         """:meth:`logprobs`, as one pass through this module: FSDP gathers weights around it."""
-        return self._logprobs(self.model, *batch)
+        return self._logprobs(self.model, *batch).clone()  # FSDP hooks the result, which may be no view
 
     @torch.no_grad()
     def reference_logprobs(
@@ -99,9 +99,9 @@ class Policy(nn.Module):
         """
         if self.has_adapter:
             return
-        tower = inner_model(self.model).visual
+        tower = inner_model(self.whole).visual
         shared = {id(tower): tower} if self.tower_is_frozen else {}
-        self._reference = [copy.deepcopy(self.model, shared).requires_grad_(False).eval()]
+        self._reference = [copy.deepcopy(self.whole, shared).requires_grad_(False).eval()]
 
     def drop_reference(self) -> None:
         """Free the frozen copy when training is over."""
@@ -135,6 +135,9 @@ class Policy(nn.Module):
             raise ValueError("weights held in 4 bits cannot be split over devices: take trainer=ddp")
         dtype = self.model.dtype
         self._whole = [copy.deepcopy(self.model).requires_grad_(False).eval()]
+        if self.tower_is_frozen:
+            for reference in self._reference:  # it shares the tower that is about to be split
+                inner_model(reference).visual = inner_model(self._whole[0]).visual
         for parameter in self.trained:
             parameter.data = parameter.data.float()
         split = partial(
@@ -225,12 +228,19 @@ class Policy(nn.Module):
     def _embed(self, model, prompts: PromptBatch) -> Float[Tensor, "prompts tokens width"]:
         """Token embeddings with the vision tower's features in the image tokens' places."""
         embeds = model.get_input_embeddings()(prompts.ids)
-        if not len(prompts.grid):
-            return embeds
-        # No graph through a frozen tower, whatever the adapters in front of it.
+        pixels, grid = prompts.pixels, prompts.grid
+        if not len(grid):
+            if not torch.distributed.is_initialized():
+                return embeds
+            # Another rank may hold pictures, and strategies wait until all ranks used the same weights.
+            merge = self.encoder.image_processor.merge_size
+            grid = grid.new_tensor([[1, merge, merge]])
+            pixels = pixels.new_zeros(merge**2, pixels.shape[1])
+        # No graph through a frozen tower, whatever the adapters behind it.
         with torch.no_grad() if self.tower_is_frozen else nullcontext():
-            seen = inner_model(model).get_image_features(prompts.pixels, prompts.grid)
-        features = torch.cat(seen.pooler_output)
+            features = torch.cat(inner_model(model).get_image_features(pixels, grid).pooler_output)
+        if not len(prompts.grid):
+            return embeds + 0 * features.sum()
         places = (prompts.ids == self.image_id).unsqueeze(-1).expand_as(embeds)
         if places.sum() != features.numel():
             raise RuntimeError(
