@@ -101,7 +101,7 @@ class Policy(nn.Module):
             return
         tower = inner_model(self.whole).visual
         shared = {id(tower): tower} if self.tower_is_frozen else {}
-        self._reference = [copy.deepcopy(self.whole, shared).requires_grad_(False).eval()]
+        self._reference = [copy.deepcopy(self.whole, shared).requires_grad_(False)]
 
     def drop_reference(self) -> None:
         """Free the frozen copy when training is over."""
