@@ -14,9 +14,10 @@ from importlib.resources import files
 from PIL import Image
 {% if adapter %}
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
-{% else %}
+{% endif %}
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+{% if adapter %}
+from transformers import GenerationConfig
 {% endif %}
 
 folder = "."  # this directory, or its name on the hub

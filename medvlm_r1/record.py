@@ -147,7 +147,9 @@ def tuned(tuning: dict[str, Any]) -> str:
     if tuning["train"] != "adapter":
         return {"all": "all weights", "language_model": "the language model"}[tuning["train"]]
     adapter = tuning["adapter"]
-    settings = [f"{name} {adapter[key]}" for name, key in (("rank", "r"), ("alpha", "lora_alpha")) if key in adapter]
+    settings = [
+        f"{name} {adapter[key]}" for name, key in (("rank", "r"), ("alpha", "lora_alpha")) if key in adapter
+    ]
     over = " over a language model in 4 bits (NF4)" if tuning["quantize"] else ""
     return f"an adapter ({', '.join(settings)}){over}"
 
