@@ -30,7 +30,7 @@ base = files("medvlm_r1") / "tiny"
 base = "path/to/{{ asked.base }}"
 {% endif %}
 model = AutoModelForImageTextToText.from_pretrained(base, \
-{{ "revision=" ~ (asked.revision | string | repr) ~ ", " if asked.revision }}dtype="auto")
+{{ "revision=" ~ (asked.revision | string | repr) ~ ", " if asked.revision }}dtype="{{ asked.dtype }}")
 model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).eval()
 model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
 {% else %}

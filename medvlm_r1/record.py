@@ -99,6 +99,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
         "min_pixels": recipe["min_pixels"],
         "max_pixels": recipe["max_pixels"],
         "image_size": recipe["image_size"],
+        "dtype": recipe["dtype"],
         "max_completion_tokens": recipe["max_completion_tokens"],
         "training": {
             "method": run["method"],
