@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import GenerationConfig, PreTrainedModel
 
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
+from medvlm_r1.policy.export import greedy, name_base, name_processor, whole_or_not_at_all
 
 Scores = Float[Tensor, "rows vocabulary"]
 
@@ -200,11 +201,24 @@ class Policy(nn.Module):
         model.train(mode)
         return tokens
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face directory (an adapter writes a PEFT directory)."""
-        self.whole.save_pretrained(folder)
-        self.encoder.tokenizer.save_pretrained(folder)
-        self.encoder.image_processor.save_pretrained(folder)
+    def save(self, folder: Path, max_new_tokens: int | None = None) -> None:
+        """Write an ordinary Hugging Face directory (an adapter writes a PEFT directory).
+
+        It answers as our evaluation does: greedily, and never with a vision token. It is written
+        beside ``folder`` first, so that a kill leaves no half of one; what was there is replaced.
+
+        Args:
+            max_new_tokens: limit of an answer that goes into the generation config.
+        """
+        model = self.whole
+        with whole_or_not_at_all(folder) as partial:
+            model.save_pretrained(partial)
+            self.encoder.tokenizer.save_pretrained(partial)
+            self.encoder.image_processor.save_pretrained(partial)
+            name_processor(partial, model.config.model_type)
+            if self.has_adapter:
+                name_base(partial, model.get_base_model().name_or_path)
+            greedy(self.eos_ids, self.pad_id, self.banned_ids, max_new_tokens).save_pretrained(partial)
 
     def _logprobs(self, model, prompts, tokens, mask, temperature):
         group_size = len(tokens) // len(prompts.ids)
