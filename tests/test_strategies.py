@@ -109,6 +109,43 @@ def test_bfloat16_takes_about_the_step_of_one_process(strategy, seen):
             assert error < 0.05, name
 
 
+SRUN = """#!/bin/bash
+# Two tasks on two machines that are both this one, as Slurm's own srun would start them.
+shift  # --kill-on-bad-exit
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 SLURM_STEP_ID=0 "$@" > task-$task.txt 2>&1 &
+done
+wait -n && wait -n
+"""
+
+
+def test_the_slurm_script_makes_one_run_of_two_machines(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/srun").write_text(SRUN)
+    (tmp_path / "bin/srun").chmod(0o755)
+    (tmp_path / "run.py").symlink_to(ROOT / "run.py")
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    overrides = ["model=tiny", "data=phantom", "method=sft", "trainer.accelerator=cpu", "trainer.max_steps=2"]
+    overrides += ["data.train.n=16", "data.validation.n=3", "data.test.mri.n=3", "data.test.ct.n=1"]
+    overrides += ["data.test.xray.n=2"]
+    slurm = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": "grpo_600", "SLURM_NODELIST": "localhost"}
+    slurm |= {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    try:
+        launch(
+            ["bash", ROOT / "experiments/real_size/slurm.sh", *overrides],
+            tmp_path,
+            PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            PYTHON=sys.executable,
+            PYTHONPATH=str(ROOT),
+            **slurm,
+        )
+    except AssertionError:
+        raise AssertionError("".join(p.read_text()[-2000:] for p in tmp_path.glob("task-*.txt"))) from None
+    (folder,) = (tmp_path / "outputs/runs").iterdir()
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 6
+    assert json.loads((folder / "metrics.json").read_text())["run"]["steps"] == 2
+
+
 def test_only_the_first_process_writes(tmp_path):
     """The whole road through run.py under FSDP, with a witness for every file opened elsewhere."""
     (tmp_path / "sitecustomize.py").write_text(WATCHER)
