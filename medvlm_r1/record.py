@@ -87,6 +87,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule) -> None:
         "prompt": {key: value for key, value in config["prompt"].items() if key != "_target_"},
         "min_pixels": recipe["min_pixels"],
         "max_pixels": recipe["max_pixels"],
+        "image_size": recipe.get("image_size"),
         "max_completion_tokens": recipe["max_completion_tokens"],
     }
     write_json(folder / "medvlm_r1.json", asked)
