@@ -114,7 +114,7 @@ def test_the_papers_run():
 
 @pytest.mark.parametrize("model", [o for g, o in OPTIONS if g == "model" and o not in ("tiny", "endpoint")])
 def test_a_model_option_states_what_differs(model):
-    """All go by the 2B model's file; a hub model is pinned to a commit where one is known."""
+    """All have the keys of the 2B model's file; a hub model is pinned to a commit where one is known."""
     cfg = (
         composed(f"model={model}", "model.path=somewhere")
         if model == "med_r1"

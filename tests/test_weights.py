@@ -1,11 +1,15 @@
 """What cannot be loaded is refused in one line, before a weight is read or a byte is downloaded."""
 
+import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -539,3 +543,102 @@ class TestCache:
             assert loaded_commit(path, revision) == COMMIT
         assert loaded_commit("embedded") is None
         assert loaded_commit(str(checkpoint), "main") is None
+
+
+class TestDownload:
+    """The hub's protocol from this machine: its answer about a model, and its files at a commit."""
+
+    @pytest.fixture
+    def hub(self):
+        """Serve a directory as ``Qwen/Some-Model``; says which files were fetched."""
+
+        class Hub(BaseHTTPRequestHandler):
+            folder, fetched = Path(), []
+
+            def do_GET(self):
+                self.answer(body=True)
+
+            def do_HEAD(self):
+                self.answer(body=False)
+
+            def answer(self, body):
+                path = self.path.split("?")[0]
+                if path == "/":
+                    content = b""
+                elif path.startswith("/api/models/Qwen/Some-Model/") and path.endswith(f"/{COMMIT}"):
+                    files = [(f.name, f.stat().st_size) for f in sorted(self.folder.iterdir())]
+                    told = {
+                        "id": "Qwen/Some-Model",
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": name, "size": size} for name, size in files],
+                    }
+                    if "/tree/" in path:
+                        told = [{"type": "file", "path": n, "size": size, "oid": n} for n, size in files]
+                    content = json.dumps(told).encode()
+                elif path.startswith(f"/Qwen/Some-Model/resolve/{COMMIT}/"):
+                    name = path.rsplit("/", 1)[-1]
+                    content = (self.folder / name).read_bytes()
+                    if body:
+                        self.fetched.append(name)
+                else:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        Hub.fetched = []
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Hub.address = f"http://127.0.0.1:{server.server_port}"
+        yield Hub
+        server.shutdown()
+        server.server_close()
+
+    @staticmethod
+    def ask(hub, folder, cache, call):
+        """``call`` in a process of its own, because the hub's client reads its address once."""
+        hub.folder = folder
+        code = f"from medvlm_r1.policy.weights import *\nm, c = 'Qwen/Some-Model', '{COMMIT}'\n{call}"
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+    def test_only_what_is_needed_comes_at_the_pinned_commit(self, hub, sharded, tmp_path):
+        (sharded / "pytorch_model.bin").write_bytes(b"x")
+        (sharded / "modeling_evil.py").write_text("x")
+        done = self.ask(hub, sharded, tmp_path / "hf", "check_weights(m, c, 'auto')")
+        assert done.returncode == 0, done.stderr
+        assert hub.fetched == []
+        done = self.ask(hub, sharded, tmp_path / "hf", "print(find_weights(m, c), loaded_commit(m, c))")
+        assert done.returncode == 0, done.stderr
+        folder, commit = done.stdout.split()
+        assert commit == COMMIT
+        wanted = {f.name for f in sharded.iterdir()} - {"pytorch_model.bin", "modeling_evil.py"}
+        assert {f.name for f in Path(folder).iterdir()} == wanted
+        assert sorted(hub.fetched) == sorted(wanted)
+
+    def test_pickles_alone_are_refused_before_a_download(self, hub, checkpoint, tmp_path):
+        (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+        for call in ("check_weights(m, c, 'auto')", "find_weights(m, c)"):
+            done = self.ask(hub, checkpoint, tmp_path / "hf", call)
+            assert "Qwen/Some-Model: weights only as pytorch_model.bin, a pickle" in done.stderr
+        assert hub.fetched == []
+
+    def test_another_family_is_refused_before_its_weights_come(self, hub, checkpoint, tmp_path):
+        change(checkpoint / "config.json", model_type="llava")
+        done = self.ask(hub, checkpoint, tmp_path / "hf", "find_weights(m, c)")
+        assert "config.json is 'llava'" in done.stderr
+        assert "config.json" in hub.fetched
+        assert "model.safetensors" not in hub.fetched
