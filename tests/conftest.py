@@ -10,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import (
     AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -91,10 +93,33 @@ def prompts(questions, encoder, short_style):
     return {name: encoder.encode(sample, "train", short_style) for name, sample in questions.items()}
 
 
-def random_model(encoder: Encoder, tied: bool = True) -> Qwen2VLForConditionalGeneration:
-    """A Qwen2-VL with random weights, large enough that each input moves the output."""
+def random_model(
+    encoder: Encoder, tied: bool = True, family: str = "qwen2_vl"
+) -> Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2-VL or Qwen2.5-VL with random weights, large enough that each input moves the output."""
     token = encoder.tokenizer.convert_tokens_to_ids
-    config = Qwen2VLConfig(
+    vision = {
+        "depth": 1,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "initializer_range": 0.25,
+    }
+    if family == "qwen2_5_vl":
+        for key in ("embed_dim", "mlp_ratio"):
+            del vision[key]
+        # windows of 2 x 2 merged patches: the pictures hold 4 x 4 and more
+        vision |= {"depth": 3, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 4}
+        vision |= {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48}
+    config_class, model_class = {
+        "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+        "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    }[family]
+    config = config_class(
         text_config={
             "vocab_size": len(encoder.tokenizer),
             "hidden_size": 64,
@@ -110,17 +135,7 @@ def random_model(encoder: Encoder, tied: bool = True) -> Qwen2VLForConditionalGe
             "pad_token_id": token("<|endoftext|>"),
             "initializer_range": 0.25,
         },
-        vision_config={
-            "depth": 1,
-            "embed_dim": 32,
-            "hidden_size": 64,
-            "num_heads": 2,
-            "mlp_ratio": 2,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "initializer_range": 0.25,
-        },
+        vision_config=vision,
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
@@ -130,7 +145,7 @@ def random_model(encoder: Encoder, tied: bool = True) -> Qwen2VLForConditionalGe
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Qwen2VLForConditionalGeneration(config)
+        model = model_class(config)
     model.generation_config.update(
         eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")
     )
@@ -147,6 +162,12 @@ def random_policy(encoder) -> Policy:
 def untied_policy(encoder) -> Policy:
     """As ``random_policy``, with an output matrix of its own. None may change it."""
     return Policy(random_model(encoder, tied=False), encoder)
+
+
+@pytest.fixture(scope="session")
+def policy_2_5(encoder) -> Policy:
+    """As ``random_policy``, of the Qwen2.5-VL family. None may change it."""
+    return Policy(random_model(encoder, family="qwen2_5_vl"), encoder)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Every composition binds to its constructors, and a mistake is answered with its remedy."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 import run  # noqa: F401  (registers the resolvers)
 
@@ -110,6 +112,29 @@ def test_the_papers_run():
     assert dict(cfg.reward.weights) == {"format": 1.0, "accuracy": 1.0}
 
 
+@pytest.mark.parametrize("model", [o for g, o in OPTIONS if g == "model" and o not in ("tiny", "endpoint")])
+def test_a_model_option_states_what_differs(model):
+    """All have the keys of the 2B model's file; a hub model is pinned to a commit where one is known."""
+    cfg = (
+        composed(f"model={model}", "model.path=somewhere")
+        if model == "med_r1"
+        else composed(f"model={model}")
+    )
+    assert cfg.model.keys() == composed("model=qwen2_vl_2b").model.keys()
+    assert cfg.model.recipe.keys() == composed("model=qwen2_vl_2b").model.recipe.keys()
+    assert cfg.model.recipe.grpo_lr == 1e-6
+    pinned = {"medvlm_r1": "main", "med_r1": None}
+    revision = cfg.model.revision
+    assert revision == pinned[model] if model in pinned else re.fullmatch("[0-9a-f]{40}", revision)
+
+
+def test_med_r1s_limits():
+    with pytest.raises(MissingMandatoryValue):
+        _ = composed("model=med_r1").model.path
+    recipe = composed("model=med_r1").model.recipe
+    assert (recipe.image_size, recipe.max_completion_tokens, recipe.max_pixels) == (384, 256, 401408)
+
+
 def test_the_compared_methods_differ_in_the_method_alone():
     grpo, sft, zero = (
         OmegaConf.to_container(composed(f"+experiment={e}"), resolve=True)
@@ -131,6 +156,7 @@ def test_the_compared_methods_differ_in_the_method_alone():
         (["-m", "seed=0,1"], "sweep=NAME"),
         (["-m", "sweep=x", "seed=0", "model=tiny,tinny"], "did you mean tiny"),
         (["data=mcq_json"], "data.train=..."),
+        (["model=med_r1"], "model.path=..."),
     ],
     ids=str,
 )

@@ -86,6 +86,21 @@ class TestLogprobs:
         torch.testing.assert_close(got[mask], expected[mask], rtol=0, atol=1e-5)
 
     @torch.no_grad()
+    def test_qwen2_5_vl(self, prompts, policy_2_5):
+        """Windows in the vision tower, with one block that sees all; five prompts, six pictures."""
+        assert [len(prompts[n].pixels) for n in ("square", "wide")] == [64, 96]  # several windows each
+        chosen = list(prompts.values())
+        tokens, mask = completions(policy_2_5.encoder, 5 * GROUP, seed=1)
+        got = policy_2_5.logprobs(collate(chosen, policy_2_5.pad_id, CPU), tokens, mask)
+        expected = row_by_row(policy_2_5, chosen, tokens, mask)
+        torch.testing.assert_close(got[mask], expected[mask], rtol=0, atol=1e-5)
+        # each completion hangs on its own picture
+        turned = [dataclasses.replace(p, pixels=p.pixels.flip(0)) for p in chosen]
+        other = policy_2_5.logprobs(collate(turned, policy_2_5.pad_id, CPU), tokens, mask)
+        moved = ((other - got).abs() * mask).amax(1).view(5, GROUP).amax(1)
+        assert [m > SHOWS for m in moved.tolist()] == [name != "text" for name in prompts]
+
+    @torch.no_grad()
     def test_temperature_divides_the_logits(self, prompts, random_policy):
         chosen = [prompts["square"], prompts["text"]]
         tokens, mask = completions(random_policy.encoder, 2 * GROUP)
@@ -159,6 +174,34 @@ class TestLogprobs:
         tokens, mask = completions(random_policy.encoder, GROUP)
         with pytest.raises(RuntimeError, match="8 image features for 16 image tokens"):
             random_policy.logprobs(half, tokens, mask)
+
+
+class TestGeneration:
+    @pytest.mark.parametrize("family", ["random_policy", "policy_2_5"])
+    @torch.no_grad()
+    def test_is_greedy_transformers_for_each_prompt_alone(self, family, prompts, request):
+        policy = request.getfixturevalue(family)
+        chosen = [prompts[name] for name in ("square", "two", "text")]
+        got = policy.generate(collate(chosen, policy.pad_id, CPU), 2, 8, lambda seen, scores: scores)
+        assert len(got) == 6
+        model = policy.model.eval()
+        for row, tokens in enumerate(got):
+            prompt = chosen[row // 2]
+            vision = {}
+            if len(prompt.grid):
+                kinds = (prompt.ids == policy.image_id).int()[None]
+                vision = {
+                    "pixel_values": prompt.pixels,
+                    "image_grid_thw": prompt.grid,
+                    "mm_token_type_ids": kinds,
+                }
+            theirs = model.generate(
+                input_ids=prompt.ids[None], max_new_tokens=8, do_sample=False, use_cache=False, **vision
+            )
+            theirs = theirs[0, len(prompt.ids) :]
+            assert tokens[: len(theirs)].tolist() == theirs.tolist()
+            assert set(tokens[len(theirs) :].tolist()) <= {policy.pad_id}
+        model.train()
 
 
 class TestGroupOrder:

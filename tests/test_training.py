@@ -135,6 +135,8 @@ def test_a_run_folder_holds_what_is_promised(twins):
     promised += ["model/config.json", "model/medvlm_r1.json"]
     for name in promised:
         assert (folder / name).exists(), name
+    asked = json.loads((folder / "model/medvlm_r1.json").read_text())
+    assert (asked["min_pixels"], asked["max_pixels"], asked["image_size"]) == (12544, 12544, None)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics["accuracy"]) == ["mri", "ct", "xray"]
     assert {"run", "accuracy", "accuracy_lenient", "format", "tokens", "controls", "audit"} <= set(metrics)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 LETTERS = "ABCDEFGHIJ"
 Phase = Literal["train", "evaluate"]
-_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 class BadRowError(ValueError):
@@ -37,21 +37,27 @@ class ImageFile:
         return self.path.as_posix()
 
     def load(self) -> Image.Image:
-        """Decode the file as RGB.
+        """Decode the file as RGB, upright: turned as its EXIF orientation says, like transformers'
+        ``load_image``, through which a processor's own call goes.
+
+        A grey picture of more than 8 bits (16- or 32-bit integers, or floats) is first windowed linearly
+        from its own darkest to its own brightest pixel; one of a single value becomes black. Pillow's
+        conversion would clip all above 255 to white, which blanks most of a scan. What is transparent
+        shows white, as the model's image processor has it.
 
         Raises:
             BadRowError: the file is missing, is no picture, or is cut short.
         """
         try:
             with Image.open(self.path) as picture:
-                if picture.mode not in _EIGHT_BIT:
-                    raise BadRowError(
-                        f"image {self.path} has more than 8 bits a pixel (mode {picture.mode}), and clipping "
-                        "them would blank most of a scan: window it to 8 bits first"
-                    )
-                return picture.convert("RGB")
-        except BadRowError:
-            raise
+                upright = ImageOps.exif_transpose(picture)
+                if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
+                    return _windowed(upright).convert("RGB")
+                if "A" in upright.getbands() or upright.info.get("transparency") is not None:
+                    upright = upright.convert("RGBA")
+                    white = Image.new("RGBA", upright.size, "white")
+                    return Image.alpha_composite(white, upright).convert("RGB")
+                return upright.convert("RGB")
         except FileNotFoundError:
             raise BadRowError(f"image {self.path} does not exist") from None
         except (
@@ -62,6 +68,15 @@ class ImageFile:
             Image.DecompressionBombError,
         ) as error:
             raise BadRowError(f"image {self.path} cannot be decoded ({error})") from error
+
+
+def _windowed(picture: Image.Image) -> Image.Image:
+    """A grey picture of any depth in 8 bits: its own darkest pixel 0, its own brightest 255."""
+    values = np.asarray(picture).astype(np.float64)
+    known = values[np.isfinite(values)]  # floats may hold NaN outside the scanned region
+    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
-from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
+from medvlm_r1.data.sample import BadRowError, ImageHandle, Phase, VQASample
 from medvlm_r1.dialogue import PromptStyle
 
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+NARROWEST = 200  # ratio of sides above which the image processor gives up
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Encoder:
 
         Raises:
             ValueError: the prompt exceeds ``max_prompt_tokens``.
-            BadRowError: an image cannot be decoded.
+            BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
         """
         text = self.tokenizer.apply_chat_template(
             prompt.ask(sample, phase), tokenize=False, add_generation_prompt=True
@@ -75,7 +76,9 @@ class Encoder:
         pixels = torch.zeros(0, self._patch_features())
         grid = torch.zeros(0, 3, dtype=torch.long)
         if sample.images:
-            seen = self.image_processor([self._picture(i) for i in sample.images], return_tensors="pt")
+            seen = self.image_processor(
+                [self._picture(sample, i) for i in sample.images], return_tensors="pt"
+            )
             pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
         merge = self.image_processor.merge_size
         # Each image of the template holds one place holder: repeat it once per merged patch.
@@ -103,9 +106,15 @@ class Encoder:
         """The text of a completion, without special tokens and with its white space as generated."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _picture(self, image: ImageHandle) -> Image.Image:
+    def _picture(self, sample: VQASample, image: ImageHandle) -> Image.Image:
         picture = image.load()
         if self.image_size is None:
+            if max(picture.size) > NARROWEST * min(picture.size):
+                raise BadRowError(
+                    f"{sample.id}: image {image.name} is {picture.width} x {picture.height} pixels, more "
+                    f"than {NARROWEST} times as long as wide, which Qwen2-VL cannot take: crop it, or set "
+                    "model.recipe.image_size"
+                )
             return picture
         return picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
 

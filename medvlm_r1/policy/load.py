@@ -1,20 +1,34 @@
 """Load a checkpoint of the Qwen2-VL family as a :class:`Policy`."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen2VLImageProcessorPil,
+)
 from transformers.utils import logging
 
+from medvlm_r1.policy.checkpoint import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    UnusableWeightsError,
+    check_same_images,
+    check_tensors,
+    read_json,
+)
 from medvlm_r1.policy.encode import Encoder
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
-from medvlm_r1.policy.weights import find_weights
-
-FAMILY = ("qwen2_vl", "qwen2_5_vl")
+from medvlm_r1.policy.weights import find_base, find_weights
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,10 @@ def load_policy(
 ) -> Policy:
     """Load weights, tokenizer and image processor; safetensors only, no remote code.
 
+    The directory of a PEFT adapter is read as the whole model that it makes: its base, with the adapter
+    merged in ``recipe.dtype``. That model is evaluated, or trained on in its own weights; another adapter
+    on top, or 4 bits below, wants it merged on disk first.
+
     Args:
         path: a local directory or a hub id.
         recipe: dtype, pixel and prompt limits are taken from here.
@@ -83,45 +101,123 @@ def load_policy(
 
     Raises:
         MissingWeightsError: nothing to load.
-        ValueError: a checkpoint of another family.
+        UnusableWeightsError: a checkpoint that cannot be loaded, e.g. of another family.
+        ValueError: it was trained on images of another size, or is an adapter and ``tuning`` wants another.
     """
     tuning = tuning or Tuning()
     folder = find_weights(path, revision)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type not in FAMILY:
+    check_same_images(
+        path,
+        folder,
+        min_pixels=recipe.min_pixels,
+        max_pixels=recipe.max_pixels,
+        image_size=recipe.image_size,
+    )
+    base = find_base(folder)
+    if base and (tuning.adapter or tuning.quantize):
         raise ValueError(
-            f"{path} is a {config.model_type!r} checkpoint: this project trains {', '.join(FAMILY)}"
+            f"{path} is an adapter, and tune=... puts another on it or holds its base in 4 bits: merge it "
+            "first, with python -m medvlm_r1.export --merge, and give the merged model as model.path"
         )
     logging.disable_progress_bar()
     dtype = getattr(torch, recipe.dtype)
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        quantization_config=tuning.quantization(dtype),
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    model = load_model(path, base or folder, dtype=dtype, quantization_config=tuning.quantization(dtype))
+    if base:
+        model = merged(path, model, base, folder)
     # Loading leaves evaluation mode; there is no dropout, so the mode only matters to checkpointing.
-    policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe))
+    policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe, base))
     if recipe.gradient_checkpointing:
         policy.checkpoint_gradients()
     return policy
 
 
-def load_encoder(folder: Path, recipe: Recipe) -> Encoder:
+def load_model(path: str, folder: Path, **how: Any) -> PreTrainedModel:
+    """The class that the checkpoint's config.json names, with exactly the tensors of the checkpoint.
+
+    Raises:
+        UnusableWeightsError: tensors are missing, left over or of another shape.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # check_tensors says it in one line
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # named with the others, and refused
+            output_loading_info=True,
+            **how,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    check_tensors(path, "*.safetensors", found)
+    return model
+
+
+def merged(path: str, model: PreTrainedModel, base: Path, folder: Path) -> PreTrainedModel:
+    """``model``, which was loaded from ``base``, with the adapter in ``folder`` added to its weights.
+
+    Raises:
+        UnusableWeightsError: the adapter's tensors do not fit the model.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # named below, and refused
+            adapted = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UnusableWeightsError(
+            f"{path}: the tensors in {ADAPTER_WEIGHTS} have other shapes than the layers of its base: "
+            f"correct base_model_name_or_path in {ADAPTER}"
+        ) from None
+    # Where peft looks for the size of the base's vocabulary, on the hub if that is what this names.
+    adapted.active_peft_config.base_model_name_or_path = str(base)
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        there = set(file.keys())
+    wanted = set(get_peft_model_state_dict(adapted))
+    check_tensors(
+        path,
+        ADAPTER_WEIGHTS,
+        {
+            "missing_keys": sorted(wanted - there),
+            "unexpected_keys": sorted(there - wanted),
+            "mismatched_keys": [],
+        },
+    )
+    # peft froze what it adapted; what of it is trained is for `tuning` to say.
+    return adapted.merge_and_unload().requires_grad_(True)
+
+
+def load_encoder(folder: Path, recipe: Recipe, base: Path | None = None) -> Encoder:
     """Tokenizer and image processor of a local checkpoint, with the recipe's limits.
 
     The image processor is named here, because ``AutoProcessor`` needs torchvision and without it
-    silently returns only a tokenizer.
+    silently returns only a tokenizer, and because the variant that it picks beside torchvision resizes
+    to other pixels.
+
+    Args:
+        folder: the checkpoint.
+        recipe: pixel and prompt limits are taken from here.
+        base: what an adapter stands on; has what an adapter's directory leaves out.
 
     Raises:
         ValueError: the tokenizer brings no chat template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    words = _holder(folder, base, "tokenizer.json", "vocab.json")
+    images = _holder(folder, base, "preprocessor_config.json", "processor_config.json")
+    tokenizer = AutoTokenizer.from_pretrained(words, padding_side="left", trust_remote_code=False)
+    if tokenizer.chat_template is None and (words / "chat_template.json").is_file():
+        # where processors of the first releases kept it
+        tokenizer.chat_template = read_json(words / "chat_template.json")["chat_template"]
     if tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer in {folder} has no chat template: take an Instruct checkpoint")
+        raise ValueError(f"the tokenizer in {words} has no chat template: take an Instruct checkpoint")
+    # Not as `size`, which a checkpoint's own min_pixels and max_pixels (the hub's have them) would override.
     processor = Qwen2VLImageProcessorPil.from_pretrained(
-        folder, size={"shortest_edge": recipe.min_pixels, "longest_edge": recipe.max_pixels}
+        images, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
     )
     return Encoder(tokenizer, processor, recipe.max_prompt_tokens, recipe.image_size)
+
+
+def _holder(folder: Path, base: Path | None, *names: str) -> Path:
+    return folder if base is None or any((folder / name).is_file() for name in names) else base
