@@ -17,6 +17,7 @@ from medvlm_r1.data.huatuo_bundle import HUB_ID
 from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.export import base_of, whole_or_not_at_all
+from medvlm_r1.policy.weights import loaded_commit
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
 PAPERS_DATA = "medvlm_r1.data.options.medvlm_r1"
@@ -137,6 +138,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
 def public_base(path: str, revision: str | None) -> tuple[str, str | None, bool]:
     """Name and commit of the starting weights, and whether that is a hub id; never a directory."""
     base, commit = base_of(path)
+    commit = commit or loaded_commit(path, revision)
     if commit is None and Path(base).is_dir():
         place = Path(base).resolve()
         return (place.parent.name if place.name == "model" else place.name), None, False

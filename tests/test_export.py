@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning import seed_everything
 from peft import LoraConfig, PeftModel
-from test_training import PROMPT, RECIPE, ROOT, SHORT, launch
+from training import PROMPT, RECIPE, ROOT, SHORT, launch
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,

@@ -3,13 +3,10 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from training import FORMAT, RECIPE, ROOT, fit, module_of, sgd
+from training import FORMAT, RECIPE, SHORT, fit, launch, module_of, sgd
 
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
@@ -76,25 +73,6 @@ def test_predictions_follow_the_order_of_the_test_sets(tmp_path):
 def test_more_minibatches_than_micro_batches_are_refused(tmp_path):
     with pytest.raises(ValueError, match="minibatches"):
         fit(GRPO, tmp_path, micro_batch=4, minibatches=2)
-
-
-def launch(folder, *overrides):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "run.py", "+experiment=grpo_600", "model=tiny", *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return sorted((folder / "outputs" / "runs").iterdir())[-1]
-
-
-SHORT = [
-    "data=phantom",
-    "trainer.max_steps=2",
-    "data.train.n=16",
-    "data.validation.n=8",
-    "data.test.mri.n=8",
-    "data.test.ct.n=8",
-    "data.test.xray.n=8",
-]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """Train the embedded model a few steps, as run.py does; for every test that needs a trained module."""
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -34,6 +37,16 @@ RECIPE = Recipe(
     max_pixels=112 * 112,
     dtype="float32",
 )
+# overrides of a run that ends in seconds
+SHORT = [
+    "data=phantom",
+    "trainer.max_steps=2",
+    "data.train.n=16",
+    "data.validation.n=8",
+    "data.test.mri.n=8",
+    "data.test.ct.n=8",
+    "data.test.xray.n=8",
+]
 PROMPT = instantiate(OmegaConf.load(ROOT / "conf/prompt/medvlm_r1.yaml"))
 REWARDS = Rewards({"format": think_format, "accuracy": letter_accuracy}, {})
 FORMAT = Rewards({"format": think_format}, {})
@@ -101,3 +114,12 @@ def fit(
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     return module
+
+
+def launch(folder, *overrides):
+    """One run through run.py in ``folder``; returns its run folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "run.py", "+experiment=grpo_600", "model=tiny", *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return sorted((folder / "outputs" / "runs").iterdir())[-1]

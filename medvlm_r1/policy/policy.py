@@ -212,7 +212,9 @@ class Policy(nn.Module):
         """
         model = self.whole
         with whole_or_not_at_all(folder) as partial:
-            model.save_pretrained(partial)
+            # Otherwise peft asks the hub for the size of the base's vocabulary.
+            how = {"save_embedding_layers": False} if self.has_adapter else {}
+            model.save_pretrained(partial, **how)
             self.encoder.tokenizer.save_pretrained(partial)
             self.encoder.image_processor.save_pretrained(partial)
             name_processor(partial, model.config.model_type)
