@@ -139,6 +139,8 @@ def settle(cfg: DictConfig) -> Path:
     # instead of a new decision, or they would write beside it.
     with read_write(hydra_cfg.run):
         hydra_cfg.run.dir = str(folder)
+    if cfg.plan:
+        raise ValueError("plan=true needs Hydra's own sweeper")
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     if missing := OmegaConf.missing_keys(cfg):
@@ -160,6 +162,7 @@ def hush() -> None:
         ".*does not have many workers.*",  # one worker keeps two cores busy
         ".*`tensorboardX` has been removed.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`is_gradient_checkpointing` is deprecated.*",  # asked for by peft
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -296,20 +299,20 @@ def show_plan(overrides: list[str]) -> int:
     """Plan one job instead of running it; returns the exit status: 3 if it does not fit, else 0."""
     cfg = hydra.compose("config", overrides=overrides)
     name = " ".join(o for o in overrides if re.split(r"[=@]", o)[0] not in ("plan", "card")) or "the default"
-    if not cfg.model.get("recipe"):
-        print(f"{name}: nothing to plan, the model of model={cfg.model.get('path', '')} runs elsewhere")
+    if not cfg.model._target_.startswith("medvlm_r1.policy."):
+        print(f"{name}: nothing to plan, the model ({cfg.model._target_}) runs elsewhere")
         return 0
     hush()
     from medvlm_r1.plan.console import show
     from medvlm_r1.plan.job import job
     from medvlm_r1.plan.plan import plan, remedies
 
-    def replan(changes):
+    def replan(changes, timed=False):
         cfg = hydra.compose("config", overrides=[*overrides, *changes])
         parts = [hydra.utils.instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt)]
-        return plan(job(OmegaConf.to_container(cfg, resolve=True), *parts))
+        return plan(job(OmegaConf.to_container(cfg, resolve=True), *parts), timed)
 
-    made = replan([])
+    made = replan([], timed=True)
     show(made, name, {} if made.fits else remedies(made.job, replan))
     return 0 if made.fits else 3
 

@@ -25,6 +25,7 @@ ALLOWED = {
     "watch": {"data", "trace"},
     "grpo": {"module", "objective", "policy", "rewards", "rollout", "trace", "data", "dialogue"},
     "sft": {"module", "objective", "policy"},
+    "plan": {"data", "dialogue", "objective", "policy"},
     "record": {"evaluate", "module"},
     "report": {"data", "evaluate"},
     "compare": {"report"},

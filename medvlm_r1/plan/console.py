@@ -12,7 +12,9 @@ from medvlm_r1.plan.plan import Plan
 _WIDTH = 100
 
 
-def show(plan: Plan, name: str, remedies: Mapping[Sequence[str], Plan], console: Console | None = None) -> None:
+def show(
+    plan: Plan, name: str, remedies: Mapping[Sequence[str], Plan], console: Console | None = None
+) -> None:
     """Print one plan.
 
     Args:
@@ -22,7 +24,9 @@ def show(plan: Plan, name: str, remedies: Mapping[Sequence[str], Plan], console:
     console = console or Console(width=_WIDTH, highlight=False)
     job, card = plan.job, plan.card
     devices = f"{job.world} x {card.name}" if job.world > 1 else card.name
-    console.print(f"\n[bold]Plan of {escape(name)}[/bold]: {escape(job.path)} on {devices} ({job.strategy})\n")
+    console.print(
+        f"\n[bold]Plan of {escape(name)}[/bold]: {escape(job.path)} on {devices} ({job.strategy})\n"
+    )
     console.print(_parameters(plan))
     console.print(_memory(plan))
     if plan.fits:
@@ -79,18 +83,28 @@ def _time(plan: Plan) -> Table:
 def _warning(plan: Plan, remedies: Mapping[Sequence[str], Plan]) -> RenderableType:
     fullest = max(plan.peaks, key=plan.peaks.get)
     lines = [
-        f"\n[bold red]Does not fit[/bold red]: {fullest} needs {_gb(plan.peak)} GB, a {plan.card.name} has "
-        f"{_gb(plan.card.memory)}."
+        f"\n[bold red]Does not fit[/bold red]: {fullest} needs {_gb(plan.peak)} GB on each device, and "
+        f"the {plan.card.name} has {_gb(plan.card.memory)}."
     ]
     for overrides, smaller in remedies.items():
         lines.append(f"  fits with [bold]{escape(' '.join(overrides))}[/bold] ({_gb(smaller.peak)} GB)")
     if not remedies:
-        lines.append("  No change of tuning, optimiser, checkpointing or trainer that was tried makes it fit.")
+        lines.append(
+            "  No change of tuning, optimiser, checkpointing or trainer that was tried makes it fit."
+        )
     return "\n".join(lines)
 
 
 def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    width = max(len(title), 40)
+    table = Table(
+        title=title,
+        min_width=width,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left", no_wrap=True)
     return table

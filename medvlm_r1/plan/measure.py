@@ -8,8 +8,11 @@ a small one.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,8 @@ from medvlm_r1.policy.load import Recipe, load_encoder
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.policy.weights import EMBEDDED
+
+_COSTS: dict[tuple, "Cost"] = {}
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class Meter:
         deep = layers > 3 and blocks > 2 * period and not whole
         self._samples = [(2, period), (3, period), (2, 2 * period)] if deep else [(layers, blocks)]
         more_layers, more_blocks = layers - 2, blocks / period - 1
+        # plans of the same model often ask for the same pass
+        self._key = (repr(config), recipe.dtype, repr(self.tuning), deep)
         self._weights = [1 - more_layers - more_blocks, more_layers, more_blocks] if deep else [1]
 
     def policy(self, layers: int | None = None, blocks: int | None = None) -> Policy:
@@ -118,25 +125,33 @@ class Meter:
         Args:
             grouped: GRPO's loss; otherwise SFT's.
         """
-        return self._measured(lambda policy: train_once(policy, lengths, grouped))
+        return self._measured(train_once, lengths, grouped)
 
     def scoring(self, lengths: Lengths) -> Cost:
         """Log-probabilities without gradients: the reference, or the policy before several updates."""
-        return self._measured(lambda policy: _score(policy, lengths))
+        return self._measured(_score, lengths)
 
     def prefill(self, lengths: Lengths) -> Cost:
         """The prompts' pass of generation, one row per completion; ``peak`` holds the prompts' cache."""
         one = dataclasses.replace(lengths, prompts=1)  # all of it grows with the prompts
-        return self._measured(lambda policy: _prefill(policy, one)) * lengths.prompts
+        return self._measured(_prefill, one) * lengths.prompts
 
     def decode(self, rows: int, seen: int) -> Cost:
         """Arithmetic of one more token for each row after ``seen`` tokens."""
-        return self._measured(lambda policy: _decode(policy, seen)) * rows
+        return self._measured(_decode, seen) * rows
 
-    def _measured(self, measure: Callable[[Policy], Cost]) -> Cost:
-        costs = [measure(self.policy(*sample)) for sample in self._samples]
-        parts = (cost * weight for cost, weight in zip(costs, self._weights, strict=True))
-        return functools.reduce(lambda a, b: a + b, parts)
+    def _measured(self, measure: Callable[..., Cost], *shape: Any) -> Cost:
+        again = measure is train_once and self.recipe.gradient_checkpointing
+        key = (*self._key, again, measure.__name__, shape)
+        if key not in _COSTS:
+            costs = [measure(policy, *shape) for policy in self._shallow]
+            parts = [cost * weight for cost, weight in zip(costs, self._weights, strict=True)]
+            _COSTS[key] = functools.reduce(operator.add, parts)
+        return _COSTS[key]
+
+    @functools.cached_property
+    def _shallow(self) -> list[Policy]:
+        return [self.policy(*sample) for sample in self._samples]
 
 
 def inputs(policy: Policy, lengths: Lengths, device: str = "meta") -> tuple[PromptBatch, Tensor, Tensor]:
@@ -160,12 +175,18 @@ def inputs(policy: Policy, lengths: Lengths, device: str = "meta") -> tuple[Prom
     return prompts, tokens, mask
 
 
-def train_once(policy: Policy, lengths: Lengths, grouped: bool, device: str = "meta") -> Cost:
-    """:meth:`Meter.training` of one policy, on any device."""
+def train_once(
+    policy: Policy, lengths: Lengths, grouped: bool, device: str = "meta", fused: bool = True
+) -> Cost:
+    """:meth:`Meter.training` of one policy, on any device.
+
+    Args:
+        fused: attention on meta as a GPU computes it; otherwise by torch's plain formula.
+    """
     for parameter in policy.trained:
         parameter.grad = torch.zeros_like(parameter)
     batch = inputs(policy, lengths, device)
-    with _ledger(policy) as ledger, fused_attention():
+    with _ledger(policy.train()) as ledger, fused_attention() if fused else nullcontext():
         logprobs = policy.logprobs(*batch)
         held, wide = ledger.live, ledger.live_wide
         if grouped:

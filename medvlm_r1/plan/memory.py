@@ -107,7 +107,10 @@ def resident(job: Job, stock: Inventory) -> list[Held]:
     if job.strategy == "fsdp":
         weights += trained * (4 - width)  # split weights are their own masters
     narrow = width < 4 and job.strategy != "fsdp"
-    parts = [Held("CUDA context (assumed)", _in(PHASES, CONTEXT)), Held("weights", _in(PHASES, weights / split))]
+    parts = [
+        Held("CUDA context (assumed)", _in(PHASES, CONTEXT)),
+        Held("weights", _in(PHASES, weights / split)),
+    ]
     if job.strategy == "fsdp":
         parts.append(Held("whole copy to sample from", _in(PHASES, stock.total * width)))
     if job.method == "zero_shot":

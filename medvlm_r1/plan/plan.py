@@ -82,17 +82,25 @@ class Plan:
         return self.job.steps * step + self.job.evaluations * self.answering / self.job.world
 
 
-def plan(job: Job) -> Plan:
-    """Measure on the meta device; see :mod:`medvlm_r1.plan.measure`."""
+def plan(job: Job, timed: bool = True) -> Plan:
+    """Measure on the meta device; see :mod:`medvlm_r1.plan.measure`.
+
+    Args:
+        timed: estimate times too; without, ``work`` is empty and ``answering`` 0.
+    """
     meter = Meter(geometry(job.path, job.revision), job.recipe, job.tuning)
     stock = Inventory(meter, job)
+    work, answering = (), 0.0
+    if timed:
+        questions = job.recipe.evaluation_batch
+        work = _step(job, stock, meter) if job.method != "zero_shot" else ()
+        answering = _generate(job, stock, meter, questions, 1, job.answer)[1] / questions
     return Plan(
         job=job,
         counts=tuple(stock.counts),
         held=(*resident(job, stock), *transient(job, stock, meter)),
-        work=_step(job, stock, meter) if job.method != "zero_shot" else (),
-        answering=_generate(job, stock, meter, job.recipe.evaluation_batch, 1, job.answer)[1]
-        / job.recipe.evaluation_batch,
+        work=work,
+        answering=answering,
         notes=tuple(_notes(job, meter)),
     )
 
@@ -105,7 +113,10 @@ def candidates(job: Job) -> list[list[str]]:
     if job.method == "zero_shot":
         sizes = [job.recipe.evaluation_batch // n for n in (2, 4, 8, 16)]
         fewer = [[f"model.recipe.evaluation_batch={n}"] for n in sizes if n]
-        return [*fewer, *([[]] if job.tuning.quantize else [["tune=nf4"], ["tune=nf4", *(fewer or [[]])[-1]]])]
+        return [
+            *fewer,
+            *([[]] if job.tuning.quantize else [["tune=nf4"], ["tune=nf4", *(fewer or [[]])[-1]]]),
+        ]
     small = ["model.recipe.micro_batch=1"] if job.micro_batch > 1 else []
     again = [] if job.recipe.gradient_checkpointing else ["model.recipe.gradient_checkpointing=true"]
     every = [[], small, again, [*small, *again]]
@@ -144,7 +155,9 @@ def _step(job: Job, stock: Inventory, meter: Meter) -> tuple[Work, ...]:
     """The phases of one training step on one device, with completions of mean length."""
     work = []
     if job.method == "grpo":
-        work.append(Work("sampling", *_generate(job, stock, meter, job.prompts, job.group_size, job.completion)))
+        work.append(
+            Work("sampling", *_generate(job, stock, meter, job.prompts, job.group_size, job.completion))
+        )
     lengths = job.lengths(job.micro_batch, job.group_size, job.mean)
     scored = int(job.keeps_reference) + int(job.method == "grpo" and job.updates > 1)
     if scored:
@@ -186,9 +199,8 @@ def _notes(job: Job, meter: Meter) -> list[str]:
     launch = LAUNCH_SECONDS * meter.config.text_config.num_hidden_layers * 1e3
     notes = [
         f"A prompt is {job.prompt} tokens: {width} and {job.text} of text (a typical question, {counted}).",
-        "Memory is for the longest prompts and completions, side by side; the allocator's fragmentation "
-        "comes on top. Reported as measured by the run's own code on the meta device.",
-        "A card's GB is taken as 1e9 bytes.",
+        "Memory is for the longest completions, all at once, counted by running the model's own code on the "
+        "meta device; the allocator's fragmentation comes on top. A card's GB is taken as 1e9 bytes.",
         f"Times are an estimate: completions of half the limit on average, {UTILISATION:.0%} of the card's "
         f"dense {'bf16' if job.recipe.dtype == 'bfloat16' else 'TF32'} rate, {BANDWIDTH_SHARE:.0%} of its "
         f"bandwidth in updates, and at least {launch:.1f} ms for one decoding step (launching "
@@ -197,8 +209,10 @@ def _notes(job: Job, meter: Meter) -> list[str]:
     if job.world > 1:
         notes.append("What devices send each other is not in the times.")
     if job.tuning.quantize:
-        notes.append("4-bit weights: activations are those of the unquantised model; unpacking costs more time.")
-    if job.method != "zero_shot" and not job.optimizer.startswith(("torch.optim.AdamW", "torch.optim.SGD")):
-        if "8bit" not in job.optimizer:
-            notes.append(f"{job.optimizer} is not known here: counted as AdamW.")
+        notes.append(
+            "4-bit weights: activations are those of the unquantised model; unpacking costs more time."
+        )
+    known = job.optimizer.startswith(("torch.optim.AdamW", "torch.optim.SGD")) or "8bit" in job.optimizer
+    if job.method != "zero_shot" and not known:
+        notes.append(f"{job.optimizer} is not known here: counted as AdamW.")
     return notes

@@ -151,7 +151,9 @@ def text_tokens(path: str, revision: str | None, chat: list[dict]) -> tuple[int,
     papers' prompts, within 6 %.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
-    cached = try_to_load_from_cache(path, "tokenizer.json", revision=revision) if path.count("/") == 1 else None
+    cached = (
+        try_to_load_from_cache(path, "tokenizer.json", revision=revision) if path.count("/") == 1 else None
+    )
     if isinstance(cached, str):
         folder = Path(cached).parent
     own = (folder / "tokenizer.json").is_file()
