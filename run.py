@@ -4,6 +4,7 @@
     python run.py +experiment=grpo_600                     MedVLM-R1's run on Qwen2-VL-2B
     python run.py +experiment=grpo_600 model=tiny data=phantom
     python run.py -m +experiment=zero_shot,sft_600,grpo_600 seed=0,1,2 sweep=main_table
+    python run.py +experiment=grpo_600 plan=true card=a100_80gb      does it fit, how long would it take?
     python run.py --help                                   every group, option and key
 
 Compose the parts from conf/, build them, hand them to each other, fit, test, summarise. The only
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 CONF = Path(__file__).parent / "conf"
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
-UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers")
+UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card")
 log = logging.getLogger("medvlm_r1")
 
 
@@ -139,6 +140,8 @@ def settle(cfg: DictConfig) -> Path:
     # instead of a new decision, or they would write beside it.
     with read_write(hydra_cfg.run):
         hydra_cfg.run.dir = str(folder)
+    if cfg.plan:
+        raise ValueError("plan=true needs Hydra's own sweeper")
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     if missing := OmegaConf.missing_keys(cfg):
@@ -160,6 +163,7 @@ def hush() -> None:
         ".*does not have many workers.*",  # one worker keeps two cores busy
         ".*`tensorboardX` has been removed.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`is_gradient_checkpointing` is deprecated.*",  # asked for by peft
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -286,12 +290,37 @@ def check_command_line(arguments: list[str]) -> None:
             if multirun:
                 parsed = OverridesParser.create().parse_overrides(overrides)
                 jobs = BasicSweeper.split_arguments(parsed, None)[0]
-            for job in jobs:
-                cfg = hydra.compose("config", overrides=job)
+            composed = [hydra.compose("config", overrides=job) for job in jobs]
         except (HydraException, OmegaConfBaseException) as error:
             stop(explained(error, known))
+        if any(cfg.plan for cfg in composed):
+            with told_plainly():
+                raise SystemExit(max(show_plan(job) for job in jobs))
+        cfg = composed[-1]
     if multirun and not cfg.sweep:
         stop("a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)")
+
+
+def show_plan(overrides: list[str]) -> int:
+    """Plan one job instead of running it; returns the exit status: 3 if it does not fit, else 0."""
+    cfg = hydra.compose("config", overrides=overrides)
+    name = " ".join(o for o in overrides if re.split(r"[=@]", o)[0] not in ("plan", "card")) or "the default"
+    if not cfg.model._target_.startswith("medvlm_r1.policy."):
+        print(f"{name}: nothing to plan, the model ({cfg.model._target_}) runs elsewhere")
+        return 0
+    hush()
+    from medvlm_r1.plan.console import show
+    from medvlm_r1.plan.job import job
+    from medvlm_r1.plan.plan import plan, remedies
+
+    def replan(changes, timed=False):
+        cfg = hydra.compose("config", overrides=[*overrides, *changes])
+        parts = [hydra.utils.instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt)]
+        return plan(job(OmegaConf.to_container(cfg, resolve=True), *parts), timed)
+
+    made = replan([], timed=True)
+    show(made, name, {} if made.fits else remedies(made.job, replan))
+    return 0 if made.fits else 3
 
 
 def explained(error: Exception, known: DictConfig | None) -> str:

@@ -138,11 +138,10 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
 def public_base(path: str, revision: str | None) -> tuple[str, str | None, bool]:
     """Name and commit of the starting weights, and whether that is a hub id; never a directory."""
     base, commit = base_of(path)
-    commit = commit or loaded_commit(path, revision)
     if commit is None and Path(base).is_dir():
         place = Path(base).resolve()
         return (place.parent.name if place.name == "model" else place.name), None, False
-    return base, commit or revision, base != "embedded"
+    return base, commit or loaded_commit(path, revision) or revision, base != "embedded"
 
 
 def tuned(tuning: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ ALLOWED = {
     "grpo": {"module", "objective", "policy", "rewards", "rollout", "trace", "data", "dialogue"},
     "sft": {"module", "objective", "policy"},
     "record": {"card", "data", "evaluate", "module", "policy"},
+    "plan": {"data", "dialogue", "objective", "policy"},
     "report": {"data", "evaluate"},
     "compare": {"report"},
     "card": {"evaluate", "report"},

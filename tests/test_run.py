@@ -1,6 +1,5 @@
 """run.py as a user starts it: names, overwriting, multirun, comparison."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+
+import run
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -23,10 +24,6 @@ SMALL = [
     "data.test.xray.n=4",
     "workers=0",
 ]
-
-specification = importlib.util.spec_from_file_location("run", ROOT / "run.py")
-run = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(run)
 
 
 def start(folder, *arguments, code=0, module=None):

@@ -1,0 +1,41 @@
+"""Published figures of the GPUs that a run can be planned for."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU.
+
+    Attributes:
+        name: as it is sold.
+        memory: bytes; the published GB taken as 1e9, a little less than what the driver shows.
+        flops: dense bf16 operations per second with fp32 accumulation.
+        tf32_flops: dense operations per second on fp32 tensors, in TF32.
+        bandwidth: bytes of memory read per second.
+    """
+
+    name: str
+    memory: float
+    flops: float
+    tf32_flops: float
+    bandwidth: float
+
+
+# NVIDIA's data sheets; without sparsity.
+CARDS = {
+    "a100_40gb": Card("A100 40 GB", 40e9, 312e12, 156e12, 1.555e12),
+    "a100_80gb": Card("A100 80 GB", 80e9, 312e12, 156e12, 2.039e12),
+    "h100_80gb": Card("H100 80 GB SXM", 80e9, 989e12, 494e12, 3.35e12),
+    "h200_141gb": Card("H200 141 GB SXM", 141e9, 989e12, 494e12, 4.8e12),
+    "l40s_48gb": Card("L40S 48 GB", 48e9, 362e12, 183e12, 0.864e12),
+    "rtx_4090_24gb": Card("RTX 4090 24 GB", 24e9, 165e12, 82.6e12, 1.008e12),
+    "rtx_a6000_48gb": Card("RTX A6000 48 GB", 48e9, 155e12, 77e12, 0.768e12),
+}
+
+
+def card_named(name: str) -> Card:
+    """Raises ValueError, with the names that are known, for any other."""
+    if name not in CARDS:
+        raise ValueError(f"card is {name!r}: the cards are {', '.join(CARDS)}")
+    return CARDS[name]

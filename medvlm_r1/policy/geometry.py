@@ -1,0 +1,165 @@
+"""The architecture of a checkpoint without its weights: what a plan or a random model needs of it."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+)
+
+from medvlm_r1.hub import hub_problem
+from medvlm_r1.policy.weights import EMBEDDED, MissingWeightsError
+
+_ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
+_IDS = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+}
+# Of the language model: width, inner width, layers, heads, key-value heads, vocabulary, tied head.
+_LANGUAGE = {
+    "Qwen/Qwen2-VL-2B-Instruct": (1536, 8960, 28, 12, 2, 151936, True),
+    "Qwen/Qwen2-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
+    "Qwen/Qwen2-VL-72B-Instruct": (8192, 29568, 80, 64, 8, 152064, False),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 11008, 36, 16, 2, 151936, True),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
+}
+# Fine-tunes keep the architecture that they start from.
+_FINE_TUNES = {"JZPeterPan/MedVLM-R1": "Qwen/Qwen2-VL-2B-Instruct"}
+_CHARACTERS_PER_TOKEN = 3.8
+PUBLISHED = (*_LANGUAGE, *_FINE_TUNES)
+
+
+def geometry(path: str, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of a checkpoint, without a network where that is possible.
+
+    Args:
+        path: a local directory, a hub id, or ``embedded``.
+        revision: commit, tag or branch on the hub.
+
+    Returns:
+        That of the directory or of the hub's cache; else the published one of the Qwen2-VL and
+        Qwen2.5-VL Instruct models; else the hub's.
+
+    Raises:
+        MissingWeightsError: none of these has it.
+    """
+    folder = EMBEDDED if path == "embedded" else Path(path)
+    if (folder / "config.json").is_file():
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if folder.exists() or path.count("/") != 1:
+        raise MissingWeightsError(f"model.path={path} is no directory with a config.json")
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return AutoConfig.from_pretrained(Path(cached).parent, trust_remote_code=False)
+    if path in PUBLISHED:
+        return _published(_FINE_TUNES.get(path, path))
+    if problem := hub_problem():
+        raise MissingWeightsError(
+            f"the architecture of {path} is neither in a local directory nor in the hub's cache, and the hub "
+            f"cannot be reached ({problem}). Known without it: {', '.join(PUBLISHED)}"
+        )
+    return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def resized(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrainedConfig:
+    """The same architecture with another number of language layers and of vision blocks.
+
+    Args:
+        blocks: kept vision blocks, the first ones; a multiple of :func:`block_period` keeps the mix
+            of windowed and full attention.
+    """
+    changed = type(config).from_dict(config.to_dict())
+    changed.text_config.num_hidden_layers = layers
+    kinds = config.text_config.layer_types
+    changed.text_config.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
+    changed.vision_config.depth = blocks
+    return changed
+
+
+def block_period(config: PreTrainedConfig) -> int:
+    """Vision blocks from one of full attention to the next: 1 where all of them are (Qwen2-VL)."""
+    full = getattr(config.vision_config, "fullatt_block_indexes", None)
+    return full[0] + 1 if full else 1
+
+
+def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Bytes that keys and values of one token take in the cache, over all layers."""
+    text = config.text_config
+    head = text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
+
+
+def unweighted(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The real model class on the meta device: every shape, no storage.
+
+    ``.to_empty(device=...)`` gives it storage, for whoever wants to fill in random weights.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model
+
+
+def _published(path: str) -> PreTrainedConfig:
+    """From the checkpoints' config.json, as far as the architecture depends on it."""
+    width, inner, layers, heads, kv_heads, vocabulary, tied = _LANGUAGE[path]
+    newer = "Qwen2.5" in path
+    text = {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 128000 if newer else 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": dict(_ROPE),
+        "use_sliding_window": False,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    }
+    patches = {"depth": 32, "num_heads": 16, "in_channels": 3}
+    patches |= {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    if newer:
+        vision = {
+            **patches,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "out_hidden_size": width,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+        }
+        return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **_IDS)
+    vision = {**patches, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": width}
+    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **_IDS)
+
+
+def text_tokens(path: str, revision: str | None, chat: list[dict]) -> tuple[int, bool]:
+    """Tokens of a chat without its image tokens, and whether the checkpoint's own tokenizer counted them.
+
+    Without its tokenizer on this machine, characters are divided by 3.8: what Qwen2's makes of the
+    papers' prompts, within 6 %.
+    """
+    folder = EMBEDDED if path == "embedded" else Path(path)
+    cached = (
+        try_to_load_from_cache(path, "tokenizer.json", revision=revision) if path.count("/") == 1 else None
+    )
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+    own = (folder / "tokenizer.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(folder if own else EMBEDDED, trust_remote_code=False)
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    text = text.replace("<|image_pad|>", "")
+    if own:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"]), True
+    return round(len(text) / _CHARACTERS_PER_TOKEN), False
