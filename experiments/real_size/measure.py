@@ -37,9 +37,10 @@ from transformers import Qwen2VLImageProcessorPil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import run  # noqa: E402  (the composition root)
 from medvlm_r1.policy.geometry import geometry, unweighted  # noqa: E402
 
-import run  # noqa: E402  (the composition root)
+run.hush()  # before the libraries that it silences are loaded
 from medvlm_r1.data.phantom import PhantomSource  # noqa: E402
 from medvlm_r1.policy.encode import collate  # noqa: E402
 from medvlm_r1.record import hardware  # noqa: E402
@@ -144,6 +145,7 @@ def configured(case: str, checkpoint: str, arguments: argparse.Namespace, folder
         "workers=0",
         "+trainer.limit_val_batches=0",
         "+trainer.enable_checkpointing=false",
+        "+trainer.enable_progress_bar=false",
     ]
     overrides += ["+trainer.limit_test_batches=1", f"trainer.max_epochs={epochs}"]
     if arguments.model != "tiny":
@@ -163,8 +165,10 @@ def steps(case: str, checkpoint: str, arguments: argparse.Namespace) -> dict[str
         module, data, trainer = built(configured(case, checkpoint, arguments, folder, STEPS), witness)
         phases = Phases(module)
         trainer.fit(module, data)
+        seconds = {name: (times[0], times[-1]) for name, times in phases.seconds.items()}
         with phases.timed("evaluate"):
             trainer.test(module, data, verbose=False)
+        seconds["evaluate"] = (phases.seconds["evaluate"][0],) * 2
         ended = fingerprint(module)
         del module, trainer, data
         module, data, trainer = built(configured(case, checkpoint, arguments, folder / "b", STEPS), Witness())
@@ -172,8 +176,8 @@ def steps(case: str, checkpoint: str, arguments: argparse.Namespace) -> dict[str
         return {
             "losses": witness.losses,
             "finite": bool(torch.tensor(witness.losses).isfinite().all()),
-            "seconds": {name: times[-1] for name, times in phases.seconds.items()},
-            "seconds_of_first_step": {name: times[0] for name, times in phases.seconds.items()},
+            "seconds": {name: last for name, (_, last) in seconds.items()},
+            "seconds_of_first_step": {name: first for name, (first, _) in seconds.items()},
             "peak_memory_gb": {name: round(value / 1e9, 3) for name, value in phases.peaks.items()},
             "tokens_per_completion": witness.tokens,
             "checkpoint_gb": round(saved.stat().st_size / 1e9, 3),
@@ -183,7 +187,6 @@ def steps(case: str, checkpoint: str, arguments: argparse.Namespace) -> dict[str
 
 def built(cfg: Any, witness: Callback) -> tuple[Any, Any, Any]:
     seed_everything(cfg.seed, workers=True, verbose=False)
-    run.hush()
     module, data, trainer = run.build(cfg)
     trainer.callbacks.append(witness)
     return module, data, trainer
