@@ -78,7 +78,8 @@ def run(cfg: DictConfig) -> float:
         module, data, trainer = build(cfg)
     if cfg.overwrite and not is_later_rank():
         empty(folder)
-    log.info("run %s: %s", folder, describe(cfg, module, data))
+    if not is_later_rank():
+        log.info("run %s: %s", folder, describe(cfg, module, data))
     if module.trains:
         trainer.validate(module, data, verbose=False)  # where the curve starts
         with clock.phase("fit"):
@@ -121,11 +122,11 @@ def build(cfg: DictConfig) -> tuple["VLMModule", "VQADataModule", "Trainer"]:
         seed=cfg.seed,
         workers=cfg.workers,
     )
-    if cfg.select == "best" and not (module.trains and "best" in cfg.watch):
+    if cfg.select == "best" and not (module.trains and "best" in (cfg.watch or {})):
         raise ValueError("select=best needs a method that trains (grpo or sft), and watch.best")
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[instantiate(node) for node in cfg.watch.values()],
+        callbacks=[instantiate(node) for node in (cfg.watch or {}).values()],
         logger=[instantiate(node) for node in cfg.logger.values()],
     )
     return module, data, trainer
@@ -239,6 +240,11 @@ def new_run_name(*, _root_: DictConfig) -> str:
     return free_folder(sweep / run_name(_root_=_root_), _root_.overwrite).name
 
 
+def run_log(folder: str) -> str:
+    """Where the console's lines are kept: one process of a run writes them."""
+    return os.devnull if is_later_rank() else f"{folder}/run.log"
+
+
 def free_folder(folder: Path, overwrite: bool) -> Path:
     """``folder`` if it may be overwritten; else the first of folder, folder-2, ... that is not in use."""
     if overwrite:
@@ -257,7 +263,7 @@ def empty(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-for resolver in (new_run_folder, new_sweep_folder, new_run_name, devices_in_all):
+for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, devices_in_all):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)
 
 

@@ -19,6 +19,7 @@ loss         clipped, KL-regularised                             ``objective.py`
 update       backward, clip, step                                ``module.py``
 evaluate     greedy answers on every test set, the same read     ``module.py``, ``evaluate/``
 report       intervals, comparison, the page                     ``report/``, ``compare.py``
+hand on      an ordinary Hugging Face directory with its card    ``policy/export.py``, ``card.py``
 ===========  ==================================================  ======================================
 
 ``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates. ``trace.py`` and

@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 
-from medvlm_r1.evaluate.predictions import summarise, write_predictions
+from medvlm_r1.card import model_card
+from medvlm_r1.data.huatuo_bundle import HUB_ID
+from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
 from medvlm_r1.module import VLMModule
+from medvlm_r1.policy.export import base_of, whole_or_not_at_all
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
+PAPERS_DATA = "medvlm_r1.data.options.medvlm_r1"
+ASKED = "medvlm_r1.json"
 
 
 class Clock:
@@ -75,22 +80,85 @@ def write_record(
         (folder / "skipped.txt").write_text("\n".join(questions.skipped) + "\n", encoding="utf-8")
     write_json(folder / "timing.json", {"hardware": hardware(), "seconds": clock.seconds})
     if module.trains:
-        save_model(folder / "model", config, module)
+        save_model(folder / "model", config, module, metrics)
 
 
-def save_model(folder: Path, config: dict[str, Any], module: VLMModule) -> None:
-    """The weights as a Hugging Face directory, with the way in which they were asked beside them."""
-    module.policy.save(folder)
-    recipe = config["model"]["recipe"]
+def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics: dict[str, Any]) -> None:
+    """The weights as a Hugging Face directory, with how they were made and asked beside them.
+
+    ``medvlm_r1.json`` holds all that the model card says, and no directory of this machine.
+    """
+    recipe, run = config["model"]["recipe"], metrics["run"]
+    base, revision, on_hub = public_base(config["model"]["path"], config["model"]["revision"])
     asked = {
-        "run": Path(module.trainer.default_root_dir).name,
-        "base": config["model"]["path"],
-        "prompt": {key: value for key, value in config["prompt"].items() if key != "_target_"},
+        "run": run["name"],
+        "base": base,
+        "base_on_hub": on_hub,
+        "revision": revision,
+        "prompt": {key: value for key, value in config["prompt"].items() if key != "_target_"}
+        | {"layout": module.prompt.layout, "tags": module.prompt.tags},
         "min_pixels": recipe["min_pixels"],
         "max_pixels": recipe["max_pixels"],
+        "image_size": recipe["image_size"],
+        "dtype": recipe["dtype"],
         "max_completion_tokens": recipe["max_completion_tokens"],
+        "training": {
+            "method": run["method"],
+            "datasets": [HUB_ID] if config["data"]["_target_"] == PAPERS_DATA else [],
+            "questions": run["training_questions"],
+            "modalities": run["trained_on"],
+            "steps": run["steps"],
+            "seed": run["seed"],
+            "select": run["select"],
+            "learning_rate": module.optim.lr * module.optim.lr_factor,
+            "tuned": tuned(config["model"]["tuning"]),
+            "adapter": module.policy.has_adapter,
+            "quantize": config["model"]["tuning"]["quantize"],
+            "parameters": run["parameters_trained"],
+        },
+        "results": {
+            name: {
+                "strict": metrics["accuracy"][name],
+                "lenient": metrics["accuracy_lenient"][name],
+                "well_formed": metrics["format"][name]["well_formed"],
+                "chance": chance([p for p in module.predictions if p.test_set == name]),
+            }
+            for name in metrics["accuracy"]
+        },
+        "versions": run["versions"],
+        "commit": run["commit"],
     }
-    write_json(folder / "medvlm_r1.json", asked)
+    with whole_or_not_at_all(folder) as partial:
+        module.policy.save(partial, max_new_tokens=recipe["max_completion_tokens"])
+        write_json(partial / ASKED, asked)
+        card = model_card(asked, adapter=module.policy.has_adapter)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def public_base(path: str, revision: str | None) -> tuple[str, str | None, bool]:
+    """Name and commit of the starting weights, and whether that is a hub id; never a directory."""
+    base, commit = base_of(path)
+    if commit is None and Path(base).is_dir():
+        place = Path(base).resolve()
+        return (place.parent.name if place.name == "model" else place.name), None, False
+    return base, commit or revision, base != "embedded"
+
+
+def tuned(tuning: dict[str, Any]) -> str:
+    """What was trained, in words."""
+    if tuning["train"] != "adapter":
+        return {"all": "all weights", "language_model": "the language model"}[tuning["train"]]
+    adapter = tuning["adapter"]
+    settings = [
+        f"{name} {adapter[key]}" for name, key in (("rank", "r"), ("alpha", "lora_alpha")) if key in adapter
+    ]
+    over = " over a language model in 4 bits (NF4)" if tuning["quantize"] else ""
+    return f"an adapter ({', '.join(settings)}){over}"
+
+
+def chance(predictions: list[Prediction]) -> float:
+    """Accuracy of guessing among each question's options."""
+    return sum(1 / len(p.options) for p in predictions) / len(predictions)
 
 
 def model_name(model: Mapping[str, Any]) -> str:

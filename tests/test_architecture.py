@@ -27,9 +27,11 @@ ALLOWED = {
     "watch": {"data", "trace"},
     "grpo": {"module", "objective", "policy", "rewards", "rollout", "trace", "data", "dialogue"},
     "sft": {"module", "objective", "policy"},
-    "record": {"evaluate", "module"},
+    "record": {"card", "data", "evaluate", "module", "policy"},
     "report": {"data", "evaluate"},
     "compare": {"report"},
+    "card": {"evaluate", "report"},
+    "export": {"card", "hub", "policy"},
 }
 
 

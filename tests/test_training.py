@@ -1,94 +1,20 @@
 """Whole runs on the embedded model: they learn the same thing twice, and write what they promise."""
 
 import csv
-import functools
 import json
 import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
-from omegaconf import OmegaConf
+from training import FORMAT, RECIPE, ROOT, fit, module_of, sgd
 
-from medvlm_r1.data.module import VQADataModule
-from medvlm_r1.data.phantom import PhantomSource
-from medvlm_r1.data.questions import Questions
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
-from medvlm_r1.policy.load import Recipe, load_policy
-from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
-from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.policy.load import load_policy
 from medvlm_r1.sft import SFT
-from medvlm_r1.update import Optimisation
-
-ROOT = Path(__file__).parents[1]
-RECIPE = Recipe(
-    grpo_lr=1e-3,
-    sft_lr=1e-3,
-    epochs=1,
-    prompts_per_step=4,
-    group_size=4,
-    micro_batch=4,
-    evaluation_batch=16,
-    max_prompt_tokens=512,
-    max_completion_tokens=24,
-    min_pixels=112 * 112,
-    max_pixels=112 * 112,
-    dtype="float32",
-)
-PROMPT = instantiate(OmegaConf.load(ROOT / "conf/prompt/medvlm_r1.yaml"))
-REWARDS = Rewards({"format": think_format, "accuracy": letter_accuracy}, {})
-FORMAT = Rewards({"format": think_format}, {})
-
-
-def sgd(parameters, lr):
-    return torch.optim.SGD(parameters, lr=lr)
-
-
-def module_of(kind, policy, **settings):
-    optim = Optimisation(lr=settings.pop("lr", 1e-3), optimizer=settings.pop("optimizer", torch.optim.AdamW))
-    shared = {"policy": policy, "prompt": PROMPT, "engine": ReferenceEngine(), "seed": 0}
-    shared["rewards"] = settings.pop("rewards", REWARDS)
-    if kind is GRPO:
-        settings.setdefault("sampling", Sampling(group_size=4, max_tokens=24))
-    if kind is not VLMModule:
-        settings = {"micro_batch": 4, "optim": optim, **settings}
-    return kind(max_completion_tokens=24, **shared, **settings)
-
-
-def fit(kind, folder, steps=2, n=8, workers=0, **settings):
-    """Train a few steps as run.py does; returns the module."""
-    seed_everything(0, verbose=False)
-    policy = load_policy("embedded", RECIPE)
-    module = module_of(kind, policy, **settings)
-    questions = Questions(
-        PhantomSource("mri", n, "train"),
-        PhantomSource("mri", 8, "validation"),
-        {"mri": PhantomSource("mri", 8, "test"), "xray": PhantomSource("xray", 6, "test")},
-    )
-    encode = functools.partial(policy.encoder.encode, prompt=PROMPT)
-    data = VQADataModule(questions, encode, 4, 4, seed=0, workers=workers)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, data)
-    trainer.test(module, data, verbose=False)
-    return module
 
 
 def weights(module):

@@ -41,6 +41,8 @@ class VQADataModule(LightningDataModule):
         workers: int,
     ) -> None:
         super().__init__()
+        # A test set may hold fewer questions than there are devices.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.questions, self.encode = questions, encode
         self.prompts_per_step, self.evaluation_batch = prompts_per_step, evaluation_batch
         self.seed, self.workers = seed, workers

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import GenerationConfig, PreTrainedModel
 
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
+from medvlm_r1.policy.export import greedy, name_base, name_processor, whole_or_not_at_all
 
 Scores = Float[Tensor, "rows vocabulary"]
 
@@ -69,7 +70,7 @@ class Policy(nn.Module):
 
     def forward(self, *batch: Any) -> Float[Tensor, "rows tokens"]:
         """:meth:`logprobs`, as one pass through this module: FSDP gathers weights around it."""
-        return self._logprobs(self.model, *batch)
+        return self._logprobs(self.model, *batch).clone()  # FSDP hooks the result, which may be no view
 
     @torch.no_grad()
     def reference_logprobs(
@@ -99,9 +100,9 @@ class Policy(nn.Module):
         """
         if self.has_adapter:
             return
-        tower = inner_model(self.model).visual
+        tower = inner_model(self.whole).visual
         shared = {id(tower): tower} if self.tower_is_frozen else {}
-        self._reference = [copy.deepcopy(self.model, shared).requires_grad_(False).eval()]
+        self._reference = [copy.deepcopy(self.whole, shared).requires_grad_(False)]
 
     def drop_reference(self) -> None:
         """Free the frozen copy when training is over."""
@@ -140,6 +141,9 @@ class Policy(nn.Module):
             raise ValueError("weights held in 4 bits cannot be split over devices: take trainer=ddp")
         dtype = self.model.dtype
         self._whole = [copy.deepcopy(self.model).requires_grad_(False).eval()]
+        if self.tower_is_frozen:
+            for reference in self._reference:  # it shares the tower that is about to be split
+                inner_model(reference).visual = inner_model(self._whole[0]).visual
         for parameter in self.trained:
             parameter.data = parameter.data.float()
         split = partial(
@@ -202,11 +206,24 @@ class Policy(nn.Module):
         model.train(mode)
         return tokens
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face directory (an adapter writes a PEFT directory)."""
-        self.whole.save_pretrained(folder)
-        self.encoder.tokenizer.save_pretrained(folder)
-        self.encoder.image_processor.save_pretrained(folder)
+    def save(self, folder: Path, max_new_tokens: int | None = None) -> None:
+        """Write an ordinary Hugging Face directory (an adapter writes a PEFT directory).
+
+        It answers as our evaluation does: greedily, and never with a vision token. It is written
+        beside ``folder`` first, so that a kill leaves no half of one; what was there is replaced.
+
+        Args:
+            max_new_tokens: limit of an answer that goes into the generation config.
+        """
+        model = self.whole
+        with whole_or_not_at_all(folder) as partial:
+            model.save_pretrained(partial)
+            self.encoder.tokenizer.save_pretrained(partial)
+            self.encoder.image_processor.save_pretrained(partial)
+            name_processor(partial, model.config.model_type)
+            if self.has_adapter:
+                name_base(partial, model.get_base_model().name_or_path)
+            greedy(self.eos_ids, self.pad_id, self.banned_ids, max_new_tokens).save_pretrained(partial)
 
     def _logprobs(self, model, prompts, tokens, mask, temperature):
         group_size = len(tokens) // len(prompts.ids)
@@ -230,12 +247,19 @@ class Policy(nn.Module):
     def _embed(self, model, prompts: PromptBatch) -> Float[Tensor, "prompts tokens width"]:
         """Token embeddings with the vision tower's features in the image tokens' places."""
         embeds = model.get_input_embeddings()(prompts.ids)
-        if not len(prompts.grid):
-            return embeds
-        # No graph through a frozen tower, whatever the adapters in front of it.
+        pixels, grid = prompts.pixels, prompts.grid
+        if not len(grid):
+            if not torch.distributed.is_initialized():
+                return embeds
+            # Another rank may hold pictures, and strategies wait until all ranks used the same weights.
+            merge = self.encoder.image_processor.merge_size
+            grid = grid.new_tensor([[1, merge, merge]])
+            pixels = pixels.new_zeros(merge**2, pixels.shape[1])
+        # No graph through a frozen tower, whatever the adapters behind it.
         with torch.no_grad() if self.tower_is_frozen else nullcontext():
-            seen = inner_model(model).get_image_features(prompts.pixels, prompts.grid)
-        features = torch.cat(seen.pooler_output)
+            features = torch.cat(inner_model(model).get_image_features(pixels, grid).pooler_output)
+        if not len(prompts.grid):
+            return embeds + 0 * features.sum()
         places = (prompts.ids == self.image_id).unsqueeze(-1).expand_as(embeds)
         if places.sum() != features.numel():
             raise RuntimeError(

@@ -67,11 +67,16 @@ class Tuning:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
             # The vision tower is a fifth of the small model and suffers most from rounding.
-            llm_int8_skip_modules=["visual", "lm_head"],
+            llm_int8_skip_modules=["model.visual", "lm_head"],
         )
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
         """Freeze what is not trained, and put the adapter in."""
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # In its first evaluation on such a CPU, bitsandbytes would repack the weights into a
+                # layout that cannot be trained through.
+                module.support_avx512bf16_for_cpu = False
         if self.train == "adapter":
             # Adapters in the weights' own type; the optimiser keeps fp32 copies of what is narrower.
             return get_peft_model(model, self.adapter, autocast_adapter_dtype=False)

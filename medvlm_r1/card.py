@@ -1,0 +1,98 @@
+"""The model card: ``README.md`` of a model directory, from the ``medvlm_r1.json`` beside it."""
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medvlm_r1.evaluate.statistics import Interval
+from medvlm_r1.report.run_folder import METHODS
+from medvlm_r1.report.tables import percent, set_name, span
+
+_SNIPPET = """\
+{% if adapter and asked.base == "embedded" %}
+from importlib.resources import files
+
+{% endif %}
+from PIL import Image
+{% if adapter %}
+from peft import PeftModel
+{% endif %}
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+{% if adapter %}
+from transformers import GenerationConfig
+{% endif %}
+
+folder = "."  # this directory, or its name on the hub
+{% if adapter %}
+{% if asked.base_on_hub %}
+base = "{{ asked.base }}"
+{% elif asked.base == "embedded" %}
+base = files("medvlm_r1") / "tiny"
+{% else %}
+base = "path/to/{{ asked.base }}"
+{% endif %}
+model = AutoModelForImageTextToText.from_pretrained(base, \
+{{ "revision=" ~ (asked.revision | string | repr) ~ ", " if asked.revision }}dtype="{{ asked.dtype }}")
+model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).eval()
+model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
+{% else %}
+model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+{% endif %}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+
+image = Image.open("scan.png").convert("RGB")
+{% if asked.image_size %}
+image = image.resize(({{ asked.image_size }}, {{ asked.image_size }}), Image.Resampling.BICUBIC)
+{% endif %}
+{% if asked.prompt.layout == "lines" %}
+question = "Which organ is marked?\\nA) liver\\nB) left kidney\\nC) spleen"
+{% else %}
+question = "Which organ is marked? A)liver, B)left kidney, C)spleen"
+{% endif %}
+prompt = {{ asked.prompt.evaluate | repr }}
+
+text = prompt.replace("{Question}", question)
+chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+chat = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+vision = processor(image, return_tensors="pt")
+places = int(vision["image_grid_thw"].prod()) // processor.merge_size**2
+inputs = tokenizer(
+    chat.replace("<|image_pad|>", "<|image_pad|>" * places), add_special_tokens=False, return_tensors="pt"
+)
+kinds = (inputs["input_ids"] == model.config.image_token_id).int()
+tokens = model.generate(**inputs, **vision, mm_token_type_ids=kinds)
+print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+
+def model_card(asked: dict, adapter: bool) -> str:
+    """The card in Markdown. It names no directory of this machine.
+
+    Args:
+        asked: contents of ``medvlm_r1.json``.
+        adapter: whether the directory holds an adapter, to be loaded with PEFT.
+    """
+    environment = Environment(
+        loader=PackageLoader("medvlm_r1", "."),
+        autoescape=False,  # Markdown, not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "rate": _rate, "set_name": set_name, "repr": repr}
+    return environment.get_template("card.md").render(
+        asked=asked,
+        training=asked["training"],
+        results=asked["results"],
+        versions=asked["versions"],
+        adapter=adapter,
+        merged=not adapter and asked["training"]["adapter"],
+        base="the embedded tiny model" if asked["base"] == "embedded" else f"`{asked['base']}`",
+        methods=METHODS,
+        snippet=environment.from_string(_SNIPPET).render(asked=asked, adapter=adapter),
+    )
+
+
+def _rate(interval: dict) -> str:
+    """``67.8 (62.3-72.8)``, in percent."""
+    interval = Interval(**interval)
+    return f"{percent(interval.value)} ({span(interval)})"

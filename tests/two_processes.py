@@ -1,0 +1,108 @@
+"""The same optimiser step in one process or in two; run by test_strategies.py, not by pytest.
+
+    python tests/two_processes.py single|ddp|fsdp FOLDER
+
+Every rank writes what it saw to FOLDER/<scenario>-<rank>.pt.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+from lightning import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
+from peft import LoraConfig
+from torch.distributed.tensor import DTensor
+from training import RECIPE, fit, phantoms, sgd
+
+from medvlm_r1.grpo import GRPO
+from medvlm_r1.policy.tuning import Tuning
+from medvlm_r1.sft import SFT
+
+LORA = Tuning("adapter", LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+STRATEGIES = {
+    "single": dict,
+    "ddp": lambda: {"strategy": "ddp", "devices": 2},
+    "fsdp": lambda: {
+        "strategy": ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
+        ),
+        "devices": 2,
+    },
+}
+SCENARIOS = {
+    "sft": {"kind": SFT},
+    "grpo": {"kind": GRPO, "aggregate": "token"},
+    "grpo_two_passes": {"kind": GRPO, "inner_epochs": 2, "micro_batch": 1},
+    "lora": {"kind": GRPO, "aggregate": "token", "tuning": LORA},
+    "language_model": {"kind": GRPO, "tuning": Tuning("language_model")},
+    "pictureless": {"kind": SFT, "pictureless": True},
+    "bfloat16": {"kind": SFT, "recipe": dataclasses.replace(RECIPE, dtype="bfloat16")},
+}
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+class Witness(Callback):
+    """Keeps what the first update was made of, and the weights behind it."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_start(self, trainer, module):
+        named = dict(module.policy.named_parameters())
+        self.seen["start"] = {name: whole(p) for name, p in named.items()}
+        self.seen["held"] = {
+            name: (p.to_local() if isinstance(p, DTensor) else p).numel() for name, p in named.items()
+        }
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        named = module.policy.named_parameters()
+        gradients = {name: whole(p.grad) for name, p in named if p.requires_grad and p.grad is not None}
+        self.seen.setdefault("gradients", gradients)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.seen["weights"] = {name: whole(p) for name, p in module.policy.named_parameters()}
+        self.seen["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.seen["tokens"] = [row["tokens"] for row in (outputs or {}).get("rollout", [])]
+
+
+def without_pictures(questions):
+    """Every second question of the first step, all those of rank 1, loses its picture."""
+    source = questions.train
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()
+    blind = set(order[1::2])
+    samples = [
+        dataclasses.replace(source[i], images=()) if i in blind else source[i] for i in range(len(source))
+    ]
+    return dataclasses.replace(questions, train=samples)
+
+
+def main(strategy, folder):
+    for name, scenario in SCENARIOS.items():
+        scenario, witness = dict(scenario), Witness()
+        questions = phantoms(4)
+        # ranks answer 4 and 3 questions of one set, 1 and 0 of the other
+        questions = dataclasses.replace(
+            questions, test={"mri": list(questions.test["mri"])[:7], "xray": list(questions.test["xray"])[:1]}
+        )
+        if scenario.pop("pictureless", False):
+            questions = without_pictures(questions)
+        settings = {"micro_batch": 2, "optimizer": sgd, "lr": 0.1} | scenario
+        module = fit(
+            settings.pop("kind"),
+            folder / name,
+            steps=settings.get("inner_epochs", 1),
+            questions=questions,
+            trainer=STRATEGIES[strategy]() | {"callbacks": [witness]},
+            **settings,
+        )
+        witness.seen["answers"] = [(p.test_set, p.sample_id, p.text) for p in module.predictions]
+        torch.save(witness.seen, folder / f"{name}-{module.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
