@@ -161,7 +161,7 @@ class Endpoint:
         keys = [digest(request) for request in requests]
         missing = {
             key: (request, prompt.sample.id)
-            for key, request, prompt in zip(keys, requests, prompts, strict=True)
+            for key, request, prompt in zip(keys, requests, prompts, strict=True)  # a twin is asked once
             if key not in self.replies.known
         }
         if missing:

@@ -153,6 +153,7 @@ class Server(ThreadingHTTPServer):
         answered: digests of the requests that were answered, in order.
         held: with it, requests above ``limit`` get no answer until it is set.
         meeting: with it, every request waits for others.
+        changed: turns an answer into another one.
     """
 
     daemon_threads = True
@@ -164,6 +165,7 @@ class Server(ThreadingHTTPServer):
         self.models, self.troubles, self.poison = [NAME, "other"], [], None
         self.answered, self.keys, self.asked = [], set(), 0
         self.held, self.limit, self.meeting = None, 0, None
+        self.changed = lambda value: value
         self.under_way = self.peak = 0
 
     @property
@@ -249,6 +251,7 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 demand(self.headers["Content-Type"] == "application/json", "Content-Type")
                 status, value = server.answer(json.loads(data))
+                value = server.changed(value)
             except RefusedError as error:
                 return self.send(400, {"error": {"message": str(error), "type": "invalid_request_error"}})
             with server.lock:
@@ -488,6 +491,24 @@ class TestFailures:
     def test_a_lost_server(self, to):
         with pytest.raises(EndpointError, match=r"127\.0\.0\.1:.*nobody can be reached.*Start the server"):
             ask(to(url=nobody(), retries=1), phantoms(1))
+
+    def test_an_answer_without_a_count_of_tokens(self, to, server):
+        server.changed = lambda value: value | {"usage": None}
+        with pytest.raises(EndpointError, match="no token usage"):
+            ask(to(), phantoms(1))
+
+    def test_reasoning_that_the_server_takes_out(self, to, server):
+        """As a reasoning parser does: what is left could not be judged as well formed."""
+
+        def parse(value):
+            message = value["choices"][0]["message"]
+            reasoning, _, message["content"] = message["content"].partition("</think>")
+            message["reasoning_content"] = reasoning
+            return value
+
+        server.changed = parse
+        with pytest.raises(EndpointError, match="without a reasoning parser"):
+            ask(to(), phantoms(1))
 
     def test_an_answer_that_takes_too_long(self, to, server):
         server.held = threading.Event()
