@@ -480,6 +480,12 @@ class TestFailures:
             ask(to(), phantoms(1))
         assert server.asked == 1
 
+    def test_a_refused_key_names_the_variable(self, to, server):
+        server.troubles = [401]
+        with pytest.raises(EndpointError, match=r"refuses the key.*environment variable SERVER_KEY"):
+            ask(to(api_key_variable="SERVER_KEY"), phantoms(1))
+        assert server.asked == 1
+
     def test_what_is_under_way_when_another_fails_is_waited_for(self, to, server):
         server.troubles = [400]
         with pytest.raises(EndpointError, match="trouble 400"):
