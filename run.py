@@ -43,6 +43,9 @@ CONF = Path(__file__).parent / "conf"
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card")
+UNNAMED += tuple(
+    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
+)
 log = logging.getLogger("medvlm_r1")
 
 
@@ -55,15 +58,14 @@ def run(cfg: DictConfig) -> float:
     """
     with told_plainly():
         folder = settle(cfg)
-    # Imported here, so that --help, a mistyped option and missing weights are answered at once.
-    from medvlm_r1.policy.weights import check_weights
-
+    # Imports come late, so that --help, a mistyped option and missing weights are answered at once.
     with told_plainly():
-        check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
+        check_model(cfg)
     import lightning
     import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
+    from medvlm_r1.endpoint import EndpointError
     from medvlm_r1.record import Clock, write_record
     from medvlm_r1.report.comparison import compare
     from medvlm_r1.report.page import write_run_report
@@ -84,7 +86,7 @@ def run(cfg: DictConfig) -> float:
         with clock.phase("fit"):
             trainer.fit(module, data)
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    with clock.phase("validate"):
+    with clock.phase("validate"), told_plainly(EndpointError):
         (validation,) = trainer.validate(module, data, verbose=False)
         best = next((c for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_path), None)
         if cfg.select == "best" and best and best.best_model_score > validation[best.monitor]:
@@ -92,7 +94,7 @@ def run(cfg: DictConfig) -> float:
             # as load_state_dict, for weights that are split over devices too
             set_model_state_dict(module, state["state_dict"], options=StateDictOptions(full_state_dict=True))
             (validation,) = trainer.validate(module, data, verbose=False)
-    with clock.phase("test"):
+    with clock.phase("test"), told_plainly(EndpointError):
         trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
         write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock)
@@ -108,8 +110,9 @@ def build(cfg: DictConfig) -> tuple["VLMModule", "VQADataModule", "Trainer"]:
 
     instantiate = hydra.utils.instantiate
     questions = instantiate(cfg.data)
-    prompt, rewards, engine = instantiate(cfg.prompt), instantiate(cfg.reward), instantiate(cfg.rollout)
+    prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
     policy = instantiate(cfg.model)
+    engine = instantiate(cfg.rollout) if cfg.rollout else policy.engine
     method = instantiate(cfg.method)
     module = method(policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed)
     data = VQADataModule(
@@ -144,11 +147,29 @@ def settle(cfg: DictConfig) -> Path:
         raise ValueError("plan=true needs Hydra's own sweeper")
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
+    if "url" in cfg.model:
+        cfg.rollout = None  # an endpoint brings its own engine
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
     if not is_later_rank():
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     return folder
+
+
+def check_model(cfg: DictConfig) -> None:
+    """Stop within seconds where the model cannot be had, or cannot do what the method wants."""
+    if "url" not in cfg.model:
+        from medvlm_r1.policy.weights import check_weights
+
+        check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
+        return
+    if "optim" in cfg.method:
+        raise ValueError(
+            "an endpoint can be evaluated, not trained: take +experiment=zero_shot or method=zero_shot"
+        )
+    from medvlm_r1.endpoint import check_endpoint
+
+    check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
 
 
 def hush() -> None:
@@ -170,15 +191,15 @@ def hush() -> None:
 
 def describe(cfg: DictConfig, module, data) -> str:
     """One line that says what is about to happen."""
-    trained = sum(p.numel() for p in module.policy.trained)
+    from medvlm_r1.record import model_name
+
     counts = ", ".join(f"{len(source)} {name}" for name, source in data.questions.test.items())
     method = cfg.method._target_.rsplit(".", 1)[-1] if module.trains else "zero-shot"
-    training = (
-        f"{len(data.questions.train)} training questions, {trained:,} parameters trained; "
-        if module.trains
-        else ""
-    )
-    return f"{method} of {cfg.model.path}; {training}tests: {counts}"
+    training = ""
+    if module.trains:
+        trained = sum(p.numel() for p in module.policy.trained)
+        training = f"{len(data.questions.train)} training questions, {trained:,} parameters trained; "
+    return f"{method} of {model_name(cfg.model)}; {training}tests: {counts}"
 
 
 def devices_in_all(*, _root_: DictConfig) -> int:
@@ -254,14 +275,14 @@ for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, device
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
-    """Turn a mistake in configuration or data into its own message, without a traceback."""
+def told_plainly(*known: type[Exception]) -> Iterator[None]:
+    """Turn a mistake in configuration or data, or the ``known`` ones, into a message without traceback."""
     try:
         yield
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        known = (ValueError, OSError, TypeError, RuntimeError, OmegaConfBaseException)
-        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause or error, known):
+        mistakes = known or (ValueError, OSError, TypeError, RuntimeError, OmegaConfBaseException)
+        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause or error, mistakes):
             raise
         node = re.search(r"full_key: (\S+)", str(error)) if cause else None
         where = f"while building {node[1]}; " if node else ""

@@ -22,6 +22,7 @@ report       intervals, comparison, the page                     ``report/``, ``
 hand on      an ordinary Hugging Face directory with its card    ``policy/export.py``, ``card.py``
 ===========  ==================================================  ======================================
 
-``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates. ``trace.py`` and
-``watch.py`` write down and watch what happens on the way. ``tiny/`` is the embedded model.
+``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates, and may ask a
+served model (``endpoint.py``, ``replies.py``). ``trace.py`` and ``watch.py`` write down and watch what
+happens on the way. ``tiny/`` is the embedded model.
 """

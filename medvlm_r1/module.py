@@ -22,7 +22,7 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.draws import DrawKey
-from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
+from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling
 from medvlm_r1.update import Optimisation
 
 Item = TypeVar("Item")
@@ -81,7 +81,7 @@ class VLMModule(LightningModule):
 
     def answer(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling
-    ) -> tuple[Rollout, list[VQASample], list[Answer]]:
+    ) -> tuple[Completions, list[VQASample], list[Answer]]:
         """Roll out and read: completions, the question of each row, and what each row says."""
         rollout = self.engine(self.policy, prompts, sampling, DrawKey(self.seed, self.step))
         samples = rows_of([prompt.sample for prompt in prompts], sampling.group_size)
@@ -106,8 +106,7 @@ class VLMModule(LightningModule):
             self.policy.shard(self.device_mesh["data_parallel"])
 
     def on_validation_start(self) -> None:
-        self.policy.place_copies()
-        self.policy.refresh_whole()
+        self.policy.prepare()
 
     def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
         rows, rewards = self.judge(prompts, "validation")
@@ -118,8 +117,7 @@ class VLMModule(LightningModule):
             self.log(f"validation/{name}", metric, prog_bar=name == "accuracy", batch_size=len(prompts))
 
     def on_test_start(self) -> None:
-        self.policy.place_copies()
-        self.policy.refresh_whole()
+        self.policy.prepare()
         self.predictions.clear()
 
     def test_step(self, prompts: list[EncodedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -4,7 +4,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -55,13 +55,14 @@ def write_record(
         "experiment": config["experiment"],
         "method": method,
         "seed": config["seed"],
-        "model": config["model"]["path"],
+        "model": model_name(config["model"]),
         "prompt": config["prompt"]["name"],
         "data": list(questions.test),
         "trained_on": sorted({sample.modality for sample in questions.train}),
         "training_questions": len(questions.train) if module.trains else 0,
         "steps": module.step,
-        "parameters": sum(p.numel() for p in module.policy.parameters()),
+        # an endpoint does not tell
+        "parameters": sum(p.numel() for p in module.policy.parameters()) or None,
         "parameters_trained": sum(p.numel() for p in module.policy.trained) if module.trains else 0,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
@@ -159,6 +160,11 @@ def tuned(tuning: dict[str, Any]) -> str:
 def chance(predictions: list[Prediction]) -> float:
     """Accuracy of guessing among each question's options."""
     return sum(1 / len(p.options) for p in predictions) / len(predictions)
+
+
+def model_name(model: Mapping[str, Any]) -> str:
+    """What a model option calls its model: where the weights are, or the name it is served under."""
+    return model["path"] if "path" in model else model["name"]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,6 +18,8 @@ ALLOWED = {
     "rewards": {"dialogue", "data"},
     "policy": {"dialogue", "data", "hub"},
     "rollout": {"policy"},
+    "replies": set(),
+    "endpoint": {"data", "dialogue", "policy", "replies", "rollout"},
     "evaluate": {"dialogue", "data"},
     "trace": {"data", "dialogue", "rewards", "rollout"},
     "update": set(),

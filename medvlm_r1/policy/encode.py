@@ -8,10 +8,12 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from medvlm_r1.data.sample import BadRowError, ImageHandle, Phase, VQASample
 from medvlm_r1.dialogue import PromptStyle
 
+PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 NARROWEST = 200  # ratio of sides above which the image processor gives up
 
@@ -76,9 +78,8 @@ class Encoder:
         pixels = torch.zeros(0, self._patch_features())
         grid = torch.zeros(0, 3, dtype=torch.long)
         if sample.images:
-            seen = self.image_processor(
-                [self._picture(sample, i) for i in sample.images], return_tensors="pt"
-            )
+            pictures = [decoded(image, sample, self.image_size) for image in sample.images]
+            seen = self.image_processor(pictures, return_tensors="pt")
             pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
         merge = self.image_processor.merge_size
         # Each image of the template holds one place holder: repeat it once per merged patch.
@@ -106,21 +107,33 @@ class Encoder:
         """The text of a completion, without special tokens and with its white space as generated."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _picture(self, sample: VQASample, image: ImageHandle) -> Image.Image:
-        picture = image.load()
-        if self.image_size is None:
-            if max(picture.size) > NARROWEST * min(picture.size):
-                raise BadRowError(
-                    f"{sample.id}: image {image.name} is {picture.width} x {picture.height} pixels, more "
-                    f"than {NARROWEST} times as long as wide, which Qwen2-VL cannot take: crop it, or set "
-                    "model.recipe.image_size"
-                )
-            return picture
-        return picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-
     def _patch_features(self) -> int:
         processor = self.image_processor
         return 3 * processor.temporal_patch_size * processor.patch_size**2
+
+
+def decoded(image: ImageHandle, sample: VQASample, side: int | None) -> Image.Image:
+    """The picture, as a square of ``side`` pixels; ``None`` keeps its shape.
+
+    Raises:
+        BadRowError: it cannot be decoded, or is over 200 times as long as wide.
+    """
+    picture = image.load()
+    if side is not None:
+        return picture.resize((side, side), Image.Resampling.BICUBIC)
+    if max(picture.size) > NARROWEST * min(picture.size):
+        raise BadRowError(
+            f"{sample.id}: image {image.name} is {picture.width} x {picture.height} pixels, more than "
+            f"{NARROWEST} times as long as wide, which Qwen2-VL cannot take: crop it, or set "
+            "model.recipe.image_size"
+        )
+    return picture
+
+
+def fitted(picture: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
+    """The picture at the size at which Qwen2-VL's image processor would cut it into patches."""
+    height, width = smart_resize(picture.height, picture.width, PATCH, min_pixels, max_pixels)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def rope_positions(

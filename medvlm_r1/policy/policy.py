@@ -113,6 +113,11 @@ class Policy(nn.Module):
         for model in (*self._reference, *self._whole):
             model.to(self.device)
 
+    def prepare(self) -> None:
+        """Bring the frozen copies to this device and up to date, before an evaluation. A collective."""
+        self.place_copies()
+        self.refresh_whole()
+
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass, but never those of a frozen tower."""
         inner = inner_model(self.model)

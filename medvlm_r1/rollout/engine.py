@@ -70,8 +70,22 @@ class Rollout:
         return self.mask.sum(1)
 
 
+class Completions(Protocol):
+    """What reading and judging need of a :class:`Rollout`; all that an endpoint can give."""
+
+    @property
+    def texts(self) -> list[str]: ...
+    @property
+    def lengths(self) -> Int[Tensor, " rows"]: ...
+    @property
+    def truncated(self) -> Bool[Tensor, " rows"]: ...
+
+
 class RolloutEngine(Protocol):
-    """Draws ``sampling.group_size`` completions for each prompt."""
+    """Draws ``sampling.group_size`` completions for each prompt.
+
+    Training takes a :class:`Rollout`; for an evaluation :class:`Completions` will do.
+    """
 
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: DrawKey
