@@ -157,16 +157,23 @@ def settle(cfg: DictConfig) -> Path:
 
 
 def check_model(cfg: DictConfig) -> None:
-    """Stop within seconds where the model cannot be had, or cannot do what the method wants."""
-    if "url" not in cfg.model:
+    """Stop within seconds where the model cannot be had, or cannot do what is wanted of it."""
+    trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
+    splits = str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith("ModelParallelStrategy")
+    if trains and is_endpoint:
+        raise ValueError(
+            "an endpoint can be evaluated, not trained: take +experiment=zero_shot or method=zero_shot"
+        )
+    if trains and cfg.tune.train == "nothing":
+        raise ValueError("this tune option trains nothing: take tune=qlora, or method=zero_shot to evaluate")
+    if splits and (cfg.tune.quantize or is_endpoint):
+        what = "an endpoint's weights" if is_endpoint else "weights held in 4 bits"
+        raise ValueError(f"{what} cannot be split over devices: take trainer=single or trainer=ddp")
+    if not is_endpoint:
         from medvlm_r1.policy.weights import check_weights
 
         check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
         return
-    if "optim" in cfg.method:
-        raise ValueError(
-            "an endpoint can be evaluated, not trained: take +experiment=zero_shot or method=zero_shot"
-        )
     from medvlm_r1.endpoint import check_endpoint
 
     check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
@@ -281,7 +288,16 @@ def told_plainly(*known: type[Exception]) -> Iterator[None]:
         yield
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        mistakes = known or (ValueError, OSError, TypeError, RuntimeError, OmegaConfBaseException)
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException as Misconfigured
+
+        mistakes = known or (
+            ValueError,
+            OSError,
+            TypeError,
+            RuntimeError,
+            OmegaConfBaseException,
+            Misconfigured,
+        )
         if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause or error, mistakes):
             raise
         node = re.search(r"full_key: (\S+)", str(error)) if cause else None
