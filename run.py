@@ -56,6 +56,7 @@ def run(cfg: DictConfig) -> float:
     Returns:
         The final validation accuracy, for sweepers that optimise.
     """
+    hush()
     with told_plainly():
         folder = settle(cfg)
     # Imports come late, so that --help, a mistyped option and missing weights are answered at once.
@@ -71,7 +72,6 @@ def run(cfg: DictConfig) -> float:
     from medvlm_r1.report.page import write_run_report
     from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
 
-    hush()
     clock = Clock()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")

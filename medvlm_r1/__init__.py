@@ -16,7 +16,7 @@ score        reward terms                                        ``rewards.py``
 advantage    each completion relative to its group               ``objective.py``
 log-probs    policy (with gradient) and reference (without)      ``policy/policy.py``
 loss         clipped, KL-regularised                             ``objective.py``
-update       backward, clip, step                                ``module.py``
+update       backward, clip, step                                ``update.py``, ``module.py``
 evaluate     greedy answers on every test set, the same read     ``module.py``, ``evaluate/``
 report       intervals, comparison, the page                     ``report/``, ``compare.py``
 hand on      an ordinary Hugging Face directory with its card    ``policy/export.py``, ``card.py``
@@ -24,5 +24,5 @@ hand on      an ordinary Hugging Face directory with its card    ``policy/export
 
 ``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates, and may ask a
 served model (``endpoint.py``, ``replies.py``). ``trace.py`` and ``watch.py`` write down and watch what
-happens on the way. ``tiny/`` is the embedded model.
+happens on the way. ``plan/`` counts a run's memory and time beforehand. ``tiny/`` is the embedded model.
 """
