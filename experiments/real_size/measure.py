@@ -69,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "random"
         if arguments.model != "tiny":
-            random_checkpoint(arguments.model, checkpoint)
+            in_its_own_process("build", arguments, checkpoint, Path(scratch))
         results = {
             "hardware": hardware(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -99,7 +99,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.case:
         case, checkpoint, result = arguments.case
-        found = parity(checkpoint, arguments) if case == "parity" else steps(case, checkpoint, arguments)
+        ways = {"build": random_checkpoint, "parity": parity}
+        found = ways[case](checkpoint, arguments) if case in ways else steps(case, checkpoint, arguments)
         Path(result).write_text(json.dumps(found))
         raise SystemExit
     return arguments
@@ -116,9 +117,9 @@ def in_its_own_process(case: str, arguments: argparse.Namespace, checkpoint: Pat
     return json.loads(result.read_text())
 
 
-def random_checkpoint(model: str, folder: Path) -> None:
+def random_checkpoint(folder: str, arguments: argparse.Namespace) -> None:
     """A Hugging Face directory of genuine shape, vocabulary and processing, with random weights in bf16."""
-    cfg = composed([f"model={model}"])
+    cfg = composed([f"model={arguments.model}"])
     config = geometry(cfg.model.path)
     config.text_config.pad_token_id = 151643
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -224,7 +225,8 @@ class Phases:
 
     def __init__(self, module: LightningModule) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.peaks: dict[str, float] = {}
+        self.peaks: dict[str, float] = defaultdict(float)
+        self._under_way: list[str] = []
         for method, name in PARTS.items():
             if hasattr(module, method):
                 setattr(module, method, self.wrapped(getattr(module, method), name))
@@ -238,12 +240,21 @@ class Phases:
 
     @contextmanager
     def timed(self, name: str):
+        self._note_peak()
+        self._under_way.append(name)
         synchronise()
         start = time.perf_counter()
         yield
         synchronise()
         self.seconds[name].append(round(time.perf_counter() - start, 3))
-        self.peaks[name] = max(self.peaks.get(name, 0), peak_memory())
+        self._note_peak()
+        self._under_way.pop()
+
+    def _note_peak(self) -> None:
+        """Credit the peak since the last call to every part that is under way, and start anew."""
+        peak = peak_memory()
+        for name in self._under_way:
+            self.peaks[name] = max(self.peaks[name], peak)
 
 
 def synchronise() -> None:
@@ -252,10 +263,12 @@ def synchronise() -> None:
 
 
 def peak_memory() -> float:
-    """Bytes: the allocator's peak so far on a GPU, the process's on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes: the allocator's peak since the last call on a GPU, the process's so far on a CPU."""
+    if not torch.cuda.is_available():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def fingerprint(module: LightningModule) -> list[float]:

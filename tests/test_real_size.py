@@ -1,0 +1,39 @@
+"""The measurement at real size, on the embedded model: it runs as a command, and its checks hold."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+from genuine import SPECIALS, qwen2_tokenizer
+from training import ROOT
+
+from medvlm_r1.policy.geometry import geometry
+
+MEASURE = ROOT / "experiments/real_size/measure.py"
+
+
+def test_the_command_measures_and_checks(tmp_path):
+    result = tmp_path / "result.json"
+    command = [sys.executable, MEASURE, "--model", "tiny", "--cases", "lora-grpo", "--json", result]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cases = json.loads(result.read_text())["cases"]
+    assert cases["parity"]["largest_difference"] < 1e-4
+    found = cases["lora-grpo"]
+    assert found["finite"]
+    assert found["resumed_to_the_same_weights"]
+    assert len(found["losses"]) == 3
+    parts = ("sample", "reference", "train")
+    assert found["seconds"]["step"] > sum(found["seconds"][name] for name in parts) * 0.9
+    assert found["seconds"]["train"] >= found["seconds"]["update"]
+
+
+def test_the_genuine_tokenizer_fits_the_genuine_configuration():
+    config, tokenizer = geometry("Qwen/Qwen2-VL-2B-Instruct"), qwen2_tokenizer()
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id == 151655
+    assert max(SPECIALS.values()) < config.text_config.vocab_size
+    assert tokenizer("Hello world")["input_ids"] == [9707, 1879]
+    assert torch.tensor(tokenizer("<|im_end|>")["input_ids"]).item() == tokenizer.eos_token_id
