@@ -74,7 +74,6 @@ def run(cfg: DictConfig) -> float:
 
     clock = Clock()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    torch.set_float32_matmul_precision("high")
     with clock.phase("build"), told_plainly():
         module, data, trainer = build(cfg)
     if cfg.overwrite and not is_later_rank():
@@ -86,13 +85,15 @@ def run(cfg: DictConfig) -> float:
         with clock.phase("fit"):
             trainer.fit(module, data)
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+        trainer.strategy.optimizers = []  # their fp32 copies would stay on the device
     with clock.phase("validate"), told_plainly(EndpointError):
         (validation,) = trainer.validate(module, data, verbose=False)
         best = next((c for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_path), None)
         if cfg.select == "best" and best and best.best_model_score > validation[best.monitor]:
             state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
             # as load_state_dict, for weights that are split over devices too
-            set_model_state_dict(module, state["state_dict"], options=StateDictOptions(full_state_dict=True))
+            how = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(module, state["state_dict"], options=how)
             (validation,) = trainer.validate(module, data, verbose=False)
     with clock.phase("test"), told_plainly(EndpointError):
         trainer.test(module, data, verbose=False)
@@ -159,7 +160,8 @@ def settle(cfg: DictConfig) -> Path:
 def check_model(cfg: DictConfig) -> None:
     """Stop within seconds where the model cannot be had, or cannot do what is wanted of it."""
     trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
-    splits = str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith("ModelParallelStrategy")
+    strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
+    splits, deepspeed = (strategy.endswith(name) for name in ("ModelParallelStrategy", "DeepSpeedStrategy"))
     if trains and is_endpoint:
         raise ValueError(
             "an endpoint can be evaluated, not trained: take +experiment=zero_shot or method=zero_shot"
@@ -169,6 +171,10 @@ def check_model(cfg: DictConfig) -> None:
     if splits and (cfg.tune.quantize or is_endpoint):
         what = "an endpoint's weights" if is_endpoint else "weights held in 4 bits"
         raise ValueError(f"{what} cannot be split over devices: take trainer=single or trainer=ddp")
+    if splits and "8bit" in cfg.optimizer._target_:
+        raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
+    if deepspeed and (cfg.select == "best" or cfg.model.recipe.dtype != "bfloat16"):
+        raise ValueError("trainer=deepspeed_zero2 wants model.recipe.dtype=bfloat16 and select=last")
     if not is_endpoint:
         from medvlm_r1.policy.weights import check_weights
 
@@ -217,9 +223,13 @@ def devices_in_all(*, _root_: DictConfig) -> int:
     return devices * nodes
 
 
+# As torchrun, Lightning and Slurm name a process among processes, and a machine among machines.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+
+
 def is_later_rank() -> bool:
     """Whether another process of the same run decides what is written."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    ranks = (os.environ.get(name, "0") for name in _RANKS)
     return any(rank not in ("", "0") for rank in ranks)
 
 

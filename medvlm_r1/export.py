@@ -12,13 +12,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from medvlm_r1.card import model_card
 from medvlm_r1.hub import hub_problem
+from medvlm_r1.policy.checkpoint import RECORD, UnusableWeightsError
 from medvlm_r1.policy.export import (
     ModelFolder,
     ModelFolderError,
     look_into,
-    merge_adapter,
     whole_or_not_at_all,
 )
+from medvlm_r1.policy.merge import merge_adapter
 
 EXAMPLES = """examples:
   python -m medvlm_r1.export outputs/runs/grpo_600-seed0
@@ -31,7 +32,7 @@ or predictions. Exit code 2: it cannot be done; the line says why."""
 
 # What belongs to a model; whatever else lies beside it stays here.
 UPLOADED = (
-    *("README.md", "medvlm_r1.json", "config.json", "generation_config.json", "chat_template.jinja"),
+    *("README.md", RECORD, "config.json", "generation_config.json", "chat_template.jinja"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("adapter_config.json", "adapter_model.safetensors"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         export(given)
-    except (ExportError, ModelFolderError) as error:
+    except (ExportError, ModelFolderError, UnusableWeightsError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -154,7 +155,7 @@ def read_asked(folder: Path) -> dict | None:
     Raises:
         ExportError: it cannot be read.
     """
-    path = folder / "medvlm_r1.json"
+    path = folder / RECORD
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except json.JSONDecodeError as error:

@@ -65,6 +65,7 @@ class VLMModule(LightningModule):
         optim: Optimisation | None = None,
     ) -> None:
         super().__init__()
+        self.strict_loading = False  # checkpoints hold what is trained
         # Rollouts, several updates a rollout and clipping are loops of our own.
         self.automatic_optimization = False
         self.policy, self.prompt, self.engine, self.rewards, self.seed = policy, prompt, engine, rewards, seed
@@ -140,7 +141,9 @@ class VLMModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         assert self.optim is not None
-        optimizer = self.optim.build(self.policy.trained)
+        # DeepSpeed keeps fp32 copies of its own.
+        copies = not isinstance(self.trainer.strategy, DeepSpeedStrategy)
+        optimizer = self.optim.build(self.policy.trained, copies)
         total = int(self.trainer.estimated_stepping_batches)
         if total == self.trainer.max_steps:  # Lightning's limit counts updates, the schedule counts steps
             total = math.ceil(total / self.updates_per_step)
@@ -166,7 +169,12 @@ class VLMModule(LightningModule):
         self.step += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the step, and of the weights only what is trained: the rest is the starting model's."""
         checkpoint["medvlm_r1_step"] = self.step
+        trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {
+            name: tensor for name, tensor in checkpoint["state_dict"].items() if name in trained
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["medvlm_r1_step"]

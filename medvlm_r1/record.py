@@ -16,12 +16,12 @@ from medvlm_r1.card import model_card
 from medvlm_r1.data.huatuo_bundle import HUB_ID
 from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
 from medvlm_r1.module import VLMModule
-from medvlm_r1.policy.export import base_of, whole_or_not_at_all
-from medvlm_r1.policy.weights import loaded_commit
+from medvlm_r1.policy.checkpoint import RECORD
+from medvlm_r1.policy.export import whole_or_not_at_all
+from medvlm_r1.policy.weights import base_of, loaded_commit
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
 PAPERS_DATA = "medvlm_r1.data.options.medvlm_r1"
-ASKED = "medvlm_r1.json"
 
 
 class Clock:
@@ -131,7 +131,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
     }
     with whole_or_not_at_all(folder) as partial:
         module.policy.save(partial, max_new_tokens=recipe["max_completion_tokens"])
-        write_json(partial / ASKED, asked)
+        write_json(partial / RECORD, asked)
         card = model_card(asked, adapter=module.policy.has_adapter)
         (partial / "README.md").write_text(card, encoding="utf-8")
 

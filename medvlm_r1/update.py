@@ -38,10 +38,10 @@ class Optimisation:
                 f"{self.warmup_steps} and clip_norm {self.clip_norm} not negative"
             )
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser at its peak rate; narrow parameters get fp32 copies."""
+    def build(self, parameters: Iterable[nn.Parameter], copies: bool = True) -> torch.optim.Optimizer:
+        """The optimiser at its peak rate; narrow parameters get fp32 copies, if ``copies``."""
         parameters = list(parameters)
-        narrow = any(p.dtype != torch.float32 for p in parameters)
+        narrow = copies and any(p.dtype != torch.float32 for p in parameters)
         lr = self.lr * self.lr_factor
         return MasterWeights(parameters, self.optimizer, lr) if narrow else self.optimizer(parameters, lr=lr)
 

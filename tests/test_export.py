@@ -28,10 +28,11 @@ from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.export import files_to_upload, main
 from medvlm_r1.policy.encode import collate
-from medvlm_r1.policy.export import ModelFolderError, base_of, look_into, merge_adapter, whole_or_not_at_all
+from medvlm_r1.policy.export import ModelFolderError, look_into, whole_or_not_at_all
 from medvlm_r1.policy.load import load_policy
+from medvlm_r1.policy.merge import merge_adapter
 from medvlm_r1.policy.tuning import Tuning
-from medvlm_r1.policy.weights import EMBEDDED
+from medvlm_r1.policy.weights import EMBEDDED, base_of
 from medvlm_r1.record import public_base
 from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling

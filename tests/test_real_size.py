@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 
+import measure
 import torch
+from conftest import random_model
 from genuine import SPECIALS, qwen2_tokenizer
 from training import ROOT
 
@@ -20,15 +22,24 @@ def test_the_command_measures_and_checks(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    cases = json.loads(result.read_text())["cases"]
-    assert cases["parity"]["largest_difference"] < 1e-4
-    found = cases["lora-grpo"]
+    results = json.loads(result.read_text())
+    assert results["parity"]["largest_difference"] < 1e-4
+    found = results["cases"]["lora-grpo"]
     assert found["finite"]
-    assert found["resumed_to_the_same_weights"]
+    assert found["loaded_exactly"]
+    assert found["resumed_step_differs_by"] < 1e-6
     assert len(found["losses"]) == 3
     parts = ("sample", "reference", "train")
     assert found["seconds"]["step"] > sum(found["seconds"][name] for name in parts) * 0.9
     assert found["seconds"]["train"] >= found["seconds"]["update"]
+
+
+def test_a_random_checkpoint_keeps_the_head_tied(encoder):
+    """Storage given to two tied matrices separately would make another, larger model."""
+    model = random_model(encoder)
+    weights = measure.random_weights(model.config, torch.device("cpu"))
+    assert weights.lm_head.weight is weights.model.language_model.embed_tokens.weight
+    assert sum(p.numel() for p in weights.parameters()) == sum(p.numel() for p in model.parameters())
 
 
 def test_the_genuine_tokenizer_fits_the_genuine_configuration():

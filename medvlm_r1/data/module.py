@@ -54,6 +54,11 @@ class VQADataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         world = self.trainer.world_size if self.trainer else 1
+        if len(self.questions.validation) < world:
+            raise ValueError(
+                f"{len(self.questions.validation)} validation questions are fewer than the {world} devices, "
+                "and a device with none would keep the others waiting: take more of them, or fewer devices"
+            )
         if self.prompts_per_step % world:
             raise ValueError(
                 f"prompts_per_step={self.prompts_per_step} is no multiple of the {world} devices: "

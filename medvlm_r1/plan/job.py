@@ -116,6 +116,8 @@ def job(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle
         raise ValueError(f"prompts_per_step={recipe.prompts_per_step} is no multiple of the {world} devices")
     if strategy == "fsdp" and tuning.quantize:
         raise ValueError("weights held in 4 bits cannot be split over devices: take trainer=ddp")
+    if strategy == "fsdp" and "8bit" in cfg["optimizer"]["_target_"]:
+        raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
     vision = geometry(model["path"], model["revision"]).vision_config
     grid = _grid(recipe, vision.patch_size * vision.spatial_merge_size)
     text, exact = text_tokens(model["path"], model["revision"], prompt.ask(_TYPICAL, "train"))

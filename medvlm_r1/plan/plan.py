@@ -130,6 +130,8 @@ def candidates(job: Job) -> list[list[str]]:
         for devices in (2, 4, 8):
             if devices > job.world and job.recipe.prompts_per_step % devices == 0:
                 split = ["trainer=fsdp", f"trainer.devices={devices}"]
+                if "8bit" in job.optimizer:  # 8-bit moments cannot be split
+                    split.append("optimizer=adamw")
                 ways += [[*split, *way] for way in ([], [*small, *again])]
     unique: list[list[str]] = []
     for way in ways:

@@ -7,6 +7,7 @@ load.py        a checkpoint becomes a :class:`Policy`; the recipe that goes with
 tuning.py      what of it is trained, and in how many bits the rest is held
 encode.py      a question becomes tensors, in a DataLoader worker
 policy.py      log-probabilities, reference, generation, saving
-export.py      directories for others to load: written, looked into, merged
+export.py      directories for others to load: written, looked into
+merge.py       an adapter becomes part of its base
 =============  ===========================================================================
 """

@@ -14,7 +14,7 @@ FAMILY = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_RECORD = "medvlm_r1.json"
+RECORD = "medvlm_r1.json"
 _LIMITS = ("min_pixels", "max_pixels", "image_size")
 
 
@@ -159,7 +159,7 @@ def check_same_images(path: str, folder: Path, **limits: int | None) -> None:
     Raises:
         ValueError: they differ; the message holds the overrides that make them equal.
     """
-    record = folder / _RECORD
+    record = folder / RECORD
     if not record.is_file():
         return
     trained = read_json(record)
@@ -167,7 +167,7 @@ def check_same_images(path: str, folder: Path, **limits: int | None) -> None:
         now = ", ".join(f"{k} {_null(limits[k])}" for k in differing)
         right = " ".join(f"model.recipe.{k}={_null(trained[k])}" for k in differing)
         raise ValueError(
-            f"{path}: {_RECORD} says that it was trained on images of another size than this run's ({now}), "
+            f"{path}: {RECORD} says that it was trained on images of another size than this run's ({now}), "
             f"and a model answers worse at a size that it does not know: add {right}"
         )
 

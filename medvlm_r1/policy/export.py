@@ -1,7 +1,6 @@
-"""Model directories for others to load: written whole or not at all, looked into, merged."""
+"""Model directories for others to load: written whole or not at all, looked into."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-import torch
-from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForImageTextToText, GenerationConfig
-from transformers.utils import logging
+from transformers import GenerationConfig
 
-from medvlm_r1.policy.weights import EMBEDDED, MissingWeightsError, find_weights
+from medvlm_r1.policy.weights import base_of
 
 # Without a processor's name, AutoProcessor takes an adapter's directory for a tokenizer's.
 _PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
-_CACHED = re.compile(r"models--([^/]+?)(?:--([^/]+))?/snapshots/([^/]+)/?$")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -103,18 +98,6 @@ def name_base(folder: Path, loaded_from: str) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def base_of(loaded_from: str) -> tuple[str, str | None]:
-    """Hub id and commit of a directory of the hub's cache; another directory is its own name.
-
-    >>> base_of("/cache/models--Qwen--Qwen2-VL-2B-Instruct/snapshots/895c3a4")
-    ('Qwen/Qwen2-VL-2B-Instruct', '895c3a4')
-    """
-    if cached := _CACHED.search(Path(loaded_from).as_posix()):
-        owner, name, commit = cached.groups()
-        return (f"{owner}/{name}" if name else owner), commit
-    return ("embedded" if Path(loaded_from) == EMBEDDED else str(loaded_from)), None
-
-
 def look_into(folder: Path) -> ModelFolder:
     """Read a model directory's own description and its weight files' headers.
 
@@ -147,43 +130,6 @@ def look_into(folder: Path) -> ModelFolder:
         dtype=max(counts, key=lambda dtype: counts[dtype]),
         size=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
     )
-
-
-def merge_adapter(folder: Path, out: Path, dtype: str | None = None, base: str | None = None) -> None:
-    """Add an adapter to its base in fp32 and write the whole model, to be loaded without PEFT.
-
-    The tokenizer, image processor and generation config are the adapter's. An adapter that was
-    trained over 4-bit weights is added to the unrounded ones, so its answers can differ slightly.
-
-    Args:
-        folder: a PEFT directory.
-        out: directory to write into.
-        dtype: to save in, ``float32`` or ``bfloat16``; the base's own where it is not given.
-        base: hub id or directory of the base, if it is not where the adapter says.
-
-    Raises:
-        ModelFolderError: not an adapter, or its base is nowhere; says where it was looked for.
-    """
-    config = PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
-    if config is None:
-        raise ModelFolderError(f"{folder} holds no adapter, so there is nothing to merge: use it as it is")
-    path = base or config.base_model_name_or_path
-    try:
-        start = find_weights(path, None if base else config.revision)
-    except MissingWeightsError as error:
-        where = str(error).splitlines()[0].replace("model.path=", "")
-        raise ModelFolderError(
-            f"the base of {folder}, {path}, is missing: {where}\nGive it with --base: a directory or a hub id"
-        ) from None
-    logging.disable_progress_bar()
-    model = AutoModelForImageTextToText.from_pretrained(
-        start, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    merged = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    merged.to(getattr(torch, dtype or look_into(start).dtype)).save_pretrained(out)
-    for file in folder.iterdir():
-        if file.is_file() and not file.name.startswith("adapter_") and file.name != "README.md":
-            shutil.copyfile(file, out / file.name)
 
 
 def _json(path: Path) -> dict:

@@ -101,7 +101,8 @@ def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
 def unweighted(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The real model class on the meta device: every shape, no storage.
 
-    ``.to_empty(device=...)`` gives it storage, for whoever wants to fill in random weights.
+    ``.to_empty(device=...)`` gives it storage, for whoever wants to fill in random weights; a tied head
+    must be tied again after it.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)

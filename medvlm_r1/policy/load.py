@@ -121,7 +121,7 @@ def load_policy(
         )
     logging.disable_progress_bar()
     dtype = getattr(torch, recipe.dtype)
-    model = load_model(path, base or folder, dtype=dtype, quantization_config=tuning.quantization(dtype))
+    model = load_model(path, base or folder, dtype=dtype, **tuning.quantization(dtype))
     if base:
         model = merged(path, model, base, folder)
     # Loading leaves evaluation mode; there is no dropout, so the mode only matters to checkpointing.
@@ -186,7 +186,7 @@ def merged(path: str, model: PreTrainedModel, base: Path, folder: Path) -> PreTr
         },
     )
     # peft froze what it adapted; what of it is trained is for `tuning` to say.
-    return adapted.merge_and_unload().requires_grad_(True)
+    return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 def load_encoder(folder: Path, recipe: Recipe, base: Path | None = None) -> Encoder:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
@@ -144,17 +144,14 @@ class Policy(nn.Module):
         if self.tower_is_frozen:
             for reference in self._reference:  # it shares the tower that is about to be split
                 inner_model(reference).visual = inner_model(self._whole[0]).visual
-        for parameter in self.trained:
-            parameter.data = parameter.data.float()
-        split = partial(
-            fully_shard,
-            mesh=mesh,
-            mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
-        )
+        # Inputs stay as they are: rotary cosines in bf16 would make another function of it.
+        types = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         inner = inner_model(self.model)
-        for layer in (*inner.visual.blocks, *inner.language_model.layers):
-            split(layer)
-        split(self)
+        for part in (*inner.visual.blocks, *inner.language_model.layers, self):
+            for parameter in part.parameters():  # layer by layer: no rank holds all of it in fp32
+                if parameter.requires_grad and not isinstance(parameter, DTensor):
+                    parameter.data = parameter.data.float()
+            fully_shard(part, mesh=mesh, mp_policy=types)
 
     @torch.no_grad()
     def refresh_whole(self) -> None:

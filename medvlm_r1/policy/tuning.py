@@ -1,7 +1,8 @@
 """What of a model is trained, and in how many bits the rest is held."""
 
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -47,28 +48,32 @@ class Tuning:
                 "tune.adapter.lora_dropout must be 0: dropout makes sampler and trainer disagree"
             )
 
-    def quantization(self, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-        """How transformers is to load the weights; arithmetic is done in ``dtype``.
+    def quantization(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Arguments of ``from_pretrained``; arithmetic is done in ``dtype``.
 
         Raises:
             ValueError: bitsandbytes is not installed.
         """
         if self.quantize is None:
-            return None
+            return {}
         try:
             import bitsandbytes  # noqa: F401
         except ImportError:
             raise ValueError(
                 "4-bit weights need the package bitsandbytes: pip install 'medvlm_r1[quantized]'"
             ) from None
-        return BitsAndBytesConfig(
+        how = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            # The vision tower is a fifth of the small model and suffers most from rounding.
+            # The vision tower is a third of the small model and suffers most from rounding.
             llm_int8_skip_modules=["model.visual", "lm_head"],
         )
+        # Weights are rounded where they are loaded: without a place, every rank would fill the first GPU.
+        rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+        place = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+        return {"quantization_config": how, "device_map": {"": place}}
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
         """Freeze what is not trained, and put the adapter in."""

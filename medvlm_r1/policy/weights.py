@@ -20,6 +20,7 @@ from medvlm_r1.policy.checkpoint import (
     missing_shards,
 )
 
+_CACHED = re.compile(r"models--([^/]+?)(?:--([^/]+))?/snapshots/([0-9a-f]{40})/?$")
 EMBEDDED = Path(__file__).parents[1] / "tiny"
 # Weights above this size are no pastime for a CPU: 1 GB is 500 M parameters in bf16.
 GPU_BYTES = 1_000_000_000
@@ -108,8 +109,19 @@ def loaded_commit(path: str, revision: str | None = None) -> str | None:
         Its 40 hexadecimal digits, which name the cache's snapshot folder; ``None`` for any other directory.
     """
     folder = _on_disk(path, revision)
-    is_snapshot = folder is not None and folder.parent.name == "snapshots"
-    return folder.name if is_snapshot and re.fullmatch("[0-9a-f]{40}", folder.name) else None
+    return None if folder is None else base_of(str(folder))[1]
+
+
+def base_of(loaded_from: str) -> tuple[str, str | None]:
+    """Hub id and commit of a directory of the hub's cache; another directory is its own name.
+
+    >>> base_of("/cache/models--Qwen--Qwen2-VL-2B-Instruct/snapshots/895c3a4")
+    ('Qwen/Qwen2-VL-2B-Instruct', '895c3a4')
+    """
+    if cached := _CACHED.search(Path(loaded_from).as_posix()):
+        owner, name, commit = cached.groups()
+        return (f"{owner}/{name}" if name else owner), commit
+    return ("embedded" if Path(loaded_from) == EMBEDDED else str(loaded_from)), None
 
 
 def _on_disk(path: str, revision: str | None) -> Path | None:
