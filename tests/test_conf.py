@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-import run  # noqa: F401  (registers the resolvers)
+import run  # it registers the resolvers, too
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -167,3 +167,33 @@ def test_a_mistake_stops_at_once_and_says_what_would_be_right(arguments, message
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer=fsdp", "tune=qlora"], "weights held in 4 bits cannot be split"),
+        (["trainer=fsdp", "optimizer=adamw_8bit"], "8-bit moments cannot be split"),
+        (["tune=nf4"], "trains nothing: take tune=qlora"),
+        (["trainer=deepspeed_zero2", "model=tiny"], "wants model.recipe.dtype=bfloat16"),
+        (["trainer=deepspeed_zero2", "select=best"], "and select=last"),
+        (["model=endpoint", "model.url=x", "model.name=y"], "can be evaluated, not trained"),
+        (
+            ["method=zero_shot", "model=endpoint", "model.url=x", "model.name=y", "trainer=fsdp"],
+            "an endpoint's weights cannot be split",
+        ),
+    ],
+    ids=str,
+)
+def test_a_combination_that_cannot_be_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run.check_model(composed("+experiment=grpo_600", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "later"),
+    [("LOCAL_RANK", "0", False), ("LOCAL_RANK", "1", True), ("NODE_RANK", "1", True), ("RANK", "3", True)],
+)
+def test_one_process_of_all_decides(name, rank, later, monkeypatch):
+    monkeypatch.setenv(name, rank)
+    assert run.is_later_rank() is later

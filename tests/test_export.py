@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning import seed_everything
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from training import PROMPT, RECIPE, ROOT, SHORT, launch
 from transformers import (
     AutoModelForImageTextToText,
@@ -387,6 +388,17 @@ class TestCard:
 
 
 class TestCommand:
+    def test_an_adapter_that_does_not_fit_is_not_merged(self, adapter, tmp_path, capsys):
+        """peft would leave such an adapter without effect, and the result would be the base."""
+        folder = tmp_path / "model"
+        shutil.copytree(adapter[0], folder)
+        weights = load_file(folder / "adapter_model.safetensors")
+        other = {name.replace("language_model", "model"): tensor for name, tensor in weights.items()}
+        save_file(other, folder / "adapter_model.safetensors")
+        assert main([str(folder), "--merge", "--out", str(tmp_path / "merged")]) == 2
+        assert "do not fit the model" in capsys.readouterr().err
+        assert not (tmp_path / "merged").exists()
+
     def test_it_says_what_a_run_left(self, runs, capsys):
         assert main([str(runs["lora"])]) == 0
         said = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Two processes do what one does: the same losses, gradients and weights, and only one of them writes."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import ROOT
+from lightning import Trainer
+from torch.distributed import init_device_mesh
+from training import PROMPT, RECIPE, ROOT, phantoms
+
+from medvlm_r1.data.module import VQADataModule
+from medvlm_r1.policy.encode import collate
+from medvlm_r1.policy.load import load_policy
 
 SCENARIOS = ("sft", "grpo", "grpo_two_passes", "lora", "language_model", "pictureless")
 # Notes every file that a process other than the first opens for writing.
@@ -107,6 +114,39 @@ def test_bfloat16_takes_about_the_step_of_one_process(strategy, seen):
             ours = rank["gradients"][name].float()
             error = (ours - expected.float()).norm() / expected.float().norm().clamp(min=1e-2)
             assert error < 0.05, name
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    """A process group of this process alone."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_splitting_changes_no_bit_of_the_function_in_bfloat16(one_rank):
+    """What samples (whole) and what trains (split) must be the same model, or KL would start above 0."""
+    policy = load_policy("embedded", dataclasses.replace(RECIPE, dtype="bfloat16"))
+    prompts = [policy.encoder.encode(sample, "train", PROMPT) for sample in list(phantoms(2).train)]
+    batch = collate(prompts, policy.pad_id, torch.device("cpu"))
+    tokens = torch.randint(5, 600, (4, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        expected = policy.logprobs(batch, tokens, mask)
+        policy.shard(one_rank)
+        assert {p.dtype for p in policy.trained} == {torch.float32}
+        assert torch.equal(policy.logprobs(batch, tokens, mask), expected)
+    assert {p.dtype for p in policy.whole.parameters()} == {torch.bfloat16}
+
+
+def test_a_device_without_a_validation_question_is_refused():
+    data = VQADataModule(
+        dataclasses.replace(phantoms(), validation=[phantoms().validation[0]]), None, 4, 4, seed=0, workers=0
+    )
+    data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    with pytest.raises(ValueError, match="1 validation questions are fewer than the 2 devices"):
+        data.train_dataloader()
 
 
 SRUN = """#!/bin/bash

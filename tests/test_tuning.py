@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 from peft import LoraConfig
-from training import PROMPT, RECIPE, fit, phantoms, sgd
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from training import PROMPT, RECIPE, fit, module_of, phantoms, sgd
 
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.policy.encode import collate
@@ -62,6 +63,19 @@ class TestWhatMoves:
             same = torch.equal(bits(p), before[n])
             # In the first step only B moves: A's gradient is a product with B, which starts at zero.
             assert same != (meant(n) and "lora_B" in n), n
+
+    @pytest.mark.parametrize("name", ["full", "qlora"])
+    def test_a_checkpoint_holds_what_is_trained_and_brings_it_back(self, name, tmp_path):
+        tuning, meant = CHOICES[name]
+        module = fit(SFT, tmp_path, steps=2, tuning=tuning, lr=1e-2)
+        module.trainer.save_checkpoint(tmp_path / "saved.ckpt")
+        state = torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"]
+        assert set(state) == {f"policy.{n}" for n, p in module.policy.named_parameters() if meant(n)}
+        again = module_of(SFT, fresh(tuning))
+        how = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(again, state, options=how)
+        for ours, theirs in zip(again.policy.parameters(), module.policy.parameters(), strict=True):
+            assert torch.equal(bits(ours), bits(theirs))
 
     def test_an_adapter_learns(self, tmp_path):
         """SFT through an adapter reaches its targets' form."""
