@@ -3,7 +3,8 @@
 import random
 from collections.abc import Collection, Mapping, Sequence
 
-from medvlm_r1.data.mcq_json import McqJson, OnBadRow
+from medvlm_r1.data.mcq_json import McqJson
+from medvlm_r1.data.question_file import OnBadRow
 from medvlm_r1.data.medvlm_r1_set import SUBSETS, MedVLMR1Set
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
