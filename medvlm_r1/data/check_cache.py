@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +12,8 @@ import PIL
 from filelock import FileLock
 
 logger = logging.getLogger(__name__)
+
+Stamp = list[int]
 
 _RULES = f"1, Pillow {PIL.__version__}"
 """Another number or Pillow may judge otherwise: then nothing is taken over."""
@@ -37,14 +39,19 @@ class CheckCache:
         self.path = path or cache_folder() / "image_checks.json"
         self._good = self._read()
 
-    def __contains__(self, image: Path) -> bool:
-        return self._good.get(os.path.abspath(image)) == (_stamp(image) or "gone")
+    def has(self, image: Path, stamp: Stamp | None) -> bool:
+        """Whether the image, as it is now, was found good."""
+        return stamp is not None and self._good.get(os.path.abspath(image)) == stamp
 
-    def add(self, images: Iterable[Path]) -> None:
-        """Keep these, found good just now, beside what other runs have kept in the meantime."""
-        new = {os.path.abspath(image): stamp for image in images if (stamp := _stamp(image))}
-        if not new:
+    def add(self, images: Mapping[Path, Stamp]) -> None:
+        """Keep these, found good just now, beside what other runs have kept in the meantime.
+
+        Args:
+            images: by path, the stamp from before the image was decoded: it may change meanwhile.
+        """
+        if not images:
             return
+        new = {os.path.abspath(image): stamp for image, stamp in images.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
@@ -58,7 +65,7 @@ class CheckCache:
             logger.info("%s: image checks are not kept (%s)", self.path, error)
         self._good |= new
 
-    def _read(self) -> dict[str, list[int]]:
+    def _read(self) -> dict[str, Stamp]:
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
             if kept["rules"] != _RULES or not isinstance(kept["good"], dict):
@@ -68,9 +75,10 @@ class CheckCache:
             return {}
 
 
-def _stamp(image: Path) -> list[int] | None:
+def stamp_of(image: Path) -> Stamp | None:
+    """Size in bytes and time of change; ``None`` if the file is not there."""
     try:
         status = image.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return [status.st_size, status.st_mtime_ns]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.progress import track
 
-from medvlm_r1.data.check_cache import CheckCache
+from medvlm_r1.data.check_cache import CheckCache, stamp_of
 from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
 
 _WIDEST = 200  # ratio of sides at which Qwen2-VL's image processor gives up
@@ -40,15 +40,17 @@ def check_images(samples: Sequence[VQASample], workers: int | None = None) -> li
 
 def _faults(pictures: dict[str, ImageHandle], workers: int) -> dict[str, str]:
     cache = CheckCache() if len(pictures) >= _WORTH_KEEPING else None
+    stamps = {}
     if cache is not None:
-        pictures = {
-            name: handle
-            for name, handle in pictures.items()
-            if not (isinstance(handle, ImageFile) and handle.path in cache)
-        }
+        files = {name: h.path for name, h in pictures.items() if isinstance(h, ImageFile)}
+        stamps = {name: stamp for name, path in files.items() if (stamp := stamp_of(path))}
+        known = {name for name, stamp in stamps.items() if cache.has(files[name], stamp)}
+        pictures = {name: handle for name, handle in pictures.items() if name not in known}
     console = Console(stderr=True)
-    wanted = console.is_terminal and len(pictures) >= _WORTH_A_BAR and os.environ.get("LOCAL_RANK", "0") == "0"
-    faults, good = {}, []
+    wanted = (
+        console.is_terminal and len(pictures) >= _WORTH_A_BAR and os.environ.get("LOCAL_RANK", "0") == "0"
+    )
+    faults, good = {}, {}
     with ThreadPoolExecutor(workers) as pool:
         reasons = track(
             pool.map(_fault, pictures.values()),
@@ -61,11 +63,11 @@ def _faults(pictures: dict[str, ImageHandle], workers: int) -> dict[str, str]:
         for (name, handle), reason in zip(pictures.items(), reasons, strict=True):
             if reason:
                 faults[name] = reason
-            elif cache is not None and isinstance(handle, ImageFile):
-                good.append(handle.path)
+            elif name in stamps:
+                good[handle.path] = stamps[name]
                 if len(good) == _BATCH:
                     cache.add(good)
-                    good = []
+                    good = {}
     if cache is not None:
         cache.add(good)
     return faults

@@ -21,7 +21,7 @@ _OPTIONAL = ("solution", "problem", "dataset", "subset", "qtype", "question_type
 _MISSPELT = 0.8  # difflib ratio: "anwser" is 0.83 from "answer", "question_id" 0.75 from "question_type"
 
 # OmniMedVQA's names of its modalities, as both papers' files spell them, beside the plain ones.
-_MODALITIES = {
+MODALITIES = {
     "mri": ("MR (Mag-netic Resonance Imaging)", "MR", "MRI", "Magnetic Resonance Imaging"),
     "ct": ("CT(Computed Tomography)", "CT", "Computed Tomography"),
     "xray": ("X-Ray",),
@@ -129,10 +129,10 @@ def _letter_of_text(answer: Any, options: list[str]) -> str:
 def modality_of(subset: Any) -> str:
     if subset is None:
         raise BadRowError("has no subset to tell the modality: add one, or set data.modality for all files")
-    for modality, spellings in _MODALITIES.items():
+    for modality, spellings in MODALITIES.items():
         if _plain(subset) in (modality, *map(_plain, spellings)):
             return modality
-    known = ", ".join(spellings[0] for spellings in _MODALITIES.values())
+    known = ", ".join(spellings[0] for spellings in MODALITIES.values())
     raise BadRowError(f"subset {subset!r} is no known modality: use one of {known}; or set data.modality")
 
 

@@ -54,9 +54,7 @@ def hold_out(
     return rest, held_out[:n]
 
 
-def choose(
-    source: Sequence[VQASample], n: int | None, seed: int, per: Per | None = None
-) -> list[VQASample]:
+def choose(source: Sequence[VQASample], n: int | None, seed: int, per: Per | None = None) -> list[VQASample]:
     """``n`` questions drawn from ``source``, or ``n`` of each class; all, in their order, for ``None``.
 
     Nested: for one seed, fewer questions are the first of more, so a learning curve adds data and
@@ -83,9 +81,7 @@ def choose(
     counts = Counter(class_of(sample) for sample in source)
     if short := [f"{count} {name}" for name, count in sorted(counts.items()) if count < n]:
         each = f" of each {per}" if per else ""
-        raise ValueError(
-            f"n_train={n}{each}, but {', '.join(short)} remain beside validation: ask for fewer"
-        )
+        raise ValueError(f"n_train={n}{each}, but {', '.join(short)} remain beside validation: ask for fewer")
     # The whole order at once: sample(source, n) draws by another rule for small n, which nests nothing.
     taken, chosen = Counter(), []
     for sample in random.Random(seed).sample(list(source), len(source)):

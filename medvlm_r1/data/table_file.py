@@ -18,7 +18,7 @@ from medvlm_r1.data.sample import BadRowError
 JSON_LIMIT = 1 << 30
 """Bytes. A JSON array is parsed whole, into several times its size."""
 _CSV = (".csv", ".tsv", ".tab")
-_PARQUET = (".parquet", ".pq")
+PARQUET = (".parquet", ".pq")
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -40,7 +40,7 @@ def read_table(
     suffix = path.suffix.lower()
     if suffix == ".json" or suffix in _JSON_LINES:
         return read_json(path)
-    if suffix in _PARQUET:
+    if suffix in PARQUET:
         return read_parquet(path, columns)
     if suffix in _CSV:
         return read_csv(path, delimiter or ("," if suffix == ".csv" else "\t"), encoding)
