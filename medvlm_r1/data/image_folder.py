@@ -196,7 +196,7 @@ def find_labels(
             near = get_close_matches(column, [c for c in there if c not in _COLUMNS], n=1, cutoff=0.5)
             hint = f"rename {near[0]!r}; " if near else ""
             raise BadRowError(
-                f"{path} has no column {column!r}: {hint}its columns are {', '.join(there)}; or use data=table"
+                f"{path} has no column {column!r}: {hint}it has {', '.join(there)} (or data=table)"
             )
     for column in there:
         near = get_close_matches(column.lower(), _COLUMNS, n=1, cutoff=0.75)

@@ -104,7 +104,7 @@ class Table(QuestionFile):
             of :class:`QuestionFile`.
 
     Raises:
-        BadRowError: a row, or the whole file, cannot be used, or the mapping names a column that is not there.
+        BadRowError: a row, or the whole file, cannot be used, or has no column that the mapping names.
         ValueError: more questions are asked for than there are.
     """
 
