@@ -64,6 +64,7 @@ def test_a_question_follows_from_seed_and_file_alone(subfolders):
         assert (after[name].options, after[name].answer) == (sample.options, sample.answer)
         assert len(sample.options) == 3
         assert sample.answer_text == sample.images[0].path.parent.name
+    (subfolders / "cyst/another.png").unlink()
     other = ImageFolder(subfolders, "ct", template=Template(n_options=3, seed=6))
     assert [s.options for s in other][:8] != [before[s.images[0].path.name].options for s in other][:8]
 
@@ -154,10 +155,10 @@ def test_bad_labels_are_named(labelled, header, line, message):
 
 
 def test_folders_without_labels(tmp_path, subfolders):
-    with pytest.raises(BadRowError, match="is no folder: check data.folder"):
+    with pytest.raises(BadRowError, match=r"is no folder: check data\.folder"):
         ImageFolder(tmp_path / "none", "mri")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadRowError, match="no subfolders with images: .*or set data.labels"):
+    with pytest.raises(BadRowError, match=r"no subfolders with images: .*or set data\.labels"):
         ImageFolder(tmp_path / "empty", "mri")
     with pytest.raises(BadRowError, match=r"does not match data\.group 'q"):
         ImageFolder(subfolders, "mri", group=r"q\d")
@@ -174,12 +175,12 @@ def test_a_run_on_a_folder(subfolders):
         "data.folder=my scans",
         "data.modality=oct",
         "data.template.n_options=3",
-        "data.group=-(\\d+)",
-        "data.n_validation=4",
-        "data.n_test=4",
+        'data.group="p([0-9])-"',
+        "data.n_validation=8",
+        "data.n_test=8",
         "workers=0",
     )
     (folder,) = (subfolders.parent / "outputs/runs").iterdir()
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert len(rows) == 4
+    assert len(rows) == 8
     assert {r["modality"] for r in rows} == {"oct"}

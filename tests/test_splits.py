@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_fewer_questions_are_a_part_of_more(option, files):
     """Every option of conf/data; one with n_train that is not known here fails."""
     curve = [{s.id for s in n_of(option, files, n)} for n in CURVE]
     assert [len(part) for part in curve] == list(CURVE)
-    for fewer, more in zip(curve, curve[1:], strict=False):
+    for fewer, more in pairwise(curve):
         assert fewer < more
     keys = yaml.safe_load((CONF / f"{option}.yaml").read_text())
     if "split_seed" in keys:
