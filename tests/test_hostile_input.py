@@ -1,4 +1,4 @@
-"""Data files made badly or with ill will: one clear error each, nothing read or written outside its folder."""
+"""Data files made badly or with ill will: one clear error each, nothing read or written outside."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import numpy as np
 import pytest
 from PIL import Image
@@ -91,7 +91,7 @@ def test_a_zip_that_declares_too_little_is_read_no_further(tmp_path):
         archive.writestr("images/a.png", bytes(20_000_000))
     data = path.read_bytes().replace(struct.pack("<I", 20_000_000), struct.pack("<I", 100))
     path.write_bytes(data)
-    with pytest.raises(BadRowError, match="is damaged .*fetch it again"):
+    with pytest.raises(BadRowError, match=r"is damaged .*fetch it again"):
         unpack(path, tmp_path / "target", below="images")
     assert [p.name for p in tmp_path.iterdir()] == ["liar.zip"]
 
@@ -248,7 +248,7 @@ def test_a_folder_or_nothing_in_the_place_of_a_table(tmp_path, name):
     with pytest.raises(BadRowError, match="does not exist: check the path of the data file"):
         Table(tmp_path / name, Columns())
     (tmp_path / name).mkdir()
-    with pytest.raises(BadRowError, match="cannot be read|no readable Parquet"):
+    with pytest.raises(BadRowError, match=r"cannot be read|no readable Parquet"):
         Table(tmp_path / name, Columns())
 
 

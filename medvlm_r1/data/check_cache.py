@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import PIL
 from filelock import FileLock
 
