@@ -133,6 +133,8 @@ class ImageFolder(QuestionFile):
         ValueError: the template does not fit the labels, or more questions are asked for than there are.
     """
 
+    image_remedy = "replace the file, or correct its name"
+
     def __init__(
         self,
         folder: str | Path,
@@ -156,7 +158,7 @@ class ImageFolder(QuestionFile):
             template=template,
             modality=modality,
             source=plain_stem(folder.absolute()),
-            root=ImageRoot(folder, follow_links),
+            root=ImageRoot(folder, follow_links, "data.folder"),
             group=_pattern(group),
         )
         name = name or plain_stem(folder.absolute())

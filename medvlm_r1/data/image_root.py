@@ -14,10 +14,11 @@ class ImageRoot:
         folder: image paths start here.
         follow_links: also take what lies outside ``folder``, by ``..``, an absolute path or a symbolic link.
             A data file comes from somebody else: by default it cannot name other files of this machine.
+        key: the setting that names the folder, for messages.
     """
 
-    def __init__(self, folder: str | Path, follow_links: bool = False) -> None:
-        self.folder, self.follow_links = Path(folder), follow_links
+    def __init__(self, folder: str | Path, follow_links: bool = False, key: str = "data.images") -> None:
+        self.folder, self.follow_links, self.key = Path(folder), follow_links, key
         self._real = os.path.realpath(folder)
         self._found: dict[str, tuple[ImageFile, str]] = {}  # many questions may show one image
 
@@ -50,12 +51,12 @@ class ImageRoot:
             if not _inside(os.path.abspath(file), os.path.abspath(self.folder)):
                 raise BadRowError(
                     f"image {path!r} lies outside the folder that image paths start from, {self.folder}: set "
-                    f"data.images to a folder above all images and write the paths from there; {remedy}"
+                    f"{self.key} to a folder above all images and write the paths from there; {remedy}"
                 )
             if not _inside(real, self._real):
                 raise BadRowError(
                     f"image {path!r} is a symbolic link out of the folder {self.folder}, to {real}: copy the "
-                    f"images, or set data.images to the folder they are really in; {remedy}"
+                    f"images, or set {self.key} to the folder they are really in; {remedy}"
                 )
         return ImageFile(file), f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
 

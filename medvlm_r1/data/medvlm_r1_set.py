@@ -141,7 +141,7 @@ class MedVLMR1Set(Sequence[VQASample]):
         else:
             root = find_bundle(root, revision, with_images=check_images)
             images = bundle_images(root, cache) if check_images else root
-        at = ImageRoot(images, follow_links)
+        at = ImageRoot(images, follow_links, "data.root")
         read = functools.partial(read_row, source=plain_stem(test_file), root=at)
         test, _, places = read_samples(enumerate(read_json(test_file)), test_file, read, "fail")
         if part == "test":

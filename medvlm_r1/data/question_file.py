@@ -43,6 +43,8 @@ class QuestionFile(Sequence[VQASample]):
         ValueError: more questions are asked for than there are.
     """
 
+    image_remedy = "replace the file, or set data.images to the folder that image paths start from"
+
     def __init__(
         self,
         path: Path,
@@ -59,7 +61,7 @@ class QuestionFile(Sequence[VQASample]):
     ) -> None:
         samples, self.skipped, places = read_samples(rows, path, read, on_bad_row, name)
         if check_images and on_bad_row == "skip":
-            faults = image_faults(samples, places, workers)
+            faults = image_faults(samples, places, workers, self.image_remedy)
             samples = [sample for sample in samples if sample.id not in faults]
             self.skipped += faults.values()
         if self.skipped:
@@ -79,7 +81,7 @@ class QuestionFile(Sequence[VQASample]):
                 f"({len(self.skipped)} left out): ask for at least one and at most that many"
             )
         if check_images and on_bad_row == "fail":
-            raise_first(image_faults(self._samples, places, workers))
+            raise_first(image_faults(self._samples, places, workers, self.image_remedy))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -160,7 +162,7 @@ def image_faults(
     samples: Sequence[VQASample],
     places: dict[str, str],
     workers: int | None = None,
-    remedy: str = "replace the file, or set data.images to the folder that image paths start from",
+    remedy: str = "replace the file",
 ) -> dict[str, str]:
     """By sample id, a line for every sample with a picture that does not decode."""
     return {s.id: f"{places[s.id]}: {why}; {remedy}" for s, why in checks.check_images(samples, workers)}
