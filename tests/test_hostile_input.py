@@ -10,6 +10,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -235,12 +236,26 @@ def test_ragged_rows_can_be_skipped(pictures):
         ("a.parquet", b"PAR1 cut short", "is no readable Parquet file"),
         ("a.xlsx", b"PK", r"has the suffix '\.xlsx': give a \.json, \.jsonl, \.csv"),
         ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", r"cannot be read at line 1 or below \(Exceeds the limit"),
     ],
 )
 def test_a_file_that_is_something_else(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadRowError, match=message):
         Table(tmp_path / name, Columns())
+
+
+def test_pictures_inside_a_parquet_file_are_not_paths(tmp_path):
+    pandas.DataFrame([{**ROW, "image": {"bytes": b"x", "path": "a.png"}}]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(BadRowError, match=r"column 'image' holds bytes .*save the pictures as files"):
+        Table(tmp_path / "a.parquet", Columns())
+
+
+def test_half_a_character_in_a_text(pictures):
+    for part in ({"question": "a\ud800"}, {"options": ["a", "\udfff"]}):
+        (pictures / "a.json").write_text(json.dumps([{**ROW, "image": "images/0.png", **part}]))
+        with pytest.raises(BadRowError, match="row 0: .*holds half a character"):
+            McqJson(pictures / "a.json")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl", "a.parquet"])

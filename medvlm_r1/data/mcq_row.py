@@ -32,6 +32,7 @@ MODALITIES = {
     "microscopy": ("Microscopy Images", "Microscopy"),
 }
 _SOLUTION = re.compile(r"(?:<answer>)?\s*([A-J])\s*(?:</answer>)?")
+_HALF = re.compile("[\ud800-\udfff]")
 _MARKER = re.compile(r"(?:^|(?<=[\s,]))([A-J])\)")
 
 
@@ -60,6 +61,11 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
             raise BadRowError(f"{key} is {value!r}: give a list of non-empty strings")
     if not isinstance(question, str):
         raise BadRowError(f"question is {question!r}: give a string")
+    for text in (question, *options):
+        if not text.isascii() and _HALF.search(text):
+            raise BadRowError(
+                f"{text!r:.80} holds half a character, which no tokenizer takes: write it again"
+            )
     letter = _letter(row["solution"]) if "solution" in row else None
     sample = VQASample(
         id=name,

@@ -88,6 +88,8 @@ def _parsed(text: str, path: Path, above: int) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {above + error.lineno} column {error.colno}"
         raise BadRowError(f"{path} is not valid JSON at {where} ({error.msg}): mend that line") from None
+    except ValueError as error:  # Python reads no whole number of more than 4,300 digits
+        raise BadRowError(f"{path} cannot be read at line {above + 1} or below ({error})") from None
     except RecursionError:
         raise BadRowError(f"{path} is nested too deeply to be read: give flat rows") from None
 
