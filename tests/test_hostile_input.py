@@ -254,7 +254,7 @@ def test_pictures_inside_a_parquet_file_are_not_paths(tmp_path):
 def test_half_a_character_in_a_text(pictures):
     for part in ({"question": "a\ud800"}, {"options": ["a", "\udfff"]}):
         (pictures / "a.json").write_text(json.dumps([{**ROW, "image": "images/0.png", **part}]))
-        with pytest.raises(BadRowError, match="row 0: .*holds half a character"):
+        with pytest.raises(BadRowError, match=r"row 0: .*holds half a character"):
             McqJson(pictures / "a.json")
 
 
