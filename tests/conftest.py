@@ -185,3 +185,13 @@ def lora_policy(encoder) -> Policy:
 def fresh_policy(encoder) -> Policy:
     """A ``random_policy`` of one's own, to train."""
     return Policy(random_model(encoder), encoder)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with ten different pictures, ``images/0.png`` to ``images/9.png``."""
+    (tmp_path / "images").mkdir()
+    noise = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(noise.integers(0, 255, (56, 56), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
+    return tmp_path

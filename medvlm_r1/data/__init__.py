@@ -1,10 +1,21 @@
 """Where questions come from.
 
-=================  ==================================================================
-sample.py          :class:`VQASample`, the value that every later stop receives
-phantom/           the embedded data set: rendered scenes with exact truth
-mcq_json.py        the papers' JSON schema, with images from any folder
-medvlm_r1_set.py   MedVLM-R1's 600 training questions and its test file
-module.py          the Lightning data module that serves questions to the trainer
-=================  ==================================================================
+==================  ==================================================================
+sample.py           :class:`VQASample`, the value that every later stop receives
+phantom/            the embedded data set: rendered scenes with exact truth
+table_file.py       rows of JSON, JSONL, CSV and Parquet files
+image_root.py       the folder that image paths start from and may not leave
+mcq_row.py          one row in the papers' schema, read into a question
+question_file.py    every row of a file judged, images excluded, a window taken
+mcq_json.py         the papers' JSON schema, with images from any folder
+table.py            tables of any layout, by a mapping of columns
+image_folder.py     labelled images, turned into questions from a template
+medvlm_r1_set.py    MedVLM-R1's 600 training questions and its test file
+huatuo_bundle.py    the bundle that they come from; archive.py unpacks its images
+checks.py           do all pictures decode? check_cache.py keeps the findings
+splits.py           held out by image group; nested subsets
+options.py          one function per option of ``conf/data``
+questions.py        what trains, validates and tests
+module.py           the Lightning data module that serves questions to the trainer
+==================  ==================================================================
 """

@@ -8,14 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.progress import track
 
+from medvlm_r1.data.check_cache import CheckCache, stamp_of
 from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
 
 _WIDEST = 200  # ratio of sides at which Qwen2-VL's image processor gives up
-_WORTH_A_BAR = 1000  # pictures; fewer are decoded before a reader would look for a bar
+_WORTH_KEEPING = 200  # pictures; fewer are decoded before a reader would notice
+_WORTH_A_BAR = 2000
+_BATCH = 5000  # pictures between two writes of what was found: what a killed run loses
 
 
 def check_images(samples: Sequence[VQASample], workers: int | None = None) -> list[tuple[VQASample, str]]:
     """Decode every picture fully, each one once however many questions show it.
+
+    A file that was found good by an earlier run and has not changed since is not decoded again.
 
     Args:
         samples: the questions whose pictures are decoded.
@@ -25,11 +30,28 @@ def check_images(samples: Sequence[VQASample], workers: int | None = None) -> li
         The samples with a picture that does not decode, in order, each with the reason.
     """
     pictures = {handle.name: handle for sample in samples for handle in sample.images}
+    faults = _faults(pictures, workers or min(8, os.cpu_count() or 1))
+    return [
+        (sample, next(faults[handle.name] for handle in sample.images if handle.name in faults))
+        for sample in samples
+        if any(handle.name in faults for handle in sample.images)
+    ]
+
+
+def _faults(pictures: dict[str, ImageHandle], workers: int) -> dict[str, str]:
+    cache = CheckCache() if len(pictures) >= _WORTH_KEEPING else None
+    stamps = {}
+    if cache is not None:
+        files = {name: h.path for name, h in pictures.items() if isinstance(h, ImageFile)}
+        stamps = {name: stamp for name, path in files.items() if (stamp := stamp_of(path))}
+        known = {name for name, stamp in stamps.items() if cache.has(files[name], stamp)}
+        pictures = {name: handle for name, handle in pictures.items() if name not in known}
     console = Console(stderr=True)
     wanted = (
         console.is_terminal and len(pictures) >= _WORTH_A_BAR and os.environ.get("LOCAL_RANK", "0") == "0"
     )
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    faults, good = {}, {}
+    with ThreadPoolExecutor(workers) as pool:
         reasons = track(
             pool.map(_fault, pictures.values()),
             description="Checking images",
@@ -38,12 +60,17 @@ def check_images(samples: Sequence[VQASample], workers: int | None = None) -> li
             transient=True,
             disable=not wanted,
         )
-        faults = {name: reason for name, reason in zip(pictures, reasons, strict=True) if reason}
-    return [
-        (sample, next(faults[handle.name] for handle in sample.images if handle.name in faults))
-        for sample in samples
-        if any(handle.name in faults for handle in sample.images)
-    ]
+        for (name, handle), reason in zip(pictures.items(), reasons, strict=True):
+            if reason:
+                faults[name] = reason
+            elif name in stamps:
+                good[handle.path] = stamps[name]
+                if len(good) == _BATCH:
+                    cache.add(good)
+                    good = {}
+    if cache is not None:
+        cache.add(good)
+    return faults
 
 
 def _fault(handle: ImageHandle) -> str | None:

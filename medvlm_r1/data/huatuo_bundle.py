@@ -6,9 +6,6 @@ array and one ``images.zip``; the image paths of its rows start with ``images/``
 
 import hashlib
 import logging
-import os
-import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,10 @@ import huggingface_hub
 import pyarrow.parquet
 from filelock import FileLock
 
-from medvlm_r1.data.mcq_json import read_rows
+from medvlm_r1.data.archive import unpack
+from medvlm_r1.data.check_cache import cache_folder
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.data.table_file import read_json
 from medvlm_r1.hub import hub_problem
 
 logger = logging.getLogger(__name__)
@@ -42,6 +41,7 @@ def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Pa
         with_images: whether the archive of images is needed too.
 
     Raises:
+        FileNotFoundError: ``root`` is no folder, or the bundle is neither cached nor to be fetched.
     """
     if root is not None:
         if not Path(root).is_dir():
@@ -82,7 +82,7 @@ def bundle_rows(root: Path) -> tuple[Path, list[Any]]:
     else:
         raise FileNotFoundError(f"data.root={root} holds no rows: give {LAYOUT}")
     if files[0].suffix != ".parquet":
-        return files[0], read_rows(files[0])
+        return files[0], read_json(files[0])
     try:
         return files[0], [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
     except (OSError, pyarrow.ArrowException) as error:
@@ -96,7 +96,7 @@ def bundle_images(root: Path, cache: str | Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: there are neither images nor an archive.
-        BadRowError: the archive is damaged.
+        BadRowError: the archive is damaged, or holds what no archive of images does.
     """
     if (root / "images").is_dir():
         return root
@@ -105,25 +105,12 @@ def bundle_images(root: Path, cache: str | Path | None = None) -> Path:
         raise FileNotFoundError(f"{root} holds neither images/ nor {IMAGES}: give {LAYOUT}")
     status = archive.stat()
     key = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
-    folder = Path(cache or Path(huggingface_hub.constants.HF_HOME) / "medvlm_r1")
+    folder = Path(cache or cache_folder())
     target = folder / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # the ranks of a run come here together
         if not target.is_dir():
             logger.info("Unpacking %s into %s", archive, target)
-            _unpack(archive, target)
+            unpack(archive, target, below="images")
     tops = [folder.parent for folder in target.rglob("images") if folder.is_dir()]
     return min(tops, key=lambda top: len(top.parts))
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack beside the target and rename, so that a killed run leaves no half of it under that name."""
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with zipfile.ZipFile(archive) as file:
-            nested = any("/images/" in f"/{name}" for name in file.namelist())
-            file.extractall(part if nested else part / "images")
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:
-        raise BadRowError(f"{archive} is damaged ({error}): fetch it again") from error
-    os.replace(part, target)

@@ -9,12 +9,11 @@ would lose data; any other column is ignored.
 """
 
 import re
-import zlib
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.sample import LETTERS, BadRowError, ImageFile, VQASample
+from medvlm_r1.data.image_root import ImageRoot
+from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
@@ -22,7 +21,7 @@ _OPTIONAL = ("solution", "problem", "dataset", "subset", "qtype", "question_type
 _MISSPELT = 0.8  # difflib ratio: "anwser" is 0.83 from "answer", "question_id" 0.75 from "question_type"
 
 # OmniMedVQA's names of its modalities, as both papers' files spell them, beside the plain ones.
-_MODALITIES = {
+MODALITIES = {
     "mri": ("MR (Mag-netic Resonance Imaging)", "MR", "MRI", "Magnetic Resonance Imaging"),
     "ct": ("CT(Computed Tomography)", "CT", "Computed Tomography"),
     "xray": ("X-Ray",),
@@ -33,17 +32,18 @@ _MODALITIES = {
     "microscopy": ("Microscopy Images", "Microscopy"),
 }
 _SOLUTION = re.compile(r"(?:<answer>)?\s*([A-J])\s*(?:</answer>)?")
+_HALF = re.compile("[\ud800-\udfff]")
 _MARKER = re.compile(r"(?:^|(?<=[\s,]))([A-J])\)")
 
 
-def read_row(row: Any, name: str, source: str, folder: Path, modality: str | None = None) -> VQASample:
+def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | None = None) -> VQASample:
     """One question.
 
     Args:
         row: the JSON object.
         name: the id that the sample gets.
         source: data set of origin, where the row has no ``dataset``.
-        folder: where image paths start from. Whether the images exist is not asked here.
+        root: where image paths start from. Whether the images exist is not asked here.
         modality: taken instead of the row's ``subset`` where given.
 
     Raises:
@@ -61,17 +61,22 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
             raise BadRowError(f"{key} is {value!r}: give a list of non-empty strings")
     if not isinstance(question, str):
         raise BadRowError(f"question is {question!r}: give a string")
+    for text in (question, *options):
+        if not text.isascii() and _HALF.search(text):
+            raise BadRowError(
+                f"{text!r:.80} holds half a character, which no tokenizer takes: write it again"
+            )
     letter = _letter(row["solution"]) if "solution" in row else None
     sample = VQASample(
         id=name,
-        images=tuple(ImageFile(folder / path) for path in paths),
+        images=tuple(root.image(path) for path in paths),
         question=question,
         options=tuple(options),
         answer=_letter_of_text(row["answer"], options) if "answer" in row else letter,
-        modality=modality or _modality(row.get("subset")),
+        modality=modality or modality_of(row.get("subset")),
         question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
         source=str(row.get("dataset", source)),
-        image_group=str(row.get("group", "+".join(_identity(folder / path) for path in paths))),
+        image_group=str(row.get("group", "+".join(root.identity(path) for path in paths))),
     )
     if letter not in (None, sample.answer):
         raise BadRowError(
@@ -79,11 +84,6 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
             f"{sample.answer}: correct one of them"
         )
     return sample
-
-
-def _identity(path: Path) -> str:
-    """The file's name with a mark of its place: folders may each have an ``images/1.png`` of their own."""
-    return f"{path.name}-{zlib.crc32(str(path.resolve()).encode()):08x}"
 
 
 def _check_columns(row: dict, required: tuple[str, ...]) -> None:
@@ -132,13 +132,13 @@ def _letter_of_text(answer: Any, options: list[str]) -> str:
     return LETTERS[options.index(answer) : options.index(answer) + 1]
 
 
-def _modality(subset: Any) -> str:
+def modality_of(subset: Any) -> str:
     if subset is None:
         raise BadRowError("has no subset to tell the modality: add one, or set data.modality for all files")
-    for modality, spellings in _MODALITIES.items():
+    for modality, spellings in MODALITIES.items():
         if _plain(subset) in (modality, *map(_plain, spellings)):
             return modality
-    known = ", ".join(spellings[0] for spellings in _MODALITIES.values())
+    known = ", ".join(spellings[0] for spellings in MODALITIES.values())
     raise BadRowError(f"subset {subset!r} is no known modality: use one of {known}; or set data.modality")
 
 

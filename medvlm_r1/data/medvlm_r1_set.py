@@ -9,6 +9,7 @@ Departures from the paper's released code:
 3. It has no validation set. Here: the next 100 rows whose image is in neither of the other two.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +18,11 @@ from typing import Literal, NamedTuple
 
 from medvlm_r1.data.checks import image_digest
 from medvlm_r1.data.huatuo_bundle import LAYOUT, bundle_images, bundle_rows, find_bundle
-from medvlm_r1.data.mcq_json import OnBadRow, image_faults, place, raise_first, read_rows, read_samples
+from medvlm_r1.data.image_root import ImageRoot
+from medvlm_r1.data.mcq_row import read_row
+from medvlm_r1.data.question_file import OnBadRow, image_faults, plain_stem, raise_first, read_samples
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.table_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +104,7 @@ class MedVLMR1Set(Sequence[VQASample]):
             another training set on every machine.
         check_images: decode every picture of this part now. ``False`` does not even ask whether they exist.
         workers: threads that decode. Default: one per core, at most 8.
+        follow_links: take images that are symbolic links out of the bundle's folder.
 
     Attributes:
         skipped: one line for each row left out: unusable, or with an image that another part has.
@@ -123,6 +128,7 @@ class MedVLMR1Set(Sequence[VQASample]):
         on_bad_row: OnBadRow = "fail",
         check_images: bool = True,
         workers: int | None = None,
+        follow_links: bool = False,
     ) -> None:
         if part not in ("train", "validation", "test"):
             raise ValueError(f"part is {part!r}: use 'train', 'validation' or 'test'")
@@ -135,7 +141,9 @@ class MedVLMR1Set(Sequence[VQASample]):
         else:
             root = find_bundle(root, revision, with_images=check_images)
             images = bundle_images(root, cache) if check_images else root
-        test, _ = read_samples(enumerate(read_rows(test_file)), test_file, images, None, "fail")
+        at = ImageRoot(images, follow_links, "data.root")
+        read = functools.partial(read_row, source=plain_stem(test_file), root=at)
+        test, _, places = read_samples(enumerate(read_json(test_file)), test_file, read, "fail")
         if part == "test":
             path, self.skipped = test_file, []
             self._samples = [sample for sample in test if sample.modality == modality]
@@ -150,12 +158,13 @@ class MedVLMR1Set(Sequence[VQASample]):
                 for i, row in enumerate(rows)
                 if isinstance(row, dict) and row.get("subset") == SUBSETS[modality]
             ]
-            candidates, self.skipped = read_samples(of_subset, path, images, modality, on_bad_row)
+            read = functools.partial(read_row, source=plain_stem(path), root=at, modality=modality)
+            candidates, self.skipped, places = read_samples(of_subset, path, read, on_bad_row)
             chosen = select(candidates, test, n_train, n_validation)
             self._samples = getattr(chosen, part)
-            self._report(path, chosen, candidates, n_train if part == "train" else n_validation)
+            self._report(path, chosen, places, n_train if part == "train" else n_validation)
         if check_images:
-            raise_first(image_faults(self._samples, path, workers, "unpack the bundle's images.zip again"))
+            raise_first(image_faults(self._samples, places, workers, "unpack the bundle's images.zip again"))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -163,7 +172,7 @@ class MedVLMR1Set(Sequence[VQASample]):
     def __getitem__(self, index):
         return self._samples[index]
 
-    def _report(self, path: Path, chosen: Selection, candidates: Sequence[VQASample], wanted: int) -> None:
+    def _report(self, path: Path, chosen: Selection, places: dict[str, str], wanted: int) -> None:
         left_out = chosen.left_out[self.part]
         counts = Counter(reason for _, reason in left_out)
         logger.info(
@@ -172,19 +181,19 @@ class MedVLMR1Set(Sequence[VQASample]):
             self.part,
             self.modality,
             len(self._samples),
-            len(candidates),
+            len(places),
             path,
             len(self.skipped),
             ", ".join(f"{n} with the {reason}" for reason, n in counts.items()) or "none for their image",
             chosen.compared,
         )
         self.skipped += [
-            f"{place(sample, path)}: image {sample.images[0].name} has the {reason}"
+            f"{places[sample.id]}: image {sample.images[0].name} has the {reason}"
             for sample, reason in left_out
         ]
         if len(self._samples) < wanted:
             raise ValueError(
-                f"{path}: {wanted} {self.part} questions asked for, but {len(candidates)} usable rows of "
+                f"{path}: {wanted} {self.part} questions asked for, but {len(places)} usable rows of "
                 f"subset {SUBSETS[self.modality]!r} leave {len(self._samples)} ({len(left_out)} left out "
                 f"for their images): check that the bundle is complete, or ask for fewer"
             )

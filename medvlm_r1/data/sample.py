@@ -48,6 +48,8 @@ class ImageFile:
         Raises:
             BadRowError: the file is missing, is no picture, or is cut short.
         """
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for ever
+            raise BadRowError(f"image {self.path} cannot be decoded (it is a folder or a device, no file)")
         try:
             with Image.open(self.path) as picture:
                 upright = ImageOps.exif_transpose(picture)
@@ -60,12 +62,15 @@ class ImageFile:
                 return upright.convert("RGB")
         except FileNotFoundError:
             raise BadRowError(f"image {self.path} does not exist") from None
+        except Image.DecompressionBombError as error:
+            raise BadRowError(
+                f"image {self.path} claims more pixels than are decoded safely ({error}): shrink it"
+            ) from None
         except (
             UnidentifiedImageError,
             OSError,
             SyntaxError,
             ValueError,
-            Image.DecompressionBombError,
         ) as error:
             raise BadRowError(f"image {self.path} cannot be decoded ({error})") from error
 

@@ -199,6 +199,8 @@ def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str) -> tuple[int | None,
     if test is None and data["_target_"].endswith("options.medvlm_r1"):
         test = _PUBLISHED_TEST
     train, validation = size("train"), size("validation")
+    if data.get("n_train_per"):  # so many of each class, and the data alone know how many classes
+        train = None
     if kind == "zero_shot":
         return 0, test + validation if test is not None and validation is not None else None
     if train is None:

@@ -1,0 +1,91 @@
+"""Which questions train, validate and test: drawn once per seed, by image group, in nested subsets."""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal
+
+from medvlm_r1.data.sample import VQASample
+
+Per = Literal["modality", "question_type", "answer"]
+_CLASS: dict[str, Callable[[VQASample], str]] = {
+    "modality": lambda sample: sample.modality,
+    "question_type": lambda sample: sample.question_type,
+    "answer": lambda sample: sample.answer_text,
+}
+_PLACE = re.compile(r"-[0-9a-f]{8}(?=\+|$)")
+
+
+def hold_out(
+    source: Sequence[VQASample], n: int, seed: int, avoid: Collection[str] = (), what: str = "validation"
+) -> tuple[list[VQASample], list[VQASample]]:
+    """Part ``source`` by image group: the rest, and ``n`` held-out questions.
+
+    Groups are drawn whole; of the last one, the questions beyond ``n`` go to neither side. Groups in
+    ``avoid`` are not held out. Where the files lie changes nothing.
+
+    Args:
+        source: questions.
+        n: questions to hold out.
+        seed: of the draw.
+        avoid: image groups that stay.
+        what: what they are held out for, in messages.
+
+    Raises:
+        ValueError: nothing would remain.
+    """
+    groups: dict[str, list[VQASample]] = {}
+    for sample in source:
+        groups.setdefault(sample.image_group, []).append(sample)
+    # By file name, then in order of appearance: the mark that a group carries of its folder's place is
+    # another one on every machine.
+    order = sorted((g for g in groups if g not in set(avoid)), key=lambda group: _PLACE.sub("", group))
+    random.Random(seed).shuffle(order)
+    held_out, taken = [], set()
+    for group in order:
+        if len(held_out) >= n:
+            break
+        held_out += groups[group]
+        taken.add(group)
+    rest = [sample for sample in source if sample.image_group not in taken]
+    if len(held_out) < n or not rest:
+        raise ValueError(f"{len(source)} questions do not hold {n} for {what} and some to train on")
+    return rest, held_out[:n]
+
+
+def choose(source: Sequence[VQASample], n: int | None, seed: int, per: Per | None = None) -> list[VQASample]:
+    """``n`` questions drawn from ``source``, or ``n`` of each class; all, in their order, for ``None``.
+
+    Nested: for one seed, fewer questions are the first of more, so a learning curve adds data and
+    exchanges none.
+
+    Args:
+        source: questions.
+        n: how many; of each class where ``per`` is given.
+        seed: of the order that they are taken in.
+        per: what classes are: ``modality``, ``question_type`` or ``answer`` (the gold option's text).
+
+    Raises:
+        ValueError: there are fewer than asked for.
+    """
+    if per is not None and per not in _CLASS:
+        raise ValueError(f"data.n_train_per is {per!r}: use {', '.join(_CLASS)}, or null")
+    if n is None:
+        if per is not None:
+            raise ValueError(f"data.n_train_per={per} needs data.n_train, the questions of each {per}")
+        return list(source)
+    if n < 1:
+        raise ValueError(f"n_train={n}: ask for at least one question")
+    class_of = _CLASS[per] if per else lambda sample: "questions"
+    counts = Counter(class_of(sample) for sample in source)
+    if short := [f"{count} {name}" for name, count in sorted(counts.items()) if count < n]:
+        each = f" of each {per}" if per else ""
+        raise ValueError(f"n_train={n}{each}, but {', '.join(short)} remain beside validation: ask for fewer")
+    # The whole order at once: sample(source, n) draws by another rule for small n, which nests nothing.
+    taken, chosen = Counter(), []
+    for sample in random.Random(seed).sample(list(source), len(source)):
+        if taken[class_of(sample)] < n:
+            taken[class_of(sample)] += 1
+            chosen.append(sample)
+    return chosen
