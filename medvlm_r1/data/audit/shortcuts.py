@@ -37,7 +37,8 @@ class Shortcut:
 def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str, Shortcut]:
     """Every rule, by name, fitted on ``train`` (the longest option needs no fit) and scored on ``test``."""
     rules: dict[str, Liking] = {
-        "option text": option_text(train),
+        "option text": option_text(train, _plain),
+        "option text as spelt": option_text(train, str),
         "question": question_alone(train),
         "majority letter": majority_letter(train),
         "longest option": lambda sample: [float(len(option)) for option in sample.options],
@@ -49,11 +50,14 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
     }
 
 
-def option_text(train: Sequence[VQASample]) -> Liking:
-    """How often an option's text was gold, of the times that it was an option; 0 if it never was one."""
-    shown = Counter(option for sample in train for option in sample.options)
-    gold = Counter(sample.answer_text for sample in train)
-    return lambda sample: [gold[o] / shown[o] if shown[o] else 0.0 for o in sample.options]
+def option_text(train: Sequence[VQASample], read: Callable[[str], str]) -> Liking:
+    """How often an option's text was gold, of the times that it was an option; 0 if it never was one.
+
+    ``read`` says which texts count as the same: a capital or a full stop can give a gold option away.
+    """
+    shown = Counter(read(option) for sample in train for option in sample.options)
+    gold = Counter(read(sample.answer_text) for sample in train)
+    return lambda sample: [gold[o] / shown[o] if shown[o] else 0.0 for o in map(read, sample.options)]
 
 
 def question_alone(train: Sequence[VQASample]) -> Liking:
@@ -76,5 +80,6 @@ def _hit(rule: Liking, sample: VQASample) -> float:
     return (sample.answer in best) / len(best)
 
 
-def _plain(question: str) -> str:
-    return " ".join(question.lower().split())
+def _plain(text: str) -> str:
+    """Without capitals, doubled spaces and the full stop."""
+    return " ".join(text.lower().split()).rstrip(".")

@@ -1,0 +1,164 @@
+"""Which questions of one set show a picture of another set, and in what form."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from medvlm_r1.data.audit.kinds import COPIES, EXACT, NAMED, NEIGHBOUR, kind_of
+from medvlm_r1.data.audit.pictures import Candidate, Fingerprint, candidates, in_threads
+from medvlm_r1.data.sample import ImageHandle, VQASample
+
+Prints = Mapping[str, Fingerprint | None]  # by picture name; None where the picture is not on disk
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures that are, or may be, one.
+
+    Attributes:
+        kind: one of ``COPIES``, or ``NEIGHBOUR``.
+        first: name of the picture in the set that is seen earlier (training, or validation).
+        second: name of the other one.
+        distance: 1 minus the correlation of fine structure; 0 for exact copies, ``None`` where pixels
+            were not compared.
+    """
+
+    kind: str
+    first: str
+    second: str
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What one set gives away about another.
+
+    Attributes:
+        source: the set that is seen earlier, e.g. ``train``.
+        target: the set that should be new, e.g. a test set.
+        n: questions of ``target``.
+        questions: of those, how many show a copy of a picture of ``source``.
+        kinds: kind -> questions of ``target`` whose nearest picture in ``source`` is of that kind.
+        sources: ids of the questions of ``source`` that show the original of such a copy.
+        pairs: the pictures, nearest kind first.
+    """
+
+    source: str
+    target: str
+    n: int
+    questions: int
+    kinds: dict[str, int]
+    sources: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the target's questions, the share that shows a copy."""
+        return self.questions / self.n
+
+    @property
+    def neighbours(self) -> int:
+        """Questions whose nearest picture is a neighbouring slice, which is no copy."""
+        return self.kinds.get(NEIGHBOUR, 0)
+
+
+def find_leak(
+    names: tuple[str, str],
+    source: Sequence[VQASample],
+    target: Sequence[VQASample],
+    handles: Mapping[str, ImageHandle],
+    prints: Prints,
+) -> Leak:
+    """Compare every picture of ``target`` with every one of ``source``.
+
+    Paths are compared always, bytes and pixels where both pictures are on disk. Equal file names in
+    different folders count where pixels cannot tell.
+    """
+    first, second = pictures(source), pictures(target)
+    pairs = _exact(first, second, prints)
+    seen = {(pair.first, pair.second) for pair in pairs}
+    pairs += _alike(first, second, handles, prints, seen)
+    order = {kind: k for k, kind in enumerate((*COPIES, NEIGHBOUR))}
+    pairs.sort(key=lambda pair: (order[pair.kind], pair.distance or 0.0, pair.second, pair.first))
+
+    nearest: dict[str, str] = {}
+    for pair in pairs:
+        nearest.setdefault(pair.second, pair.kind)
+    kinds: dict[str, int] = dict.fromkeys(order, 0)
+    for sample in target:
+        if found := [nearest[h.name] for h in sample.images if h.name in nearest]:
+            kinds[min(found, key=order.get)] += 1
+    originals = {pair.first for pair in pairs if pair.kind in COPIES}
+    return Leak(
+        source=names[0],
+        target=names[1],
+        n=len(target),
+        questions=sum(kinds[kind] for kind in COPIES),
+        kinds={kind: count for kind, count in kinds.items() if count},
+        sources=tuple(s.id for s in source if any(h.name in originals for h in s.images)),
+        pairs=tuple(pairs),
+    )
+
+
+def pictures(samples: Sequence[VQASample]) -> dict[str, ImageHandle]:
+    """Every picture once, by name."""
+    return {handle.name: handle for sample in samples for handle in sample.images}
+
+
+def repeated(samples: Sequence[VQASample], prints: Prints) -> list[tuple[str, str]]:
+    """Questions asked twice: ids of the first and of each later one with its words, options and pictures.
+
+    Options may stand in another order. A picture is the same by its pixels, or by its path where it is
+    not on disk.
+    """
+    first: dict[tuple, str] = {}
+    found = []
+    for sample in samples:
+        shown = tuple(p.pixels if (p := prints.get(h.name)) else h.name for h in sample.images)
+        key = (" ".join(sample.question.split()), frozenset(sample.options), shown)
+        if key in first:
+            found.append((first[key], sample.id))
+        first.setdefault(key, sample.id)
+    return found
+
+
+def _exact(first: Mapping, second: Mapping, prints: Prints) -> list[Pair]:
+    places: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in (*EXACT, NAMED)}
+
+    def keys(name: str) -> dict[str, str]:
+        known = prints.get(name)
+        more = {"same bytes": known.bytes, "same pixels": known.pixels} if known else {}
+        return {"same file": name, **more, NAMED: PurePath(name).name}
+
+    for name in first:
+        for kind, key in keys(name).items():
+            places[kind][key].append(name)
+    pairs = {}
+    for name in second:
+        for kind, key in keys(name).items():
+            for other in places[kind].get(key, ()):
+                told_apart = kind == NAMED and prints.get(name) and prints.get(other)
+                if (other, name) not in pairs and not told_apart:
+                    pairs[other, name] = Pair(kind, other, name, None if kind == NAMED else 0.0)
+    return list(pairs.values())
+
+
+def _alike(first: Mapping, second: Mapping, handles: Mapping, prints: Prints, seen: set) -> list[Pair]:
+    mine, theirs = ([name for name in names if prints.get(name)] for names in (first, second))
+    if not mine or not theirs:
+        return []
+    found = candidates([prints[name] for name in mine], [prints[name] for name in theirs])
+    found = [c for c in found if (mine[c.first], theirs[c.second]) not in seen]
+
+    def judged(c: Candidate) -> Pair | None:
+        one, other = handles[mine[c.first]], handles[theirs[c.second]]
+        kind, distance = kind_of(one.load(), other.load(), c.mirrored)
+        return Pair(kind, one.name, other.name, distance) if kind else None
+
+    pairs: dict[tuple[str, str], Pair] = {}
+    for pair in filter(None, in_threads(judged, found, "Comparing images")):
+        known = pairs.get((pair.first, pair.second))  # a pair may be compared both ways round
+        if known is None or pair.distance < known.distance:
+            pairs[pair.first, pair.second] = pair
+    return list(pairs.values())
