@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePath
 
-from medvlm_r1.data.audit.kinds import COPIES, EXACT, NAMED, NEIGHBOUR, kind_of
+from medvlm_r1.data.audit.kinds import COPIES, EXACT, NAMED, NEIGHBOUR, View, kind_of, view
 from medvlm_r1.data.audit.pictures import Candidate, Fingerprint, candidates, in_threads
 from medvlm_r1.data.sample import ImageHandle, VQASample
 
@@ -151,10 +152,14 @@ def _alike(first: Mapping, second: Mapping, handles: Mapping, prints: Prints, se
     found = candidates([prints[name] for name in mine], [prints[name] for name in theirs])
     found = [c for c in found if (mine[c.first], theirs[c.second]) not in seen]
 
+    @lru_cache(maxsize=2048)  # 9 kB each
+    def seen_again(name: str) -> View:
+        return prints[name].view or view(handles[name].load())
+
     def judged(c: Candidate) -> Pair | None:
-        one, other = handles[mine[c.first]], handles[theirs[c.second]]
-        kind, distance = kind_of(one.load(), other.load(), c.mirrored)
-        return Pair(kind, one.name, other.name, distance) if kind else None
+        one, other = mine[c.first], theirs[c.second]
+        kind, distance = kind_of(seen_again(one), seen_again(other), c.mirrored)
+        return Pair(kind, one, other, distance) if kind else None
 
     pairs: dict[tuple[str, str], Pair] = {}
     for pair in filter(None, in_threads(judged, found, "Comparing images")):

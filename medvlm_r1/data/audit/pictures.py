@@ -25,6 +25,7 @@ from rich.progress import track
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
+from medvlm_r1.data.audit.kinds import View, view
 from medvlm_r1.data.checks import image_digest
 from medvlm_r1.data.sample import ImageFile, ImageHandle
 
@@ -32,7 +33,7 @@ SIDE = 32  # pixels of a thumbnail
 ALIKE = 0.85  # correlation of lowest frequencies; a crop by 2 % on each side keeps at least 0.86
 EXPLAINED = 0.93  # share of a thumbnail's variance that the other one explains
 SURELY = 0.98  # from here every pair is looked at; below, the nearest few of each picture
-NEAREST = 4
+NEAREST = 3
 _FREQUENCIES = 16  # lowest that are kept a side
 _FLAT = 2.0  # standard deviation of grey values below which a picture shows nothing to compare
 _EDGE = 2  # pixels of a thumbnail that a shift may bring in from outside
@@ -50,11 +51,13 @@ class Fingerprint:
         bytes: digest of the file; of size and pixels where the picture is no file.
         pixels: digest of size and decoded RGB.
         thumbnail: grey, squeezed into a square.
+        view: for the closer look; ``None`` for a file, which is decoded again where that comes.
     """
 
     bytes: str
     pixels: str
     thumbnail: UInt8[np.ndarray, "32 32"]
+    view: View | None = None
 
     @property
     def is_flat(self) -> bool:
@@ -82,9 +85,10 @@ def fingerprint(handle: ImageHandle) -> Fingerprint | None:
         return None
     picture = handle.load()
     pixels = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-    digest = (image_digest(handle) or pixels) if isinstance(handle, ImageFile) else pixels
-    grey = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    return Fingerprint(digest, pixels, np.asarray(grey))
+    thumbnail = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+    if isinstance(handle, ImageFile):
+        return Fingerprint(image_digest(handle) or pixels, pixels, thumbnail)
+    return Fingerprint(pixels, pixels, thumbnail, view(picture))
 
 
 def fingerprints(handles: Sequence[ImageHandle], workers: int | None = None) -> list[Fingerprint | None]:
