@@ -79,7 +79,9 @@ def run(cfg: DictConfig) -> float:
     with clock.phase("data"), told_plainly():  # before the weights: a bad row should not wait for them
         questions = hydra.utils.instantiate(cfg.data)
     with clock.phase("audit"), told_plainly():
-        questions, findings = hydra.utils.instantiate(cfg.audit)(questions) if cfg.audit else (questions, None)
+        questions, findings = (
+            hydra.utils.instantiate(cfg.audit)(questions) if cfg.audit else (questions, None)
+        )
         if findings and not is_later_rank():
             log.info("audit: %s", findings.verdict)
     with clock.phase("build"), told_plainly():

@@ -23,7 +23,7 @@ EXAMPLES = """examples:
 Each test file is a set of its own, by its stem. Where no image is on disk, paths and texts are checked
 and pixels are not. Exit code 0: audited, whatever was found; 1: training shows an image of a test set
 (with --fail-on-leak); 2: a file cannot be read."""
-_SHOWN = 10
+_SHOWN = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +82,9 @@ def show(found: Audit, console: Console) -> None:
     for leak in found.leaks:
         for pair in leak.pairs[:_SHOWN]:
             far = "" if pair.distance is None else f" (distance {pair.distance:.3f})"
-            console.print(escape(f"  {pair.kind}{far}: {pair.first} | {pair.second}"), highlight=False)
+            line = f"  {pair.kind}{far}: {pair.second}"
+            line += "" if pair.first == pair.second else f" of {pair.first}"
+            console.print(escape(line), highlight=False, soft_wrap=True)
         if len(leak.pairs) > _SHOWN:
             console.print(f"  ... and {len(leak.pairs) - _SHOWN} more pairs (--json)", highlight=False)
     rules = _table("Right without looking, %", "test set", "rule", "accuracy", "chance", "n")
@@ -90,7 +92,9 @@ def show(found: Audit, console: Console) -> None:
         for rule, s in scores.items():
             rules.add_row(name, rule, f"{100 * s.accuracy:.1f}", f"{100 * s.chance:.1f}", str(s.n))
     console.print(rules)
-    made_of = _table("Balance", "set", "questions", "images", "twice", "gold letters", "options", "modalities")
+    made_of = _table(
+        "Balance", "set", "questions", "images", "twice", "gold letters", "options", "modalities"
+    )
     for name, b in found.sets.items():
         counts = [", ".join(f"{k} {n}" for k, n in c.items()) for c in (b.letters, b.options, b.modalities)]
         made_of.add_row(name, str(b.n), str(b.images), str(len(found.repeated[name])), *counts)
@@ -103,7 +107,9 @@ def show(found: Audit, console: Console) -> None:
 
 
 def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for k, head in enumerate(heads):
         numeric = head in ("questions", "copies", "%", "accuracy", "chance", "n", "images", "twice")
         table.add_column(head, justify="right" if numeric and k else "left", overflow="fold")

@@ -192,7 +192,7 @@ def steps(case: str, checkpoint: str, arguments: argparse.Namespace) -> dict[str
 
 def built(cfg: Any, witness: Callback) -> tuple[Any, Any, Any]:
     seed_everything(cfg.seed, workers=True, verbose=False)
-    module, data, trainer = run.build(cfg)
+    module, data, trainer = run.build(cfg, hydra.utils.instantiate(cfg.data))
     if cfg.model.path != "embedded":
         module.rewards = Rewards({"arbitrary": arbitrary}, {})
     trainer.callbacks.append(witness)

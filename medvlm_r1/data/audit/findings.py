@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from medvlm_r1.data.audit.kinds import NAMED, NEIGHBOUR
 from medvlm_r1.data.audit.leaks import Leak, Pair
 from medvlm_r1.data.audit.shortcuts import Shortcut
 from medvlm_r1.data.sample import VQASample
-
-SHOWN_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,15 @@ class Audit:
             parts.append(f"{self.dropped} training questions dropped for it")
         if not self.into_tests:
             parts.append("no test image is a copy of a training image")
-        if near := {k.target: k.neighbours for k in self.leaks if k.source == "train" and k.neighbours}:
-            counts = ", ".join(f"{n} {name}" for name, n in near.items())
-            parts.append(f"neighbouring slices of training images: {counts} questions")
+        for kind, words in (
+            (NEIGHBOUR, "what may be a neighbouring slice of a training image"),
+            (NAMED, "an image with a training image's file name"),
+        ):
+            if counts := {
+                k.target: k.kinds[kind] for k in self.leaks if k.source == "train" and kind in k.kinds
+            }:
+                questions = ", ".join(f"{n} {name}" for name, n in counts.items())
+                parts.append(f"{questions} questions show {words}")
         for leak in self.leaks:
             if leak.questions and "validation" in (leak.source, leak.target):
                 n = f"{leak.questions} of {leak.n} {leak.target} questions"
@@ -131,7 +136,9 @@ class Audit:
         for name, rules in self.shortcuts.items():
             rule, best = max(rules.items(), key=lambda item: item[1].accuracy)
             if best.stands_out:
-                score = f"{100 * best.accuracy:.1f} % on {name} without looking (chance {100 * best.chance:.1f})"
+                score = (
+                    f"{100 * best.accuracy:.1f} % on {name} without looking (chance {100 * best.chance:.1f})"
+                )
                 parts.append(f"{rule} alone scores {score}")
         if self.faults:
             parts.append(f"{len(self.faults)} faults in rows")

@@ -21,9 +21,9 @@ from scipy.ndimage import affine_transform, gaussian_filter
 
 EXACT = ("same file", "same bytes", "same pixels")
 ALTERED = ("re-encoded", "resized", "cropped", "sharpened", "mirrored")
-NAMED = "same file name"
-COPIES = (*EXACT, *ALTERED, NAMED)
+COPIES = (*EXACT, *ALTERED)
 NEIGHBOUR = "neighbouring slice"
+NAMED = "same file name"  # in another folder, where pixels could not be compared: a suspicion
 
 LARGEST = 96  # pixels a side at which pictures are compared; below that, the smaller one's own
 SMALLEST = 24
@@ -70,9 +70,7 @@ class View:
 def view(picture: Image.Image) -> View:
     """Reduce a picture to what is compared."""
     side = max(SMALLEST, min(LARGEST, *picture.size))
-    return View(
-        picture.size, np.asarray(picture.convert("L").resize((side, side), Image.Resampling.LANCZOS))
-    )
+    return View(picture.size, np.asarray(picture.convert("L").resize((side, side), Image.Resampling.LANCZOS)))
 
 
 def kind_of(first: View, second: View, mirrored: bool = False) -> tuple[str | None, float]:
@@ -113,7 +111,9 @@ def likeness(first: View, second: View, mirrored: bool = False) -> Likeness:
     moved = _move(a, shift)
     bands = []
     for small, large in ((1.2, 4.0), (0.7, 2.0)):
-        bands.append([(gaussian_filter(p, small) - gaussian_filter(p, large))[edge, edge] for p in (moved, b)])
+        bands.append(
+            [(gaussian_filter(p, small) - gaussian_filter(p, large))[edge, edge] for p in (moved, b)]
+        )
     coarse, fine = ([p - p.mean() for p in band] for band in bands)
     gains = [abs(float(np.log((v.std() + 1e-3) / (u.std() + 1e-3)))) for u, v in (coarse, fine)]
     return Likeness(

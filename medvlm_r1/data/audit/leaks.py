@@ -18,7 +18,7 @@ class Pair:
     """Two pictures that are, or may be, one.
 
     Attributes:
-        kind: one of ``COPIES``, or ``NEIGHBOUR``.
+        kind: one of ``COPIES``, ``NEIGHBOUR`` or ``NAMED``.
         first: name of the picture in the set that is seen earlier (training, or validation).
         second: name of the other one.
         distance: 1 minus the correlation of fine structure; 0 for exact copies, ``None`` where pixels
@@ -58,11 +58,6 @@ class Leak:
         """Of the target's questions, the share that shows a copy."""
         return self.questions / self.n
 
-    @property
-    def neighbours(self) -> int:
-        """Questions whose nearest picture is a neighbouring slice, which is no copy."""
-        return self.kinds.get(NEIGHBOUR, 0)
-
 
 def find_leak(
     names: tuple[str, str],
@@ -73,14 +68,14 @@ def find_leak(
 ) -> Leak:
     """Compare every picture of ``target`` with every one of ``source``.
 
-    Paths are compared always, bytes and pixels where both pictures are on disk. Equal file names in
-    different folders count where pixels cannot tell.
+    Paths are compared always, bytes and pixels where both pictures are on disk. Where they are not, equal
+    file names in different folders are listed, if each set has the name once; they count as no copy.
     """
     first, second = pictures(source), pictures(target)
     pairs = _exact(first, second, prints)
     seen = {(pair.first, pair.second) for pair in pairs}
     pairs += _alike(first, second, handles, prints, seen)
-    order = {kind: k for k, kind in enumerate((*COPIES, NEIGHBOUR))}
+    order = {kind: k for k, kind in enumerate((*COPIES, NEIGHBOUR, NAMED))}
     pairs.sort(key=lambda pair: (order[pair.kind], pair.distance or 0.0, pair.second, pair.first))
 
     nearest: dict[str, str] = {}
@@ -125,12 +120,13 @@ def repeated(samples: Sequence[VQASample], prints: Prints) -> list[tuple[str, st
 
 
 def _exact(first: Mapping, second: Mapping, prints: Prints) -> list[Pair]:
-    places: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in (*EXACT, NAMED)}
+    places: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in EXACT}
 
     def keys(name: str) -> dict[str, str]:
         known = prints.get(name)
-        more = {"same bytes": known.bytes, "same pixels": known.pixels} if known else {}
-        return {"same file": name, **more, NAMED: PurePath(name).name}
+        return {"same file": name} | (
+            {"same bytes": known.bytes, "same pixels": known.pixels} if known else {}
+        )
 
     for name in first:
         for kind, key in keys(name).items():
@@ -139,10 +135,21 @@ def _exact(first: Mapping, second: Mapping, prints: Prints) -> list[Pair]:
     for name in second:
         for kind, key in keys(name).items():
             for other in places[kind].get(key, ()):
-                told_apart = kind == NAMED and prints.get(name) and prints.get(other)
-                if (other, name) not in pairs and not told_apart:
-                    pairs[other, name] = Pair(kind, other, name, None if kind == NAMED else 0.0)
+                pairs.setdefault((other, name), Pair(kind, other, name, 0.0))
+    here, there = (_unique_names(names) for names in (first, second))
+    for file, name in there.items():
+        other = here.get(file)
+        if other and (other, name) not in pairs and not (prints.get(other) and prints.get(name)):
+            pairs[other, name] = Pair(NAMED, other, name, None)
     return list(pairs.values())
+
+
+def _unique_names(names: Mapping) -> dict[str, str]:
+    """File name -> picture, for file names that stand in one folder only: 1.png says nothing."""
+    folders = defaultdict(list)
+    for name in names:
+        folders[PurePath(name).name].append(name)
+    return {file: found[0] for file, found in folders.items() if len(found) == 1}
 
 
 def _alike(first: Mapping, second: Mapping, handles: Mapping, prints: Prints, seen: set) -> list[Pair]:

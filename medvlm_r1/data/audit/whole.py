@@ -27,7 +27,9 @@ def audit(
     Raises:
         BadRowError: a picture is there and cannot be decoded.
     """
-    sets = {"train": list(train), "validation": list(validation)} if len(validation) else {"train": list(train)}
+    sets = (
+        {"train": list(train), "validation": list(validation)} if len(validation) else {"train": list(train)}
+    )
     if clash := sets.keys() & tests.keys():
         raise ValueError(f"a test set is called {min(clash)!r}, like another part: give it another name")
     sets |= {name: list(samples) for name, samples in tests.items()}
