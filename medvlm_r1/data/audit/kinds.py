@@ -8,8 +8,8 @@ of the texture; another body shares outlines at most.
 
 The limits below were set on real scans (brain MRI of 224 and breast MRI of 64 pixels a side): planted copies
 beside seven hundred pairs that look alike, those around each limit seen by eye. Planted copies agree to 0.95
-and more, to 0.92 in their worse quarter; neighbouring slices to 0.96 and 0.90, phantoms of different bodies to
-0.97 and 0.85. A copy that was both cropped and strongly filtered passes for a neighbouring slice.
+and more, to 0.92 in their worse quarter; neighbouring slices to 0.96 and 0.90, phantoms of different bodies
+to 0.97 and 0.85. A copy that was both cropped and strongly filtered passes for a neighbouring slice.
 """
 
 from dataclasses import dataclass

@@ -178,7 +178,7 @@ def _lowest(grey: Float[np.ndarray, "n 32 32"]) -> Float[np.ndarray, "n k"]:
 def _spans(
     grey: Float[np.ndarray, "n 32 32"],
 ) -> tuple[Float[np.ndarray, "n s 5"], Float[np.ndarray, "n s"]]:
-    """An orthonormal basis of a thumbnail and its small shifts and stretches; the thumbnail at unit length."""
+    """Bases of thumbnails and their small shifts and stretches, orthonormal; thumbnails at unit length."""
     smooth = gaussian_filter(grey, (0, 0.7, 0.7))
     dy, dx = np.gradient(smooth, axis=(1, 2))
     moved = np.stack([smooth, dx, _X * dx, dy, _Y * dy], axis=-1)[:, _EDGE:-_EDGE, _EDGE:-_EDGE]
