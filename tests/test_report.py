@@ -360,15 +360,8 @@ def test_a_leak_is_labelled_beside_every_number_that_it_touches(tmp_path):
     }
     assert marked == {("GRPO", "MRI"), ("GRPO", "Mean")}
     assert table.notes[-1] == "† 30.0 % of the MRI questions show a copy of a training image."
-    assert [cell.main.endswith("†") for cell in difference_table(c).rows[0]] == [
-        False,
-        True,
-        False,
-        False,
-    ] + [
-        False,
-        True,
-    ]
+    marks = [cell.main.endswith("†") for cell in difference_table(c).rows[0]]
+    assert marks == [False, True, False, False, False, True]
     assert "†" in as_markdown(table)
     said = "".join(Page(write_comparison_report([tmp_path], tmp_path).read_text()).said)
     assert "18 of 60 mri questions show a copy of a training image." in said
