@@ -46,7 +46,7 @@ class BeforeRun:
         found = self._found(questions)
         if found.leaking and self.on_leak == "fail":
             raise ValueError(
-                f"audit: {found.verdict}. audit.on_leak=drop takes the {len(found.leaking)} training questions "
+                f"audit: {found.verdict}. audit.on_leak=drop takes {len(found.leaking)} training questions "
                 "out, audit.on_leak=warn labels the results"
             )
         if found.leaking and self.on_leak == "drop":
@@ -71,7 +71,7 @@ class BeforeRun:
 
 
 def _audited(questions: Questions) -> Audit:
-    logger.info("auditing the questions; the findings are kept, so the next run has them at once")
+    logger.info("auditing the questions, once: the findings are kept")
     return audit(questions.train, questions.test, questions.validation, questions.skipped)
 
 
