@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from medvlm_r1.data.module import VQADataModule
+    from medvlm_r1.data.questions import Questions
     from medvlm_r1.module import VLMModule
 
 CONF = Path(__file__).parent / "conf"
@@ -74,8 +75,16 @@ def run(cfg: DictConfig) -> float:
 
     clock = Clock()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    with clock.phase("data"), told_plainly():  # before the weights: a bad row should not wait for them
+        questions = hydra.utils.instantiate(cfg.data)
+    with clock.phase("audit"), told_plainly():
+        questions, findings = (
+            hydra.utils.instantiate(cfg.audit)(questions) if cfg.audit else (questions, None)
+        )
+        if findings and not is_later_rank():
+            log.info("audit: %s", findings.verdict)
     with clock.phase("build"), told_plainly():
-        module, data, trainer = build(cfg)
+        module, data, trainer = build(cfg, questions)
     if cfg.overwrite and not is_later_rank():
         empty(folder)
     if not is_later_rank():
@@ -98,19 +107,19 @@ def run(cfg: DictConfig) -> float:
     with clock.phase("test"), told_plainly(EndpointError):
         trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
-        write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock)
+        found = findings.as_dict(pairs=20) if findings else {}
+        write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock, found)
         page = write_run_report(folder)
         table_console().print(as_rich(accuracy_table(compare([folder]))))
         log.info("report: %s", page)
     return validation["validation/accuracy"]
 
 
-def build(cfg: DictConfig) -> tuple["VLMModule", "VQADataModule", "Trainer"]:
-    """Instantiate every part; questions first, because a bad row should not wait for the weights."""
+def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADataModule", "Trainer"]:
+    """Instantiate every part that works on the questions."""
     from medvlm_r1.data.module import VQADataModule
 
     instantiate = hydra.utils.instantiate
-    questions = instantiate(cfg.data)
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
     policy = instantiate(cfg.model)
     engine = instantiate(cfg.rollout) if cfg.rollout else policy.engine

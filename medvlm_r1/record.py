@@ -40,9 +40,16 @@ class Clock:
 
 
 def write_record(
-    folder: Path, config: dict[str, Any], module: VLMModule, validation: dict[str, float], clock: Clock
+    folder: Path,
+    config: dict[str, Any],
+    module: VLMModule,
+    validation: dict[str, float],
+    clock: Clock,
+    audit: dict[str, Any],
 ) -> None:
     """Write ``predictions.jsonl``, ``metrics.json``, ``timing.json`` and ``model/``.
+
+    ``audit`` is the plain form of what the audit found, empty without one.
 
     Rows that a source left out are listed in ``skipped.txt``. Clock, memory and hardware go to
     ``timing.json`` alone, so that the rest is the same for the same seed.
@@ -73,7 +80,7 @@ def write_record(
         **summarise(module.predictions),
         "validation": {name.removeprefix("validation/"): value for name, value in validation.items()},
         "controls": {},
-        "audit": {},
+        "audit": audit,
         "counters": {"skipped_rows": len(questions.skipped)},
     }
     write_json(folder / "metrics.json", metrics)

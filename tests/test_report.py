@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from run_folders import write_run, write_sweep
+from run_folders import audit, write_run, write_sweep
 
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.report import examples
@@ -17,7 +17,7 @@ from medvlm_r1.report.figures import comparison_figure, curve_panels, dot_panels
 from medvlm_r1.report.page import clock, headline, mark_tags, write_comparison_report, write_run_report
 from medvlm_r1.report.rows import UnpairedError
 from medvlm_r1.report.run_folder import RunFolderError, find_runs, read_run
-from medvlm_r1.report.tables import accuracy_table, percent
+from medvlm_r1.report.tables import accuracy_table, as_markdown, difference_table, percent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -339,6 +339,41 @@ def test_page_of_a_bare_run(tmp_path):
     said = "".join(Page(write_run_report(folder).read_text()).said)
     assert "picture not kept" in said
     assert "None was raised" in said
+
+
+def with_audit(folder, found):
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": found}))
+
+
+def test_a_leak_is_labelled_beside_every_number_that_it_touches(tmp_path):
+    """MRI leaks: MRI and the means over it carry the dagger, in rows that were trained and nowhere else."""
+    for method in ("zero_shot", "grpo"):
+        with_audit(write_run(tmp_path, method), audit(copies=18))
+    c = compare([tmp_path])
+    table = accuracy_table(c)
+    marked = {
+        (row[0].main, head.main)
+        for row in table.rows
+        for head, cell in zip(table.heads, row, strict=True)
+        if "†" in cell.main
+    }
+    assert marked == {("GRPO", "MRI"), ("GRPO", "Mean")}
+    assert table.notes[-1] == "† 30.0 % of the MRI questions show a copy of a training image."
+    marks = [cell.main.endswith("†") for cell in difference_table(c).rows[0]]
+    assert marks == [False, True, False, False, False, True]
+    assert "†" in as_markdown(table)
+    said = "".join(Page(write_comparison_report([tmp_path], tmp_path).read_text()).said)
+    assert "18 of 60 mri questions show a copy of a training image." in said
+    assert "test/3.png" in said
+
+
+def test_no_dagger_where_the_leak_was_dropped_or_nothing_was_found(tmp_path):
+    folder = write_run(tmp_path, "grpo")
+    for found in (audit(), audit(copies=18) | {"dropped": 9}, {}):
+        with_audit(folder, found)
+        assert "†" not in as_markdown(accuracy_table(compare([folder])))
+    assert "Audit of the data" not in write_run_report(folder).read_text()
 
 
 def test_model_text_is_escaped(tmp_path):

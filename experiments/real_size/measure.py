@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from genuine import qwen2_tokenizer
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from lightning import Callback, LightningModule, seed_everything
 from rich.console import Console
 from rich.table import Table
@@ -250,7 +251,7 @@ def sums(module: LightningModule, trainer: Any) -> Tensor:
 
 def built(cfg: Any, witness: Callback) -> tuple[Any, Any, Any]:
     seed_everything(cfg.seed, workers=True, verbose=False)
-    module, data, trainer = run.build(cfg)
+    module, data, trainer = run.build(cfg, instantiate(cfg.data))
     if cfg.model.path != "embedded":
         module.rewards = Rewards({"arbitrary": arbitrary}, {})
     trainer.callbacks.append(witness)

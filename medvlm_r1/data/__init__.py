@@ -14,6 +14,7 @@ medvlm_r1_set.py    MedVLM-R1's 600 training questions and its test file
 huatuo_bundle.py    the bundle that they come from; archive.py unpacks its images
 checks.py           do all pictures decode? check_cache.py keeps the findings
 splits.py           held out by image group; nested subsets
+audit/              what the questions give away: leaks between sets, shortcuts, balance
 options.py          one function per option of ``conf/data``
 questions.py        what trains, validates and tests
 module.py           the Lightning data module that serves questions to the trainer

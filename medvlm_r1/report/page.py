@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medvlm_r1.report import examples
+from medvlm_r1.report.audit import DAGGER, AuditSection, leaked_over, section
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference, compare
 from medvlm_r1.report.figures import curve_panels, dot_panels, series
 from medvlm_r1.report.rows import Row
@@ -18,6 +19,7 @@ from medvlm_r1.report.tables import (
     Table,
     accuracy_table,
     difference_table,
+    leak_notes,
     p_text,
     percent,
     set_name,
@@ -83,7 +85,8 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
         alarms=[(run, alarm) for run in runs for alarm in run.alarms],
         runs=runs,
         facts=shared_facts(runs),
-        findings={k: flatten(runs[0].metrics.get(k) or {}) for k in ("audit", "counters")},
+        findings={k: flatten(runs[0].metrics.get(k) or {}) for k in ("counters",)},
+        audits=one_of_each([section(run) for run in runs]),
         command=command,
         methods=METHODS,
     )
@@ -159,11 +162,17 @@ def control_table(c: Comparison) -> Table | None:
     for row in c.rows:
         for control in shared:
             rates = [row.rate([t], control=control) for t in c.test_sets]
-            rows.append([Cell(row.label, control), *(Cell(percent(i.value), span(i)) for i in rates)])
+            marks = [DAGGER * (t in leaked_over(row.runs)) for t in c.test_sets]
+            cells = [Cell(percent(i.value) + mark, span(i)) for i, mark in zip(rates, marks, strict=True)]
+            rows.append([Cell(row.label, control), *cells])
     heads = [Cell("Method", "control"), *(Cell(set_name(t)) for t in c.test_sets)]
-    return Table(
-        "Controls", heads, rows, [f"{PLAIN} is the plain question; the others change or remove a part of it."]
-    )
+    notes = [f"{PLAIN} is the plain question; the others change or remove a part of it.", *leak_notes(c)]
+    return Table("Controls", heads, rows, notes)
+
+
+def one_of_each(found: Sequence[AuditSection | None]) -> list[AuditSection]:
+    """Audits that say different things, each by the first run that has it."""
+    return list({a.verdict: a for a in reversed(found) if a}.values())[::-1]
 
 
 def shared_facts(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from medvlm_r1.evaluate.statistics import Interval
+from medvlm_r1.report.audit import DAGGER, leaked_over
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
 from medvlm_r1.report.fairness import Fairness
 
@@ -72,8 +73,10 @@ def accuracy_table(c: Comparison) -> Table:
     for row in c.rows:
         seeds = f"{len(row.runs)} seeds" if len(row.runs) > 1 else f"seed {row.seeds[0]}"
         cells = [Cell(row.label, f"{row.experiment}; {seeds}")]
+        shares = leaked_over(row.runs)
         for scope, i in c.accuracy[row.label].items():
-            cells.append(Cell(percent(i.value), span(i), best[scope] == row.label))
+            mark = DAGGER if shares.keys() & set(c.scopes[scope]) else ""
+            cells.append(Cell(percent(i.value) + mark, span(i), best[scope] == row.label))
         overall = list(c.scopes)[-1]
         for rates in (c.well_formed, c.answered):
             cells.append(Cell(percent(rates[row.label][overall].value), span(rates[row.label][overall])))
@@ -92,16 +95,27 @@ def accuracy_table(c: Comparison) -> Table:
         notes.append(
             f"Two unpaired runs of this size show {visible} points or more per test set at 80 % power."
         )
+    notes += leak_notes(c)
     return Table("Accuracy", heads, rows, notes)
+
+
+def leak_notes(c: Comparison) -> list[str]:
+    """The footnote of the daggers; none where no number is touched by a leak."""
+    shares = leaked_over([run for row in c.rows for run in row.runs])
+    told = [f"{percent(share)} % of the {set_name(name)} questions" for name, share in shares.items()]
+    return [f"{DAGGER} {', '.join(told)} show a copy of a training image."] if told else []
 
 
 def difference_table(c: Comparison) -> Table:
     """Paired differences in points; bold where the adjusted test supports one."""
     heads = [Cell("Difference")] + [Cell(set_name(scope)) for scope in c.scopes]
     found: dict[tuple[str, str], list[Cell]] = {}
+    touched = {row.label: leaked_over(row.runs).keys() for row in c.rows}
     for d in c.differences:
         cells = found.setdefault((d.first, d.second), [Cell(f"{d.first} \N{MINUS SIGN} {d.second}")])
-        cells.append(_difference_cell(d))
+        cells.append(
+            _difference_cell(d, any(touched[label] & set(c.scopes[d.where]) for label in (d.first, d.second)))
+        )
     tests = " / ".join(sorted({d.test for d in c.differences}))
     notes = [
         f"Points on the same questions, 95 % interval, adjusted p ({tests}, Holm over {len(c.differences)}"
@@ -109,6 +123,7 @@ def difference_table(c: Comparison) -> Table:
     ]
     if any(len(row.runs) > 1 for row in c.rows):
         notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
+    notes += leak_notes(c)
     return Table("Differences", heads, list(found.values()), notes if c.differences else [])
 
 
@@ -171,9 +186,9 @@ def as_markdown(table: Table) -> str:
     return "\n".join([f"### {table.title}", "", *lines, "", *table.notes, ""])
 
 
-def _difference_cell(d: Difference) -> Cell:
+def _difference_cell(d: Difference, touched: bool) -> Cell:
     note = f"{span(d.interval, signed=True)}; p {p_text(d.adjusted)}"
-    return Cell(percent(d.interval.value, signed=True), note, d.supported)
+    return Cell(percent(d.interval.value, signed=True) + DAGGER * touched, note, d.supported)
 
 
 def _lines(cell: Cell) -> str:

@@ -1,0 +1,102 @@
+"""The audit at the start of a run: asked of the built questions, kept on disk by their content."""
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from medvlm_r1.data.audit.findings import Audit
+from medvlm_r1.data.audit.whole import audit
+from medvlm_r1.data.checks import image_digest
+from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.sample import ImageFile, ImageHandle, VQASample
+
+logger = logging.getLogger(__name__)
+
+OnLeak = Literal["warn", "drop", "fail"]
+
+
+class BeforeRun:
+    """Audits questions once; the same questions and pictures again are answered from disk.
+
+    Args:
+        on_leak: what happens where training shows a picture of a test set: ``warn`` says so, ``drop`` takes
+            those training questions out (never a test question), ``fail`` stops.
+        cache: folder for findings; ``None`` keeps none.
+
+    Raises:
+        ValueError: ``on_leak`` is none of the three.
+    """
+
+    def __init__(self, on_leak: OnLeak = "warn", cache: str | Path | None = None) -> None:
+        if on_leak not in ("warn", "drop", "fail"):
+            raise ValueError(f"audit.on_leak is {on_leak!r}: use 'warn', 'drop' or 'fail'")
+        self.on_leak, self.cache = on_leak, None if cache is None else Path(cache)
+
+    def __call__(self, questions: Questions) -> tuple[Questions, Audit]:
+        """The questions to run with, and what was found.
+
+        Raises:
+            ValueError: there is a leak and ``on_leak`` is ``fail``, or nothing is left after dropping.
+        """
+        found = self._found(questions)
+        if found.leaking and self.on_leak == "fail":
+            raise ValueError(
+                f"audit: {found.verdict}. audit.on_leak=drop takes {len(found.leaking)} training questions "
+                "out, audit.on_leak=warn labels the results"
+            )
+        if found.leaking and self.on_leak == "drop":
+            kept = [sample for sample in questions.train if sample.id not in found.leaking]
+            found = found.after_dropping(len(questions.train) - len(kept))
+            questions = replace(questions, train=kept)
+        return questions, found
+
+    def _found(self, questions: Questions) -> Audit:
+        if self.cache is None:
+            return _audited(questions)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        path = self.cache / f"{content_key(questions)}.json"
+        with FileLock(f"{path}.lock"):  # ranks and parallel runs come here together: one of them looks
+            if path.is_file():
+                return Audit.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            found = _audited(questions)
+            partial = path.with_suffix(".part")
+            partial.write_text(json.dumps(found.as_dict(), ensure_ascii=False), encoding="utf-8")
+            partial.replace(path)
+        return found
+
+
+def _audited(questions: Questions) -> Audit:
+    logger.info("auditing the questions, once: the findings are kept")
+    return audit(questions.train, questions.test, questions.validation, questions.skipped)
+
+
+def content_key(questions: Questions) -> str:
+    """Digest of all that findings follow from: questions, bytes of pictures, and this package's code."""
+    sets = {"train": questions.train, "validation": questions.validation, **questions.test}
+    digests: dict[str, str] = {}
+    lines = [json.dumps([name, [_line(s, digests) for s in samples]]) for name, samples in sets.items()]
+    code = [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
+    whole = hashlib.sha256(json.dumps(questions.skipped).encode())
+    for part in (*map(str.encode, lines), *code):
+        whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()[:24]
+
+
+def _line(sample: VQASample, digests: dict[str, str]) -> list:
+    for handle in sample.images:
+        if handle.name not in digests:
+            digests[handle.name] = _content(handle)
+    fields = {key: value for key, value in vars(sample).items() if key != "images"}
+    return [fields, [[h.name, digests[h.name]] for h in sample.images]]
+
+
+def _content(handle: ImageHandle) -> str:
+    """What a picture shows, without decoding or rendering it: bytes of a file, parameters of a rendering."""
+    if isinstance(handle, ImageFile):
+        return image_digest(handle) or "absent"
+    return repr(handle)
