@@ -3,6 +3,9 @@
 =================  ==================================================================
 sample.py          :class:`VQASample`, the value that every later stop receives
 phantom/           the embedded data set: rendered scenes with exact truth
+volume.py          which slices of a DICOM or NIfTI file a question shows, and their grey values
+dicom.py           DICOM: windows, privacy, series
+nifti.py           NIfTI: orientation, volumes
 mcq_json.py        the papers' JSON schema, with images from any folder
 medvlm_r1_set.py   MedVLM-R1's 600 training questions and its test file
 module.py          the Lightning data module that serves questions to the trainer

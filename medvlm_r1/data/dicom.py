@@ -13,10 +13,9 @@ from PIL import Image, ImageOps
 
 from medvlm_r1.data.dicom_header import (
     Slice,
+    frame_header,
     in_hounsfield_units,
-    of_frame,
     pydicom,
-    read_header,
     slices_of,
     spacing,
 )
@@ -77,7 +76,7 @@ class DicomImage:
 
 
 def _picture(place: Slice, window: str | tuple[float, float] | None) -> Image.Image:
-    header = of_frame(read_header(place.path), place.frame)
+    header = frame_header(place)
     values = _stored(place, header)
     if header.PhotometricInterpretation in _MONOCHROME:
         picture = _monochrome(values, header, window)
@@ -120,7 +119,9 @@ def _monochrome(
     elif header.get("VOILUTSequence"):
         picture = _through_table(values, header)
     elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
-        centre, width = (float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
+        centre, width = (
+            float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth")
+        )
         picture = windowed(values, centre, width, function)
     else:
         padded = _padding(stored, header)
@@ -163,8 +164,7 @@ def windowed(
 
 def _through_table(values: Float[np.ndarray, "height width"], header: "Dataset") -> Image.Image:
     """The first table of the VOI LUT Sequence (PS3.3 C.11.2.1.1)."""
-    library = pydicom()
-    item = library.Dataset(header.VOILUTSequence[0])
+    item, view = header.VOILUTSequence[0], pydicom().Dataset()
     count, first, bits = item.LUTDescriptor
     count = count or 2**16
     if first >= 2**15 and values.min() < 0:
@@ -172,10 +172,9 @@ def _through_table(values: Float[np.ndarray, "height width"], header: "Dataset")
     # Told that entries have 16 bits, the function counts them in 16 bits too: in 8 it would begin anew
     # behind the 256th. It wants whole numbers, and none below the first.
     item.LUTDescriptor = [count if count < 2**16 else 0, first, 16]
-    view = library.Dataset()
     view.file_meta, view.VOILUTSequence = header.file_meta, [item]
     whole = np.rint(values).astype(np.int64).clip(first, first + count - 1)
-    return grey(library.pixels.apply_voi_lut(whole, view), 0, 2**bits - 1)
+    return grey(pydicom().pixels.apply_voi_lut(whole, view), 0, 2**bits - 1)
 
 
 def _padding(stored: Integer[np.ndarray, "height width"], header: "Dataset") -> np.ndarray:

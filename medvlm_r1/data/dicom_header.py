@@ -155,20 +155,20 @@ def check_privacy(header: "Dataset", allow_identifying: bool, where: str = "") -
         )
 
 
-def of_frame(header: "Dataset", frame: int) -> "Dataset":
-    """The header with the rescale, window and spacing of one frame of an enhanced image in their places.
+def frame_header(place: Slice) -> "Dataset":
+    """The header of one slice, with what an enhanced image says of that frame in the usual places.
 
-    The groups of all frames, then those of the frame itself (PS3.3 C.7.6.16).
+    Rescale, window and spacing may stand in the groups of all frames or of the frame itself (PS3.3
+    C.7.6.16).
     """
-    merged = pydicom().Dataset(header)
-    merged.file_meta = header.file_meta
+    header = read_header(place.path)
     shared = header.get("SharedFunctionalGroupsSequence") or []
     each = header.get("PerFrameFunctionalGroupsSequence") or []
-    for groups in [*shared[:1], *each[frame : frame + 1]]:
+    for groups in [*shared[:1], *each[place.frame : place.frame + 1]]:
         for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence"):
             for item in (groups.get(name) or [])[:1]:
-                merged.update(item)
-    return merged
+                header.update(item)
+    return header
 
 
 def in_hounsfield_units(header: "Dataset") -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from medvlm_r1.data import checks
 from medvlm_r1.data.mcq_row import read_row
 from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.volume import Volumes
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class McqJson(Sequence[VQASample]):
             ``offset`` and ``n`` count, and lists them in ``skipped``.
         check_images: decode every picture once now. ``False`` does not even ask whether they exist.
         workers: threads that decode. Default: one per core, at most 8.
+        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
 
     Attributes:
         skipped: one line for each row left out, naming file, row and reason.
@@ -56,11 +58,12 @@ class McqJson(Sequence[VQASample]):
         on_bad_row: OnBadRow = "fail",
         check_images: bool = True,
         workers: int | None = None,
+        volumes: Volumes | None = None,
     ) -> None:
         path = Path(path)
         folder = path.parent if images is None else Path(images)
         samples, self.skipped = read_samples(
-            enumerate(read_rows(path)), path, folder, modality, on_bad_row, name
+            enumerate(read_rows(path)), path, folder, modality, on_bad_row, name, volumes
         )
         if check_images and on_bad_row == "skip":
             faults = image_faults(samples, path, workers)
@@ -144,6 +147,7 @@ def read_samples(
     modality: str | None,
     on_bad_row: OnBadRow,
     name: str | None = None,
+    volumes: Volumes | None = None,
 ) -> tuple[list[VQASample], list[str]]:
     """Read numbered rows of ``path``: the usable ones, and a line for each other under ``skip``.
 
@@ -158,7 +162,7 @@ def read_samples(
     stem = re.sub(r"[^\w.-]+", "_", path.stem)
     for number, row in rows:
         try:
-            samples.append(read_row(row, f"{name or stem}-{number}", stem, images, modality))
+            samples.append(read_row(row, f"{name or stem}-{number}", stem, images, modality, volumes))
         except BadRowError as error:
             message = f"{path} row {number}: {error}"
             if on_bad_row == "fail":

@@ -4,7 +4,7 @@ MedVLM-R1 (arXiv 2502.19634) gives ``image`` (list), ``question``, ``options`` (
 of the gold option), ``dataset``, ``subset``, and redundantly ``problem`` and ``solution`` (letter).
 Med-R1 (arXiv 2503.13939) gives ``image`` (str), ``problem`` (question with inline options) and
 ``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for pictures that
-belong together. A column that looks like a misspelling of one of these is an error, since ignoring it
+belong together. An image may also be an object, see :mod:`~medvlm_r1.data.image_entry`. A column that looks like a misspelling of one of these is an error, since ignoring it
 would lose data; any other column is ignored.
 """
 
@@ -14,7 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.sample import LETTERS, BadRowError, ImageFile, VQASample
+from medvlm_r1.data.image_entry import entry_path, image_handles
+from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
+from medvlm_r1.data.volume import Volumes
 
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
@@ -36,7 +38,14 @@ _SOLUTION = re.compile(r"(?:<answer>)?\s*([A-J])\s*(?:</answer>)?")
 _MARKER = re.compile(r"(?:^|(?<=[\s,]))([A-J])\)")
 
 
-def read_row(row: Any, name: str, source: str, folder: Path, modality: str | None = None) -> VQASample:
+def read_row(
+    row: Any,
+    name: str,
+    source: str,
+    folder: Path,
+    modality: str | None = None,
+    volumes: Volumes | None = None,
+) -> VQASample:
     """One question.
 
     Args:
@@ -45,6 +54,7 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
         source: data set of origin, where the row has no ``dataset``.
         folder: where image paths start from. Whether the images exist is not asked here.
         modality: taken instead of the row's ``subset`` where given.
+        volumes: how DICOM and NIfTI files are shown where the row sets nothing.
 
     Raises:
         BadRowError: the row is unusable; the message names value and remedy, the caller adds the place.
@@ -55,23 +65,26 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
     inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
     _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
     question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
-    paths = [row["image"]] if isinstance(row["image"], str) else row["image"]
-    for key, value in (("image", paths), ("options", options)):
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-            raise BadRowError(f"{key} is {value!r}: give a list of non-empty strings")
+    images = [row["image"]] if isinstance(row["image"], str | dict) else row["image"]
+    if not isinstance(images, list) or not images:
+        raise BadRowError(f"image is {images!r}: give a list of paths")
+    if not isinstance(options, list) or not all(isinstance(v, str) and v for v in options):
+        raise BadRowError(f"options is {options!r}: give a list of non-empty strings")
     if not isinstance(question, str):
         raise BadRowError(f"question is {question!r}: give a string")
     letter = _letter(row["solution"]) if "solution" in row else None
     sample = VQASample(
         id=name,
-        images=tuple(ImageFile(folder / path) for path in paths),
+        images=tuple(
+            handle for entry in images for handle in image_handles(entry, folder, volumes or Volumes())
+        ),
         question=question,
         options=tuple(options),
         answer=_letter_of_text(row["answer"], options) if "answer" in row else letter,
         modality=modality or _modality(row.get("subset")),
         question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
         source=str(row.get("dataset", source)),
-        image_group=str(row.get("group", "+".join(_identity(folder / path) for path in paths))),
+        image_group=str(row.get("group", "+".join(_identity(folder / entry_path(e)) for e in images))),
     )
     if letter not in (None, sample.answer):
         raise BadRowError(
@@ -83,7 +96,11 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
 
 def _identity(path: Path) -> str:
     """The file's name with a mark of its place: folders may each have an ``images/1.png`` of their own."""
-    return f"{path.name}-{zlib.crc32(str(path.resolve()).encode()):08x}"
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError up to Python 3.12
+        raise BadRowError(f"image {path} is a link that leads back to itself: replace the file") from None
+    return f"{path.name}-{zlib.crc32(str(place).encode()):08x}"
 
 
 def _check_columns(row: dict, required: tuple[str, ...]) -> None:

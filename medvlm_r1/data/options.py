@@ -7,6 +7,7 @@ from medvlm_r1.data.mcq_json import McqJson, OnBadRow
 from medvlm_r1.data.medvlm_r1_set import SUBSETS, MedVLMR1Set
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.volume import Volumes
 
 
 def mcq_json(
@@ -19,6 +20,7 @@ def mcq_json(
     n_validation: int = 100,
     split_seed: int = 0,
     on_bad_row: OnBadRow = "fail",
+    volumes: Volumes | None = None,
 ) -> Questions:
     """Questions in the papers' JSON schema, with images from any folder.
 
@@ -32,12 +34,13 @@ def mcq_json(
         split_seed: of the held-out questions and of the choice; not the run's seed, so that seeds
             of one study share their data.
         on_bad_row: ``fail`` or ``skip``; see :class:`~medvlm_r1.data.mcq_json.McqJson`.
+        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
 
     Raises:
         BadRowError: a row cannot be used.
         ValueError: there are fewer questions than asked for.
     """
-    shared = {"images": images, "on_bad_row": on_bad_row}
+    shared = {"images": images, "on_bad_row": on_bad_row, "volumes": volumes}
     tests = {
         name: McqJson(path, name=name, modality=name if modality else None, **shared)
         for name, path in test.items()

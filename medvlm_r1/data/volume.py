@@ -72,7 +72,9 @@ class Volumes:
         if window is not None and not (isinstance(window, str) and window in CT_WINDOWS):
             named = ", ".join(CT_WINDOWS)
             if not _pair(window) or window[1] <= 0:
-                raise ValueError(f"window is {window!r}: use {named}, or [centre, width] with a width above 0")
+                raise ValueError(
+                    f"window is {window!r}: use {named}, or [centre, width] with a width above 0"
+                )
         if not isinstance(self.allow_identifying, bool):
             raise ValueError(f"allow_identifying is {self.allow_identifying!r}: use true or false")
         if self.plane not in PLANES:
@@ -153,7 +155,8 @@ def grey(values: Float[np.ndarray, "height width"], low: float, high: float) -> 
 
     What is no number is black, and so is all where ``low`` is ``high``.
     """
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / ((high - low) or 1.0)
+    known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scaled = (known - low) / ((high - low) or 1.0)
     return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
 
 
