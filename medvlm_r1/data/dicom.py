@@ -94,7 +94,7 @@ def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height widt
         decoder = library.pixels.get_decoder(syntax)
     except NotImplementedError:
         raise BadRowError(
-            f"is compressed as {syntax.name}, which cannot be read: convert it, e.g. to Explicit VR Little Endian"
+            f"is compressed as {syntax.name}, which cannot be read: convert it to Explicit VR Little Endian"
         ) from None
     if not decoder.is_available:
         raise BadRowError(f"is compressed as {syntax.name}: pip install 'medvlm_r1[dicom]'")

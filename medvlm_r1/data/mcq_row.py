@@ -4,8 +4,9 @@ MedVLM-R1 (arXiv 2502.19634) gives ``image`` (list), ``question``, ``options`` (
 of the gold option), ``dataset``, ``subset``, and redundantly ``problem`` and ``solution`` (letter).
 Med-R1 (arXiv 2503.13939) gives ``image`` (str), ``problem`` (question with inline options) and
 ``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for pictures that
-belong together. An image may also be an object, see :mod:`~medvlm_r1.data.image_entry`. A column that looks like a misspelling of one of these is an error, since ignoring it
-would lose data; any other column is ignored.
+belong together. An image may also be an object with settings (:mod:`~medvlm_r1.data.image_entry`). A
+column that looks like a misspelling of one of these is an error, since ignoring it would lose data; any
+other column is ignored.
 """
 
 import re

@@ -145,8 +145,8 @@ def indices(pick: Pick, depth: int) -> list[int]:
 def label(path: str, pick: Pick, *settings: str) -> str:
     """Stable identity of a picture: the path as given, and what differs from the default."""
     named = {MIDDLE: [], "montage": ["montage"]}
-    shown = f"slice={pick}" if isinstance(pick, int) else f"slice={pick[0] + 1}of{pick[1]}"
-    parts = [*(named[pick] if pick in named else [shown]), *settings]
+    part = f"{pick[0] + 1}of{pick[1]}" if isinstance(pick, tuple) else pick
+    parts = [*named.get(pick, [f"slice={part}"]), *settings]
     return f"{path}#{'&'.join(parts)}" if parts else path
 
 
