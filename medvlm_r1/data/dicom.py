@@ -98,7 +98,9 @@ def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height widt
         ) from None
     if not decoder.is_available:
         raise BadRowError(f"is compressed as {syntax.name}: pip install 'medvlm_r1[dicom]'")
-    return library.pixels.pixel_array(place.path, index=place.frame)
+    if header.get("NumberOfFrames", 1) in (None, 1):
+        return library.dcmread(place.path).pixel_array  # copes with deflated files, too
+    return library.pixels.pixel_array(place.path, index=place.frame)  # reads that frame alone
 
 
 def _monochrome(

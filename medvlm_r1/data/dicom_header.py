@@ -5,6 +5,7 @@ Values of the header never enter a message: any of them may name a patient, also
 
 import logging
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAGIC = b"DICM"  # behind a preamble of 128 bytes (PS3.10 section 7.1)
+MAX_INFLATED = 2**28  # bytes of a deflated file's content
+_META = 144  # bytes up to what the group length counts: preamble, magic and that element (PS3.10 section 7.1)
 
 # Of the attributes that PS3.15 table E.1-1 removes, those that point at one person.
 IDENTIFYING = (
@@ -124,13 +127,28 @@ def read_header(path: Path, tags: Sequence[str] | None = None) -> "Dataset":
     """The header without pixels; with ``tags``, these alone.
 
     Raises:
-        BadRowError: it does not begin as a DICOM file. The message lacks the file.
+        BadRowError: it does not begin as a DICOM file, or inflates too far. The message lacks the file.
     """
     library = pydicom()
     try:
+        _check_inflated(path)
         return library.dcmread(path, stop_before_pixels=True, specific_tags=list(tags) if tags else None)
     except library.errors.InvalidDicomError:
         raise BadRowError("cannot be decoded (no DICM at byte 128, so it is no DICOM file)") from None
+
+
+def _check_inflated(path: Path) -> None:
+    """A deflated file (PS3.5 section A.5) is inflated whole by the reader, before any size is known."""
+    library = pydicom()
+    meta = library.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != library.uid.DeflatedExplicitVRLittleEndian:
+        return
+    with path.open("rb") as file:
+        file.seek(_META + meta.FileMetaInformationGroupLength)
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        stream.decompress(file.read(), MAX_INFLATED)
+    if stream.unconsumed_tail:
+        raise BadRowError(f"inflates to more than the limit of {MAX_INFLATED} bytes: store it uncompressed")
 
 
 def check_privacy(header: "Dataset", allow_identifying: bool, where: str = "") -> None:
