@@ -1,5 +1,6 @@
 """DICOM: windows against arithmetic on paper, order in space, privacy, and files that mean harm."""
 
+import io
 import json
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -409,6 +411,25 @@ class TestHostileFiles:
         here.write_bytes(here.read_bytes()[:meta] + bomb)
         with pytest.raises(BadRowError, match=r"a\.dcm inflates to more than the limit of 268435456 bytes"):
             DicomImage(here).load()
+
+    def test_huge_inside(self, here):
+        """The header says 64 x 64, the JPEG stream in it 65000 x 65000."""
+        stream = io.BytesIO()
+        Image.new("L", (64, 64)).save(stream, "JPEG")
+        data = stream.getvalue()
+        assert data.count(b"\0\x40\0\x40") == 1
+        write(here, np.zeros((64, 64), np.uint8))
+        for size, fails in ((b"\0\x40\0\x40", False), (b"\xfd\xe8\xfd\xe8", True)):
+            ds = pydicom.dcmread(here)
+            ds.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+            ds.PixelData = pydicom.encaps.encapsulate([data.replace(b"\0\x40\0\x40", size)])
+            ds["PixelData"].is_undefined_length = True
+            ds.save_as(here)
+            if fails:
+                with pytest.raises(BadRowError, match=r"a\.dcm holds a compressed picture above the limit"):
+                    DicomImage(here).load()
+            else:
+                assert DicomImage(here).load().size == (64, 64)
 
     def test_an_unknown_syntax_is_named(self, here):
         write(here, np.zeros((2, 2), np.uint8))

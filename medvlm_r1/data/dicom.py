@@ -3,6 +3,7 @@
 Overlay planes, presentation states and colour profiles are not applied.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,17 @@ from medvlm_r1.data.dicom_header import (
     spacing,
 )
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import CT_WINDOWS, MIDDLE, Pick, grey, in_proportion, indices, label, montage
+from medvlm_r1.data.volume import (
+    CT_WINDOWS,
+    MAX_SLICE,
+    MIDDLE,
+    Pick,
+    grey,
+    in_proportion,
+    indices,
+    label,
+    montage,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -98,9 +109,30 @@ def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height widt
         ) from None
     if not decoder.is_available:
         raise BadRowError(f"is compressed as {syntax.name}: pip install 'medvlm_r1[dicom]'")
-    if header.get("NumberOfFrames", 1) in (None, 1):
-        return library.dcmread(place.path).pixel_array  # copes with deflated files, too
-    return library.pixels.pixel_array(place.path, index=place.frame)  # reads that frame alone
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames > 1 and not syntax.is_encapsulated:
+        return library.pixels.pixel_array(place.path, index=place.frame)  # reads that frame alone
+    whole = library.dcmread(place.path)
+    if syntax.is_encapsulated:
+        _check_stream(library.encaps.get_frame(whole.PixelData, place.frame, number_of_frames=frames))
+    return library.pixels.pixel_array(whole, index=place.frame)
+
+
+def _check_stream(frame: bytes) -> None:
+    """A JPEG or JPEG 2000 stream states a size of its own, for which its decoder would make room.
+
+    Raises:
+        BadRowError: it is above the limit; the message lacks the file.
+    """
+    try:
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError:
+        width = height = MAX_SLICE  # Pillow's limit is above ours
+    except (OSError, SyntaxError, ValueError):
+        return  # RLE and JPEG-LS, which Pillow does not know; damage is for the decoder to find
+    if width * height > MAX_SLICE:
+        raise BadRowError(f"holds a compressed picture above the limit of {MAX_SLICE} pixels: crop it")
 
 
 def _monochrome(

@@ -68,6 +68,7 @@ def pydicom() -> ModuleType:
     """The library, kept from quoting header values in warnings and in its log."""
     import pydicom
     import pydicom.config
+    import pydicom.encaps
     import pydicom.pixels
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
