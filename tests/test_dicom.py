@@ -348,7 +348,7 @@ class TestPrivacy:
 
     def test_nothing_of_a_patient_enters_a_run(self, tmp_path):
         rows = []
-        for k in range(8):
+        for k in range(12):
             values = np.random.default_rng(k).integers(0, 2000, (56, 56)).astype(np.int16)
             named = {
                 "PatientName": "Zyxwell^Distinctive",
@@ -358,10 +358,11 @@ class TestPrivacy:
             write(tmp_path / f"{k}.dcm", values, **named, **CT)
             row = {"image": {"path": f"{k}.dcm", "window": "brain"}, "question": f"What is shown in {k}?"}
             rows.append(row | {"options": ["liver", "brain"], "answer": "brain", "subset": "CT"})
-        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        (tmp_path / "train.json").write_text(json.dumps(rows[:10]))
+        (tmp_path / "test.json").write_text(json.dumps(rows[10:]))
         start = [sys.executable, ROOT / "run.py", "+experiment=grpo_600", "model=tiny", "data=mcq_json"]
-        start += ["data.train=rows.json", "data.test={ct:rows.json}", "data.validation=rows.json"]
-        start += ["data.n_train=8", "data.n_validation=2", "trainer.max_steps=1", "workers=1"]
+        start += ["data.train=train.json", "data.test={ct:test.json}"]
+        start += ["data.n_validation=2", "trainer.max_steps=1", "workers=1"]
         done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2
         assert "identifies a patient by PatientName, PatientID" in done.stderr
