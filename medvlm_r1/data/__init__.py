@@ -3,7 +3,10 @@
 ==================  ==================================================================
 sample.py           :class:`VQASample`, the value that every later stop receives
 phantom/            the embedded data set: rendered scenes with exact truth
+volume.py           which slices of a DICOM or NIfTI file a question shows, and their grey values
+dicom.py nifti.py   the two formats; dicom_header.py: privacy, series order, limits
 table_file.py       rows of JSON, JSONL, CSV and Parquet files
+image_entry.py      what a row gives as an image, turned into handles
 image_root.py       the folder that image paths start from and may not leave
 mcq_row.py          one row in the papers' schema, read into a question
 question_file.py    every row of a file judged, images excluded, a window taken

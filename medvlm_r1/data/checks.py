@@ -4,11 +4,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
 from medvlm_r1.data.check_cache import CheckCache, stamp_of
+from medvlm_r1.data.dicom import DicomImage
+from medvlm_r1.data.nifti import NiftiImage
 from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
 
 _WIDEST = 200  # ratio of sides at which Qwen2-VL's image processor gives up
@@ -89,13 +92,19 @@ def image_digest(handle: ImageHandle) -> str | None:
     """SHA-256 that two handles share if they show the same picture.
 
     Returns:
-        The digest of the file's bytes; of size and pixels for a picture that is no file; ``None``
-        where the file is not there.
+        The digest of the file's bytes, so that all slices of a volume share it; for a folder, of its
+        files' digests; of size and pixels for a picture that is no file; ``None`` where the file is not
+        there.
     """
-    if isinstance(handle, ImageFile):
-        if not handle.path.is_file():
-            return None
-        with handle.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(handle, ImageFile | DicomImage | NiftiImage):
+        if handle.path.is_dir():
+            files = sorted(_file_digest(path) for path in handle.path.iterdir() if path.is_file())
+            return hashlib.sha256("".join(files).encode()).hexdigest()
+        return _file_digest(handle.path) if handle.path.is_file() else None
     picture = handle.load()
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -262,7 +262,7 @@ def read_labelled(
     options, letter = template.options(file, label, labels)
     return VQASample(
         id=id,
-        images=(root.image(file),),
+        images=root.images(file),
         question=template.question.format(modality=_WRITTEN.get(modality, modality)),
         options=tuple(options),
         answer=letter,

@@ -3,8 +3,11 @@
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
-from medvlm_r1.data.sample import BadRowError, ImageFile
+from medvlm_r1.data.image_entry import entry_path, image_handles
+from medvlm_r1.data.sample import BadRowError, ImageHandle
+from medvlm_r1.data.volume import Volumes
 
 
 class ImageRoot:
@@ -15,31 +18,50 @@ class ImageRoot:
         follow_links: also take what lies outside ``folder``, by ``..``, an absolute path or a symbolic link.
             A data file comes from somebody else: by default it cannot name other files of this machine.
         key: the setting that names the folder, for messages.
+        volumes: how DICOM and NIfTI files are shown where an entry does not say otherwise.
     """
 
-    def __init__(self, folder: str | Path, follow_links: bool = False, key: str = "data.images") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        follow_links: bool = False,
+        key: str = "data.images",
+        volumes: Volumes | None = None,
+    ) -> None:
         self.folder, self.follow_links, self.key = Path(folder), follow_links, key
+        self.volumes = volumes or Volumes()
         self._real = os.path.realpath(folder)
-        self._found: dict[str, tuple[ImageFile, str]] = {}  # many questions may show one image
+        # Many questions may show one image.
+        self._identities: dict[str, str] = {}
+        self._handles: dict[str, tuple[ImageHandle, ...]] = {}
 
-    def image(self, path: str) -> ImageFile:
-        """The image of that path. Whether it exists is not asked here.
+    def images(self, entry: Any) -> tuple[ImageHandle, ...]:
+        """The pictures of one entry, a path or an object; see :func:`image_handles`.
+
+        Whether a picture exists is not asked here.
+
+        Raises:
+            BadRowError: a path holds a NUL character or leaves the folder; a setting cannot be.
+        """
+        self.identity(entry)
+        if not isinstance(entry, str):
+            return tuple(image_handles(entry, self.folder, self.volumes))
+        if entry not in self._handles:
+            self._handles[entry] = tuple(image_handles(entry, self.folder, self.volumes))
+        return self._handles[entry]
+
+    def identity(self, entry: Any) -> str:
+        """Its file name with a mark of its place: folders may each have an ``images/1.png`` of their own.
 
         Raises:
             BadRowError: the path holds a NUL character, or leaves the folder.
         """
-        return self._find(path)[0]
+        path = entry_path(entry)
+        if path not in self._identities:
+            self._identities[path] = self._look(path)
+        return self._identities[path]
 
-    def identity(self, path: str) -> str:
-        """Its file name with a mark of its place: folders may each have an ``images/1.png`` of their own."""
-        return self._find(path)[1]
-
-    def _find(self, path: str) -> tuple[ImageFile, str]:
-        if path not in self._found:
-            self._found[path] = self._look(path)
-        return self._found[path]
-
-    def _look(self, path: str) -> tuple[ImageFile, str]:
+    def _look(self, path: str) -> str:
         if "\0" in path:
             raise BadRowError(f"image {path!r} holds a NUL character: correct the file's name")
         if not path.isprintable() and any("\ud800" <= c <= "\udfff" for c in path):
@@ -58,7 +80,7 @@ class ImageRoot:
                     f"image {path!r} is a symbolic link out of the folder {self.folder}, to {real}: copy the "
                     f"images, or set {self.key} to the folder they are really in; {remedy}"
                 )
-        return ImageFile(file), f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
+        return f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
 
 
 def _inside(path: str, folder: str) -> bool:

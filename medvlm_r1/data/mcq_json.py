@@ -8,6 +8,7 @@ from medvlm_r1.data.image_root import ImageRoot
 from medvlm_r1.data.mcq_row import read_row
 from medvlm_r1.data.question_file import QuestionFile, plain_stem
 from medvlm_r1.data.table_file import read_json
+from medvlm_r1.data.volume import Volumes
 
 
 class McqJson(QuestionFile):
@@ -19,6 +20,7 @@ class McqJson(QuestionFile):
         modality: modality of every row. Default: read from the row's ``subset``.
         name: what sample ids begin with. Default: the file's stem.
         follow_links: take images outside that folder too; see :class:`ImageRoot`.
+        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
         window: ``n``, ``offset``, ``exclude``, ``seed``, ``on_bad_row``, ``check_images`` and ``workers``
             of :class:`QuestionFile`.
 
@@ -34,9 +36,10 @@ class McqJson(QuestionFile):
         modality: str | None = None,
         name: str | None = None,
         follow_links: bool = False,
+        volumes: Volumes | None = None,
         **window: Any,
     ) -> None:
         path = Path(path)
-        root = ImageRoot(path.parent if images is None else images, follow_links)
+        root = ImageRoot(path.parent if images is None else images, follow_links, volumes=volumes)
         read = functools.partial(read_row, source=plain_stem(path), root=root, modality=modality)
         super().__init__(path, enumerate(read_json(path)), read, name, **window)

@@ -4,8 +4,9 @@ MedVLM-R1 (arXiv 2502.19634) gives ``image`` (list), ``question``, ``options`` (
 of the gold option), ``dataset``, ``subset``, and redundantly ``problem`` and ``solution`` (letter).
 Med-R1 (arXiv 2503.13939) gives ``image`` (str), ``problem`` (question with inline options) and
 ``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for pictures that
-belong together. A column that looks like a misspelling of one of these is an error, since ignoring it
-would lose data; any other column is ignored.
+belong together. An image may also be an object with settings (:mod:`~medvlm_r1.data.image_entry`). A
+column that looks like a misspelling of one of these is an error, since ignoring it would lose data; any
+other column is ignored.
 """
 
 import re
@@ -55,10 +56,11 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
     inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
     _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
     question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
-    paths = [row["image"]] if isinstance(row["image"], str) else row["image"]
-    for key, value in (("image", paths), ("options", options)):
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-            raise BadRowError(f"{key} is {value!r}: give a list of non-empty strings")
+    images = [row["image"]] if isinstance(row["image"], str | dict) else row["image"]
+    if not isinstance(images, list) or not images:
+        raise BadRowError(f"image is {images!r}: give a list of paths")
+    if not isinstance(options, list) or not all(isinstance(v, str) and v for v in options):
+        raise BadRowError(f"options is {options!r}: give a list of non-empty strings")
     if not isinstance(question, str):
         raise BadRowError(f"question is {question!r}: give a string")
     for text in (question, *options):
@@ -69,14 +71,14 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
     letter = _letter(row["solution"]) if "solution" in row else None
     sample = VQASample(
         id=name,
-        images=tuple(root.image(path) for path in paths),
+        images=tuple(handle for entry in images for handle in root.images(entry)),
         question=question,
         options=tuple(options),
         answer=_letter_of_text(row["answer"], options) if "answer" in row else letter,
         modality=modality or modality_of(row.get("subset")),
         question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
         source=str(row.get("dataset", source)),
-        image_group=str(row.get("group", "+".join(root.identity(path) for path in paths))),
+        image_group=str(row.get("group", "+".join(root.identity(entry) for entry in images))),
     )
     if letter not in (None, sample.answer):
         raise BadRowError(

@@ -10,6 +10,7 @@ from medvlm_r1.data.question_file import OnBadRow, QuestionFile
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.splits import Per, choose, hold_out
 from medvlm_r1.data.table import Columns, Table, modality_of_test
+from medvlm_r1.data.volume import Volumes
 
 
 def mcq_json(
@@ -25,6 +26,7 @@ def mcq_json(
     on_bad_row: OnBadRow = "fail",
     check_images: bool = True,
     follow_links: bool = False,
+    volumes: Volumes | None = None,
 ) -> Questions:
     """Questions in the papers' JSON schema, with images from any folder.
 
@@ -41,13 +43,19 @@ def mcq_json(
         on_bad_row: ``fail`` or ``skip``; see :class:`~medvlm_r1.data.question_file.QuestionFile`.
         check_images: decode every image before training.
         follow_links: take images outside their folder; see :class:`~medvlm_r1.data.image_root.ImageRoot`.
+        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
 
     Raises:
         BadRowError: a row cannot be used.
         ValueError: there are fewer questions than asked for.
     """
     read = functools.partial(
-        McqJson, images=images, on_bad_row=on_bad_row, check_images=check_images, follow_links=follow_links
+        McqJson,
+        images=images,
+        on_bad_row=on_bad_row,
+        check_images=check_images,
+        follow_links=follow_links,
+        volumes=volumes,
     )
     tests = {name: read(path, name=name, modality=name if modality else None) for name, path in test.items()}
     read = functools.partial(read, modality=modality)

@@ -1,0 +1,214 @@
+"""Files that hold more than one slice: which slices a question shows, and how values become grey.
+
+What DICOM and NIfTI share; each file format has a file of its own.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from medvlm_r1.data.sample import BadRowError
+
+MAX_SLICE = 2**26  # pixels of one slice, 8192 x 8192; the largest mammograms have half of that
+MAX_VOLUME = 2**29  # voxels of one file or series, 2048 slices of 512 x 512
+MONTAGE = 9  # slices of a montage: three by three are still some 200 pixels a side for the models here
+PLANES = ("axial", "coronal", "sagittal")
+
+# One index from 0; part k of n, the middle slice of the k-th of n equal parts; or the grid.
+Pick = int | tuple[int, int] | Literal["montage"]
+MIDDLE: Pick = (0, 1)
+
+# Centre and width in HU: Radiopaedia, "Windowing (CT)": lungs, spine bone, head brain, abdomen soft
+# tissues and mediastinum.
+CT_WINDOWS: dict[str, tuple[float, float]] = {
+    "lung": (-600, 1500),
+    "bone": (400, 1800),
+    "brain": (40, 80),
+    "abdomen": (50, 400),
+    "mediastinum": (50, 350),
+}
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """How DICOM and NIfTI files are shown where a row does not say otherwise.
+
+    Attributes:
+        slices: ``middle``; ``montage``, nine evenly spaced slices in one picture; a number of evenly
+            spaced slices, each a picture of its own; or a list of indices from 0, likewise.
+        window: of DICOM: ``None`` is the file's own; ``lung``, ``bone``, ``brain``, ``abdomen`` or
+            ``mediastinum``, for CT alone; or centre and width in the file's rescaled units (HU in CT).
+        allow_identifying: read DICOM files that name their patient or say that they have text burned in.
+        plane: of NIfTI: ``axial``, ``coronal`` or ``sagittal``.
+        volume: of a NIfTI file with four dimensions, the index in the fourth, from 0.
+        range: of NIfTI: the values that become black and white, in the file's units.
+        percentiles: of NIfTI, instead of ``range``: the same in percent of the volume's voxels. With
+            neither, black is the volume's smallest and white its largest value.
+
+    Raises:
+        ValueError: a setting that cannot be.
+    """
+
+    slices: str | int | Sequence[int] = "middle"
+    window: str | Sequence[float] | None = None
+    allow_identifying: bool = False
+    plane: str = "axial"
+    volume: int = 0
+    range: Sequence[float] | None = None
+    percentiles: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("slices", "window", "range", "percentiles"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, str | int):
+                object.__setattr__(self, key, tuple(value))  # Hydra's lists neither hash nor pickle small
+        picks(self.slices)
+        window = self.window
+        if window is not None and not (isinstance(window, str) and window in CT_WINDOWS):
+            named = ", ".join(CT_WINDOWS)
+            if not _pair(window) or window[1] <= 0:
+                raise ValueError(
+                    f"window is {window!r}: use {named}, or [centre, width] with a width above 0"
+                )
+        if not isinstance(self.allow_identifying, bool):
+            raise ValueError(f"allow_identifying is {self.allow_identifying!r}: use true or false")
+        if self.plane not in PLANES:
+            raise ValueError(f"plane is {self.plane!r}: use {', '.join(PLANES)}")
+        if not _index(self.volume):
+            raise ValueError(f"volume is {self.volume!r}: give an index from 0")
+        for key in ("range", "percentiles"):
+            pair = getattr(self, key)
+            if pair is not None and not (_pair(pair) and pair[0] < pair[1]):
+                raise ValueError(f"{key} is {pair!r}: give [low, high]")
+        if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles is {self.percentiles!r}: they lie between 0 and 100")
+        if self.range and self.percentiles:
+            raise ValueError("range and percentiles are both given: give one")
+
+
+def _index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _pair(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in value)
+    )
+
+
+def picks(slices: str | int | Sequence[int]) -> tuple[Pick, ...]:
+    """What each picture of one file shows; see :class:`Volumes`.
+
+    Raises:
+        ValueError: ``slices`` is nothing of the kind.
+    """
+    if slices == "middle":
+        return (MIDDLE,)
+    if slices == "montage":
+        return ("montage",)
+    if _index(slices) and slices > 0:
+        return tuple((k, slices) for k in range(slices))
+    if isinstance(slices, list | tuple) and slices and all(map(_index, slices)):
+        return tuple(slices)
+    raise ValueError(f"slices is {slices!r}: use middle, montage, a number of slices, or a list of indices")
+
+
+def indices(pick: Pick, depth: int) -> list[int]:
+    """The slices of one picture, among ``depth`` of them.
+
+    The k-th of n evenly spaced slices is the middle one of the k-th of n equal parts, so that the first
+    and last slices, which often show nothing, are passed over.
+
+    Raises:
+        BadRowError: there are too few slices; the message lacks the file.
+    """
+    if pick == "montage":
+        count = min(MONTAGE, depth)
+        return [(2 * k + 1) * depth // (2 * count) for k in range(count)]
+    if isinstance(pick, int):
+        if pick >= depth:
+            raise BadRowError(f"has slices 0 to {depth - 1}, but {pick} is asked for: give another index")
+        return [pick]
+    part, count = pick
+    if count > depth:
+        raise BadRowError(f"has {depth} slices, but {count} are asked for: set slices for this row")
+    return [(2 * part + 1) * depth // (2 * count)]
+
+
+def label(path: str, pick: Pick, *settings: str) -> str:
+    """Stable identity of a picture: the path as given, and what differs from the default."""
+    named = {MIDDLE: [], "montage": ["montage"]}
+    part = f"{pick[0] + 1}of{pick[1]}" if isinstance(pick, tuple) else pick
+    parts = [*named.get(pick, [f"slice={part}"]), *settings]
+    return f"{path}#{'&'.join(parts)}" if parts else path
+
+
+def grey(values: Float[np.ndarray, "height width"], low: float, high: float) -> Image.Image:
+    """Eight bits: ``low`` and all below is 0, ``high`` and all above 255, linear between, rounded.
+
+    What is no number is black, and so is all where ``low`` is ``high``.
+    """
+    known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scaled = (known - low) / ((high - low) or 1.0)
+    return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def in_proportion(picture: Image.Image, row_spacing: float, column_spacing: float) -> Image.Image:
+    """Stretch a picture whose pixels are not square to the finer of its spacings.
+
+    Args:
+        row_spacing, column_spacing: mm between the centres of rows, and of columns (any common unit).
+
+    Raises:
+        BadRowError: the result would be beyond the limit of a slice; the message lacks the file.
+    """
+    ratio = row_spacing / column_spacing if row_spacing > 0 and column_spacing > 0 else 1.0
+    if abs(ratio - 1) < 0.01:
+        return picture
+    width, height = picture.size
+    size = (width, round(height * ratio)) if ratio > 1 else (round(width / ratio), height)
+    if size[0] * size[1] > MAX_SLICE:
+        raise BadRowError(f"has pixels of {row_spacing:g} x {column_spacing:g} mm: mend its spacing")
+    return picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def montage(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a grid, row by row, as square as their number allows; empty cells are black."""
+    columns = int(np.ceil(len(pictures) ** 0.5))
+    rows = -(-len(pictures) // columns)
+    width, height = (max(side) for side in zip(*(p.size for p in pictures), strict=True))
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (place % columns * width, place // columns * height))
+    return sheet
+
+
+def check_size(height: int, width: int, depth: int) -> None:
+    """Refuse what would fill the memory, by the header alone.
+
+    Raises:
+        BadRowError: the message lacks the file.
+    """
+    if min(height, width, depth) < 1:
+        raise BadRowError(f"has {height} x {width} pixels and {depth} slices: give a file with an image")
+    if height * width > MAX_SLICE or height * width * depth > MAX_VOLUME:
+        raise BadRowError(
+            f"declares {height} x {width} pixels and {depth} slices, above the limit of {MAX_SLICE} pixels a "
+            f"slice and {MAX_VOLUME} in all: crop it, or part it"
+        )
+
+
+def require(package: str, extra: str) -> None:
+    """
+    Raises:
+        ValueError: the package is not installed; the message names the extra that brings it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"the data has {extra.upper()} files: pip install 'medvlm_r1[{extra}]'")
