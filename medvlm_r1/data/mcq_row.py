@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.sample import LETTERS, BadRowError, ImageFile, VQASample
+from medvlm_r1.data.sample import LETTERS, BadRowError, ImageFile, Question, VQASample
 
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
@@ -49,18 +49,11 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
     Raises:
         BadRowError: the row is unusable; the message names value and remedy, the caller adds the place.
     """
-    if not isinstance(row, dict):
-        raise BadRowError(f"is {row!r:.60}, not an object: give keys such as {', '.join(_REQUIRED)}")
-    row = {key: value for key, value in row.items() if value is not None}  # parquet fills gaps with null
+    row = _columns(row)
     inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
     _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
     question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
-    paths = [row["image"]] if isinstance(row["image"], str) else row["image"]
-    for key, value in (("image", paths), ("options", options)):
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-            raise BadRowError(f"{key} is {value!r}: give a list of non-empty strings")
-    if not isinstance(question, str):
-        raise BadRowError(f"question is {question!r}: give a string")
+    paths = _checked(row["image"], question, options)
     letter = _letter(row["solution"]) if "solution" in row else None
     sample = VQASample(
         id=name,
@@ -81,13 +74,54 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
     return sample
 
 
+def read_question(row: Any, name: str, folder: Path) -> Question:
+    """One question to be asked; its answer, its modality and, for an open question, its options may lack.
+
+    Args:
+        row, name, folder: as for :func:`read_row`.
+
+    Returns:
+        A :class:`VQASample` where the row has an answer.
+
+    Raises:
+        BadRowError: as for :func:`read_row`.
+    """
+    row = _columns(row)
+    if "answer" in row or "solution" in row:
+        return read_row(row, name, source="", folder=folder, modality="unknown")
+    inline = "problem" in row and "question" not in row
+    required = ("image", "problem" if inline else "question")
+    _check_columns(row, required, (*_OPTIONAL, "question", "options", "answer"))
+    question, options = _split_problem(row["problem"]) if inline else (row["question"], row.get("options"))
+    paths = _checked(row["image"], question, options)
+    return Question(name, tuple(ImageFile(folder / path) for path in paths), question, tuple(options or ()))
+
+
+def _columns(row: Any) -> dict[str, Any]:
+    """The columns that a row fills; parquet fills gaps with null."""
+    if not isinstance(row, dict):
+        raise BadRowError(f"is {row!r:.60}, not an object: give keys such as {', '.join(_REQUIRED)}")
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _checked(image: Any, question: Any, options: Any) -> list[str]:
+    """The paths of a row's images, its question and options (``None``: it has none) being what they must."""
+    paths = [image] if isinstance(image, str) else image
+    for key, value in (("image", paths), *([] if options is None else [("options", options)])):
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+            raise BadRowError(f"{key} is {value!r}: give a list of non-empty strings")
+    if not isinstance(question, str):
+        raise BadRowError(f"question is {question!r}: give a string")
+    return paths
+
+
 def _identity(path: Path) -> str:
     """The file's name with a mark of its place: folders may each have an ``images/1.png`` of their own."""
     return f"{path.name}-{zlib.crc32(str(path.resolve()).encode()):08x}"
 
 
-def _check_columns(row: dict, required: tuple[str, ...]) -> None:
-    known = {*required, *_OPTIONAL}
+def _check_columns(row: dict, required: tuple[str, ...], optional: tuple[str, ...] = _OPTIONAL) -> None:
+    known = {*required, *optional}
     for key in row.keys() - known - {*_REQUIRED}:
         near = get_close_matches(key.lower(), known, n=1, cutoff=_MISSPELT)
         if near and near[0] not in row:
