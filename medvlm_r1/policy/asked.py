@@ -60,8 +60,8 @@ def recorded(folder: Path) -> Asked | None:
         or (lacking := sorted(_STYLE - style.keys()))
     ):
         raise UnknownAskingError(
-            f"{folder}: {RECORD} lacks {', '.join(lacking) or 'a prompt'}, so how the model was asked is unknown: "
-            "copy the file again, or remove it and choose with --prompt"
+            f"{folder}: {RECORD} lacks {', '.join(lacking) or 'a prompt'}, so how the model was asked is "
+            "unknown: copy the file again, or remove it and choose with --prompt"
         )
     rounded = bool((said.get("training") or {}).get("quantize"))
     return _asked(PromptStyle(**{key: style[key] for key in _STYLE}), said, rounded)
@@ -86,12 +86,15 @@ def configured(path: str, prompt: str, recipe: str | None = None) -> tuple[Asked
             f"{path} has no {RECORD}, and there are no prompts and limits to choose from at {CONF}: run this "
             "from the project's repository"
         )
-    if recipe is None:
-        options = {_option("model", file.stem).get("path"): file.stem for file in _files("model")}
-        recipe = options.get(path, "qwen2_vl_2b")
+    recipe = recipe or next((name for name, model in _models() if model.get("path") == path), "qwen2_vl_2b")
     style = {key: value for key, value in _option("prompt", prompt).items() if key in _STYLE}
     limits = _option("model", recipe)["recipe"]
     return _asked(PromptStyle(**style), limits), recipe
+
+
+def pinned(path: str) -> str | None:
+    """The revision that the configuration's model options give for a hub id; ``None`` for anything else."""
+    return next((model["revision"] for _, model in _models() if model.get("path") == path), None)
 
 
 def _asked(prompt: PromptStyle, said: Mapping[str, Any], rounded: bool = False) -> Asked:
@@ -100,6 +103,10 @@ def _asked(prompt: PromptStyle, said: Mapping[str, Any], rounded: bool = False) 
 
 def _files(group: str) -> list[Path]:
     return sorted((CONF / group).glob("*.yaml"))
+
+
+def _models() -> list[tuple[str, dict[str, Any]]]:
+    return [(file.stem, _option("model", file.stem)) for file in _files("model")]
 
 
 def _option(group: str, name: str) -> dict[str, Any]:

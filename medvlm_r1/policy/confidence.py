@@ -14,7 +14,6 @@ then. It is not calibrated: 0.9 does not mean that nine in ten such answers are 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from os.path import commonprefix
 
 import torch
 from jaxtyping import Int
@@ -40,7 +39,7 @@ def option_probabilities(
     for prompt, each in zip(prompts, alternatives, strict=True):
         tokens = _tokens(policy, each)
         # What all of them say is one more part of the prompt: only what differs needs logits.
-        shared = len(commonprefix(tokens))
+        shared = _shared(tokens)
         told.append(_followed_by(prompt, torch.tensor(tokens[0][:shared], dtype=torch.long)))
         rest = [row[shared:] for row in tokens]
         rows += rest + [[]] * (max(counts) - len(rest))
@@ -59,6 +58,12 @@ def _tokens(policy: Policy, alternatives: Alternatives) -> list[list[int]]:
     # A model can spell a special token out: what it said is text.
     spelled = {"add_special_tokens": False, "split_special_tokens": True}
     return [tokenizer(text, **spelled)["input_ids"] + end for text in alternatives.texts]
+
+
+def _shared(rows: list[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    same = [len(set(column)) == 1 for column in zip(*rows, strict=False)]
+    return [*same, False].index(False)
 
 
 def _followed_by(prompt: EncodedPrompt, tokens: Int[Tensor, " tokens"]) -> EncodedPrompt:
