@@ -1,6 +1,7 @@
 """Ask a model: ``python -m medvlm_r1.predict --model DIR --image FILE --question TEXT --options A B``."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,8 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(DISCLAIMER, file=sys.stderr)
     try:
         ask_file(given) if given.questions else ask_one(given)
-    except BrokenPipeError:
-        raise
     except (ValueError, OSError) as error:
         return told(str(error))
     return 0
@@ -164,6 +163,8 @@ def load(given: argparse.Namespace, questions: Sequence[Question]) -> "Responden
     # Late, so that --help and a mistyped path are answered at once.
     from medvlm_r1.policy.weights import MissingGPUError, MissingWeightsError
     from medvlm_r1.respond import respondent
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of kernels that nobody asked for
 
     try:
         model = respondent(given.model, given.prompt, given.recipe, given.device)
