@@ -160,11 +160,10 @@ def load(given: argparse.Namespace, questions: Sequence[Question]) -> "Responden
     Raises:
         ValueError, OSError: see :func:`~medvlm_r1.respond.respondent`.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of kernels that nobody asked for
     # Late, so that --help and a mistyped path are answered at once.
     from medvlm_r1.policy.weights import MissingGPUError, MissingWeightsError
     from medvlm_r1.respond import respondent
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of kernels that nobody asked for
 
     try:
         model = respondent(given.model, given.prompt, given.recipe, given.device)
@@ -229,13 +228,13 @@ def lines(response: Response) -> list[tuple[str, str]]:
     if response.truncated:
         said.append(("cut", f"at the limit of {response.tokens} tokens"))
     if response.confidence is not None:
-        forced = (
-            f" for {response.confidence_of}, of a forced answer: the completion holds no single letter as "
-            "its answer"
-            if response.forced
-            else ""
-        )
-        said.append(("confidence", f"{response.confidence:.1%}{forced}"))
+        about = "after its own reasoning, not calibrated"
+        if response.forced:
+            about = (
+                f"for {response.confidence_of}, of a forced answer: the completion holds no single letter as its "
+                "answer"
+            )
+        said.append(("confidence", f"{response.confidence:.1%} ({about})"))
     return said
 
 
