@@ -231,8 +231,8 @@ def lines(response: Response) -> list[tuple[str, str]]:
         about = "after its own reasoning, not calibrated"
         if response.forced:
             about = (
-                f"for {response.confidence_of}, of a forced answer: the completion holds no single letter as its "
-                "answer"
+                f"for {response.confidence_of}, of a forced answer: the completion holds no single letter "
+                "as its answer"
             )
         said.append(("confidence", f"{response.confidence:.1%} ({about})"))
     return said

@@ -8,5 +8,7 @@ tuning.py      what of it is trained, and in how many bits the rest is held
 encode.py      a question becomes tensors, in a DataLoader worker
 policy.py      log-probabilities, reference, generation, saving
 export.py      directories for others to load: written, looked into, merged
+confidence.py  the probability of each option's letter at the answer's place
+asked.py       how a model is to be asked, by its record or by the configuration
 =============  ===========================================================================
 """

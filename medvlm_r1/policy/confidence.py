@@ -6,7 +6,9 @@ place of the answer, and the probabilities of what differs are normalised over t
     p(letter) = P(letter</answer> | prompt, reasoning) / sum over letters of the same
 
 Whole strings are compared, never the ids of single letters: a tokenizer may join a letter with its
-neighbours (Qwen's has ``>A`` as one token), and then differently for different letters.
+neighbours (Qwen's has ``>A`` as one token), and then differently for different letters. For the same
+reason each text is tokenised as a whole, as SFT's targets are, even where the model spelled its own in
+other tokens.
 
 It is how firmly the model holds to its letter after its own reasoning, which mostly has decided by
 then. It is not calibrated: 0.9 does not mean that nine in ten such answers are right.
