@@ -20,6 +20,7 @@ update       backward, clip, step                                ``update.py``, 
 evaluate     greedy answers on every test set, the same read     ``module.py``, ``evaluate/``
 report       intervals, comparison, the page                     ``report/``, ``compare.py``
 hand on      an ordinary Hugging Face directory with its card    ``policy/export.py``, ``card.py``
+ask again    one's own question, answered with a confidence      ``predict.py``, ``respond.py``
 ===========  ==================================================  ======================================
 
 ``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates, and may ask a

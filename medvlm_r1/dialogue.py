@@ -16,9 +16,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from medvlm_r1.data.sample import Phase, VQASample
+from medvlm_r1.data.sample import Phase, Question, VQASample
 
 _BETWEEN = re.compile(r"</think>\s*<answer>")
+_TORN_TAG = re.compile(r"</?\w*$")  # what a limit leaves of a tag
 _TAG_ENDS = {
     tag: (re.compile(f"<{tag}>", re.IGNORECASE), re.compile(f"</{tag}>", re.IGNORECASE))
     for tag in ("think", "answer")
@@ -64,6 +65,22 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Alternatives:
+    """One completion, once with each option's letter as its answer.
+
+    Attributes:
+        texts: in the order of the letters, up to the closing tag; all that stands before the letter is
+            the model's own.
+        forced: the completion holds no answer in the strict reading, so one was put to its end.
+        ends_turn: no tag closes the answer, so the end of turn is what does.
+    """
+
+    texts: tuple[str, ...]
+    forced: bool
+    ends_turn: bool
+
+
+@dataclass(frozen=True)
 class PromptStyle:
     """One way to put a question and to read its answer.
 
@@ -89,8 +106,10 @@ class PromptStyle:
         if self.layout not in ("lines", "inline"):
             raise ValueError(f"prompt.layout is {self.layout!r}: use 'lines' or 'inline'")
 
-    def problem(self, sample: VQASample) -> str:
-        """The question with its lettered options, as both papers' data files spell it."""
+    def problem(self, sample: Question) -> str:
+        """The question with its lettered options, as both papers' data files spell it; an open one alone."""
+        if not sample.options:
+            return sample.question
         if self.layout == "lines":
             return "\n".join(
                 [sample.question, *(f"{a}) {o}" for a, o in zip(sample.letters, sample.options, strict=True))]
@@ -98,7 +117,7 @@ class PromptStyle:
         options = ", ".join(f"{a}){o}" for a, o in zip(sample.letters, sample.options, strict=True))
         return f"{sample.question} {options}"
 
-    def ask(self, sample: VQASample, phase: Phase) -> list[dict]:
+    def ask(self, sample: Question, phase: Phase) -> list[dict]:
         """The chat of one question: a single user turn, images first, then the text.
 
         Returns:
@@ -114,7 +133,7 @@ class PromptStyle:
         """The completion that SFT learns: the gold letter, in answer tags if the prompt asks for them."""
         return f"<answer>{sample.answer}</answer>" if self.tags else sample.answer
 
-    def read(self, text: str, sample: VQASample) -> Answer:
+    def read(self, text: str, sample: Question) -> Answer:
         """Parse one completion. Never raises, whatever the text."""
         content = _inside(text, "answer")
         if content is None and not self.tags:
@@ -129,6 +148,40 @@ class PromptStyle:
             well_formed=_is_think_then_answer(text),
             answer_only=_is_answer_only(text),
         )
+
+    def alternatives(self, answer: Answer, sample: Question) -> Alternatives:
+        """The completion with each letter in the place of its answer, to weigh them against each other.
+
+        Where the strict reading finds a letter, that letter is exchanged and nothing else, in its case.
+        Otherwise the answer is forced: behind the first opening answer tag or, without one, behind all
+        that was said, with the think tag closed. A prompt without tags has the letter alone.
+        """
+        text, letters = answer.text, sample.letters
+        opening, closing = _TAG_ENDS["answer"]
+        start = opening.search(text)
+        end = closing.search(text, start.end()) if start else None
+        if answer.letter:
+            first, last = (start.end(), end.start()) if start and end else (0, len(text))
+            place = first + len(text[first:last]) - len(text[first:last].lstrip())
+            letters = letters.lower() if text[place].islower() else letters
+            before, after = text[:place], text[place + 1 : end.end() if end else len(text)]
+        elif start:
+            before, after = text[: start.end()], "</answer>"
+        elif self.tags:
+            before, after = _ready_to_answer(text), "</answer>"
+        else:
+            before, after = "", ""
+        texts = tuple(before + letter + after for letter in letters)
+        return Alternatives(texts, forced=answer.letter is None, ends_turn=not after.strip())
+
+
+def _ready_to_answer(text: str) -> str:
+    """A completion without an answer tag, led up to its answer."""
+    said = _TORN_TAG.sub("", text).rstrip()
+    opening, closing = _TAG_ENDS["think"]
+    if (start := opening.search(said)) and not closing.search(said, start.end()):
+        said += "</think>"
+    return f"{said}\n<answer>" if said else "<answer>"
 
 
 # A regular expression with two lazy wildcards takes quadratic time on the degenerate texts that early
@@ -161,7 +214,7 @@ def _is_answer_only(text: str) -> bool:
     )
 
 
-def _lenient(said: str, sample: VQASample) -> str | None:
+def _lenient(said: str, sample: Question) -> str | None:
     """The one letter that ``said`` leads with, states, or names by its option's text; else ``None``."""
     for pattern in (_LEADING_LETTER, _STATED_LETTER):
         found = {match.upper() for match in pattern.findall(said)}

@@ -34,6 +34,9 @@ ALLOWED = {
     "compare": {"report"},
     "card": {"evaluate", "report"},
     "export": {"card", "hub", "policy"},
+    "responses": {"data"},
+    "respond": {"data", "dialogue", "policy", "responses", "rollout"},
+    "predict": {"data", "policy", "respond", "responses"},
 }
 
 

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from medvlm_r1.data.image_root import ImageRoot
-from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
+from medvlm_r1.data.sample import LETTERS, BadRowError, Question, VQASample
 
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
@@ -50,24 +50,11 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
     Raises:
         BadRowError: the row is unusable; the message names value and remedy, the caller adds the place.
     """
-    if not isinstance(row, dict):
-        raise BadRowError(f"is {row!r:.60}, not an object: give keys such as {', '.join(_REQUIRED)}")
-    row = {key: value for key, value in row.items() if value is not None}  # parquet fills gaps with null
+    row = _columns(row)
     inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
     _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
     question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
-    images = [row["image"]] if isinstance(row["image"], str | dict) else row["image"]
-    if not isinstance(images, list) or not images:
-        raise BadRowError(f"image is {images!r}: give a list of paths")
-    if not isinstance(options, list) or not all(isinstance(v, str) and v for v in options):
-        raise BadRowError(f"options is {options!r}: give a list of non-empty strings")
-    if not isinstance(question, str):
-        raise BadRowError(f"question is {question!r}: give a string")
-    for text in (question, *options):
-        if not text.isascii() and _HALF.search(text):
-            raise BadRowError(
-                f"{text!r:.80} holds half a character, which no tokenizer takes: write it again"
-            )
+    images = _checked(row["image"], question, options)
     letter = _letter(row["solution"]) if "solution" in row else None
     sample = VQASample(
         id=name,
@@ -88,8 +75,58 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
     return sample
 
 
-def _check_columns(row: dict, required: tuple[str, ...]) -> None:
-    known = {*required, *_OPTIONAL}
+def read_question(row: Any, name: str, root: ImageRoot) -> Question:
+    """One question to be asked; its answer, its modality and, for an open question, its options may lack.
+
+    Args:
+        row, name, root: as for :func:`read_row`.
+
+    Returns:
+        A :class:`VQASample` where the row has an answer.
+
+    Raises:
+        BadRowError: as for :func:`read_row`.
+    """
+    row = _columns(row)
+    if "answer" in row or "solution" in row:
+        return read_row(row, name, source="", root=root, modality="unknown")
+    inline = "problem" in row and "question" not in row
+    required = ("image", "problem" if inline else "question")
+    _check_columns(row, required, (*_OPTIONAL, "question", "options", "answer"))
+    question, options = _split_problem(row["problem"]) if inline else (row["question"], row.get("options"))
+    images = _checked(row["image"], question, options)
+    shown = tuple(handle for entry in images for handle in root.images(entry))
+    return Question(name, shown, question, tuple(options or ()))
+
+
+def _columns(row: Any) -> dict[str, Any]:
+    """The columns that a row fills; parquet fills gaps with null."""
+    if not isinstance(row, dict):
+        raise BadRowError(f"is {row!r:.60}, not an object: give keys such as {', '.join(_REQUIRED)}")
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _checked(image: Any, question: Any, options: Any) -> list[Any]:
+    """The entries of a row's images; its question and options (``None``: it has none) are what they must be."""
+    images = [image] if isinstance(image, str | dict) else image
+    if not isinstance(images, list) or not images:
+        raise BadRowError(f"image is {images!r}: give a list of paths")
+    if options is not None and (
+        not isinstance(options, list) or not all(isinstance(v, str) and v for v in options)
+    ):
+        raise BadRowError(f"options is {options!r}: give a list of non-empty strings")
+    if not isinstance(question, str):
+        raise BadRowError(f"question is {question!r}: give a string")
+    for text in (question, *(options or ())):
+        if not text.isascii() and _HALF.search(text):
+            raise BadRowError(
+                f"{text!r:.80} holds half a character, which no tokenizer takes: write it again"
+            )
+    return images
+
+
+def _check_columns(row: dict, required: tuple[str, ...], optional: tuple[str, ...] = _OPTIONAL) -> None:
+    known = {*required, *optional}
     for key in row.keys() - known - {*_REQUIRED}:
         near = get_close_matches(key.lower(), known, n=1, cutoff=_MISSPELT)
         if near and near[0] not in row:

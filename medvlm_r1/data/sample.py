@@ -85,14 +85,40 @@ def _windowed(picture: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class VQASample:
-    """One multiple-choice question.
+class Question:
+    """What a model is asked, whether or not the right answer is known.
 
     Attributes:
         id: unique within its data set; seeds the draws of its completions.
         images: the pictures, in the order in which the prompt shows them.
         question: the question alone, without options.
-        options: option texts in the order of their letters.
+        options: option texts in the order of their letters; none for an open question.
+    """
+
+    id: str
+    images: tuple[ImageHandle, ...]
+    question: str
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise BadRowError("question is empty: every row needs one")
+        if self.options and not 2 <= len(self.options) <= len(LETTERS):
+            raise BadRowError(f"{len(self.options)} options: a question needs 2 to {len(LETTERS)}")
+        if len(set(self.options)) < len(self.options):
+            raise BadRowError(f"options {list(self.options)} hold a duplicate: make each one different")
+
+    @property
+    def letters(self) -> str:
+        """The letters of this question's options, e.g. ``ABCD``."""
+        return LETTERS[: len(self.options)]
+
+
+@dataclass(frozen=True)
+class VQASample(Question):
+    """One multiple-choice question with its answer.
+
+    Attributes:
         answer: the gold letter, one of ``letters``.
         modality: acquisition modality, e.g. ``mri``.
         question_type: e.g. ``Disease Diagnosis``.
@@ -101,10 +127,6 @@ class VQASample:
             clustered intervals go by it.
     """
 
-    id: str
-    images: tuple[ImageHandle, ...]
-    question: str
-    options: tuple[str, ...]
     answer: str
     modality: str
     question_type: str
@@ -112,19 +134,11 @@ class VQASample:
     image_group: str
 
     def __post_init__(self) -> None:
-        if not self.question.strip():
-            raise BadRowError("question is empty: every row needs one")
-        if not 2 <= len(self.options) <= len(LETTERS):
-            raise BadRowError(f"{len(self.options)} options: a question needs 2 to {len(LETTERS)}")
-        if len(set(self.options)) < len(self.options):
-            raise BadRowError(f"options {list(self.options)} hold a duplicate: make each one different")
+        if not self.options:
+            raise BadRowError(f"0 options: a question needs 2 to {len(LETTERS)}")
+        super().__post_init__()
         if self.answer not in self.letters:
             raise BadRowError(f"answer {self.answer!r} is not one of the letters {', '.join(self.letters)}")
-
-    @property
-    def letters(self) -> str:
-        """The letters of this question's options, e.g. ``ABCD``."""
-        return LETTERS[: len(self.options)]
 
     @property
     def answer_text(self) -> str:

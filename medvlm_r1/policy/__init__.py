@@ -9,5 +9,7 @@ encode.py      a question becomes tensors, in a DataLoader worker
 policy.py      log-probabilities, reference, generation, saving
 export.py      directories for others to load: written, looked into
 merge.py       an adapter becomes part of its base
+confidence.py  the probability of each option's letter at the answer's place
+asked.py       how a model is to be asked, by its record or by the configuration
 =============  ===========================================================================
 """

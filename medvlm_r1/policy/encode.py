@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from medvlm_r1.data.sample import BadRowError, ImageHandle, Phase, VQASample
+from medvlm_r1.data.sample import BadRowError, ImageHandle, Phase, Question
 from medvlm_r1.dialogue import PromptStyle
 
 PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two
@@ -30,7 +30,7 @@ class EncodedPrompt:
         grid: patch grid (t, h, w) of each image.
     """
 
-    sample: VQASample
+    sample: Question
     ids: Int[Tensor, " tokens"]
     positions: Int[Tensor, "3 tokens"]
     pixels: Float[Tensor, "patches features"]
@@ -65,7 +65,7 @@ class Encoder:
     max_prompt_tokens: int
     image_size: int | None = None
 
-    def encode(self, sample: VQASample, phase: Phase, prompt: PromptStyle) -> EncodedPrompt:
+    def encode(self, sample: Question, phase: Phase, prompt: PromptStyle) -> EncodedPrompt:
         """Encode one question, decoding its images.
 
         Raises:
@@ -98,7 +98,7 @@ class Encoder:
         image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         return EncodedPrompt(sample, ids, rope_positions(ids, grid, image_id, merge), pixels, grid)
 
-    def encode_target(self, sample: VQASample, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
+    def encode_target(self, sample: Question, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the completion that SFT learns, end of turn included."""
         text = prompt.target(sample) + self.tokenizer.eos_token
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -112,7 +112,7 @@ class Encoder:
         return 3 * processor.temporal_patch_size * processor.patch_size**2
 
 
-def decoded(image: ImageHandle, sample: VQASample, side: int | None) -> Image.Image:
+def decoded(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:
     """The picture, as a square of ``side`` pixels; ``None`` keeps its shape.
 
     Raises:

@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -84,8 +84,25 @@ class Recipe:
             )
 
 
+class Limits(Protocol):
+    """What loading needs of a :class:`Recipe`."""
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]: ...
+    @property
+    def min_pixels(self) -> int: ...
+    @property
+    def max_pixels(self) -> int: ...
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def max_prompt_tokens(self) -> int: ...
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+
+
 def load_policy(
-    path: str, recipe: Recipe, revision: str | None = None, tuning: Tuning | None = None
+    path: str, recipe: Limits, revision: str | None = None, tuning: Tuning | None = None
 ) -> Policy:
     """Load weights, tokenizer and image processor; safetensors only, no remote code.
 
@@ -189,7 +206,7 @@ def merged(path: str, model: PreTrainedModel, base: Path, folder: Path) -> PreTr
     return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
-def load_encoder(folder: Path, recipe: Recipe, base: Path | None = None) -> Encoder:
+def load_encoder(folder: Path, recipe: Limits, base: Path | None = None) -> Encoder:
     """Tokenizer and image processor of a local checkpoint, with the recipe's limits.
 
     The image processor is named here, because ``AutoProcessor`` needs torchvision and without it

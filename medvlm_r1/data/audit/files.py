@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvlm_r1.data.mcq_json import read_rows
+from medvlm_r1.data.image_root import ImageRoot
 from medvlm_r1.data.mcq_row import read_row
 from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.table_file import read_json
 
 UNKNOWN = "unknown"
 
@@ -28,22 +29,22 @@ def read_files(
     """
     samples, faults = [], []
     for path in map(Path, paths):
-        folder = path.parent if images is None else Path(images)
+        root = ImageRoot(path.parent if images is None else images, follow_links=True)
         mine, nameless = [], 0
-        for number, row in enumerate(read_rows(path)):
+        for number, row in enumerate(read_json(path)):
             name = f"{path.stem}-{number}"
             given = modality
             if given is None and isinstance(row, dict) and row.get("subset") is None:
                 given, nameless = UNKNOWN, nameless + 1
             try:
-                mine.append((number, read_row(row, name, path.stem, folder, given)))
+                mine.append((number, read_row(row, name, path.stem, root, given)))
             except BadRowError as error:
                 faults.append(f"{path} row {number}: {error}")
                 if "is no known modality" in str(error):
-                    mine.append((number, read_row(row, name, path.stem, folder, UNKNOWN)))
+                    mine.append((number, read_row(row, name, path.stem, root, UNKNOWN)))
         if nameless:
             faults.append(f"{path}: {nameless} rows name no modality (no subset)")
-        missing = [(n, h.name) for n, s in mine for h in s.images if not h.path.is_file()]
+        missing = [(n, h.name) for n, s in mine for h in s.images if not h.path.exists()]
         if len(missing) < sum(len(s.images) for _, s in mine):
             faults += [f"{path} row {n}: image {image} does not exist" for n, image in missing]
         samples += [sample for _, sample in mine]
