@@ -107,7 +107,7 @@ def _columns(row: Any) -> dict[str, Any]:
 
 
 def _checked(image: Any, question: Any, options: Any) -> list[Any]:
-    """The entries of a row's images; its question and options (``None``: it has none) are what they must be."""
+    """The entries of a row's images, once it, its question and its options (``None``: none) are right."""
     images = [image] if isinstance(image, str | dict) else image
     if not isinstance(images, list) or not images:
         raise BadRowError(f"image is {images!r}: give a list of paths")
