@@ -31,6 +31,10 @@ _MODALITIES = {
     "fundus": ("Fundus Photography", "Fundus"),
     "oct": ("OCT (Optical Coherence Tomography)", "OCT", "Optical Coherence Tomography"),
     "microscopy": ("Microscopy Images", "Microscopy"),
+    "endoscopy": ("Endoscopy",),
+    "colposcopy": ("Colposcopy",),
+    "photography": ("Digital Photography",),
+    "infrared": ("Infrared Reflectance Imaging",),
 }
 _SOLUTION = re.compile(r"(?:<answer>)?\s*([A-J])\s*(?:</answer>)?")
 _MARKER = re.compile(r"(?:^|(?<=[\s,]))([A-J])\)")
@@ -68,7 +72,7 @@ def read_row(row: Any, name: str, source: str, folder: Path, modality: str | Non
         question=question,
         options=tuple(options),
         answer=_letter_of_text(row["answer"], options) if "answer" in row else letter,
-        modality=modality or _modality(row.get("subset")),
+        modality=modality or modality_of(row.get("subset")),
         question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
         source=str(row.get("dataset", source)),
         image_group=str(row.get("group", "+".join(_identity(folder / path) for path in paths))),
@@ -132,7 +136,12 @@ def _letter_of_text(answer: Any, options: list[str]) -> str:
     return LETTERS[options.index(answer) : options.index(answer) + 1]
 
 
-def _modality(subset: Any) -> str:
+def modality_of(subset: Any) -> str:
+    """The plain name of a modality that OmniMedVQA, the papers or this package spell in some way.
+
+    Raises:
+        BadRowError: it is none of them.
+    """
     if subset is None:
         raise BadRowError("has no subset to tell the modality: add one, or set data.modality for all files")
     for modality, spellings in _MODALITIES.items():

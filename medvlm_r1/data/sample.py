@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -37,37 +37,44 @@ class ImageFile:
         return self.path.as_posix()
 
     def load(self) -> Image.Image:
-        """Decode the file as RGB, upright: turned as its EXIF orientation says, like transformers'
-        ``load_image``, through which a processor's own call goes.
-
-        A grey picture of more than 8 bits (16- or 32-bit integers, or floats) is first windowed linearly
-        from its own darkest to its own brightest pixel; one of a single value becomes black. Pillow's
-        conversion would clip all above 255 to white, which blanks most of a scan. What is transparent
-        shows white, as the model's image processor has it.
+        """Decode the file; see :func:`decode`.
 
         Raises:
             BadRowError: the file is missing, is no picture, or is cut short.
         """
-        try:
-            with Image.open(self.path) as picture:
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
-                    return _windowed(upright).convert("RGB")
-                if "A" in upright.getbands() or upright.info.get("transparency") is not None:
-                    upright = upright.convert("RGBA")
-                    white = Image.new("RGBA", upright.size, "white")
-                    return Image.alpha_composite(white, upright).convert("RGB")
-                return upright.convert("RGB")
-        except FileNotFoundError:
-            raise BadRowError(f"image {self.path} does not exist") from None
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:
-            raise BadRowError(f"image {self.path} cannot be decoded ({error})") from error
+        return decode(self.path, self.name)
+
+
+def decode(picture: Path | BinaryIO, name: str) -> Image.Image:
+    """The picture as RGB, upright: turned as its EXIF orientation says, like transformers'
+    ``load_image``, through which a processor's own call goes.
+
+    A grey picture of more than 8 bits (16- or 32-bit integers, or floats) is first windowed linearly
+    from its own darkest to its own brightest pixel; one of a single value becomes black. Pillow's
+    conversion would clip all above 255 to white, which blanks most of a scan. What is transparent
+    shows white, as the model's image processor has it.
+
+    Args:
+        picture: a file, or a stream of its bytes.
+        name: what error messages call it.
+
+    Raises:
+        BadRowError: there is no file, or no picture in it, or it is cut short.
+    """
+    try:
+        with Image.open(picture) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
+                return _windowed(upright).convert("RGB")
+            if "A" in upright.getbands() or upright.info.get("transparency") is not None:
+                upright = upright.convert("RGBA")
+                white = Image.new("RGBA", upright.size, "white")
+                return Image.alpha_composite(white, upright).convert("RGB")
+            return upright.convert("RGB")
+    except FileNotFoundError:
+        raise BadRowError(f"image {name} does not exist") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 
 
 def _windowed(picture: Image.Image) -> Image.Image:
