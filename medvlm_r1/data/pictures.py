@@ -162,7 +162,7 @@ class ImageRoot:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"images {self.path} do not exist: give a folder or a .zip of them")
-        self._members: frozenset[str] = frozenset()
+        self._members: frozenset[str] | None = None
         if self.path.is_file():
             try:
                 self._members = frozenset(_opened(self.path, os.getpid()).namelist())
@@ -172,7 +172,7 @@ class ImageRoot:
 
     def handle(self, relative: str) -> ImageHandle:
         """The picture at this path; whether it exists shows when it is loaded."""
-        if not self._members:
+        if self._members is None:
             return ImageFile(self.path / relative)
         places = [relative, *(f"{top}/{relative}" for top in self._tops), relative.partition("/")[2]]
         return ZipImage(self.path, next((p for p in places if p in self._members), relative))

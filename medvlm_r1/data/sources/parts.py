@@ -80,7 +80,9 @@ def letter_of(answer: Any, options: Sequence[str]) -> str:
     """
     places = [i for i, option in enumerate(options) if option == str(answer).strip()]
     if len(places) != 1:
-        raise BadRowError(f"answer {answer!r} is not one of the options {list(options)}: give an option's text")
+        raise BadRowError(
+            f"answer {answer!r} is not one of the options {list(options)}: give an option's text"
+        )
     return LETTERS[places[0]]
 
 
