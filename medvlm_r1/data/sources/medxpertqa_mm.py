@@ -12,7 +12,7 @@ from medvlm_r1.data.mcq_json import OnBadRow, read_rows
 from medvlm_r1.data.pictures import ImageRoot
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
-from medvlm_r1.data.sources.parts import Table, assemble
+from medvlm_r1.data.sources.parts import Table, assemble, text_of
 from medvlm_r1.data.sources.place import find_set, need_files
 
 HUB_ID = "TsinghuaC3I/MedXpertQA"
@@ -63,20 +63,19 @@ def medxpertqa_mm(
 
 def _read(path: Path, part: str, images: ImageRoot, on_bad_row: OnBadRow) -> Table:
     def sample(number: int, row: Any) -> VQASample:
-        if not isinstance(row, dict):
-            raise BadRowError(f"is {row!r:.60}, not an object")
-        if not row["images"]:
-            raise BadRowError("names no image: every row of this part has one")
+        question, names = text_of(row, "question"), row.get("images")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise BadRowError(f"images is {names!r}: give a list of file names")
         return VQASample(
             id=f"medxpertqa_mm-{part}-{number}",
-            images=tuple(images.handle(name) for name in row["images"]),
-            question=row["question"].partition("\nAnswer Choices:")[0].strip(),
-            options=_options(row["options"]),
-            answer=row["label"],
+            images=tuple(images.handle(name) for name in names),
+            question=question.partition("\nAnswer Choices:")[0].strip(),
+            options=_options(row.get("options")),
+            answer=text_of(row, "label"),
             modality="unknown",
             question_type=str(row.get("question_type", "unknown")),
             source="medxpertqa_mm",
-            image_group="+".join(row["images"]),
+            image_group="+".join(names),
         )
 
     table = Table()

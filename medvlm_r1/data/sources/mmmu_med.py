@@ -14,7 +14,7 @@ from medvlm_r1.data.mcq_json import OnBadRow
 from medvlm_r1.data.pictures import ParquetRows
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import Table, assemble
+from medvlm_r1.data.sources.parts import Table, assemble, text_of
 from medvlm_r1.data.sources.place import find_set, need_files
 
 HUB_ID = "MMMU/MMMU"
@@ -78,7 +78,7 @@ def _read(rows: ParquetRows, folder: Path, subjects: Sequence[str], part: str, o
         for path in need_files(folder, f"{subject}/{part}-*.parquet"):
 
             def sample(number: int, row: dict[str, Any], subject: str = subject) -> VQASample | None:
-                if row["question_type"] != "multiple-choice":
+                if text_of(row, "question_type") != "multiple-choice":
                     return None
                 pictures = tuple(row[column] for column in IMAGES if row[column] is not None)
                 if not pictures:
@@ -86,9 +86,9 @@ def _read(rows: ParquetRows, folder: Path, subjects: Sequence[str], part: str, o
                 return VQASample(
                     id=f"{subject}-{part}-{number}",
                     images=pictures,
-                    question=row["question"].strip(),
-                    options=_options(row["options"]),
-                    answer=row["answer"].strip(),
+                    question=text_of(row, "question"),
+                    options=_options(text_of(row, "options")),
+                    answer=text_of(row, "answer"),
                     modality="unknown",
                     question_type=subject,
                     source="mmmu_med",
@@ -99,7 +99,7 @@ def _read(rows: ParquetRows, folder: Path, subjects: Sequence[str], part: str, o
     return table
 
 
-def _options(text: Any) -> tuple[str, ...]:
+def _options(text: str) -> tuple[str, ...]:
     try:
         options = ast.literal_eval(text)
         if not isinstance(options, list):

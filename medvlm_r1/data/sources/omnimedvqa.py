@@ -16,9 +16,9 @@ from medvlm_r1.data.mcq_row import modality_of
 from medvlm_r1.data.options import hold_out
 from medvlm_r1.data.pictures import ImageRoot
 from medvlm_r1.data.questions import Questions
-from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.med_r1 import task_of
-from medvlm_r1.data.sources.parts import Table, assemble, draw, letter_of, split_by_image
+from medvlm_r1.data.sources.parts import Table, assemble, draw, letter_of, split_by_image, text_of
 from medvlm_r1.data.sources.place import find_set
 
 HUB_ID = "foreverbeliever/OmniMedVQA"
@@ -137,21 +137,19 @@ def _read(table: Table, path: Any, images: ImageRoot, on_bad_row: OnBadRow) -> N
     stem = f"{path.parent.name}-{path.name.removesuffix('.json')}".replace(" ", "_")
 
     def sample(number: int, row: dict[str, Any]) -> VQASample:
-        if not isinstance(row, dict):
-            raise BadRowError(f"is {row!r:.60}, not an object")
-        given = [row[key] for key in (f"option_{a}" for a in "ABCDEFGHIJ") if row.get(key) is not None]
-        options = tuple(str(option).strip() for option in given)
-        modality = row["modality_type"] if "modality_type" in row else row["modality"]
+        question, image = text_of(row, "question"), text_of(row, "image_path")
+        given = [row.get(f"option_{letter}") for letter in "ABCD"]
+        options = tuple(str(option).strip() for option in given if option is not None)
         return VQASample(
             id=f"{stem}-{number}",
-            images=(images.handle(row["image_path"]),),
-            question=row["question"].strip(),
+            images=(images.handle(image),),
+            question=question,
             options=options,
-            answer=letter_of(row["gt_answer"], options),
-            modality=modality_of(modality),
-            question_type=task_of(row["question_type"]),
-            source=str(row["dataset"]),
-            image_group=row["image_path"],
+            answer=letter_of(text_of(row, "gt_answer"), options),
+            modality=modality_of(text_of(row, "modality_type" if "modality_type" in row else "modality")),
+            question_type=task_of(text_of(row, "question_type")),
+            source=text_of(row, "dataset"),
+            image_group=image,
         )
 
     table.read(path, enumerate(read_rows(path)), sample, on_bad_row)

@@ -56,14 +56,27 @@ class Table:
                     raise BadRowError(f"{place}: {error} (on_bad_row=skip leaves such rows out)") from None
                 self.skipped.append(f"{place}: {error}")
                 continue
-            except KeyError as error:
-                raise BadRowError(f"{place}: column {error} is missing; it has {', '.join(row)}") from None
             if sample is None:
                 passed += 1
             else:
                 self.samples.append(sample)
                 self.places[sample.id] = place
         logger.info("%s: %d questions, %d rows not asked for", path, len(self.samples), passed)
+
+
+def text_of(row: Any, column: str) -> str:
+    """The text in a column, without surrounding space.
+
+    Raises:
+        BadRowError: the row is no object, lacks the column, or has no text there.
+    """
+    if not isinstance(row, dict):
+        raise BadRowError(f"is {row!r:.60}, not an object")
+    if column not in row:
+        raise BadRowError(f"column {column!r} is missing; the row has {', '.join(row)}")
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise BadRowError(f"{column} is {row[column]!r}: give text")
+    return row[column].strip()
 
 
 def yes_no(answer: str) -> str | None:

@@ -17,7 +17,7 @@ from medvlm_r1.data.mcq_json import OnBadRow
 from medvlm_r1.data.pictures import ImageRoot
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import Table, assemble, letter_of, without_images_of
+from medvlm_r1.data.sources.parts import Table, assemble, letter_of, text_of, without_images_of
 from medvlm_r1.data.sources.place import find_set, need_files
 
 HUB_ID = "RadGenome/PMC-VQA"
@@ -56,7 +56,8 @@ def pmc_vqa(
     end = SUFFIX[version]
     needed = [f"train{end}.csv", f"test{end}.csv", f"images{end}.zip"]
     folder = find_set(HUB_ID, root, revision, needed)
-    tops = ("images_2", "figures", "images") if version == 2 else ("images", "figures")
+    # version 2's archive unpacks to figures/
+    tops = ["images"] if version == 1 else ["images_2", "figures"]
     images = ImageRoot.among(*(folder / top for top in tops), folder / f"images{end}.zip")
     train, test = (
         _read(need_files(folder, f"{part}{end}.csv")[0], part, images, on_bad_row)
@@ -76,9 +77,12 @@ def pmc_vqa(
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(sys.maxsize)  # captions run long
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            yield number, {_plain(key): value for key, value in row.items() if key and value is not None}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file)):
+                yield number, {_plain(key): value for key, value in row.items() if key and value is not None}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadRowError(f"{path} is no readable CSV ({error}): fetch it again") from error
 
 
 def _plain(column: str) -> str:
@@ -87,17 +91,18 @@ def _plain(column: str) -> str:
 
 def _read(path: Path, part: str, images: ImageRoot, on_bad_row: OnBadRow) -> Table:
     def sample(number: int, row: dict[str, str]) -> VQASample:
-        options = tuple(_option(row[f"choice{letter.lower()}"], letter) for letter in "ABCD")
+        options = tuple(_option(text_of(row, f"choice{a.lower()}"), a) for a in "ABCD")
+        figure = text_of(row, "figurepath")
         return VQASample(
             id=f"pmc_vqa-{part}-{number}",
-            images=(images.handle(row["figurepath"]),),
-            question=row["question"].strip(),
+            images=(images.handle(figure),),
+            question=text_of(row, "question"),
             options=options,
             answer=_letter(row, options),
             modality="unknown",
             question_type="multiple-choice",
             source="pmc_vqa",
-            image_group=row["figurepath"],
+            image_group=figure,
         )
 
     table = Table()
@@ -111,12 +116,12 @@ def _option(value: str, letter: str) -> str:
 
 
 def _letter(row: dict[str, Any], options: tuple[str, ...]) -> str:
-    label = row.get("answerlabel", row["answer"]).strip()
-    if label not in "ABCD" or len(label) != 1:
+    text = text_of(row, "answer")
+    label = text_of(row, "answerlabel") if "answerlabel" in row else text
+    if label not in tuple("ABCD"):
         if "answerlabel" in row:
             raise BadRowError(f"Answer_label is {label!r}: give one of A, B, C, D")
         return letter_of(label, options)
-    text = row["answer"].strip()
-    if text in options and options.index(text) != "ABCD".index(label) and text not in "ABCD":
+    if text != label and text in options and options.index(text) != "ABCD".index(label):
         raise BadRowError(f"label {label} disagrees with the answer {text!r}, which is another option")
     return label

@@ -11,8 +11,8 @@ from medvlm_r1.data.mcq_json import OnBadRow, read_rows
 from medvlm_r1.data.mcq_row import modality_of
 from medvlm_r1.data.pictures import ImageRoot
 from medvlm_r1.data.questions import Questions
-from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import YES_NO, Table, assemble, without_images_of, yes_no
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.sources.parts import YES_NO, Table, assemble, text_of, without_images_of, yes_no
 from medvlm_r1.data.sources.place import find_set, need_files
 
 HUB_ID = "BoKelvin/SLAKE"
@@ -70,23 +70,21 @@ def slake(
 
 def _read(path: Path, part: str, images: ImageRoot, on_bad_row: OnBadRow) -> Table:
     def sample(number: int, row: Any) -> VQASample | None:
-        if not isinstance(row, dict):
-            raise BadRowError(f"is {row!r:.60}, not an object")
-        if row["q_lang"] != "en":
+        if text_of(row, "q_lang") != "en":
             return None
-        letter = yes_no(str(row["answer"]))
-        if row["answer_type"].upper() != "CLOSED" or letter is None:
+        image, letter = text_of(row, "img_name"), yes_no(text_of(row, "answer"))
+        if text_of(row, "answer_type").upper() != "CLOSED" or letter is None:
             return None
         return VQASample(
             id=f"slake-{part}-{number}",
-            images=(images.handle(row["img_name"]),),
-            question=row["question"].strip(),
+            images=(images.handle(image),),
+            question=text_of(row, "question"),
             options=YES_NO,
             answer=letter,
-            modality=modality_of(row["modality"]),
-            question_type=str(row["content_type"]),
+            modality=modality_of(text_of(row, "modality")),
+            question_type=text_of(row, "content_type"),
             source="slake",
-            image_group=row["img_name"],
+            image_group=image,
         )
 
     table = Table()

@@ -9,7 +9,7 @@ from medvlm_r1.data.mcq_json import OnBadRow
 from medvlm_r1.data.pictures import ParquetRows
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import YES_NO, Table, assemble, split_by_image, yes_no
+from medvlm_r1.data.sources.parts import YES_NO, Table, assemble, split_by_image, text_of, yes_no
 from medvlm_r1.data.sources.place import find_set, need_files
 
 HUB_ID = "flaviagiammarino/vqa-rad"
@@ -75,17 +75,15 @@ def embedded_table(
     for shard, path in enumerate(need_files(folder, f"data/{part}-*.parquet", f"{part}-*.parquet")):
 
         def sample(number: int, row: dict[str, Any], shard: int = shard) -> VQASample | None:
-            picture, question, answer = row["image"], row["question"], row["answer"]
+            picture, question = row["image"], text_of(row, "question")
             if picture is None:
                 raise BadRowError("has no image bytes: fetch the set again")
-            if not (isinstance(question, str) and isinstance(answer, str)):
-                raise BadRowError(f"question is {question!r}, answer {answer!r}: both must be text")
-            if (letter := yes_no(answer)) is None:
+            if (letter := yes_no(text_of(row, "answer"))) is None:
                 return None
             return VQASample(
                 id=f"{name}-{part}-{shard}-{number}",
                 images=(picture,),
-                question=question.strip(),
+                question=question,
                 options=YES_NO,
                 answer=letter,
                 modality=modality,
