@@ -55,18 +55,16 @@ class ParquetImage:
 
     def _bytes(self) -> bytes:
         with pyarrow.parquet.ParquetFile(self.path) as file:
-            left = self.row
-            for group in range(file.num_row_groups):
-                size = file.metadata.row_group(group).num_rows
-                if left < size:
-                    break
-                left -= size
-            batches = file.iter_batches(_BATCH, row_groups=[group], columns=[self.column])
-            for batch in batches:
+            if self.row >= file.metadata.num_rows:
+                raise IndexError(f"it has {file.metadata.num_rows} rows")
+            left, group = self.row, 0
+            while left >= (size := file.metadata.row_group(group).num_rows):
+                left, group = left - size, group + 1
+            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[self.column]):
                 if left < batch.num_rows:
-                    return batch.column(0)[left]["bytes"].as_py()
+                    break
                 left -= batch.num_rows
-        raise IndexError(f"it has no row {self.row}")
+            return batch.column(0)[left]["bytes"].as_py()
 
 
 class ParquetRows:

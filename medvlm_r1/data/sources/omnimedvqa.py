@@ -72,9 +72,9 @@ def omnimedvqa(
     if by not in ("modality", "question_type"):
         raise ValueError(f"data.by is {by!r}: use 'modality' or 'question_type'")
     place = _unpacked_or_archive(find_set(HUB_ID, root, revision, [ARCHIVE]))
+    files, table = _question_files(place, access), Table()
     pictures = ImageRoot(images or place)
-    table = Table()
-    for path in _question_files(place, access):
+    for path in files:
         _read(table, path, pictures, on_bad_row)
     wanted = {"modality": modalities, "question_type": question_types}
     for key, names in wanted.items():
