@@ -21,7 +21,7 @@ from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.pictures import ImageRoot, ParquetImage, ZipImage
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.sources.med_r1 import med_r1
+from medvlm_r1.data.sources.med_r1 import med_r1, read_file
 from medvlm_r1.data.sources.parts import split_by_image
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import load_policy
@@ -134,13 +134,11 @@ def test_real_med_r1(domain, tmp_path):
     if not os.environ.get("MEDVLM_R1_REAL_QUESTIONS"):
         pytest.skip("MEDVLM_R1_REAL_QUESTIONS is not set: no real data to read")
     folder = Path(os.environ["MEDVLM_R1_REAL_QUESTIONS"])
-    from medvlm_r1.data.sources.med_r1 import _read
-
     (tmp_path / "Images").mkdir()
     for part in ("train", "test"):
         path = folder / f"med_r1_{domain}_{part}.json"
         rows = json.loads(path.read_text())
-        table = _read(path, domain, "modality", ImageRoot(tmp_path), part, "fail")
+        table = read_file(path, domain, "modality", ImageRoot(tmp_path), part, "fail")
         assert len(table.samples) == len(rows)
         for sample, row in zip(table.samples, rows, strict=True):
             written = [f"{a}){text}" for a, text in zip(sample.letters, sample.options, strict=True)]

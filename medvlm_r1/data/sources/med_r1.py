@@ -22,13 +22,6 @@ from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.parts import Table, assemble, without_images_of
 
 AUTHORS = "https://github.com/Yuxiang-Lai117/Med-R1"
-TASKS = (
-    "anatomy_identification",
-    "disease_diagnosis",
-    "lesion_grading",
-    "modality_recognition",
-    "other_biological_attributes",
-)
 
 
 def med_r1(
@@ -77,10 +70,10 @@ def med_r1(
                 raise ValueError(f"{folder / part} has no domain {name!r}: it has {', '.join(known)}")
     pictures = ImageRoot(images)
     tables = {
-        name: _read(files["test"][name], name, by, pictures, "test", on_bad_row)
+        name: read_file(files["test"][name], name, by, pictures, "test", on_bad_row)
         for name in (tests or files["test"])
     }
-    train = _read(files["train"][domain], domain, by, pictures, "train", on_bad_row)
+    train = read_file(files["train"][domain], domain, by, pictures, "train", on_bad_row)
     tested = [sample for table in tables.values() for sample in table.samples]
     return assemble(
         [train, *tables.values()],
@@ -114,7 +107,13 @@ def task_of(question_type: str) -> str:
     return re.sub(r"[^a-z]+", "_", question_type.lower()).strip("_")
 
 
-def _read(path: Path, domain: str, by: str, images: ImageRoot, part: str, on_bad_row: OnBadRow) -> Table:
+def read_file(path: Path, domain: str, by: str, images: ImageRoot, part: str, on_bad_row: OnBadRow) -> Table:
+    """The questions of one file.
+
+    Raises:
+        BadRowError: a row cannot be used.
+    """
+
     def sample(number: int, row: dict) -> VQASample:
         plain = read_row(
             row, f"{domain}-{part}-{number}", "OmniMedVQA", Path(), domain if by == "modality" else "unknown"
