@@ -111,6 +111,9 @@ def build(cfg: DictConfig) -> tuple["VLMModule", "VQADataModule", "Trainer"]:
     instantiate = hydra.utils.instantiate
     questions = instantiate(cfg.data)
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
+    if (sample := questions.an_open_one) is not None:  # a prompt or reward that needs a letter says so here
+        prompt.ask(sample, "evaluate")
+        rewards.score([prompt.read("", sample)], [sample])
     policy = instantiate(cfg.model)
     engine = instantiate(cfg.rollout) if cfg.rollout else policy.engine
     method = instantiate(cfg.method)

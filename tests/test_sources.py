@@ -11,11 +11,12 @@ from pathlib import Path
 
 import published
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import OmegaConf
-from training import PROMPT, RECIPE, ROOT, module_of
+from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 
 from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.pictures import ImageRoot, ParquetImage, ZipImage
@@ -23,8 +24,13 @@ from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
 from medvlm_r1.data.sources.parts import split_by_image
+from medvlm_r1.evaluate.predictions import summarise
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import load_policy
+
+with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    _open = compose("config", overrides=["prompt=open", "reward=open"])
+OPEN, REWARD = instantiate(_open.prompt), instantiate(_open.reward)
 
 
 def option(name: str, **keys) -> Questions:
@@ -46,9 +52,10 @@ def policy():
 def walk(policy, tmp_path):
     """Encode every test question in a worker, answer it with the embedded model, and judge it."""
 
-    def judged(questions: Questions, workers: int = 0):
-        encode = functools.partial(policy.encoder.encode, prompt=PROMPT)
-        module = module_of(VLMModule, policy)
+    def judged(questions: Questions, workers: int = 0, prompt=PROMPT, rewards=REWARDS):
+        encode = functools.partial(policy.encoder.encode, prompt=prompt)
+        module = module_of(VLMModule, policy, rewards=rewards)
+        module.prompt = prompt
         data = VQADataModule(questions, encode, 2, 4, seed=0, workers=workers)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path / "run", **quiet)
@@ -321,6 +328,44 @@ def test_medxpertqa_mm(tmp_path, walk):
     second = questions.test["medxpertqa_mm"][1]
     assert (second.question, second.answer, len(second.images)) == ("A patient of 1. What next?", "B", 2)
     walk(questions)
+
+
+# --- open questions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vqa_rad", "path_vqa", "slake"])
+def test_open_questions_are_sets_of_their_own(tmp_path, walk, name):
+    getattr(published, name)(tmp_path)
+    questions = option(name, root=str(tmp_path), questions="all", n_validation=3)
+    assert list(questions.test) == [name, f"{name}_open"]
+    assert not any(s.is_open for s in questions.test[name])
+    texts = {"vqa_rad": "left lung", "path_vqa": "in the wall", "slake": "Left lung"}
+    assert {s.answer for s in questions.test[f"{name}_open"]} == {texts[name]}
+    assert any(s.is_open for s in questions.train)
+    rows = walk(questions, prompt=OPEN, rewards=REWARD)
+    sections = summarise(rows)
+    assert set(sections["open"]) == {f"{name}_open"}
+    assert set(sections["accuracy"]) == set(questions.test)
+    only = option(name, root=str(tmp_path), questions="open", n_validation=1)
+    assert list(only.test) == [f"{name}_open"]
+
+
+def test_a_prompt_or_reward_that_needs_a_letter_is_refused(tmp_path):
+    published.vqa_rad(tmp_path / "rad")
+    shared = ["+experiment=zero_shot", "model=tiny", "data=vqa_rad", f"data.root={tmp_path / 'rad'}"]
+    shared += ["data.questions=all", "data.n_validation=2"]
+    for more, message in (([], "take prompt=open"), (["prompt=open"], "take reward=open")):
+        command = [sys.executable, ROOT / "run.py", *shared, *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_kinds_there_are(tmp_path):
+    published.vqa_rad(tmp_path)
+    with pytest.raises(ValueError, match="use 'closed', 'open' or 'all'"):
+        option("vqa_rad", root=str(tmp_path), questions="both")
 
 
 # --- pictures, splits, the hub ---------------------------------------------------------------------

@@ -88,14 +88,14 @@ def _windowed(picture: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class VQASample:
-    """One multiple-choice question.
+    """One question: multiple choice or, without options, open.
 
     Attributes:
         id: unique within its data set; seeds the draws of its completions.
         images: the pictures, in the order in which the prompt shows them.
         question: the question alone, without options.
-        options: option texts in the order of their letters.
-        answer: the gold letter, one of ``letters``.
+        options: option texts in the order of their letters; none for an open question.
+        answer: the gold letter, one of ``letters``; for an open question the gold text.
         modality: acquisition modality, e.g. ``mri``.
         question_type: e.g. ``Disease Diagnosis``.
         source: data set of origin.
@@ -116,6 +116,10 @@ class VQASample:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise BadRowError("question is empty: every row needs one")
+        if self.is_open:
+            if not self.answer.strip():
+                raise BadRowError("answer is empty: an open question needs a text")
+            return
         if not 2 <= len(self.options) <= len(LETTERS):
             raise BadRowError(f"{len(self.options)} options: a question needs 2 to {len(LETTERS)}")
         if len(set(self.options)) < len(self.options):
@@ -124,11 +128,16 @@ class VQASample:
             raise BadRowError(f"answer {self.answer!r} is not one of the letters {', '.join(self.letters)}")
 
     @property
+    def is_open(self) -> bool:
+        """Whether the answer is a text instead of a letter."""
+        return not self.options
+
+    @property
     def letters(self) -> str:
-        """The letters of this question's options, e.g. ``ABCD``."""
+        """The letters of this question's options, e.g. ``ABCD``; none for an open question."""
         return LETTERS[: len(self.options)]
 
     @property
     def answer_text(self) -> str:
-        """The text of the gold option."""
-        return self.options[self.letters.index(self.answer)]
+        """The text of the gold option, or of an open question's answer."""
+        return self.answer if self.is_open else self.options[self.letters.index(self.answer)]

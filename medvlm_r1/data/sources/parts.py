@@ -85,6 +85,25 @@ def yes_no(answer: str) -> str | None:
     return LETTERS[YES_NO.index(plain)] if plain in YES_NO else None
 
 
+def kinds_of(questions: str) -> tuple[bool, bool]:
+    """Whether ``closed``, ``open`` or ``all`` questions ask for closed ones, and for open ones.
+
+    Raises:
+        ValueError: it is none of the three.
+    """
+    if questions not in ("closed", "open", "all"):
+        raise ValueError(f"data.questions is {questions!r}: use 'closed', 'open' or 'all'")
+    return questions != "open", questions != "closed"
+
+
+def tests_of(name: str, samples: Iterable[VQASample]) -> dict[str, list[VQASample]]:
+    """The test set ``name``, and ``<name>_open``: an accuracy and an exact match are not averaged."""
+    kinds: dict[str, list[VQASample]] = {name: [], f"{name}_open": []}
+    for sample in samples:
+        kinds[f"{name}_open" if sample.is_open else name].append(sample)
+    return {key: part for key, part in kinds.items() if part}
+
+
 def letter_of(answer: Any, options: Sequence[str]) -> str:
     """The letter of the option with this text, which may differ in surrounding space.
 
