@@ -161,7 +161,8 @@ def slake(root: Path, zipped: bool = True) -> None:
     bigger = row(1, question="Which is bigger, lung or heart?", answer="Lung")
     where = row(2, question="Where is it?", answer="Left lung", answer_type="OPEN")
     write_json(root / "train.json", [*(row(i) for i in range(10)), chinese, bigger, where])
-    write_json(root / "validation.json", [row(i) for i in range(20, 24)])
+    openly = row(21, question="Where is it?", answer="Left lung", answer_type="OPEN")
+    write_json(root / "validation.json", [*(row(i) for i in range(20, 24)), openly])
     write_json(root / "test.json", [*(row(i) for i in range(30, 34)), row(3, question="Is 3 bright?"), where])
     names = [f"xmlab{i}/source.jpg" for i in (*range(10), *range(20, 24), *range(30, 34))]
     if zipped:
