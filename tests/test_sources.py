@@ -21,10 +21,10 @@ from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.pictures import ImageRoot, ParquetImage, ZipImage
 from medvlm_r1.data.questions import Questions
-from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
 from medvlm_r1.data.sources.parts import split_by_image
-from medvlm_r1.evaluate.predictions import summarise
+from medvlm_r1.evaluate.predictions import predict, summarise
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import load_policy
 
@@ -360,6 +360,22 @@ def test_a_prompt_or_reward_that_needs_a_letter_is_refused(tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_open_answers_are_summed_up_beside_closed_ones():
+    """Of three texts one is right (F1 1), one shares one word of two and two (F1 1/2), one is missing."""
+    where = VQASample("q", (), "Where?", (), "left lung", "mri", "open", "made", "g")
+    closed = VQASample("c", (), "Is it?", ("yes", "no"), "A", "mri", "closed", "made", "g")
+    said = [(where, "The left lung."), (where, "right lung"), (where, None), (closed, "A")]
+    texts = [(sample, f"<answer>{text}</answer>" if text else "lung") for sample, text in said]
+    rows = [predict(s, OPEN.read(t, s), 5, False, "run", 0, "s_open" if s.is_open else "s") for s, t in texts]
+    sections = summarise(rows)
+    assert sections["open"].keys() == {"s_open"}
+    assert sections["open"]["s_open"]["token_f1"] == pytest.approx(1.5 / 3)
+    assert sections["open"]["s_open"]["exact_match"]["value"] == pytest.approx(1 / 3)
+    assert sections["accuracy"]["s_open"] == sections["open"]["s_open"]["exact_match"]
+    assert sections["accuracy"]["s"]["value"] == 1.0
+    assert "open" not in summarise(rows[3:])
 
 
 def test_what_kinds_there_are(tmp_path):

@@ -46,7 +46,7 @@ class Table:
         """
         if on_bad_row not in ("fail", "skip"):
             raise ValueError(f"on_bad_row is {on_bad_row!r}: use 'fail' or 'skip'")
-        passed = 0
+        passed, before = 0, len(self.samples)
         for number, row in rows:
             place = f"{path} row {number}"
             try:
@@ -61,7 +61,7 @@ class Table:
             else:
                 self.samples.append(sample)
                 self.places[sample.id] = place
-        logger.info("%s: %d questions, %d rows not asked for", path, len(self.samples), passed)
+        logger.info("%s: %d questions, %d rows not asked for", path, len(self.samples) - before, passed)
 
 
 def text_of(row: Any, column: str) -> str:
