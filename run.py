@@ -121,6 +121,9 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
 
     instantiate = hydra.utils.instantiate
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
+    if (sample := questions.an_open_one) is not None:  # a prompt or reward that needs a letter says so here
+        prompt.ask(sample, "evaluate")
+        rewards.score([prompt.read("", sample)], [sample])
     policy = instantiate(cfg.model)
     engine = instantiate(cfg.rollout) if cfg.rollout else policy.engine
     method = instantiate(cfg.method)

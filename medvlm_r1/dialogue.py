@@ -10,9 +10,13 @@ Departures from the papers' released code:
    single letter of the question. MedVLM-R1's evaluation accepts upper case only, Med-R1's any word.
 2. MedVLM-R1's "simple" evaluation demands that the raw output equal the letter, so a zero-shot
    model that says ``A.`` scores 0. ``lenient`` reads such an answer; both are reported.
+3. Neither paper asks open questions. Theirs is a template of its own here (``open``), and an answer
+   is compared with the gold text as SQuAD does.
 """
 
 import re
+import string
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +37,10 @@ _STATED_LETTER = re.compile(
     rf"\b(?:answer|option|choice)\b(?:\s+is\b)?[\s:*_(\[]*((?-i:[B-J])\b|[A-J]{_CLOSED}){_ALONE}",
     re.IGNORECASE,
 )
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ class PromptStyle:
         layout: ``lines`` puts one option a line (``A) brain``), as MedVLM-R1 does; ``inline`` puts
             them behind the question (``A)brain, B)liver``), as Med-R1 does.
         tags: whether the prompt asks for answer tags; without, the whole completion is the answer.
+        open: template of the user turn for a question without options, in both phases; ``None`` where
+            the prompt can only ask for a letter.
     """
 
     name: str
@@ -98,17 +108,24 @@ class PromptStyle:
     evaluate: str
     layout: Literal["lines", "inline"] = "lines"
     tags: bool = True
+    open: str | None = None
 
     def __post_init__(self) -> None:
-        for phase in ("train", "evaluate"):
-            if "{Question}" not in getattr(self, phase):
+        for phase in ("train", "evaluate", "open"):
+            template = getattr(self, phase)
+            if template is None and phase == "open":
+                continue
+            if "{Question}" not in template:
                 raise ValueError(f"prompt.{phase} of {self.name!r} lacks the place holder {{Question}}")
         if self.layout not in ("lines", "inline"):
             raise ValueError(f"prompt.layout is {self.layout!r}: use 'lines' or 'inline'")
 
     def problem(self, sample: Question) -> str:
-        """The question with its lettered options, as both papers' data files spell it; an open one alone."""
-        if not sample.options:
+        """The question with its lettered options, as both papers' data files spell it.
+
+        An open question is the question alone.
+        """
+        if sample.is_open:
             return sample.question
         if self.layout == "lines":
             return "\n".join(
@@ -123,14 +140,24 @@ class PromptStyle:
         Returns:
             Messages in the Hugging Face chat format. There is no system turn: the chat template
             adds its default, as in both papers.
+
+        Raises:
+            ValueError: the question is open, and the prompt asks for a letter.
         """
         template = self.train if phase == "train" else self.evaluate
+        if sample.is_open:
+            if self.open is None:
+                raise ValueError(
+                    f"question {sample.id} is open, but prompt {self.name!r} asks for a letter: take "
+                    "prompt=open, set prompt.open, or leave open questions out with data.questions=closed"
+                )
+            template = self.open
         text = template.replace("{Question}", self.problem(sample))
         pictures = [{"type": "image"} for _ in sample.images]
         return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
 
     def target(self, sample: VQASample) -> str:
-        """The completion that SFT learns: the gold letter, in answer tags if the prompt asks for them."""
+        """What SFT learns: the gold letter or text, in answer tags if the prompt asks for them."""
         return f"<answer>{sample.answer}</answer>" if self.tags else sample.answer
 
     def read(self, text: str, sample: Question) -> Answer:
@@ -182,6 +209,38 @@ def _ready_to_answer(text: str) -> str:
     if (start := opening.search(said)) and not closing.search(said, start.end()):
         said += "</think>"
     return f"{said}\n<answer>" if said else "<answer>"
+
+
+def is_right(answer: Answer, sample: VQASample) -> bool:
+    """The strict reading: the gold letter or, for an open question, the gold text, both normalised."""
+    if sample.is_open:
+        return answer.content is not None and normalised(answer.content) == normalised(sample.answer)
+    return answer.letter == sample.answer
+
+
+def is_right_leniently(answer: Answer, sample: VQASample) -> bool:
+    """As :func:`is_right`, by the lenient letter; an open answer may also do without its tags."""
+    if sample.is_open:
+        said = answer.text if answer.content is None else answer.content
+        return normalised(said) == normalised(sample.answer)
+    return answer.lenient == sample.answer
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, articles and surplus space.
+
+    Source: SQuAD's evaluation script, v1.1 (Rajpurkar et al., arXiv 1606.05250), in its order. Unlike
+    there, a text of which nothing would remain is only lower-cased: blood group A is no empty answer.
+    """
+    plain = " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return plain or " ".join(text.lower().split())
+
+
+def token_overlap(said: str, gold: str) -> float:
+    """F1 of the normalised words of two texts, counted with repetition (SQuAD's script, v1.1)."""
+    ours, theirs = normalised(said).split(), normalised(gold).split()
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
 # A regular expression with two lazy wildcards takes quadratic time on the degenerate texts that early

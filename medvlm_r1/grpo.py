@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer
+from medvlm_r1.dialogue import Answer, is_right
 from medvlm_r1.module import VLMModule
 from medvlm_r1.objective import group_advantages, grpo_loss
 from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
@@ -195,7 +195,7 @@ class GRPO(VLMModule):
         values = {
             "reward": table.total,
             **{f"reward_{name}": value for name, value in table.terms.items()},
-            "accuracy": torch.tensor([a.letter == s.answer for a, s in zip(answers, samples, strict=True)]),
+            "accuracy": torch.tensor([is_right(a, s) for a, s in zip(answers, samples, strict=True)]),
             "well_formed": torch.tensor([a.well_formed for a in answers]),
             "tokens": rollout.lengths,
             "truncated": rollout.truncated,

@@ -165,8 +165,8 @@ def tuned(tuning: dict[str, Any]) -> str:
 
 
 def chance(predictions: list[Prediction]) -> float:
-    """Accuracy of guessing among each question's options."""
-    return sum(1 / len(p.options) for p in predictions) / len(predictions)
+    """Accuracy of guessing among each question's options; an open question cannot be guessed."""
+    return sum(1 / len(p.options) if p.options else 0.0 for p in predictions) / len(predictions)
 
 
 def model_name(model: Mapping[str, Any]) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torchmetrics.functional.text import bleu_score, rouge_score
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer
+from medvlm_r1.dialogue import Answer, is_right, normalised, token_overlap
 
 RewardTerm = Callable[[Answer, VQASample], float]
 
@@ -36,7 +37,11 @@ def letter_accuracy(answer: Answer, sample: VQASample) -> float:
     The contents of the first answer tag are upper-cased and searched for the characters A to J.
     Exactly one, equal to gold, gives 1 when nothing else stands there and 0.5 when other text does;
     everything else gives 0 (so ``A) Brain`` scores 0: the word holds an A, a B and an I).
+
+    Raises:
+        ValueError: the question is open.
     """
+    _need_letter(sample)
     if answer.content is None:
         return 0.0
     content = answer.content.upper()
@@ -46,8 +51,56 @@ def letter_accuracy(answer: Answer, sample: VQASample) -> float:
 
 
 def exact_accuracy(answer: Answer, sample: VQASample) -> float:
-    """Med-R1's accuracy reward: the contents of the answer tag equal the gold letter, else 0."""
+    """Med-R1's accuracy reward: the contents of the answer tag equal the gold letter, else 0.
+
+    Raises:
+        ValueError: the question is open.
+    """
+    _need_letter(sample)
     return float(answer.content == sample.answer)
+
+
+def _need_letter(sample: VQASample) -> None:
+    if sample.is_open:
+        raise ValueError(
+            f"question {sample.id} is open, but this reward judges a letter: take reward=open, or leave open "
+            "questions out with data.questions=closed"
+        )
+
+
+# The terms below judge an open question's text. A closed question's letter is right or wrong in each of
+# them, so that one reward serves a mixture.
+
+
+def exact_match(answer: Answer, sample: VQASample) -> float:
+    """1 if the answer tag holds the gold text, both normalised as SQuAD does (arXiv 1606.05250)."""
+    return float(is_right(answer, sample))
+
+
+def token_f1(answer: Answer, sample: VQASample) -> float:
+    """F1 of the words in the answer tag and of the gold text, normalised as SQuAD does."""
+    if not sample.is_open or answer.content is None:
+        return exact_match(answer, sample)
+    return token_overlap(answer.content, sample.answer)
+
+
+def bleu(answer: Answer, sample: VQASample, n_gram: int = 1) -> float:
+    """BLEU of the answer tag against the gold text, normalised alike (Papineni et al., ACL 2002).
+
+    Args:
+        n_gram: longest n-gram. Open answers are mostly one to three words, which no 4-gram fits into.
+    """
+    if not sample.is_open or answer.content is None:
+        return exact_match(answer, sample)
+    return float(bleu_score([normalised(answer.content)], [[normalised(sample.answer)]], n_gram=n_gram))
+
+
+def rouge_l(answer: Answer, sample: VQASample) -> float:
+    """ROUGE-L's F of the answer tag against the gold text, normalised alike (Lin, 2004)."""
+    if not sample.is_open or answer.content is None:
+        return exact_match(answer, sample)
+    scores = rouge_score(normalised(answer.content), normalised(sample.answer), rouge_keys="rougeL")
+    return float(scores["rougeL_fmeasure"])
 
 
 @dataclass(frozen=True)

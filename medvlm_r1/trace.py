@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer
+from medvlm_r1.dialogue import Answer, is_right
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 
@@ -36,7 +36,8 @@ def rollout_rows(
             "gold": sample.answer,
             "completion": row % group_size,
             "text": answer.text,
-            "answer": answer.letter,
+            "answer": answer.content if sample.is_open else answer.letter,
+            "right": is_right(answer, sample),
             "rewards": {name: round(float(value[row]), 6) for name, value in table.terms.items()},
             "total": round(float(table.total[row]), 6),
             "advantage": round(float(advantages[row]), 6),

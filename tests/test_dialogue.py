@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.dialogue import PromptStyle, is_right, is_right_leniently, normalised
 
 STYLE = PromptStyle("plain", train="T {Question} T", evaluate="E {Question} E")
 INLINE = PromptStyle("inline", train="{Question}", evaluate="{Question}", layout="inline")
@@ -267,3 +267,57 @@ class TestAsking:
             sample = ask_about(row["question"], row["options"], row["solution"])
             assert STYLE.problem(sample) == row["problem"]
             assert sample.answer_text == row["answer"]
+
+
+class TestOpenQuestions:
+    WHERE = ask_about("Where is it?", (), "The left lung")
+    OPEN = PromptStyle("open", "T {Question}", "E {Question}", open="O {Question} O")
+
+    def test_the_question_stands_alone_in_its_own_template(self):
+        for phase in ("train", "evaluate"):
+            assert self.OPEN.ask(self.WHERE, phase)[0]["content"][0]["text"] == "O Where is it? O"
+        closed = self.OPEN.ask(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
+        assert closed == "T Is it?\nA) yes\nB) no"
+
+    def test_a_prompt_for_letters_is_refused(self):
+        with pytest.raises(ValueError, match=r"prompt 'plain' asks for a letter: take prompt=open"):
+            STYLE.ask(self.WHERE, "train")
+        with pytest.raises(ValueError, match=r"prompt\.open of 'odd' lacks"):
+            PromptStyle("odd", "{Question}", "{Question}", open="Where?")
+
+    @pytest.mark.parametrize(
+        ("text", "right", "leniently"),
+        [
+            ("<think>x</think><answer>left lung</answer>", True, True),
+            ("<answer>Left Lung.</answer>", True, True),
+            ("the left lung", False, True),  # without tags
+            ("<answer>lung</answer>", False, False),
+            ("<answer></answer>left lung", False, False),
+            ("", False, False),
+        ],
+    )
+    def test_readings(self, text, right, leniently):
+        said = STYLE.read(text, self.WHERE)
+        assert (is_right(said, self.WHERE), is_right_leniently(said, self.WHERE)) == (right, leniently)
+        assert (said.letter, said.lenient) == (None, None)
+
+    def test_the_sft_target_reads_as_gold(self):
+        assert is_right(STYLE.read(STYLE.target(self.WHERE), self.WHERE), self.WHERE)
+
+    @pytest.mark.parametrize(
+        ("text", "plain"),
+        [
+            ("The  Left-lung, a lobe!", "leftlung lobe"),  # SQuAD's script removes punctuation, not spaces it
+            ("Theatre and analysis", "theatre and analysis"),
+            ("an", "an"),
+            ("...", "..."),
+            ("", ""),
+        ],
+    )
+    def test_normalised(self, text, plain):
+        assert normalised(text) == plain
+
+    def test_an_open_sample(self):
+        assert (self.WHERE.is_open, self.WHERE.letters, self.WHERE.answer_text) == (True, "", "The left lung")
+        with pytest.raises(BadRowError, match="an open question needs a text"):
+            ask_about("Where?", (), " ")

@@ -82,6 +82,8 @@ TURNS = {
 }
 TURNS["medvlm_r1_simple", "train"] = TURNS["medvlm_r1_simple", "evaluate"]
 TURNS["med_r1_simple", "train"] = TURNS["med_r1_simple", "evaluate"]
+for _phase in ("train", "evaluate"):
+    TURNS["open", _phase] = TURNS["medvlm_r1", _phase]  # of a question with options
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +156,16 @@ def test_every_prompt_is_pinned_here():
     named = {path.stem for path in CONF.glob("*.yaml")}
     assert {name for name, _ in TURNS} == named
     assert len(TURNS) == 2 * len(named)
+
+
+def test_an_open_question_is_asked_for_a_short_text(hemorrhage):
+    sample = dataclasses.replace(hemorrhage, options=(), answer="Hemorrhage")
+    for phase in ("train", "evaluate"):
+        text = style("open").ask(sample, phase)[0]["content"][1]["text"]
+        closed = TURNS["open", "evaluate"].replace("\nA) Hemorrhage\nB) Acute infarct", "")
+        instruction = "the correct single-letter choice (A, B, C, D,...) inside"
+        assert instruction in closed
+        assert text == closed.replace(instruction, "a short answer, a few words at most, inside")
 
 
 @pytest.mark.parametrize(("name", "phase"), TURNS, ids=["-".join(key) for key in TURNS])

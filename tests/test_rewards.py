@@ -1,5 +1,7 @@
 """Rewards: both papers' tables row by row, and what must never pay."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,17 @@ from hypothesis import strategies as st
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle
-from medvlm_r1.rewards import Rewards, answer_format, exact_accuracy, letter_accuracy, think_format
+from medvlm_r1.rewards import (
+    Rewards,
+    answer_format,
+    bleu,
+    exact_accuracy,
+    exact_match,
+    letter_accuracy,
+    rouge_l,
+    think_format,
+    token_f1,
+)
 
 STYLE = PromptStyle("plain", train="{Question}", evaluate="{Question}")
 LETTERS = "ABCDEFGHIJ"
@@ -230,3 +242,51 @@ class TestWeightedSum:
 
         with pytest.raises(ZeroDivisionError, match="the judge is gone"):
             Rewards({"broken": broken}, {}).score([STYLE.read("A", gold("A"))], [gold("A")])
+
+
+def ask_openly(answer):
+    return VQASample("q", (), "Where?", (), answer, "mri", "t", "s", "q")
+
+
+class TestOpenQuestions:
+    @pytest.mark.parametrize(
+        ("said", "answer", "exact", "f1", "bleu_1", "rouge"),
+        [
+            ("left lung", "left lung", 1, 1, 1, 1),
+            ("The Left  lung.", "left lung", 1, 1, 1, 1),  # article, case, space, full stop
+            ("lung", "left lung", 0, 2 / 3, math.exp(-1), 2 / 3),  # BLEU's brevity penalty exp(1 - 2/1)
+            ("left lower lung", "left lung", 0, 0.8, 2 / 3, 0.8),
+            ("lung left", "left lung", 0, 1, 1, 0.5),  # only ROUGE-L minds the order
+            ("left left left", "left lung", 0, 0.4, 1 / 3, 0.4),  # repetition does not pay twice
+            ("spleen", "left lung", 0, 0, 0, 0),
+            ("", "left lung", 0, 0, 0, 0),
+            ("", "A", 0, 0, 0, 0),  # an article alone is kept, so that saying nothing is not right
+            ("a", "A", 1, 1, 1, 1),
+        ],
+    )
+    def test_terms(self, said, answer, exact, f1, bleu_1, rouge):
+        sample = ask_openly(answer)
+        given = STYLE.read(f"<think>x</think><answer>{said}</answer>", sample)
+        earned = [term(given, sample) for term in (exact_match, token_f1, bleu, rouge_l)]
+        assert earned == pytest.approx([exact, f1, bleu_1, rouge], abs=1e-6)
+
+    def test_without_tags_nothing_is_earned(self):
+        sample = ask_openly("lung")
+        for term in (exact_match, token_f1, bleu, rouge_l):
+            assert term(STYLE.read("lung", sample), sample) == 0.0
+
+    @pytest.mark.parametrize("term", [exact_match, token_f1, bleu, rouge_l])
+    def test_a_closed_question_pays_for_its_letter(self, term):
+        assert [pay(term, f"<answer>{said}</answer>") for said in ("A", "a", "B", "part 0")] == [1, 1, 0, 0]
+
+    @pytest.mark.parametrize("term", [letter_accuracy, exact_accuracy])
+    def test_a_term_for_letters_refuses_texts(self, term):
+        sample = ask_openly("lung")
+        with pytest.raises(ValueError, match="take reward=open"):
+            term(STYLE.read("<answer>lung</answer>", sample), sample)
+
+    @given(TEXTS, TEXTS.filter(str.strip))
+    def test_all_stay_in_their_range(self, text, answer):
+        sample = ask_openly(answer)
+        for term in (exact_match, token_f1, bleu, rouge_l):
+            assert 0.0 <= term(STYLE.read(text, sample), sample) <= 1.0 + 1e-6

@@ -14,6 +14,7 @@ mcq_json.py         the papers' JSON schema, with images from any folder
 table.py            tables of any layout, by a mapping of columns
 image_folder.py     labelled images, turned into questions from a template
 medvlm_r1_set.py    MedVLM-R1's 600 training questions and its test file
+sources/            the other published sets, one file each; pictures.py reads them in place
 huatuo_bundle.py    the bundle that they come from; archive.py unpacks its images
 checks.py           do all pictures decode? check_cache.py keeps the findings
 splits.py           held out by image group; nested subsets

@@ -31,6 +31,10 @@ MODALITIES = {
     "fundus": ("Fundus Photography", "Fundus"),
     "oct": ("OCT (Optical Coherence Tomography)", "OCT", "Optical Coherence Tomography"),
     "microscopy": ("Microscopy Images", "Microscopy"),
+    "endoscopy": ("Endoscopy",),
+    "colposcopy": ("Colposcopy",),
+    "photography": ("Digital Photography",),
+    "infrared": ("Infrared Reflectance Imaging",),
 }
 _SOLUTION = re.compile(r"(?:<answer>)?\s*([A-J])\s*(?:</answer>)?")
 _HALF = re.compile("[\ud800-\udfff]")
@@ -112,7 +116,7 @@ def _checked(image: Any, question: Any, options: Any) -> list[Any]:
     if not isinstance(images, list) or not images:
         raise BadRowError(f"image is {images!r}: give a list of paths")
     if options is not None and (
-        not isinstance(options, list) or not all(isinstance(v, str) and v for v in options)
+        not isinstance(options, list) or not options or not all(isinstance(v, str) and v for v in options)
     ):
         raise BadRowError(f"options is {options!r}: give a list of non-empty strings")
     if not isinstance(question, str):
@@ -172,6 +176,11 @@ def _letter_of_text(answer: Any, options: list[str]) -> str:
 
 
 def modality_of(subset: Any) -> str:
+    """The plain name of a modality that OmniMedVQA, the papers or this package spell in some way.
+
+    Raises:
+        BadRowError: it is none of them.
+    """
     if subset is None:
         raise BadRowError("has no subset to tell the modality: add one, or set data.modality for all files")
     for modality, spellings in MODALITIES.items():

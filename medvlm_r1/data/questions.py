@@ -28,6 +28,12 @@ class Questions:
     test: Mapping[str, Source]
     skipped: tuple[str, ...] = ()
 
+    @property
+    def an_open_one(self) -> VQASample | None:
+        """Some question that a text answers, if there is one."""
+        parts = (self.train, self.validation, *self.test.values())
+        return next((sample for part in parts for sample in part if sample.is_open), None)
+
     def __post_init__(self) -> None:
         if not self.test:
             raise ValueError("data.test names no test set: give data.test={NAME:FILE,...}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -37,42 +37,50 @@ class ImageFile:
         return self.path.as_posix()
 
     def load(self) -> Image.Image:
-        """Decode the file as RGB, upright: turned as its EXIF orientation says, like transformers'
-        ``load_image``, through which a processor's own call goes.
-
-        A grey picture of more than 8 bits (16- or 32-bit integers, or floats) is first windowed linearly
-        from its own darkest to its own brightest pixel; one of a single value becomes black. Pillow's
-        conversion would clip all above 255 to white, which blanks most of a scan. What is transparent
-        shows white, as the model's image processor has it.
+        """Decode the file; see :func:`decode`.
 
         Raises:
             BadRowError: the file is missing, is no picture, or is cut short.
         """
         if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for ever
             raise BadRowError(f"image {self.path} cannot be decoded (it is a folder or a device, no file)")
-        try:
-            with Image.open(self.path) as picture:
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
-                    return _windowed(upright).convert("RGB")
-                if "A" in upright.getbands() or upright.info.get("transparency") is not None:
-                    upright = upright.convert("RGBA")
-                    white = Image.new("RGBA", upright.size, "white")
-                    return Image.alpha_composite(white, upright).convert("RGB")
-                return upright.convert("RGB")
-        except FileNotFoundError:
-            raise BadRowError(f"image {self.path} does not exist") from None
-        except Image.DecompressionBombError as error:
-            raise BadRowError(
-                f"image {self.path} claims more pixels than are decoded safely ({error}): shrink it"
-            ) from None
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-            ValueError,
-        ) as error:
-            raise BadRowError(f"image {self.path} cannot be decoded ({error})") from error
+        return decode(self.path, self.name)
+
+
+def decode(picture: Path | BinaryIO, name: str) -> Image.Image:
+    """The picture as RGB, upright: turned as its EXIF orientation says, like transformers'
+    ``load_image``, through which a processor's own call goes.
+
+    A grey picture of more than 8 bits (16- or 32-bit integers, or floats) is first windowed linearly
+    from its own darkest to its own brightest pixel; one of a single value becomes black. Pillow's
+    conversion would clip all above 255 to white, which blanks most of a scan. What is transparent
+    shows white, as the model's image processor has it.
+
+    Args:
+        picture: a file, or a stream of its bytes.
+        name: what error messages call it.
+
+    Raises:
+        BadRowError: there is no file, or no picture in it, or it is cut short.
+    """
+    try:
+        with Image.open(picture) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
+                return _windowed(upright).convert("RGB")
+            if "A" in upright.getbands() or upright.info.get("transparency") is not None:
+                upright = upright.convert("RGBA")
+                white = Image.new("RGBA", upright.size, "white")
+                return Image.alpha_composite(white, upright).convert("RGB")
+            return upright.convert("RGB")
+    except FileNotFoundError:
+        raise BadRowError(f"image {name} does not exist") from None
+    except Image.DecompressionBombError as error:
+        raise BadRowError(
+            f"image {name} claims more pixels than are decoded safely ({error}): shrink it"
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 
 
 def _windowed(picture: Image.Image) -> Image.Image:
@@ -109,17 +117,22 @@ class Question:
             raise BadRowError(f"options {list(self.options)} hold a duplicate: make each one different")
 
     @property
+    def is_open(self) -> bool:
+        """Whether the answer is a text instead of a letter."""
+        return not self.options
+
+    @property
     def letters(self) -> str:
-        """The letters of this question's options, e.g. ``ABCD``."""
+        """The letters of this question's options, e.g. ``ABCD``; none for an open question."""
         return LETTERS[: len(self.options)]
 
 
 @dataclass(frozen=True)
 class VQASample(Question):
-    """One multiple-choice question with its answer.
+    """A question with its answer: multiple choice or, without options, open.
 
     Attributes:
-        answer: the gold letter, one of ``letters``.
+        answer: the gold letter, one of ``letters``; for an open question the gold text.
         modality: acquisition modality, e.g. ``mri``.
         question_type: e.g. ``Disease Diagnosis``.
         source: data set of origin.
@@ -134,13 +147,15 @@ class VQASample(Question):
     image_group: str
 
     def __post_init__(self) -> None:
-        if not self.options:
-            raise BadRowError(f"0 options: a question needs 2 to {len(LETTERS)}")
         super().__post_init__()
+        if self.is_open:
+            if not self.answer.strip():
+                raise BadRowError("answer is empty: an open question needs a text")
+            return
         if self.answer not in self.letters:
             raise BadRowError(f"answer {self.answer!r} is not one of the letters {', '.join(self.letters)}")
 
     @property
     def answer_text(self) -> str:
-        """The text of the gold option."""
-        return self.options[self.letters.index(self.answer)]
+        """The text of the gold option, or of an open question's answer."""
+        return self.answer if self.is_open else self.options[self.letters.index(self.answer)]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer
+from medvlm_r1.dialogue import Answer, is_right, is_right_leniently, token_overlap
 from medvlm_r1.evaluate.statistics import wilson
 
 
@@ -15,7 +15,8 @@ class Prediction:
     """One greedy answer to one test question; a row of ``predictions.jsonl``.
 
     The key is (step, test_set, control, sample_id). ``answer`` is the strict letter, ``correct`` and
-    ``correct_lenient`` judge the two readings; ``tokens`` counts the end of sequence.
+    ``correct_lenient`` judge the two readings; ``tokens`` counts the end of sequence. Of an open question
+    ``options`` is empty, ``answer`` and ``gold`` are texts, and ``correct`` is their exact match.
     """
 
     run: str
@@ -55,10 +56,10 @@ def predict(
         question=sample.question,
         options=list(sample.options),
         text=answer.text,
-        answer=answer.letter,
+        answer=answer.content if sample.is_open else answer.letter,
         gold=sample.answer,
-        correct=answer.letter == sample.answer,
-        correct_lenient=answer.lenient == sample.answer,
+        correct=is_right(answer, sample),
+        correct_lenient=is_right_leniently(answer, sample),
         well_formed=answer.well_formed,
         answered=answer.answered,
         tokens=tokens,
@@ -79,7 +80,8 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
     """The sections of ``metrics.json`` that follow from predictions, by test set.
 
     Values are fractions with Wilson intervals; ``tokens`` holds the mean completion length and the
-    share of completions cut at the limit.
+    share of completions cut at the limit. Where there are open questions, ``open`` holds their exact
+    match and their mean token F1, for each test set that has some.
     """
     sections: dict[str, dict] = {"accuracy": {}, "accuracy_lenient": {}, "format": {}, "tokens": {}}
     for name in dict.fromkeys(p.test_set for p in predictions):
@@ -95,4 +97,11 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
             "mean": sum(p.tokens for p in rows) / len(rows),
             "truncated": sum(p.truncated for p in rows) / len(rows),
         }
+        if texts := [p for p in rows if not p.options]:
+            overlaps = [token_overlap(p.answer or "", p.gold) for p in texts]
+            sections.setdefault("open", {})[name] = {
+                "exact_match": share("correct", texts),
+                "token_f1": sum(overlaps) / len(overlaps),
+                "n": len(texts),
+            }
     return sections

@@ -99,11 +99,9 @@ class Comparison:
 
     @cached_property
     def chance(self) -> dict[str, float]:
-        """Column -> accuracy of guessing among each question's options."""
-        guess = {
-            t: float((1 / self.rows[0].runs[0].answers(t)["options"].str.len()).mean())
-            for t in self.test_sets
-        }
+        """Column -> accuracy of guessing among each question's options; an open question has none."""
+        options = {t: self.rows[0].runs[0].answers(t)["options"].str.len() for t in self.test_sets}
+        guess = {t: float((1 / n).where(n > 0, 0.0).mean()) for t, n in options.items()}
         return {s: float(np.mean([guess[t] for t in sets])) for s, sets in self.scopes.items()}
 
     def best(self, where: str) -> str | None:

@@ -170,6 +170,8 @@ def _group(run: Run, step: int, rows: list[dict]) -> Group:
         gold=first["gold"],
         image=data_uri(picture) if picture else None,
         terms=list(first["rewards"]),
-        completions=sorted(rows, key=lambda r: r["completion"]),
+        completions=sorted(
+            ({"right": r["answer"] == r["gold"]} | r for r in rows), key=lambda r: r["completion"]
+        ),
         spread=max(r["total"] for r in rows) > min(r["total"] for r in rows),
     )

@@ -1,0 +1,81 @@
+"""Find a published set: a local copy, the hub's cache, or the hub."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from medvlm_r1.hub import hub_problem
+
+logger = logging.getLogger(__name__)
+
+
+def find_set(hub_id: str, root: str | Path | None, revision: str, needed: Sequence[str]) -> Path:
+    """The folder that holds a set's files: ``root`` itself, or the hub's snapshot, fetched if need be.
+
+    Args:
+        hub_id: of the data set on the hub.
+        root: a local copy; ``None`` asks the cache, then the hub.
+        revision: commit, tag or branch on the hub.
+        needed: patterns of the files, as the hub lays them out.
+
+    Raises:
+        FileNotFoundError: the set is not to be had; the message names what to put where.
+    """
+    layout = f"a folder that holds {', '.join(needed)} as they come from {hub_id}"
+    if root is not None:
+        if not Path(root).exists():
+            raise FileNotFoundError(f"data.root={root} does not exist: give {layout}")
+        return Path(root)
+    folder = _cached(hub_id, revision)
+    if folder is None or not all(files_of(folder, pattern) for pattern in needed):
+        problem = hub_problem()
+        if problem is None:
+            try:
+                folder = Path(
+                    huggingface_hub.snapshot_download(
+                        hub_id, repo_type="dataset", revision=revision, allow_patterns=list(needed)
+                    )
+                )
+            except OSError as error:  # every error of the hub client, and a full disk
+                problem = str(error)
+        if problem is not None:
+            raise FileNotFoundError(
+                f"{hub_id} (revision {revision}) is not in the cache and cannot be fetched ({problem}). "
+                f"Set data.root=DIR to {layout}; or use the embedded data with data=phantom"
+            ) from None
+    logger.info("%s: commit %s", hub_id, folder.name)
+    return folder
+
+
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, in order; none where shards (``-00000-of-00003``) are missing."""
+    files = sorted(folder.glob(pattern))
+    shards = [int(found[1]) for file in files if (found := re.search(r"-of-(\d+)", file.stem))]
+    return files if all(count == len(files) for count in shards) else []
+
+
+def need_files(folder: Path, *patterns: str) -> list[Path]:
+    """The files of the first pattern that has any.
+
+    Raises:
+        FileNotFoundError: none has, or shards are missing.
+    """
+    for pattern in patterns:
+        if files := files_of(folder, pattern):
+            return files
+    raise FileNotFoundError(f"{folder} holds no complete {' or '.join(patterns)}: set data.root to the set")
+
+
+def _cached(hub_id: str, revision: str) -> Path | None:
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, repo_type="dataset", revision=revision, local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
