@@ -1,5 +1,6 @@
 """A trained model that answers questions one by one, as its evaluation asked it, and says how surely."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Respondent:
             ValueError: a question with its images is longer than the model's context.
         """
         policy, prompt = self.policy, self.asked.prompt
+        # An open question is asked in the trained words, even where they speak of letters.
+        prompt = dataclasses.replace(prompt, open=prompt.open or prompt.evaluate)
         prompts = [policy.encoder.encode(question, "evaluate", prompt) for question in questions]
         for each in prompts:
             self._check_length(each)

@@ -150,6 +150,7 @@ class TestAsked:
             assert getattr(found, limit) == cfg.model.recipe[limit]
         assert dataclasses.asdict(found.prompt) == {
             "layout": "lines",
+            "open": None,
             **{key: value for key, value in cfg.prompt.items() if key != "_target_"},
         }
 

@@ -58,7 +58,8 @@ def read_json(path: Path) -> list[Any]:
     """
     is_lines = path.suffix.lower() in _JSON_LINES
     try:
-        if not is_lines and (size := path.stat().st_size) > JSON_LIMIT and path.is_file():
+        size = path.stat().st_size if isinstance(path, Path) else 0  # a member of an archive has none
+        if not is_lines and size > JSON_LIMIT and path.is_file():
             raise BadRowError(
                 f"{path} has {size / 1e9:.1f} GB, and a JSON array of more than {JSON_LIMIT >> 30} GiB is "
                 "not read: write it as .jsonl (one row a line) or .parquet"

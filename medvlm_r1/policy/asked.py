@@ -64,7 +64,7 @@ def recorded(folder: Path) -> Asked | None:
             "unknown: copy the file again, or remove it and choose with --prompt"
         )
     rounded = bool((said.get("training") or {}).get("quantize"))
-    return _asked(PromptStyle(**{key: style[key] for key in _STYLE}), said, rounded)
+    return _asked(PromptStyle(**{key: style[key] for key in _STYLE}, open=style.get("open")), said, rounded)
 
 
 def configured(path: str, prompt: str, recipe: str | None = None) -> tuple[Asked, str]:
@@ -87,7 +87,7 @@ def configured(path: str, prompt: str, recipe: str | None = None) -> tuple[Asked
             "from the project's repository"
         )
     recipe = recipe or next((name for name, model in _models() if model.get("path") == path), "qwen2_vl_2b")
-    style = {key: value for key, value in _option("prompt", prompt).items() if key in _STYLE}
+    style = {key: value for key, value in _option("prompt", prompt).items() if key in {*_STYLE, "open"}}
     limits = _option("model", recipe)["recipe"]
     return _asked(PromptStyle(**style), limits), recipe
 

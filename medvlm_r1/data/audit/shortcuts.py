@@ -35,7 +35,13 @@ class Shortcut:
 
 
 def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str, Shortcut]:
-    """Every rule, by name, fitted on ``train`` (the longest option needs no fit) and scored on ``test``."""
+    """Every rule, by name, fitted on ``train`` (the longest option needs no fit) and scored on ``test``.
+
+    Open questions have no options to like: a test set of them alone has no rules.
+    """
+    train, test = ([sample for sample in part if sample.options] for part in (train, test))
+    if not test:
+        return {}
     rules: dict[str, Liking] = {
         "option text": option_text(train, _plain),
         "option text as spelt": option_text(train, str),

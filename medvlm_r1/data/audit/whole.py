@@ -45,5 +45,5 @@ def audit(
         images_checked=sum(found is not None for found in prints.values()),
         leaks=tuple(find_leak((a, b), sets[a], sets[b], handles, prints) for a, b in ways),
         repeated={name: repeated(samples, prints) for name, samples in sets.items()},
-        shortcuts={name: shortcuts(sets["train"], sets[name]) for name in tests},
+        shortcuts={name: found for name in tests if (found := shortcuts(sets["train"], sets[name]))},
     )
