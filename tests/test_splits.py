@@ -13,6 +13,7 @@ from PIL import Image
 from medvlm_r1.data.medvlm_r1_set import MedVLMR1Set
 from medvlm_r1.data.options import image_folder, mcq_json, medvlm_r1, table
 from medvlm_r1.data.phantom import PhantomSource
+from medvlm_r1.data.sources.parts import draw
 from medvlm_r1.data.splits import choose, hold_out
 from medvlm_r1.data.table import Columns
 
@@ -60,6 +61,8 @@ def n_of(option: str, files: Path, n: int, seed: int = 0):
     if option == "image_folder":
         sizes |= {"labels": "labels.csv", "n_test": 20, "split_seed": seed}
         return image_folder(str(files / "labels"), "mri", **sizes).train
+    if "medvlm_r1.data.sources" in (CONF / f"{option}.yaml").read_text():  # they all draw alike
+        return draw(list(PhantomSource("mri", 650)), n, seed, "train")
     assert option == "medvlm_r1"
     return MedVLMR1Set("train", root=files / "bundle", n_train=n, check_images=False)
 

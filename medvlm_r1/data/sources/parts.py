@@ -140,7 +140,7 @@ def split_by_image(
 
 
 def draw(samples: list[VQASample], n: int | None, seed: int, what: str) -> list[VQASample]:
-    """``n`` of the samples, in their order; all without ``n``.
+    """``n`` of the samples, in their order; all without ``n``. Fewer are a part of more.
 
     Raises:
         ValueError: there are fewer.
@@ -149,7 +149,8 @@ def draw(samples: list[VQASample], n: int | None, seed: int, what: str) -> list[
         return samples
     if n > len(samples):
         raise ValueError(f"{what}: {n} questions asked for, but there are {len(samples)}")
-    return [samples[i] for i in sorted(random.Random(seed).sample(range(len(samples)), n))]
+    order = random.Random(seed).sample(range(len(samples)), len(samples))
+    return [samples[i] for i in sorted(order[:n])]
 
 
 def without_images_of(samples: list[VQASample], others: Iterable[VQASample]) -> list[VQASample]:
