@@ -153,7 +153,6 @@ def respondent(path: str, prompt: str | None, recipe: str | None, device: str | 
             "the adapter was trained over weights in 4 bits and stands on the unrounded ones here, so "
             "answers can differ from its evaluation's"
         )
-    torch.set_float32_matmul_precision("high")  # as a run has it
     policy = load_policy(path, asked, revision).to(place).eval()
     return Respondent(given, policy, asked, tuple(notes))
 
