@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 
 from medvlm_r1.data.module import VQADataModule
-from medvlm_r1.data.pictures import ImageRoot, ParquetImage, ZipImage
+from medvlm_r1.data.pictures import ParquetImage, PictureFolder, ZipImage
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
@@ -144,7 +144,7 @@ def test_real_med_r1(domain, tmp_path):
     for part in ("train", "test"):
         path = folder / f"med_r1_{domain}_{part}.json"
         rows = json.loads(path.read_text())
-        table = read_file(path, domain, "modality", ImageRoot(tmp_path), part, "fail")
+        table = read_file(path, domain, "modality", PictureFolder(tmp_path), part, "fail")
         assert len(table.samples) == len(rows)
         for sample, row in zip(table.samples, rows, strict=True):
             written = [f"{a}){text}" for a, text in zip(sample.letters, sample.options, strict=True)]

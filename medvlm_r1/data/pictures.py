@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow
@@ -143,7 +143,7 @@ def _opened(archive: Path, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-class ImageRoot:
+class PictureFolder:
     """Where the relative image paths of rows start from: a folder, or an archive of one.
 
     An archive may hold the paths as the rows spell them, below one more folder, or without the first one.
@@ -169,14 +169,20 @@ class ImageRoot:
             self._tops = sorted({name.partition("/")[0] for name in self._members if "/" in name})
 
     def handle(self, relative: str) -> ImageHandle:
-        """The picture at this path; whether it exists shows when it is loaded."""
+        """The picture at this path; whether it exists shows when it is loaded.
+
+        Raises:
+            BadRowError: the path leaves the folder. Links are followed: the hub's cache consists of them.
+        """
+        if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
+            raise BadRowError(f"image {relative!r} lies outside {self.path}: correct the data file")
         if self._members is None:
             return ImageFile(self.path / relative)
         places = [relative, *(f"{top}/{relative}" for top in self._tops), relative.partition("/")[2]]
         return ZipImage(self.path, next((p for p in places if p in self._members), relative))
 
     @classmethod
-    def among(cls, *places: Path) -> "ImageRoot":
+    def among(cls, *places: Path) -> "PictureFolder":
         """The first of these that exists.
 
         Raises:

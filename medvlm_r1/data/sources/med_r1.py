@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from medvlm_r1.data import image_root
+from medvlm_r1.data.image_root import ImageRoot
 from medvlm_r1.data.mcq_row import modality_of, read_row
-from medvlm_r1.data.pictures import ImageRoot
+from medvlm_r1.data.pictures import PictureFolder
 from medvlm_r1.data.question_file import OnBadRow
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
@@ -70,7 +70,7 @@ def med_r1(
         for part, known in files.items():
             if name not in known and (part == "test" or name == domain):
                 raise ValueError(f"{folder / part} has no domain {name!r}: it has {', '.join(known)}")
-    pictures = ImageRoot(images)
+    pictures = PictureFolder(images)
     tables = {
         name: read_file(files["test"][name], name, by, pictures, "test", on_bad_row)
         for name in (tests or files["test"])
@@ -109,14 +109,16 @@ def task_of(question_type: str) -> str:
     return re.sub(r"[^a-z]+", "_", question_type.lower()).strip("_")
 
 
-def read_file(path: Path, domain: str, by: str, images: ImageRoot, part: str, on_bad_row: OnBadRow) -> Table:
+def read_file(
+    path: Path, domain: str, by: str, images: PictureFolder, part: str, on_bad_row: OnBadRow
+) -> Table:
     """The questions of one file.
 
     Raises:
         BadRowError: a row cannot be used.
     """
 
-    spelt = image_root.ImageRoot("", follow_links=True)  # paths as they are: `images` places them
+    spelt = ImageRoot("", follow_links=True)  # paths as they are: `images` places them
     modality = domain if by == "modality" else "unknown"
 
     def sample(number: int, row: dict) -> VQASample:

@@ -8,7 +8,7 @@ options behind ``Answer Choices:``, that tail is cut off, since the prompt lists
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.pictures import ImageRoot
+from medvlm_r1.data.pictures import PictureFolder
 from medvlm_r1.data.question_file import OnBadRow
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
@@ -45,7 +45,7 @@ def medxpertqa_mm(
         ValueError: there are too few questions.
     """
     folder = find_set(HUB_ID, root, revision, ["MM/dev.jsonl", "MM/test.jsonl", "images.zip"])
-    images = ImageRoot.among(folder / "images", folder / "images.zip")
+    images = PictureFolder.among(folder / "images", folder / "images.zip")
     dev, test = (
         _read(need_files(folder, f"MM/{part}.jsonl", f"{part}.jsonl")[0], part, images, on_bad_row)
         for part in ("dev", "test")
@@ -62,7 +62,7 @@ def medxpertqa_mm(
     )
 
 
-def _read(path: Path, part: str, images: ImageRoot, on_bad_row: OnBadRow) -> Table:
+def _read(path: Path, part: str, images: PictureFolder, on_bad_row: OnBadRow) -> Table:
     def sample(number: int, row: Any) -> VQASample:
         question, names = text_of(row, "question"), row.get("images")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medvlm_r1.data.mcq_row import modality_of
-from medvlm_r1.data.pictures import ImageRoot
+from medvlm_r1.data.pictures import PictureFolder
 from medvlm_r1.data.question_file import OnBadRow
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
@@ -74,7 +74,7 @@ def omnimedvqa(
         raise ValueError(f"data.by is {by!r}: use 'modality' or 'question_type'")
     place = _unpacked_or_archive(find_set(HUB_ID, root, revision, [ARCHIVE]))
     files, table = _question_files(place, access), Table()
-    pictures = ImageRoot(images or place)
+    pictures = PictureFolder(images or place)
     for path in files:
         _read(table, path, pictures, on_bad_row)
     wanted = {"modality": modalities, "question_type": question_types}
@@ -133,7 +133,7 @@ def _question_files(place: Path, access: Sequence[str]) -> list[Any]:
     return [file for file in files if file.name.endswith(".json")]
 
 
-def _read(table: Table, path: Any, images: ImageRoot, on_bad_row: OnBadRow) -> None:
+def _read(table: Table, path: Any, images: PictureFolder, on_bad_row: OnBadRow) -> None:
     # the same data set may have a file under either access
     stem = f"{path.parent.name}-{path.name.removesuffix('.json')}".replace(" ", "_")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.pictures import ImageRoot
+from medvlm_r1.data.pictures import PictureFolder
 from medvlm_r1.data.question_file import OnBadRow
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
@@ -58,7 +58,7 @@ def pmc_vqa(
     folder = find_set(HUB_ID, root, revision, needed)
     # version 2's archive unpacks to figures/
     tops = ["images"] if version == 1 else ["images_2", "figures"]
-    images = ImageRoot.among(*(folder / top for top in tops), folder / f"images{end}.zip")
+    images = PictureFolder.among(*(folder / top for top in tops), folder / f"images{end}.zip")
     train, test = (
         _read(need_files(folder, f"{part}{end}.csv")[0], part, images, on_bad_row)
         for part in ("train", "test")
@@ -89,7 +89,7 @@ def _plain(column: str) -> str:
     return re.sub(r"[^a-z0-9]", "", column.lower())
 
 
-def _read(path: Path, part: str, images: ImageRoot, on_bad_row: OnBadRow) -> Table:
+def _read(path: Path, part: str, images: PictureFolder, on_bad_row: OnBadRow) -> Table:
     def sample(number: int, row: dict[str, str]) -> VQASample:
         options = tuple(_option(text_of(row, f"choice{a.lower()}"), a) for a in "ABCD")
         figure = text_of(row, "figurepath")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medvlm_r1.data.mcq_row import modality_of
-from medvlm_r1.data.pictures import ImageRoot
+from medvlm_r1.data.pictures import PictureFolder
 from medvlm_r1.data.question_file import OnBadRow
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
@@ -62,7 +62,7 @@ def slake(
         ValueError: there are too few questions.
     """
     folder = find_set(HUB_ID, root, revision, ["train.json", "validation.json", "test.json", "imgs.zip"])
-    images = ImageRoot.among(folder / "imgs", folder / "imgs.zip")
+    images = PictureFolder.among(folder / "imgs", folder / "imgs.zip")
     tables = {
         part: _read(need_files(folder, *names)[0], part, images, questions, on_bad_row)
         for part, names in FILES.items()
@@ -81,7 +81,7 @@ def slake(
     )
 
 
-def _read(path: Path, part: str, images: ImageRoot, questions: str, on_bad_row: OnBadRow) -> Table:
+def _read(path: Path, part: str, images: PictureFolder, questions: str, on_bad_row: OnBadRow) -> Table:
     closed, opened = kinds_of(questions)
 
     def sample(number: int, row: Any) -> VQASample | None:
