@@ -1,5 +1,6 @@
 """Turn one question into tensors, once, in a DataLoader worker."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -28,6 +30,7 @@ class EncodedPrompt:
         positions: temporal, height and width position of each token (M-RoPE).
         pixels: patches of all images of this question; no rows without an image.
         grid: patch grid (t, h, w) of each image.
+        pictures: a digest of each image's patches: equal pictures have equal features.
     """
 
     sample: Question
@@ -35,17 +38,54 @@ class EncodedPrompt:
     positions: Int[Tensor, "3 tokens"]
     pixels: Float[Tensor, "patches features"]
     grid: Int[Tensor, "images 3"]
+    pictures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts side by side, padded on the left so that every prompt ends in the last column."""
+    """Prompts one behind the other, without padding.
 
-    ids: Int[Tensor, "prompts tokens"]
-    mask: Bool[Tensor, "prompts tokens"]
-    positions: Int[Tensor, "3 prompts tokens"]
+    Pixels and grid stay on the host: most pictures have been through the vision tower before.
+
+    Attributes:
+        lengths: tokens of each prompt.
+        pad_id: the token that :meth:`padded` fills with.
+    """
+
+    ids: Int[Tensor, " tokens"]
+    positions: Int[Tensor, "3 tokens"]
     pixels: Float[Tensor, "patches features"]
     grid: Int[Tensor, "images 3"]
+    pictures: tuple[str, ...]
+    lengths: tuple[int, ...]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def ends(self) -> Int[Tensor, " prompts"]:
+        """Where each prompt's last token stands; on the host."""
+        return torch.tensor(self.lengths).cumsum(0) - 1
+
+    @property
+    def next_positions(self) -> Int[Tensor, " prompts"]:
+        """Position, on all three axes, of the token behind each prompt."""
+        return torch.stack([p.amax() for p in self.positions.split(self.lengths, dim=1)]) + 1
+
+    def padded(
+        self,
+    ) -> tuple[
+        Int[Tensor, "prompts longest"], Bool[Tensor, "prompts longest"], Int[Tensor, "3 prompts longest"]
+    ]:
+        """Ids, mask and positions side by side, each prompt ending in the last column."""
+
+        def beside(row: Tensor, value: int) -> Tensor:
+            return pad_sequence(row.split(self.lengths), True, value, padding_side="left")
+
+        mask = beside(torch.ones_like(self.ids, dtype=torch.bool), False)
+        positions = torch.stack([beside(axis, 0) for axis in self.positions])
+        return beside(self.ids, self.pad_id), mask, positions
 
 
 @dataclass(frozen=True)
@@ -96,7 +136,8 @@ class Encoder:
                 "model.recipe.max_pixels"
             )
         image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        return EncodedPrompt(sample, ids, rope_positions(ids, grid, image_id, merge), pixels, grid)
+        positions = rope_positions(ids, grid, image_id, merge)
+        return EncodedPrompt(sample, ids, positions, pixels, grid, _digests(pixels, grid))
 
     def encode_target(self, sample: Question, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the completion that SFT learns, end of turn included."""
@@ -160,20 +201,21 @@ def rope_positions(
 
 
 def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> PromptBatch:
-    """Put prompts side by side on ``device``; images stay in the order of their prompts."""
-    length = max(len(p.ids) for p in prompts)
-    ids = torch.full((len(prompts), length), pad_id)
-    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
-    positions = torch.zeros(3, len(prompts), length, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        start = length - len(prompt.ids)
-        ids[row, start:] = prompt.ids
-        mask[row, start:] = True
-        positions[:, row, start:] = prompt.positions
+    """Put prompts one behind the other on ``device``; images stay in the order of their prompts."""
     return PromptBatch(
-        ids=ids.to(device),
-        mask=mask.to(device),
-        positions=positions.to(device),
-        pixels=torch.cat([p.pixels for p in prompts]).to(device),
-        grid=torch.cat([p.grid for p in prompts]).to(device),
+        ids=torch.cat([p.ids for p in prompts]).to(device),
+        positions=torch.cat([p.positions for p in prompts], dim=1).to(device),
+        pixels=torch.cat([p.pixels for p in prompts]),
+        grid=torch.cat([p.grid for p in prompts]),
+        pictures=tuple(picture for p in prompts for picture in p.pictures),
+        lengths=tuple(len(p.ids) for p in prompts),
+        pad_id=pad_id,
+    )
+
+
+def _digests(pixels: Float[Tensor, "patches features"], grid: Int[Tensor, "images 3"]) -> tuple[str, ...]:
+    images = zip(pixels.split(grid.prod(1).tolist()), grid.tolist(), strict=True)
+    return tuple(
+        hashlib.blake2b(image.contiguous().numpy(), digest_size=16, key=str(shape).encode()).hexdigest()
+        for image, shape in images
     )

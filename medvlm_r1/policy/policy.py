@@ -1,10 +1,10 @@
 """The vision-language model as GRPO, SFT and evaluation use it."""
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,8 +14,16 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from medvlm_r1.policy import attention
+from medvlm_r1.policy.attention import run_layers
+from medvlm_r1.policy.counters import Counters
+from medvlm_r1.policy.decoding import Decoding, Prefix
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
 from medvlm_r1.policy.export import greedy, name_base, name_processor, whole_or_not_at_all
+from medvlm_r1.policy.head import head_scores
+from medvlm_r1.policy.packed import Prompts
+from medvlm_r1.policy.passes import LAYOUTS, embed, inner_model, repeated
+from medvlm_r1.policy.vision import FeatureCache, blank_features, picture_features
 
 Scores = Float[Tensor, "rows vocabulary"]
 
@@ -24,19 +32,32 @@ class Policy(nn.Module):
     """A Qwen2-VL model with its encoder: log-probabilities, generation, reference, saving.
 
     Rows are prompt-major: ``group_size`` completions of the first prompt, then of the second.
-    Images pass through the vision tower once per prompt, not once per completion.
+
+    Args:
+        model, encoder: of one checkpoint.
+        layout: of log-probability passes: ``packed`` has each prompt once, ``repeated`` before each of its
+            completions, through transformers' own forward. They give the same; the second is what the
+            first is tested against.
     """
 
-    def __init__(self, model: PreTrainedModel, encoder: Encoder) -> None:
+    def __init__(
+        self, model: PreTrainedModel, encoder: Encoder, layout: Literal["packed", "repeated"] = "packed"
+    ) -> None:
         super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout is {layout!r}: use {' or '.join(LAYOUTS)}")
+        inner_model(model).language_model.set_attn_implementation(attention.NAME)
         self.model = model
         self.encoder = encoder
+        self.layout = layout
+        self.counters = Counters()
         self.has_adapter = hasattr(model, "disable_adapter")
         self.tower_is_frozen = not any(p.requires_grad for p in inner_model(model).visual.parameters())
         # In lists, so that nn.Module does not register them: frozen copies must stay out of the
         # checkpoint, the optimiser and the strategy's wrapping.
         self._reference: list[PreTrainedModel] = []
         self._whole: list[PreTrainedModel] = []
+        self._features, self._reference_features = FeatureCache(), FeatureCache()
 
         tokenizer = encoder.tokenizer
         eos = model.generation_config.eos_token_id
@@ -107,6 +128,7 @@ class Policy(nn.Module):
     def drop_reference(self) -> None:
         """Free the frozen copy when training is over."""
         self._reference = []
+        self._reference_features.clear()
 
     def place_copies(self) -> None:
         """Move the frozen copies, which Lightning does not see, to the model's device."""
@@ -167,6 +189,38 @@ class Policy(nn.Module):
         """The model with all its weights on this device: to sample from and to save."""
         return self._whole[0] if self._whole else self.model
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """While completions are drawn: in training mode, gradient checkpointing would keep no keys."""
+        mode = self.whole.training
+        self.whole.eval()
+        try:
+            yield
+        finally:
+            self.whole.train(mode)
+
+    @torch.no_grad()
+    def prefill(self, prompts: PromptBatch) -> Prefix:
+        """Read each prompt once."""
+        model, layout = self.whole, Prompts(prompts.lengths, self.device, keep=True)
+        embeds = embed(model, prompts, self._seen(model, prompts))
+        self.counters["prefill_tokens"] += len(embeds)
+        hidden = run_layers(inner_model(model).language_model, embeds, prompts.positions, layout)
+        return Prefix(layout.kept, layout.blocks.filled, prompts.next_positions, hidden[prompts.ends])
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, " rows"], decoding: Decoding) -> Float[Tensor, "rows width"]:
+        """Feed each row its latest token."""
+        model = self.whole
+        embeds = model.get_input_embeddings()(tokens)
+        self.counters["decode_rows"] += len(tokens)
+        return run_layers(inner_model(model).language_model, embeds, decoding.positions, decoding)
+
+    @torch.no_grad()
+    def scores(self, hidden: Float[Tensor, "rows width"], temperature: float = 1.0) -> Scores:
+        """Log-probabilities of the next token, as :meth:`logprobs` has them."""
+        return head_scores(hidden, self.whole.get_output_embeddings().weight, self.banned, temperature)
+
     @torch.no_grad()
     def generate(
         self,
@@ -190,18 +244,18 @@ class Policy(nn.Module):
             eos_token_id=self.eos_ids,
             pad_token_id=self.pad_id,
         )
-        model, mode = self.whole, self.whole.training
-        model.eval()  # in training mode, gradient checkpointing would switch the KV cache off
-        tokens = model.generate(
-            inputs_embeds=self._embed(model, prompts).repeat_interleave(group_size, dim=0),
-            attention_mask=prompts.mask.repeat_interleave(group_size, dim=0).long(),
-            # Given here, positions advance by one a token; left out, they come from stale module state.
-            position_ids=prompts.positions.repeat_interleave(group_size, dim=1),
-            generation_config=config,
-            logits_processor=[choose],
-        )
-        model.train(mode)
-        return tokens
+        model = self.whole
+        embeds, mask, positions = repeated(model, prompts, self._seen(model, prompts), group_size)
+        self.counters["prefill_tokens"] += mask.numel()
+        with self.sampling():
+            return model.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask.long(),
+                # Given here, positions advance by one a token; left out, they come from stale state.
+                position_ids=positions,
+                generation_config=config,
+                logits_processor=[choose],
+            )
 
     def save(self, folder: Path, max_new_tokens: int | None = None) -> None:
         """Write an ordinary Hugging Face directory (an adapter writes a PEFT directory).
@@ -225,48 +279,24 @@ class Policy(nn.Module):
             greedy(self.eos_ids, self.pad_id, self.banned_ids, max_new_tokens).save_pretrained(partial)
 
     def _logprobs(self, model, prompts, tokens, mask, temperature):
-        group_size = len(tokens) // len(prompts.ids)
-        embeds = self._embed(model, prompts).repeat_interleave(group_size, dim=0)
-        seen = prompts.mask.repeat_interleave(group_size, dim=0)
-        positions = prompts.positions.repeat_interleave(group_size, dim=1)
-        steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        logits = model(
-            inputs_embeds=torch.cat([embeds, model.get_input_embeddings()(tokens)], dim=1),
-            attention_mask=torch.cat([seen, mask], dim=1).long(),
-            position_ids=torch.cat(
-                [positions, positions.amax(dim=(0, 2))[None, :, None] + steps.expand(3, len(tokens), -1)],
-                dim=2,
-            ),
-            logits_to_keep=tokens.shape[1] + 1,
-            use_cache=False,
-        ).logits[:, :-1]
-        logits = (logits.float() / temperature).masked_fill(self.banned, -torch.inf)
-        return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        features, lengths = self._seen(model, prompts), mask.sum(1).tolist()
+        compute, count = LAYOUTS[self.layout]
+        for name, number in count(prompts, tokens, lengths).items():
+            self.counters[name] += number
+        return compute(model, prompts, features, tokens, lengths, self.banned, temperature)
 
-    def _embed(self, model, prompts: PromptBatch) -> Float[Tensor, "prompts tokens width"]:
-        """Token embeddings with the vision tower's features in the image tokens' places."""
-        embeds = model.get_input_embeddings()(prompts.ids)
-        pixels, grid = prompts.pixels, prompts.grid
-        if not len(grid):
-            if not torch.distributed.is_initialized():
-                return embeds
-            # Another rank may hold pictures, and strategies wait until all ranks used the same weights.
-            merge = self.encoder.image_processor.merge_size
-            grid = grid.new_tensor([[1, merge, merge]])
-            pixels = pixels.new_zeros(merge**2, pixels.shape[1])
-        # No graph through a frozen tower, whatever the adapters behind it.
-        with torch.no_grad() if self.tower_is_frozen else nullcontext():
-            features = torch.cat(inner_model(model).get_image_features(pixels, grid).pooler_output)
+    def _seen(self, model: PreTrainedModel, prompts: PromptBatch) -> Tensor | None:
+        """Features of the prompts' pictures; ``None`` without any."""
+        cache = None
+        if self.tower_is_frozen:  # and the same in all copies; in the whole one it waits for no other rank
+            model, cache = self.whole, self._features
+        elif self._reference and model is self._reference[0]:
+            cache = self._reference_features
         if not len(prompts.grid):
-            return embeds + 0 * features.sum()
-        places = (prompts.ids == self.image_id).unsqueeze(-1).expand_as(embeds)
-        if places.sum() != features.numel():
-            raise RuntimeError(
-                f"{features.shape[0]} image features for {int(places[..., 0].sum())} image tokens"
-            )
-        return embeds.masked_scatter(places, features.to(embeds.dtype))
-
-
-def inner_model(model: PreTrainedModel) -> nn.Module:
-    """The module that holds ``visual`` and ``language_model``, below a head and maybe an adapter."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+            if cache is not None or not torch.distributed.is_initialized():
+                return None
+            # Another rank may hold pictures, and strategies wait until all ranks used the same weights.
+            return blank_features(model, self.encoder.image_processor.merge_size)[:0]
+        features, encoded = picture_features(model, prompts, cache)
+        self.counters["images_encoded"] += encoded
+        return features

@@ -42,6 +42,11 @@ class Sampling:
                 f"top_k {self.top_k} >= 0"
             )
 
+    @property
+    def divisor(self) -> float:
+        """Of the logits of recorded log-probabilities; 1 when decoding is greedy."""
+        return self.temperature or 1.0
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -98,3 +103,23 @@ def completion_mask(
     """True up to and including each row's first end-of-sequence token."""
     ended = torch.isin(tokens, torch.tensor(eos_ids, device=tokens.device))
     return ended.cumsum(1) - ended.long() == 0
+
+
+def finished_rollout(
+    policy: Policy,
+    tokens: Int[Tensor, "rows tokens"],
+    logprobs: Float[Tensor, "rows tokens"],
+    kept_mass: Float[Tensor, "rows tokens"],
+) -> Rollout:
+    """Cut to the longest completion, and read as texts."""
+    mask = completion_mask(tokens, policy.eos_ids)
+    longest = int(mask.sum(1).max())
+    tokens, mask = tokens[:, :longest], mask[:, :longest]
+    return Rollout(
+        tokens=tokens,
+        mask=mask,
+        logprobs=logprobs[:, :longest],
+        kept_mass=kept_mass[:, :longest],
+        texts=[policy.encoder.decode(row[kept]) for row, kept in zip(tokens, mask, strict=True)],
+        truncated=~torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device)).any(1),
+    )
