@@ -26,6 +26,7 @@ from torch import Tensor
 
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
 from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import decoded, fitted
 from medvlm_r1.policy.load import Recipe
 from medvlm_r1.replies import Reply, ReplyFile
@@ -131,6 +132,7 @@ class Endpoint:
     ) -> None:
         self.url, self.name, self.encoder, self.api_key_variable = url, name, encoder, api_key_variable
         self.concurrency, self.retries, self.timeout, self.replies = concurrency, retries, timeout, replies
+        self.counters = Counters()  # stay empty: what is computed is computed elsewhere
 
     def parameters(self) -> Iterator[Tensor]:
         """None: they are elsewhere."""

@@ -30,12 +30,19 @@ from medvlm_r1.trace import rollout_rows
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some prompts of a rollout with all their completions; what one forward pass holds."""
+    """Some prompts of a rollout with all their completions; what one forward pass holds.
+
+    Attributes:
+        sampled: log-probabilities that the sampler recorded.
+        silent: no advantage among them and no KL term, so there is no gradient: they only count.
+    """
 
     prompts: PromptBatch
     tokens: Int[Tensor, "rows tokens"]
     mask: Bool[Tensor, "rows tokens"]
     advantages: Float[Tensor, " rows"]
+    sampled: Float[Tensor, "rows tokens"]
+    silent: bool = False
     old_logprobs: Float[Tensor, "rows tokens"] | None = None
     ref_logprobs: Float[Tensor, "rows tokens"] | None = None
 
@@ -50,6 +57,8 @@ class GRPO(VLMModule):
         minibatches: optimiser steps in one pass.
         clip_low, clip_high, beta, aggregate: see :func:`~medvlm_r1.objective.grpo_loss`.
         advantage_scale: see :func:`~medvlm_r1.objective.group_advantages`.
+        importance_cap: weigh each token by how much likelier the trainer finds it than the sampler did,
+            up to this (truncated importance sampling); ``None`` leaves tokens alone.
         shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
     """
 
@@ -65,6 +74,7 @@ class GRPO(VLMModule):
         beta: float = 0.04,
         advantage_scale: Literal["std", "none"] = "std",
         aggregate: Literal["sequence", "token"] = "sequence",
+        importance_cap: float | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -77,10 +87,13 @@ class GRPO(VLMModule):
             raise ValueError(
                 "micro_batch, inner_epochs and minibatches must be at least 1, beta not negative"
             )
+        if importance_cap is not None and importance_cap < 1:
+            raise ValueError(f"importance_cap is {importance_cap}: it must be at least 1, or null")
         self.sampling, self.micro_batch = sampling, micro_batch
         self.inner_epochs, self.minibatches = inner_epochs, minibatches
         self.clip_low, self.clip_high, self.beta = clip_low, clip_high, beta
         self.advantage_scale, self.aggregate = advantage_scale, aggregate
+        self.importance_cap = importance_cap
         self.updates_per_step = inner_epochs * minibatches
 
     def setup(self, stage: str) -> None:
@@ -103,20 +116,18 @@ class GRPO(VLMModule):
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
         """One rollout over all prompts of this step, and the updates that follow from it."""
         self.policy.refresh_whole()
-        rollout, samples, answers = self.answer(prompts, self.sampling)
-        table = self.rewards.score(answers, samples)
+        with self.timed("sample"):
+            rollout, samples, answers = self.answer(prompts, self.sampling)
+        with self.timed("score"):
+            table = self.rewards.score(answers, samples)
         advantages = group_advantages(table.total, self.sampling.group_size, self.advantage_scale)
-        batches = self.split(prompts, rollout, advantages.to(self.device))
-        if self.updates_per_step > 1:
-            with torch.no_grad():
-                batches = [replace(b, old_logprobs=self.logprobs(b)) for b in batches]
-        if self.beta:
-            batches = [replace(b, ref_logprobs=self.reference(b)) for b in batches]
-        updates = [
-            self.descend(minibatch)
-            for _ in range(self.inner_epochs)
-            for minibatch in _parts(batches, self.minibatches)
-        ]
+        batches = self.compared(self.split(prompts, rollout, advantages.to(self.device)))
+        with self.timed("train"):
+            updates = [
+                self.descend(minibatch)
+                for _ in range(self.inner_epochs)
+                for minibatch in _parts(batches, self.minibatches)
+            ]
         self.log_step(rollout, table, answers, samples, updates)
         rows = rollout_rows(self.step, samples, rollout, answers, table, advantages, self.sampling.group_size)
         self.end_step()
@@ -125,20 +136,55 @@ class GRPO(VLMModule):
     def split(
         self, prompts: Sequence[EncodedPrompt], rollout: Rollout, advantages: Float[Tensor, " rows"]
     ) -> list[MicroBatch]:
-        """Cut a rollout into micro-batches of whole groups, trimmed to their longest completion."""
-        batches = []
-        for start in range(0, len(prompts), self.micro_batch):
-            chosen = prompts[start : start + self.micro_batch]
-            rows = slice(start * self.sampling.group_size, (start + len(chosen)) * self.sampling.group_size)
-            length = int(rollout.lengths[rows].max())
-            batches.append(
-                MicroBatch(
-                    prompts=collate(chosen, self.policy.pad_id, self.device),
-                    tokens=rollout.tokens[rows, :length],
-                    mask=rollout.mask[rows, :length],
-                    advantages=advantages[rows],
-                )
-            )
+        """Cut a rollout into micro-batches of whole groups, trimmed to their longest completion.
+
+        Groups that cannot move the weights come last, and are silent.
+        """
+        loud, silent = self._by_gradient(advantages.view(len(prompts), -1))
+        parts = [loud[start : start + self.micro_batch] for start in range(0, len(loud), self.micro_batch)]
+        batches = [self._micro_batch(prompts, rollout, advantages, part) for part in parts]
+        if silent:
+            rest = self._micro_batch(prompts, rollout, advantages, silent)
+            batches.append(replace(rest, silent=True))
+        return batches
+
+    def _by_gradient(self, advantages: Float[Tensor, "prompts group"]) -> tuple[list[int], list[int]]:
+        """Prompts whose groups have a gradient, and the others; all where it matters which are together."""
+        every = list(range(len(advantages)))
+        if self.beta or self.minibatches > 1:
+            return every, []
+        loud = advantages.ne(0).any(1)
+        # Every rank makes as many passes, and at least one, so that the optimiser steps as it would.
+        count = max(1, int(self.all_gather(loud.sum()).max()))
+        order = loud.int().argsort(descending=True, stable=True).tolist()
+        return sorted(order[:count]), sorted(order[count:])
+
+    def _micro_batch(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        rollout: Rollout,
+        advantages: Float[Tensor, " rows"],
+        chosen: Sequence[int],
+    ) -> MicroBatch:
+        group = torch.arange(self.sampling.group_size)
+        rows = (torch.tensor(chosen)[:, None] * len(group) + group).flatten().to(rollout.tokens.device)
+        length = int(rollout.lengths[rows].max())
+        return MicroBatch(
+            prompts=collate([prompts[i] for i in chosen], self.policy.pad_id, self.device),
+            tokens=rollout.tokens[rows, :length],
+            mask=rollout.mask[rows, :length],
+            advantages=advantages[rows],
+            sampled=rollout.logprobs[rows, :length],
+        )
+
+    @torch.no_grad()
+    def compared(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """With log-probabilities from before the first of several updates, and of the reference."""
+        with self.timed("reference"):
+            if self.updates_per_step > 1:
+                batches = [b if b.silent else replace(b, old_logprobs=self.logprobs(b)) for b in batches]
+            if self.beta:
+                batches = [replace(b, ref_logprobs=self.reference(b)) for b in batches]
         return batches
 
     def logprobs(self, batch: MicroBatch) -> Float[Tensor, "rows tokens"]:
@@ -153,7 +199,8 @@ class GRPO(VLMModule):
         """One optimiser step; gradients add up over the micro-batches.
 
         Returns:
-            The loss, the gradients' norm before clipping, and :func:`grpo_loss`'s sums over tokens.
+            The loss, the gradients' norm before clipping, :func:`grpo_loss`'s sums over tokens, and by
+            ``gap`` how far each token's log-probability lies from the sampler's.
         """
         rows = sum(len(batch.tokens) for batch in minibatch)
         tokens = sum(batch.mask.sum() for batch in minibatch)
@@ -161,11 +208,16 @@ class GRPO(VLMModule):
         # ranks' mean count.
         denominator = rows if self.aggregate == "sequence" else self.all_gather(tokens).float().mean()
         sums: dict[str, Tensor] = {}
+        gaps = []
         for batch in minibatch:
+            if batch.silent:
+                continue
             logprobs = self.logprobs(batch)
+            old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            gap = old - batch.sampled
             loss, stats = grpo_loss(
                 logprobs,
-                logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
+                old,
                 batch.ref_logprobs,
                 batch.advantages,
                 batch.mask,
@@ -174,11 +226,15 @@ class GRPO(VLMModule):
                 self.beta,
                 self.aggregate,
                 denominator,
+                None if self.importance_cap is None else gap.exp().clamp(max=self.importance_cap),
             )
             self.manual_backward(loss)
+            gaps.append(gap[batch.mask].abs())
             for name, value in {**stats, "loss": loss.detach()}.items():
                 sums[name] = sums.get(name, 0) + value
-        return {**sums, "grad_norm": self.apply_gradients()}
+        with self.timed("update"):
+            norm = self.apply_gradients()
+        return {**sums, "grad_norm": norm, "gap": torch.cat(gaps)}
 
     def log_step(
         self,
@@ -190,6 +246,9 @@ class GRPO(VLMModule):
     ) -> None:
         """What the rollout and its updates were like, averaged over rows, updates and ranks."""
         groups = table.total.view(-1, self.sampling.group_size)
+        gap = updates[0].pop("gap")
+        for update in updates[1:]:
+            del update["gap"]
         summed = {name: torch.stack([u[name].float() for u in updates]).sum() for name in updates[0]}
         tokens = summed["tokens"].clamp(min=1)
         values = {
@@ -207,6 +266,8 @@ class GRPO(VLMModule):
             "clipped": summed["clipped"] / tokens,
             "ratio": summed["ratio"] / tokens,
             "loss_tokens": summed["tokens"] / len(updates),
+            "gap_mean": gap,
+            "gap_p99": gap.quantile(0.99),
         }
         for name, value in values.items():
             shown = name in ("reward", "kl", "accuracy")

@@ -4,7 +4,9 @@ Zero-shot is this module alone; GRPO and SFT add a ``training_step``.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +74,8 @@ class VLMModule(LightningModule):
         self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
         self.optim = optim
         self.step = 0  # training steps done: rollouts for GRPO, batches for SFT
+        self.totals: Counter[str] = Counter()  # what this rank computed, see :class:`Counters`
+        self.computed: Counter[str] = Counter()  # the same of all ranks, once a test is over
         self.predictions: list[Prediction] = []
         self._validation = nn.ModuleDict({name: MeanMetric() for name in (*_VALIDATION, "reward")})
 
@@ -90,6 +94,10 @@ class VLMModule(LightningModule):
             self.prompt.read(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)
         ]
         return rollout, samples, answers
+
+    def timed(self, phase: str) -> AbstractContextManager[None]:
+        """Count the seconds of a phase of a step."""
+        return self.policy.counters.timed(phase)
 
     def judge(self, prompts: list[EncodedPrompt], test_set: str) -> tuple[list[Prediction], Tensor]:
         """Greedy answers: one row a question, and the total reward that each would earn."""
@@ -117,6 +125,9 @@ class VLMModule(LightningModule):
             metric.update(torch.tensor(value, dtype=torch.float32, device=self.device))
             self.log(f"validation/{name}", metric, prog_bar=name == "accuracy", batch_size=len(prompts))
 
+    def on_validation_epoch_end(self) -> None:
+        self.count()  # not the next step's
+
     def on_test_start(self) -> None:
         self.policy.prepare()
         self.predictions.clear()
@@ -126,11 +137,14 @@ class VLMModule(LightningModule):
         self.predictions += self.judge(prompts, test_set)[0]
 
     def on_test_epoch_end(self) -> None:
-        """Bring the predictions of all ranks together, in the order of the test sets."""
+        """Bring what all ranks predicted and computed together, predictions in the order of the test sets."""
+        self.count()
+        self.computed = self.totals
         if self.trainer.world_size > 1:
             shares: list = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, self.predictions)
-            self.predictions = [row for share in shares for row in share]
+            torch.distributed.all_gather_object(shares, (self.predictions, self.totals))
+            self.predictions = [row for rows, _ in shares for row in rows]
+            self.computed = sum((totals for _, totals in shares), Counter())
         order = {
             (name, sample.id): place
             for name, source in self.trainer.datamodule.questions.test.items()
@@ -163,14 +177,29 @@ class VLMModule(LightningModule):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def end_step(self) -> None:
-        """Close one training step: learning rate and count move on."""
+        """Close one training step: what it computed is logged, learning rate and count move on."""
+        computed = self.count()
+        if computed.get("decode_rows"):
+            computed["tokens_per_second"] = computed["decode_rows"] / computed["seconds_sample"]
+        for name, value in computed.items():
+            # Seconds differ from run to run: they keep apart from what a seed determines.
+            clock = "second" in name
+            kind, reduce = ("timing", "mean") if clock else ("train", "sum")
+            self.log(f"{kind}/{name}", float(value), sync_dist=True, reduce_fx=reduce)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         self.lr_schedulers().step()
         self.step += 1
 
+    def count(self) -> dict[str, float]:
+        """What was computed since the last call; added to :attr:`totals`."""
+        taken = self.policy.counters.take()
+        self.totals.update(taken)
+        return taken
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the step, and of the weights only what is trained: the rest is the starting model's."""
         checkpoint["medvlm_r1_step"] = self.step
+        checkpoint["medvlm_r1_totals"] = dict(self.totals)
         trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {
             name: tensor for name, tensor in checkpoint["state_dict"].items() if name in trained
@@ -178,6 +207,7 @@ class VLMModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["medvlm_r1_step"]
+        self.totals = Counter(checkpoint["medvlm_r1_totals"])
 
     @property
     def run_name(self) -> str:

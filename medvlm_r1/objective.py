@@ -69,6 +69,7 @@ def grpo_loss(
     beta: float = 0.04,
     aggregate: Literal["sequence", "token"] = "sequence",
     denominator: float | None = None,
+    weights: PerToken | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Clipped, KL-regularised policy loss (GRPO, arXiv 2402.03300, equation 3).
 
@@ -84,6 +85,8 @@ def grpo_loss(
             ``token`` averages over all tokens (DAPO, arXiv 2503.14476).
         denominator: rows (``sequence``) or tokens (``token``) over all micro-batches and ranks, when
             this call sees only a part of them; by default what this call sees.
+        weights: of each token's policy term, the KL estimate aside; truncated importance weights of
+            the policy against the sampler (Ionides 2008, doi 10.1198/106186008X320456). No gradient.
 
     Returns:
         The loss, and sums for logging: ``tokens``, ``kl``, ``clipped`` (tokens held by the clip) and
@@ -96,6 +99,8 @@ def grpo_loss(
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     gain = advantages.unsqueeze(1)
     per_token = -torch.min(ratio * gain, clipped * gain)  # -min[w A, clip(w, 1-e, 1+e) A]
+    if weights is not None:
+        per_token = per_token * weights
     kl = torch.zeros_like(logprobs)
     if ref_logprobs is not None:
         kl = kl_k3(logprobs, ref_logprobs)

@@ -81,12 +81,16 @@ def write_record(
         "validation": {name.removeprefix("validation/"): value for name, value in validation.items()},
         "controls": {},
         "audit": audit,
-        "counters": {"skipped_rows": len(questions.skipped)},
+        "counters": {
+            "skipped_rows": len(questions.skipped),
+            **{name: number for name, number in module.computed.items() if not name.startswith("seconds_")},
+        },
     }
     write_json(folder / "metrics.json", metrics)
     if questions.skipped:
         (folder / "skipped.txt").write_text("\n".join(questions.skipped) + "\n", encoding="utf-8")
-    write_json(folder / "timing.json", {"hardware": hardware(), "seconds": clock.seconds})
+    phases = {name: round(value, 3) for name, value in module.computed.items() if name.startswith("seconds_")}
+    write_json(folder / "timing.json", {"hardware": hardware(), "seconds": clock.seconds, "phases": phases})
     if module.trains:
         save_model(folder / "model", config, module, metrics)
 

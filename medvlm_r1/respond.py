@@ -18,7 +18,7 @@ from medvlm_r1.policy.weights import MissingWeightsError, check_weights, find_we
 from medvlm_r1.responses import Response
 from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Respondent:
         for each in prompts:
             self._check_length(each)
         sampling = Sampling(group_size=1, max_tokens=self.asked.max_completion_tokens, temperature=0.0)
-        rollout = ReferenceEngine()(policy, prompts, sampling, DrawKey(0, 0))
+        rollout = SharedPrefixEngine()(policy, prompts, sampling, DrawKey(0, 0))
         answers = [prompt.read(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
         weighed = [
             (row, prompt.alternatives(answer, question))

@@ -37,16 +37,18 @@ class SFT(VLMModule):
         count = torch.tensor(float(sum(len(t) for t in targets)), device=self.device)
         denominator = self.all_gather(count).mean()
         total = torch.zeros((), device=self.device)
-        for start in range(0, len(prompts), self.micro_batch):
-            part = slice(start, start + self.micro_batch)
-            tokens = pad_sequence(targets[part], batch_first=True, padding_value=self.policy.pad_id)
-            lengths = torch.tensor([len(t) for t in targets[part]], device=self.device)
-            mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
-            batch = collate(prompts[part], self.policy.pad_id, self.device)
-            loss = sft_loss(self.policy.logprobs(batch, tokens, mask), mask, denominator)
-            self.manual_backward(loss)
-            total += loss.detach()
-        norm = self.apply_gradients()
+        with self.timed("train"):
+            for start in range(0, len(prompts), self.micro_batch):
+                part = slice(start, start + self.micro_batch)
+                tokens = pad_sequence(targets[part], batch_first=True, padding_value=self.policy.pad_id)
+                lengths = torch.tensor([len(t) for t in targets[part]], device=self.device)
+                mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
+                batch = collate(prompts[part], self.policy.pad_id, self.device)
+                loss = sft_loss(self.policy.logprobs(batch, tokens, mask), mask, denominator)
+                self.manual_backward(loss)
+                total += loss.detach()
+        with self.timed("update"):
+            norm = self.apply_gradients()
         self.log("train/loss", total, prog_bar=True, sync_dist=True)
         self.log("train/loss_tokens", count, sync_dist=True, reduce_fx="sum")
         self.log("train/grad_norm", norm)

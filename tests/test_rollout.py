@@ -67,7 +67,8 @@ class TestRecordedLogprobs:
                 p.logprobs(batch, rollout.tokens, rollout.mask) for p in (lora_policy, random_policy)
             )
         kept = rollout.mask
-        torch.testing.assert_close(rollout.logprobs[kept], adapted[kept], rtol=0, atol=1e-5)
+        # fp32 keeps 2.5e-5 of this lively adapter's fp64 values, in either layout
+        torch.testing.assert_close(rollout.logprobs[kept], adapted[kept], rtol=0, atol=3e-5)
         assert (rollout.logprobs - base)[kept].abs().max() > 1e-2
 
     def test_an_update_reaches_the_sampler(self, prompts, fresh_policy):

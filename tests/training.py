@@ -19,7 +19,7 @@ from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import Recipe, load_policy
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 from medvlm_r1.update import Optimisation
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def sgd(parameters, lr):
 
 def module_of(kind, policy, **settings):
     optim = Optimisation(lr=settings.pop("lr", 1e-3), optimizer=settings.pop("optimizer", torch.optim.AdamW))
-    shared = {"policy": policy, "prompt": PROMPT, "engine": ReferenceEngine(), "seed": 0}
+    shared = {"policy": policy, "prompt": PROMPT, "engine": SharedPrefixEngine(), "seed": 0}
     shared["rewards"] = settings.pop("rewards", REWARDS)
     if kind is GRPO:
         settings.setdefault("sampling", Sampling(group_size=4, max_tokens=24))

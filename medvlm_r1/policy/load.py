@@ -102,7 +102,11 @@ class Limits(Protocol):
 
 
 def load_policy(
-    path: str, recipe: Limits, revision: str | None = None, tuning: Tuning | None = None
+    path: str,
+    recipe: Limits,
+    revision: str | None = None,
+    tuning: Tuning | None = None,
+    layout: Literal["packed", "repeated"] = "packed",
 ) -> Policy:
     """Load weights, tokenizer and image processor; safetensors only, no remote code.
 
@@ -115,6 +119,7 @@ def load_policy(
         recipe: dtype, pixel and prompt limits are taken from here.
         revision: commit on the hub.
         tuning: what is trained; all weights where it is not given.
+        layout: of log-probability passes, see :class:`~medvlm_r1.policy.policy.Policy`.
 
     Raises:
         MissingWeightsError: nothing to load.
@@ -142,7 +147,7 @@ def load_policy(
     if base:
         model = merged(path, model, base, folder)
     # Loading leaves evaluation mode; there is no dropout, so the mode only matters to checkpointing.
-    policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe, base))
+    policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe, base), layout)
     if recipe.gradient_checkpointing:
         policy.checkpoint_gradients()
     return policy
