@@ -330,17 +330,27 @@ class TestSquare:
 
 
 class TestCollate:
-    def test_pads_on_the_left(self, prompts):
+    def test_stands_without_padding_and_pads_on_the_left(self, prompts):
         chosen = [prompts[name] for name in NAMES]
         batch = collate(chosen, pad_id=0, device=CPU)
-        assert batch.ids.shape == (5, max(len(p.ids) for p in chosen))
+        assert batch.lengths == tuple(len(p.ids) for p in chosen) and len(set(batch.lengths)) > 2
+        assert torch.equal(batch.ids, torch.cat([p.ids for p in chosen]))
+        assert torch.equal(batch.ids[batch.ends], torch.stack([p.ids[-1] for p in chosen]))
+        assert batch.next_positions.tolist() == [int(p.positions.max()) + 1 for p in chosen]
+        ids, mask, positions = batch.padded()
+        assert ids.shape == mask.shape == positions.shape[1:] == (5, max(batch.lengths))
         for row, prompt in enumerate(chosen):
-            pads = batch.ids.shape[1] - len(prompt.ids)
-            assert batch.mask[row].tolist() == [False] * pads + [True] * len(prompt.ids)
-            assert batch.ids[row, :pads].tolist() == [0] * pads
-            assert torch.equal(batch.ids[row, pads:], prompt.ids)
-            assert torch.equal(batch.positions[:, row, pads:], prompt.positions)
-        assert len({len(p.ids) for p in chosen}) > 2
+            pads = ids.shape[1] - len(prompt.ids)
+            assert mask[row].tolist() == [False] * pads + [True] * len(prompt.ids)
+            assert ids[row, :pads].tolist() == [0] * pads
+            assert torch.equal(ids[row, pads:], prompt.ids)
+            assert torch.equal(positions[:, row, pads:], prompt.positions)
+
+    def test_a_picture_is_known_by_its_patches(self, prompts, questions, encoder, short_style):
+        again = encoder.encode(questions["two"], "evaluate", short_style)
+        assert again.pictures == prompts["two"].pictures
+        every = [picture for p in prompts.values() for picture in p.pictures]
+        assert len(set(every)) == len(every) == 5
 
     def test_pictures_stand_in_the_order_of_the_prompts(self, prompts):
         chosen = [prompts[name] for name in ("two", "text", "wide", "square")]

@@ -96,7 +96,7 @@ def test_the_cache_by_hand(paper):
     """Two tensors, 28 layers, 2 heads of 128, 2 bytes; 4 prompts x 4 rows, prompt and 512 tokens."""
     per_token = 2 * 28 * 2 * 128 * 2
     assert per_token == cache_bytes_per_token(geometry(paper.job.path), torch.bfloat16) == 28_672
-    assert held(paper, "KV cache", "sampling") == per_token * 16 * (paper.job.prompt + 512)
+    assert held(paper, "KV cache", "sampling") == per_token * (4 * paper.job.prompt + 16 * 512)
     assert held(paper, "KV cache", "evaluation") == per_token * 16 * (paper.job.prompt + 512)
 
 
@@ -220,7 +220,7 @@ def test_arithmetic_agrees_with_torchs_counter():
 
 def test_arithmetic_by_hand():
     """Two operations for each weight and token, and attention: 4 x rows x tokens^2 x width x layers."""
-    meter = Meter(geometry("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
+    meter = Meter(geometry("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning(), layout="repeated")
     few, many = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 3, 300, 200, (4, 4))
     of_two_rows = meter.scoring(many).flops - meter.scoring(few).flops  # the image is seen once
     embedding = 151_936 * 1536
@@ -228,6 +228,24 @@ def test_arithmetic_by_hand():
     weights = 2 * 2 * (layers * 500 + embedding * 201)
     attention = 2 * 4 * 500**2 * 1536 * 28
     assert of_two_rows == pytest.approx(weights + attention, rel=1e-3)
+
+
+def test_arithmetic_of_packed_passes_by_hand():
+    """A further completion costs its own tokens, which see the prompt and themselves; and its logits."""
+    meter = Meter(geometry("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
+    few, many = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 3, 300, 200, (4, 4))
+    of_two_rows = meter.scoring(many).flops - meter.scoring(few).flops
+    embedding = 151_936 * 1536
+    weights = 2 * 2 * ((ALL - TOWER - embedding) * 199 + embedding * 200)
+    attention = 2 * 4 * 199 * (300 + 199) * 1536 * 28
+    assert of_two_rows == pytest.approx(weights + attention, rel=1e-3)
+
+
+def test_a_prompt_is_read_once_whatever_the_group():
+    meter = Meter(geometry("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
+    one, four = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 4, 300, 200, (4, 4))
+    assert meter.prefill(four).flops == meter.prefill(one).flops
+    assert meter.prefill(four, shared=False).flops > 2 * meter.prefill(one, shared=False).flops
 
 
 def test_backward_costs_twice_the_forward_pass(paper):

@@ -41,6 +41,8 @@ class Job:
         micro_batch, group_size, completion: of training; the last one in tokens, at most.
         answer: tokens of an answer in evaluation, at most.
         optimizer: full name of its constructor; ``momentum`` of SGD.
+        layout: of log-probability passes.
+        shares_prefix: whether rollouts read each prompt once, not once per completion.
         strategy: how devices share: single, ddp, fsdp or zero2.
         world: devices in all.
         steps: training steps; ``None`` if the number of questions is not in the configuration.
@@ -65,6 +67,8 @@ class Job:
     answer: int
     optimizer: str
     momentum: float
+    layout: str
+    shares_prefix: bool
     strategy: Literal["single", "ddp", "fsdp", "zero2"]
     world: int
     steps: int | None
@@ -150,6 +154,8 @@ def job(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle
         answer=method["max_completion_tokens"],
         optimizer=optimizer.get("_target_", ""),
         momentum=optimizer.get("momentum", 0.0),
+        layout=model["layout"],
+        shares_prefix=cfg["rollout"]["_target_"].endswith("SharedPrefixEngine"),
         strategy=strategy,
         world=world,
         steps=steps,

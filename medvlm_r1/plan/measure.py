@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from medvlm_r1.objective import grpo_loss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
+from medvlm_r1.policy.decoding import Decoding
 from medvlm_r1.policy.encode import Encoder, PromptBatch
 from medvlm_r1.policy.geometry import block_period, resized, unweighted
 from medvlm_r1.policy.load import Recipe, load_encoder
+from medvlm_r1.policy.passes import repeated
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.policy.weights import EMBEDDED
@@ -92,10 +94,13 @@ class Meter:
         tuning: what is trained. Weights in 4 bits are measured as if they were not: the kernels do not
             run on meta, and activations are the same.
         whole: measure the model in its full depth, not shallow ones.
+        layout: of log-probability passes.
     """
 
-    def __init__(self, config, recipe: Recipe, tuning: Tuning, whole: bool = False) -> None:
-        self.config, self.recipe = config, recipe
+    def __init__(
+        self, config, recipe: Recipe, tuning: Tuning, whole: bool = False, layout: str = "packed"
+    ) -> None:
+        self.config, self.recipe, self.layout = config, recipe, layout
         self.tuning = dataclasses.replace(tuning, quantize=None)
         layers, blocks = config.text_config.num_hidden_layers, config.vision_config.depth
         period = block_period(config)
@@ -103,7 +108,7 @@ class Meter:
         self._samples = [(2, period), (3, period), (2, 2 * period)] if deep else [(layers, blocks)]
         more_layers, more_blocks = layers - 2, blocks / period - 1
         # plans of the same model often ask for the same pass
-        self._key = (repr(config), recipe.dtype, repr(self.tuning), deep)
+        self._key = (repr(config), recipe.dtype, repr(self.tuning), deep, layout)
         self._weights = [1 - more_layers - more_blocks, more_layers, more_blocks] if deep else [1]
 
     def policy(self, layers: int | None = None, blocks: int | None = None) -> Policy:
@@ -112,7 +117,7 @@ class Meter:
         with torch.device("meta"):
             model = self.tuning.apply(unweighted(config, getattr(torch, self.recipe.dtype)))
             # any tokenizer does: no text is encoded here
-            policy = Policy(model.train(), _encoder()).to("meta")
+            policy = Policy(model.train(), _encoder(), self.layout).to("meta")
         for parameter in policy.trained:  # adapters take the weights' type, but not on meta
             parameter.data = parameter.data.to(getattr(torch, self.recipe.dtype))
         if self.recipe.gradient_checkpointing:
@@ -131,14 +136,19 @@ class Meter:
         """Log-probabilities without gradients: the reference, or the policy before several updates."""
         return self._measured(_score, lengths)
 
-    def prefill(self, lengths: Lengths) -> Cost:
-        """The prompts' pass of generation, one row per completion; ``peak`` holds the prompts' cache."""
-        one = dataclasses.replace(lengths, prompts=1)  # all of it grows with the prompts
-        return self._measured(_prefill, one) * lengths.prompts
+    def prefill(self, lengths: Lengths, shared: bool = True) -> Cost:
+        """The prompts' pass of generation; ``peak`` holds the prompts' keys and values.
 
-    def decode(self, rows: int, seen: int) -> Cost:
-        """Arithmetic of one more token for each row after ``seen`` tokens."""
-        return self._measured(_decode, seen) * rows
+        Args:
+            shared: each prompt once, as the shared-prefix engine reads it; otherwise once per completion.
+        """
+        one = dataclasses.replace(lengths, prompts=1)  # all of it grows with the prompts
+        return self._measured(_prefill, one, shared) * lengths.prompts
+
+    def decode(self, lengths: Lengths, seen: int) -> Cost:
+        """Arithmetic of one more token for each row, after ``seen`` tokens of its own."""
+        one = dataclasses.replace(lengths, prompts=1)
+        return self._measured(_decode, one, seen) * lengths.prompts
 
     def _measured(self, measure: Callable[..., Cost], *shape: Any) -> Cost:
         again = measure is train_once and self.recipe.gradient_checkpointing
@@ -155,7 +165,7 @@ class Meter:
 
 
 def inputs(policy: Policy, lengths: Lengths, device: str = "meta") -> tuple[PromptBatch, Tensor, Tensor]:
-    """A batch of this shape: prompts, completion tokens and their mask. Grids stay on the host."""
+    """A batch of this shape: prompts, completion tokens and their mask. Grids and mask stay on the host."""
     down, across = lengths.grid
     features = 3 * 2 * 14**2  # colours x frames x pixels of a patch
     image = down * across // 4
@@ -163,15 +173,16 @@ def inputs(policy: Policy, lengths: Lengths, device: str = "meta") -> tuple[Prom
     if device != "meta":
         ids[:, :image] = policy.image_id
     prompts = PromptBatch(
-        ids=ids,
-        mask=torch.ones_like(ids, dtype=torch.bool),
-        positions=torch.zeros(3, *ids.shape, dtype=torch.long, device=device),
+        ids=ids.flatten(),
+        positions=torch.zeros(3, ids.numel(), dtype=torch.long, device=device),
         pixels=torch.zeros(lengths.prompts * down * across, features, device=device),
         grid=torch.tensor([[1, down, across]] * lengths.prompts),
+        pictures=tuple(map(str, range(lengths.prompts))),
+        lengths=(lengths.prompt,) * lengths.prompts,
+        pad_id=policy.pad_id,
     )
     tokens = torch.zeros(lengths.rows, lengths.completion, dtype=torch.long, device=device)
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[:, -1:] = False  # rows of different lengths, as completions are
+    mask = torch.ones(tokens.shape, dtype=torch.bool)
     return prompts, tokens, mask
 
 
@@ -185,6 +196,7 @@ def train_once(
     """
     for parameter in policy.trained:
         parameter.grad = torch.zeros_like(parameter)
+    policy.forget_pictures()  # kept features would be counted in the first pass alone
     batch = inputs(policy, lengths, device)
     with _ledger(policy.train()) as ledger, fused_attention() if fused else nullcontext():
         logprobs = policy.logprobs(*batch)
@@ -201,45 +213,39 @@ def train_once(
 @torch.no_grad()
 def _score(policy: Policy, lengths: Lengths) -> Cost:
     batch = inputs(policy, lengths)
+    policy.forget_pictures()
     with _ledger(policy) as ledger, fused_attention():
         policy.reference_logprobs(*batch) if policy.has_adapter else policy.logprobs(*batch)
     return Cost(ledger.flops, 0, 0, ledger.peak, ledger.peak_wide)
 
 
 @torch.no_grad()
-def _prefill(policy: Policy, lengths: Lengths) -> Cost:
-    """As :meth:`Policy.generate` begins."""
+def _prefill(policy: Policy, lengths: Lengths, shared: bool) -> Cost:
     prompts, _, _ = inputs(policy, lengths)
-    with _ledger(policy.eval()) as ledger, fused_attention():
-        policy.model(
-            inputs_embeds=policy._embed(policy.model, prompts).repeat_interleave(lengths.group_size, dim=0),
-            attention_mask=prompts.mask.repeat_interleave(lengths.group_size, dim=0).long(),
-            position_ids=prompts.positions.repeat_interleave(lengths.group_size, dim=1),
-            logits_to_keep=1,
-            use_cache=True,
-        )
+    policy.forget_pictures()
+    with policy.sampling(), _ledger(policy) as ledger, fused_attention():
+        if shared:
+            kept = policy.prefill(prompts)
+            policy.scores(kept.hidden)
+        else:  # as transformers' generate begins
+            embeds, mask, positions = repeated(policy.model, prompts, policy.see(prompts), lengths.group_size)
+            policy.model(
+                inputs_embeds=embeds,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                logits_to_keep=1,
+                use_cache=True,
+            )
     return Cost(ledger.flops, 0, 0, ledger.peak, ledger.peak_wide)
 
 
 @torch.no_grad()
-def _decode(policy: Policy, seen: int) -> Cost:
-    model = policy.eval().model
-    width = model.get_input_embeddings().embedding_dim
-
-    def step(tokens: int, total: int, cache=None):
-        return model(
-            inputs_embeds=torch.zeros(1, tokens, width, dtype=model.dtype, device="meta"),
-            attention_mask=torch.ones(1, total, dtype=torch.long, device="meta"),
-            position_ids=torch.zeros(3, 1, tokens, dtype=torch.long, device="meta"),
-            past_key_values=cache,
-            logits_to_keep=1,
-            use_cache=True,
-        )
-
-    with Ledger(), fused_attention():
-        cache = step(seen, seen).past_key_values
-    with _ledger(policy) as ledger, fused_attention():
-        step(1, seen + 1, cache)
+def _decode(policy: Policy, lengths: Lengths, seen: int) -> Cost:
+    prompts, _, _ = inputs(policy, lengths)
+    with policy.sampling(), Ledger(), fused_attention():
+        decoding = Decoding(policy.prefill(prompts), lengths.group_size, seen + 1)
+    with policy.sampling(), _ledger(policy) as ledger, fused_attention():
+        policy.scores(policy.decode(prompts.ids.new_zeros(lengths.rows), decoding))
     return Cost(ledger.flops, 0, 0, 0, 0)
 
 

@@ -17,8 +17,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _BLOCK, _SMALL = 256, 4096
 # Assumed: the CUDA context, its libraries' work spaces.
 CONTEXT = 1e9
-# Of one row's vocabulary entry while a token is drawn: three fp32 scores, three int64 hashes.
-_DRAW_BYTES = 3 * 4 + 3 * 8
+# Of one row's vocabulary entry while a token is drawn: four fp32 scores, two int32 hashes.
+_DRAW_BYTES = 4 * 4 + 2 * 4
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,10 @@ def transient(job: Job, stock: Inventory, meter: Meter) -> list[Held]:
         rollouts["sampling"] = (job.prompts, job.group_size, job.completion)
     for phase, (prompts, group_size, tokens) in rollouts.items():
         lengths = job.lengths(prompts, group_size, tokens)
-        cache[phase] = per_token * lengths.rows * (job.prompt + tokens)
+        copies = prompts if job.shares_prefix else lengths.rows
+        cache[phase] = per_token * (copies * job.prompt + lengths.rows * tokens)
         # the prompts' pass holds their part of the cache; later the whole cache stands beside the draws
-        fullest = max(meter.prefill(lengths).peak, cache[phase] + draw * lengths.rows)
+        fullest = max(meter.prefill(lengths, job.shares_prefix).peak, cache[phase] + draw * lengths.rows)
         working[phase] = fullest - cache[phase]
     parts = [Held("KV cache", cache)]
     if job.method != "zero_shot":

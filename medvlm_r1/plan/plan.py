@@ -88,7 +88,7 @@ def plan(job: Job, timed: bool = True) -> Plan:
     Args:
         timed: estimate times too; without, ``work`` is empty and ``answering`` 0.
     """
-    meter = Meter(geometry(job.path, job.revision), job.recipe, job.tuning)
+    meter = Meter(geometry(job.path, job.revision), job.recipe, job.tuning, layout=job.layout)
     stock = Inventory(meter, job)
     work, answering = (), 0.0
     if timed:
@@ -180,11 +180,12 @@ def _generate(
 ) -> tuple[float, float]:
     """Operations and seconds of one call of the rollout engine."""
     lengths = job.lengths(prompts, group_size, max(1, limit // 2))
-    first = meter.prefill(lengths).flops
-    seen = job.prompt + lengths.completion // 2
-    each = meter.decode(lengths.rows, seen).flops
+    first = meter.prefill(lengths, job.shares_prefix).flops
+    own = lengths.completion // 2
+    each = meter.decode(lengths, own).flops
+    copies = prompts if job.shares_prefix else lengths.rows
     read = stock.language_bytes(bool(job.tuning.quantize))
-    read += lengths.rows * seen * cache_bytes_per_token(meter.config, stock.dtype)
+    read += (copies * job.prompt + lengths.rows * own) * cache_bytes_per_token(meter.config, stock.dtype)
     launch = LAUNCH_SECONDS * meter.config.text_config.num_hidden_layers
     latency = max(read / job.card.bandwidth, each / _speed(job), launch)
     return first + lengths.completion * each, first / _speed(job) + lengths.completion * latency

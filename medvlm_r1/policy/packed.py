@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from medvlm_r1.policy.attention import Layout, attend_in_two_parts
@@ -70,10 +70,11 @@ class Prompts(Layout):
     ) -> tuple[Heads, tuple[Tensor, Tensor]]:
         """What the prompts see, and their keys and values as ``[prompts, kv_heads, longest, size]``."""
         query, key, value = (self.blocks.pad(x.transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
-        # Padding is on the right, where a causal mask hides it already.
-        seen = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
-        )
+        # Padding is on the right, where a causal mask hides it already. Key heads are repeated because not
+        # every kernel takes fewer of them; there is but one copy of each prompt.
+        shared = query.shape[1] // key.shape[1]
+        every = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+        seen = functional.scaled_dot_product_attention(query, *every, is_causal=True, scale=scaling)
         if self.kept is not None:
             self.kept.append((key, value))
         return self.blocks.unpad(seen.transpose(1, 2)), (key, value)

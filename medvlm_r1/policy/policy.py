@@ -128,6 +128,11 @@ class Policy(nn.Module):
     def drop_reference(self) -> None:
         """Free the frozen copy when training is over."""
         self._reference = []
+        self.forget_pictures()
+
+    def forget_pictures(self) -> None:
+        """Drop the kept features: the next pass runs the tower again."""
+        self._features.clear()
         self._reference_features.clear()
 
     def place_copies(self) -> None:
@@ -189,6 +194,22 @@ class Policy(nn.Module):
         """The model with all its weights on this device: to sample from and to save."""
         return self._whole[0] if self._whole else self.model
 
+    def see(self, prompts: PromptBatch, model: PreTrainedModel | None = None) -> Tensor | None:
+        """Features of the prompts' pictures, from ``model`` or the policy's own; ``None`` without any."""
+        model, cache = model or self.whole, None
+        if self.tower_is_frozen:  # and the same in all copies; in the whole one it waits for no other rank
+            model, cache = self.whole, self._features
+        elif self._reference and model is self._reference[0]:
+            cache = self._reference_features
+        if not len(prompts.grid):
+            if cache is not None or not torch.distributed.is_initialized():
+                return None
+            # Another rank may hold pictures, and strategies wait until all ranks used the same weights.
+            return blank_features(model, self.encoder.image_processor.merge_size)[:0]
+        features, encoded = picture_features(model, prompts, cache)
+        self.counters["images_encoded"] += encoded
+        return features
+
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """While completions are drawn: in training mode, gradient checkpointing would keep no keys."""
@@ -203,7 +224,7 @@ class Policy(nn.Module):
     def prefill(self, prompts: PromptBatch) -> Prefix:
         """Read each prompt once."""
         model, layout = self.whole, Prompts(prompts.lengths, self.device, keep=True)
-        embeds = embed(model, prompts, self._seen(model, prompts))
+        embeds = embed(model, prompts, self.see(prompts, model))
         self.counters["prefill_tokens"] += len(embeds)
         hidden = run_layers(inner_model(model).language_model, embeds, prompts.positions, layout)
         return Prefix(layout.kept, layout.blocks.filled, prompts.next_positions, hidden[prompts.ends])
@@ -245,10 +266,10 @@ class Policy(nn.Module):
             pad_token_id=self.pad_id,
         )
         model = self.whole
-        embeds, mask, positions = repeated(model, prompts, self._seen(model, prompts), group_size)
+        embeds, mask, positions = repeated(model, prompts, self.see(prompts, model), group_size)
         self.counters["prefill_tokens"] += mask.numel()
         with self.sampling():
-            return model.generate(
+            tokens = model.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask.long(),
                 # Given here, positions advance by one a token; left out, they come from stale state.
@@ -256,6 +277,8 @@ class Policy(nn.Module):
                 generation_config=config,
                 logits_processor=[choose],
             )
+        self.counters["decode_rows"] += tokens[:, 1:].numel()
+        return tokens
 
     def save(self, folder: Path, max_new_tokens: int | None = None) -> None:
         """Write an ordinary Hugging Face directory (an adapter writes a PEFT directory).
@@ -279,24 +302,8 @@ class Policy(nn.Module):
             greedy(self.eos_ids, self.pad_id, self.banned_ids, max_new_tokens).save_pretrained(partial)
 
     def _logprobs(self, model, prompts, tokens, mask, temperature):
-        features, lengths = self._seen(model, prompts), mask.sum(1).tolist()
+        features, lengths = self.see(prompts, model), mask.sum(1).tolist()
         compute, count = LAYOUTS[self.layout]
         for name, number in count(prompts, tokens, lengths).items():
             self.counters[name] += number
         return compute(model, prompts, features, tokens, lengths, self.banned, temperature)
-
-    def _seen(self, model: PreTrainedModel, prompts: PromptBatch) -> Tensor | None:
-        """Features of the prompts' pictures; ``None`` without any."""
-        cache = None
-        if self.tower_is_frozen:  # and the same in all copies; in the whole one it waits for no other rank
-            model, cache = self.whole, self._features
-        elif self._reference and model is self._reference[0]:
-            cache = self._reference_features
-        if not len(prompts.grid):
-            if cache is not None or not torch.distributed.is_initialized():
-                return None
-            # Another rank may hold pictures, and strategies wait until all ranks used the same weights.
-            return blank_features(model, self.encoder.image_processor.merge_size)[:0]
-        features, encoded = picture_features(model, prompts, cache)
-        self.counters["images_encoded"] += encoded
-        return features
