@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlm_r1.objective import grpo_loss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
@@ -198,7 +198,7 @@ def train_once(
         parameter.grad = torch.zeros_like(parameter)
     policy.forget_pictures()  # kept features would be counted in the first pass alone
     batch = inputs(policy, lengths, device)
-    with _ledger(policy.train()) as ledger, fused_attention() if fused else nullcontext():
+    with _ledger(policy.train(), batch[0]) as ledger, fused_attention() if fused else nullcontext():
         logprobs = policy.logprobs(*batch)
         held, wide = ledger.live, ledger.live_wide
         if grouped:
@@ -214,7 +214,7 @@ def train_once(
 def _score(policy: Policy, lengths: Lengths) -> Cost:
     batch = inputs(policy, lengths)
     policy.forget_pictures()
-    with _ledger(policy) as ledger, fused_attention():
+    with _ledger(policy, batch[0]) as ledger, fused_attention():
         policy.reference_logprobs(*batch) if policy.has_adapter else policy.logprobs(*batch)
     return Cost(ledger.flops, 0, 0, ledger.peak, ledger.peak_wide)
 
@@ -223,7 +223,7 @@ def _score(policy: Policy, lengths: Lengths) -> Cost:
 def _prefill(policy: Policy, lengths: Lengths, shared: bool) -> Cost:
     prompts, _, _ = inputs(policy, lengths)
     policy.forget_pictures()
-    with policy.sampling(), _ledger(policy) as ledger, fused_attention():
+    with policy.sampling(), _ledger(policy, prompts) as ledger, fused_attention():
         if shared:
             kept = policy.prefill(prompts)
             policy.scores(kept.hidden)
@@ -244,13 +244,13 @@ def _decode(policy: Policy, lengths: Lengths, seen: int) -> Cost:
     prompts, _, _ = inputs(policy, lengths)
     with policy.sampling(), Ledger(), fused_attention():
         decoding = Decoding(policy.prefill(prompts), lengths.group_size, seen + 1)
-    with policy.sampling(), _ledger(policy) as ledger, fused_attention():
+    with policy.sampling(), _ledger(policy, prompts) as ledger, fused_attention():
         policy.scores(policy.decode(prompts.ids.new_zeros(lengths.rows), decoding))
     return Cost(ledger.flops, 0, 0, 0, 0)
 
 
-def _ledger(policy: nn.Module) -> Ledger:
-    known = [*policy.parameters(), *policy.buffers()]
+def _ledger(policy: Policy, prompts: PromptBatch) -> Ledger:
+    known = [*policy.parameters(), *policy.buffers(), prompts.pixels]  # these stay on the host
     known += [p.grad for p in policy.parameters() if p.grad is not None]
     return Ledger(known, wide=len(policy.banned))
 

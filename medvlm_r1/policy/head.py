@@ -45,36 +45,50 @@ def _scores(hidden: Tensor, weight: Tensor, banned: Tensor, temperature: float) 
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """The backward pass computes each chunk's logits again: a tenth of a step's work, for its memory."""
+    """Keeps no logits for the backward pass.
+
+    d logprob / d hidden = (row of the target - mean row under the softmax) / temperature is a vector as
+    wide as the hidden state: where the head is frozen, it is computed with the logits and kept instead.
+    Where the head is trained, its own gradient needs the logits again, so both are computed then.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, banned, temperature):
-        logprobs, normalisers = [], []
+        moves_hidden, moves_weight = ctx.needs_input_grad[:2]
+        logprobs, normalisers, slopes = [], [], []
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = _scores(h, weight, banned, temperature)
-            normaliser = logits.logsumexp(-1)
-            logprobs.append(logits.gather(-1, t[:, None])[:, 0] - normaliser)
-            normalisers.append(normaliser)
-        ctx.save_for_backward(hidden, weight, targets, banned, torch.cat(normalisers))
+            normalisers.append(logits.logsumexp(-1))
+            logprobs.append(logits.gather(-1, t[:, None])[:, 0] - normalisers[-1])
+            if moves_hidden and not moves_weight:
+                slopes.append(_slope(logits, normalisers[-1], t, temperature).to(weight.dtype) @ weight)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        else:
+            ctx.save_for_backward(hidden, weight, targets, banned, torch.cat(normalisers))
         ctx.temperature = temperature
         return torch.cat(logprobs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
+        if len(ctx.saved_tensors) == 1:
+            (slopes,) = ctx.saved_tensors
+            return gradient[:, None].to(slopes.dtype) * slopes, None, None, None, None
         hidden, weight, targets, banned, normalisers = ctx.saved_tensors
-        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # in fp32, because it adds up over chunks
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        to_hidden = torch.empty_like(hidden)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32)  # because it adds up over chunks
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            # d logprob / d logits = (one at the target - softmax) / temperature
-            d = _scores(hidden[part], weight, banned, ctx.temperature)
-            d.sub_(normalisers[part, None]).exp_().neg_()
-            d.scatter_add_(-1, targets[part, None], torch.ones_like(d[:, :1]))
-            d = d.mul_(gradient[part, None] / ctx.temperature).to(weight.dtype)
-            if to_hidden is not None:
-                to_hidden[part] = d @ weight
-            if to_weight is not None:
-                to_weight.add_(d.T @ hidden[part])
-        return to_hidden, None if to_weight is None else to_weight.to(weight.dtype), None, None, None
+            logits = _scores(hidden[part], weight, banned, ctx.temperature)
+            slope = _slope(logits, normalisers[part], targets[part], ctx.temperature)
+            slope = slope.mul_(gradient[part, None]).to(weight.dtype)
+            to_hidden[part] = slope @ weight
+            to_weight += slope.T @ hidden[part]
+        return to_hidden, to_weight.to(weight.dtype), None, None, None
+
+
+def _slope(logits: Tensor, normalisers: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """d logprob / d logits, in the place of the logits: (1 at the target - softmax) / temperature."""
+    slope = logits.sub_(normalisers[:, None]).exp_().neg_()
+    return slope.scatter_add_(-1, targets[:, None], torch.ones_like(slope[:, :1])).div_(temperature)
