@@ -261,7 +261,7 @@ def test_the_packed_pass_is_counted_on_meta_as_on_real_tensors(tiny):
 
 
 def test_a_training_pass_costs_three_forward_passes_and_the_logits_again(paper):
-    """The backward pass computes the completions' scores again too; fused kernels do so by half."""
+    """The backward pass computes scores again too, half of what attention is."""
     work = {w.phase: w.flops for w in paper.work}
     prompts, prompt, own = paper.job.prompts, paper.job.prompt, paper.job.mean
     rows, patches = prompts * paper.job.group_size, math.prod(paper.job.grid)
@@ -269,7 +269,7 @@ def test_a_training_pass_costs_three_forward_passes_and_the_logits_again(paper):
     completions = 4 * 1536 * 28 * rows * (own - 1) * (prompt + own - 1)
     fused = 4 * prompts * (1536 * 28 * prompt**2 + 1280 * 32 * patches**2)
     assert 0.05 < logits / work["reference"] < 0.1
-    again = (logits + completions + fused / 2) / work["reference"]
+    again = (logits + (completions + fused) / 2) / work["reference"]
     assert work["training"] / work["reference"] == pytest.approx(3 + again, rel=0.001)
 
 

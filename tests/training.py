@@ -58,9 +58,10 @@ def sgd(parameters, lr):
 
 def module_of(kind, policy, **settings):
     optim = Optimisation(lr=settings.pop("lr", 1e-3), optimizer=settings.pop("optimizer", torch.optim.AdamW))
-    shared = {"policy": policy, "prompt": PROMPT, "engine": SharedPrefixEngine(), "seed": 0}
+    shared = {"policy": policy, "prompt": PROMPT, "seed": 0}
+    shared["engine"] = settings.pop("engine", SharedPrefixEngine())
     shared["rewards"] = settings.pop("rewards", REWARDS)
-    if kind is GRPO:
+    if issubclass(kind, GRPO):
         settings.setdefault("sampling", Sampling(group_size=4, max_tokens=24))
     if kind is not VLMModule:
         settings = {"micro_batch": 4, "optim": optim, **settings}
@@ -85,6 +86,7 @@ def fit(
     questions=None,
     recipe=RECIPE,
     tuning=None,
+    layout="packed",
     trainer=None,
     **settings,
 ):
@@ -93,7 +95,7 @@ def fit(
     ``trainer`` holds further arguments of Lightning's trainer, ``settings`` those of the method.
     """
     seed_everything(0, verbose=False)
-    policy = load_policy("embedded", recipe, tuning=tuning)
+    policy = load_policy("embedded", recipe, tuning=tuning, layout=layout)
     module = module_of(kind, policy, **settings)
     encode = functools.partial(policy.encoder.encode, prompt=PROMPT)
     data = VQADataModule(questions or phantoms(n), encode, 4, 4, seed=0, workers=workers)

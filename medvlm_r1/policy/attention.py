@@ -8,6 +8,7 @@ are wanted again. A tensor in its place, or none, goes to transformers' own func
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -66,12 +67,8 @@ def run_layers(
 
 def attend_in_two_parts(
     query: Float[Tensor, "groups rows kv_heads queries size"],
-    prefix: tuple[
-        Float[Tensor, "groups kv_heads prefix size"], Float[Tensor, "groups kv_heads prefix size"]
-    ],
-    own: tuple[
-        Float[Tensor, "groups rows kv_heads suffix size"], Float[Tensor, "groups rows kv_heads suffix size"]
-    ],
+    prefix: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
     prefix_seen: Bool[Tensor, "groups prefix"],
     own_seen: Bool[Tensor, "#queries suffix"],
     scaling: float,
@@ -84,23 +81,68 @@ def attend_in_two_parts(
 
     Args:
         query: the query heads of one key head and the positions of a row lie along ``queries``.
-        prefix, own: keys and values.
+        prefix: keys and values, ``[groups, kv_heads, prefix, size]``.
+        own: keys and values, ``[groups, rows, kv_heads, suffix, size]``.
         prefix_seen: false where a group's prefix is padded.
         own_seen: which of its row's own tokens a query sees.
         scaling: of the scores, which are taken in fp32.
     """
-    groups, rows, kv_heads, queries, size = query.shape
-    keys, values = prefix
-    folded = query.transpose(1, 2).reshape(groups, kv_heads, rows * queries, size)
-    far = (folded @ keys.mT).float().mul(scaling).masked_fill(~prefix_seen[:, None, None], -torch.inf)
-    near = (query @ own[0].mT).float().mul(scaling).masked_fill(~own_seen, -torch.inf)
+    return _InTwoParts.apply(query, *prefix, *own, prefix_seen, own_seen, scaling)
 
-    def as_near(x: Tensor) -> Tensor:
-        return x.view(groups, kv_heads, rows, queries, -1).transpose(1, 2)
 
-    top = torch.maximum(as_near(far.detach().amax(-1, keepdim=True)), near.detach().amax(-1, keepdim=True))
-    far = (far - top.transpose(1, 2).reshape(groups, kv_heads, rows * queries, 1)).exp()
-    near = (near - top).exp()
-    total = as_near(far.sum(-1, keepdim=True)) + near.sum(-1, keepdim=True)
-    seen = as_near(far.to(values.dtype) @ values) + near.to(values.dtype) @ own[1]
-    return (seen / total).to(values.dtype)
+class _InTwoParts(torch.autograd.Function):
+    """Keeps no scores, the largest thing in a layer: the backward pass computes them again.
+
+    Gradients as FlashAttention has them (arXiv 2205.14135, appendix B.2): with P the softmax and O what
+    was seen, dS = P * (dP - rowsum(dO * O)), whatever part of the keys P belongs to.
+    """
+
+    @staticmethod
+    def forward(ctx, query, far_key, far_value, near_key, near_value, far_seen, near_seen, scaling):
+        far = _scores(_folded(query), far_key, far_seen[:, None, None], scaling)
+        near = _scores(query, near_key, near_seen, scaling)
+        top = torch.maximum(_unfolded(far.amax(-1, keepdim=True), query), near.amax(-1, keepdim=True))
+        far = far.sub_(_folded(top)).exp_()
+        near = near.sub_(top).exp_()
+        total = _unfolded(far.sum(-1, keepdim=True), query) + near.sum(-1, keepdim=True)
+        seen = _unfolded(far.to(query.dtype) @ far_value, query) + near.to(query.dtype) @ near_value
+        seen = (seen / total).to(query.dtype)
+        normaliser = top + total.log()
+        ctx.save_for_backward(
+            query, far_key, far_value, near_key, near_value, far_seen, near_seen, seen, normaliser
+        )
+        ctx.scaling = scaling
+        return seen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        query, far_key, far_value, near_key, near_value, far_seen, near_seen, seen, normaliser = (
+            ctx.saved_tensors
+        )
+        through = (gradient.float() * seen.float()).sum(-1, keepdim=True)
+
+        def part(query, gradient, through, normaliser, key, value, mask):
+            share = _scores(query, key, mask, ctx.scaling).sub_(normaliser).exp_()
+            to_value = share.to(value.dtype).mT @ gradient
+            slope = (gradient @ value.mT).float().sub_(through).mul_(share).mul_(ctx.scaling).to(key.dtype)
+            return slope @ key, slope.mT @ query, to_value
+
+        rows = (query, gradient, through, normaliser)
+        far, *to_far = part(*map(_folded, rows), far_key, far_value, far_seen[:, None, None])
+        near, *to_near = part(*rows, near_key, near_value, near_seen)
+        return near.add_(_unfolded(far, query)), *to_far, *to_near, None, None, None
+
+
+def _scores(query: Tensor, key: Tensor, seen: Tensor, scaling: float) -> Tensor:
+    return (query @ key.mT).float().mul_(scaling).masked_fill_(~seen, -torch.inf)
+
+
+def _folded(x: Float[Tensor, "groups rows kv_heads queries last"]) -> Tensor:
+    """Rows and queries as one, ``[groups, kv_heads, rows x queries, last]``."""
+    return x.transpose(1, 2).flatten(2, 3)
+
+
+def _unfolded(x: Tensor, query: Tensor) -> Tensor:
+    """What :func:`_folded` was given, of as many rows and queries as ``query`` has."""
+    return x.unflatten(2, (query.shape[1], query.shape[3])).transpose(1, 2)

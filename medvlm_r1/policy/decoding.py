@@ -1,6 +1,6 @@
 """Decoding all completions of a list of prompts, one token each a step, from one copy of each prompt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,12 +76,28 @@ class Decoding(Layout):
         seen = attend_in_two_parts(
             query[0].transpose(0, 1).reshape(*shape, -1, query.shape[-1]),
             self.prefix.layers[layer],
-            tuple(x[:, :, : len(self._window)].unflatten(0, shape[:2]) for x in (keys, values)),
+            tuple(x[:, :, : self.window].unflatten(0, shape[:2]) for x in (keys, values)),
             self.prefix.filled,
             (self._window <= self.step).unsqueeze(0),
             scaling,
         )
         return seen.reshape(rows, -1, query.shape[-1])
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step reads or writes, in a fixed order."""
+        kept = [x for layer in self.prefix.layers for x in layer]
+        return [*kept, self.prefix.filled, self.prefix.positions, self._own, self.step]
+
+    def adopt(self, tensors: list[Tensor]) -> None:
+        """Go on in these tensors, which hold the same as :meth:`tensors`."""
+        *kept, filled, positions, self._own, self.step = tensors
+        layers = list(zip(kept[::2], kept[1::2], strict=True))
+        self.prefix = replace(self.prefix, layers=layers, filled=filled, positions=positions)
+
+    @property
+    def window(self) -> int:
+        """Own tokens that are attended to, those to come included."""
+        return len(self._window)
 
     def keep(self, prompts: Int[Tensor, " kept"], rows: Int[Tensor, " rows"]) -> None:
         """Go on with some prompts and, of each, the same number of rows."""

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from medvlm_r1.policy.attention import Layout, attend_in_two_parts
 
@@ -23,10 +22,15 @@ Heads = Float[Tensor, "tokens heads size"]
 
 
 class Blocks:
-    """Sequences of different lengths, one behind the other, and how they go into a padded block and back."""
+    """Sequences of different lengths, one behind the other, and how they go into a padded block and back.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self.lengths, self.longest = tuple(lengths), max(1, *lengths)
+    Args:
+        lengths: tokens of each sequence.
+        multiple: the block is so many tokens long, or twice as many, and so on.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device, multiple: int = 1) -> None:
+        self.lengths, self.longest = tuple(lengths), -(-max(1, *lengths) // multiple) * multiple
         # On the host, so that it reads nothing from the device: token i of sequence s goes to place
         # s * longest + i.
         places = [torch.arange(n) + s * self.longest for s, n in enumerate(self.lengths)]
@@ -56,10 +60,13 @@ class Prompts(Layout):
     Args:
         lengths: tokens of each prompt.
         keep: keep keys and values, for completions that are decoded later.
+        multiple: see :class:`Blocks`.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device, keep: bool = False) -> None:
-        self.blocks = Blocks(lengths, device)
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device, keep: bool = False, multiple: int = 1
+    ) -> None:
+        self.blocks = Blocks(lengths, device, multiple)
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
 
     def attend(self, layer, query, key, value, scaling):
@@ -106,11 +113,9 @@ class Groups(Layout):
         seen, prefix = self.prompts.attend_and_keep(query, key, value, scaling)
         if not cut[1]:
             return seen
-        # The scores are the largest thing in a layer: computed again in the backward pass, not held.
-        behind = checkpoint(self._completions, q, k, v, *prefix, scaling, use_reentrant=False)
-        return torch.cat([seen, behind])
+        return torch.cat([seen, self._completions(q, k, v, prefix, scaling)])
 
-    def _completions(self, query, key, value, prefix_keys, prefix_values, scaling) -> Heads:
+    def _completions(self, query, key, value, prefix, scaling) -> Heads:
         kv_heads, shared = len(key), len(query) // len(key)
 
         def rows(x: Tensor) -> Tensor:  # [groups, rows, heads, longest, size]
@@ -121,7 +126,7 @@ class Groups(Layout):
         query = rows(query).unflatten(2, (kv_heads, shared)).flatten(3, 4)
         seen = attend_in_two_parts(
             query,
-            (prefix_keys, prefix_values),
+            prefix,
             (rows(key), rows(value)),
             self.prompts.blocks.filled,
             self.causal.repeat(shared, 1),

@@ -221,9 +221,13 @@ class Policy(nn.Module):
             self.whole.train(mode)
 
     @torch.no_grad()
-    def prefill(self, prompts: PromptBatch) -> Prefix:
-        """Read each prompt once."""
-        model, layout = self.whole, Prompts(prompts.lengths, self.device, keep=True)
+    def prefill(self, prompts: PromptBatch, multiple: int = 1) -> Prefix:
+        """Read each prompt once.
+
+        Args:
+            multiple: keys and values are padded to so many tokens, or twice as many, and so on.
+        """
+        model, layout = self.whole, Prompts(prompts.lengths, self.device, keep=True, multiple=multiple)
         embeds = embed(model, prompts, self.see(prompts, model))
         self.counters["prefill_tokens"] += len(embeds)
         hidden = run_layers(inner_model(model).language_model, embeds, prompts.positions, layout)
@@ -234,7 +238,6 @@ class Policy(nn.Module):
         """Feed each row its latest token."""
         model = self.whole
         embeds = model.get_input_embeddings()(tokens)
-        self.counters["decode_rows"] += len(tokens)
         return run_layers(inner_model(model).language_model, embeds, decoding.positions, decoding)
 
     @torch.no_grad()

@@ -1,12 +1,13 @@
 """The fast engine: every prompt is read once, and its whole group decodes from that one reading.
 
-A step draws a token for every row from the scores of the step before, and feeds it back. Shapes stay the
-same from step to step, and nothing of it is read by the host; only every few steps the host looks which
-rows have ended, and goes on with a smaller batch, or stops.
+A step feeds every row's latest token to the model and draws the next one. Its shapes stay the same, and
+nothing of it is read by the host; only every few steps the host looks which rows have ended, and goes on
+with a smaller batch, or stops. On a GPU a step is recorded once for each shape and replayed.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool
@@ -17,8 +18,10 @@ from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.draws import DrawKey, choice_scores
 from medvlm_r1.rollout.engine import Rollout, Sampling, finished_rollout
+from medvlm_r1.rollout.recorded import Recorder, compiled_cuda_graph, cuda_graph
 
 WINDOW = 32  # own tokens are attended to in blocks of so many: what is still to come costs little
+PROMPT_BLOCK = 64  # recorded prompts are padded to a multiple of it, so that few lengths are recorded
 
 
 @dataclass(frozen=True)
@@ -28,22 +31,29 @@ class SharedPrefixEngine:
     Args:
         look_every: steps between two looks at which rows have ended.
         compact: go on without rows that have ended; what is drawn does not depend on it.
+        compiled: have torch compile the steps that a GPU records: faster, after a minute for each shape.
+        recorder: replays steps; by default a GPU's are recorded as CUDA graphs, and a CPU computes each.
     """
 
     look_every: int = 16
     compact: bool = True
+    compiled: bool = False
+    recorder: Recorder | None = None
+    _graphs: Recorder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.look_every < 1:
             raise ValueError(f"rollout.look_every is {self.look_every}: it must be at least 1")
+        object.__setattr__(self, "_graphs", Recorder(compiled_cuda_graph if self.compiled else cuda_graph))
 
     @torch.no_grad()
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: DrawKey
     ) -> Rollout:
         """Draw completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
+        recorder = self.recorder or (self._graphs if policy.device.type == "cuda" else None)
         with policy.sampling():
-            rows = _Rows(policy, prompts, sampling, key)
+            rows = Rows(policy, prompts, sampling, key, PROMPT_BLOCK if recorder else 1)
             rows.draw()
             for done in range(1, sampling.max_tokens):
                 if done % self.look_every == 0:
@@ -51,34 +61,51 @@ class SharedPrefixEngine:
                     if ended.all():
                         break
                     if self.compact:
-                        rows.compact(ended)
+                        rows.compact(ended, in_powers=recorder is not None)
                 rows.decoding.look_at(-(-done // WINDOW) * WINDOW)
-                rows.feed()
-                rows.draw()
-        return finished_rollout(policy, rows.tokens, rows.logprobs, rows.kept_mass)
+                policy.counters["decode_rows"] += len(rows.at)
+                if recorder:
+                    recorder(rows)
+                else:
+                    rows.advance()
+            # Copies: the next rollout may be recorded in these tensors.
+            said = (x.clone() for x in (rows.tokens, rows.logprobs, rows.kept_mass))
+            return finished_rollout(policy, *said)
 
 
-class _Rows:
+class Rows:
     """Completions as they grow.
 
     What is drawn lies in tensors of all rows; ``at`` says which of them are still decoded.
     """
 
     def __init__(
-        self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: DrawKey
+        self,
+        policy: Policy,
+        prompts: Sequence[EncodedPrompt],
+        sampling: Sampling,
+        key: DrawKey,
+        prompt_block: int = 1,
     ) -> None:
         self.policy, self.sampling, device = policy, sampling, policy.device
         group_size, count = sampling.group_size, len(prompts) * sampling.group_size
-        prefix = policy.prefill(collate(prompts, policy.pad_id, device))
+        prefix = policy.prefill(collate(prompts, policy.pad_id, device), prompt_block)
         self.decoding = Decoding(prefix, group_size, sampling.max_tokens)
         self.hidden = prefix.hidden.repeat_interleave(group_size, dim=0)
         self.at = torch.arange(count, device=device)
+        self.drawn = torch.full_like(self.at, policy.pad_id)
         self.keys = key.rows([p.sample.id for p in prompts], group_size).to(device)
         self.eos = torch.tensor(policy.eos_ids, device=device)
         self.ended = torch.zeros(count, dtype=torch.bool, device=device)
         self.tokens = torch.full((count, sampling.max_tokens), policy.pad_id, device=device)
         self.logprobs = torch.zeros(count, sampling.max_tokens, device=device)
         self.kept_mass = torch.ones(count, sampling.max_tokens, device=device)
+
+    def advance(self) -> None:
+        """One step: the latest tokens go through the layers, and the next ones are drawn."""
+        self.hidden.copy_(self.policy.decode(self.drawn, self.decoding))
+        self.decoding.step += 1
+        self.draw()
 
     def draw(self) -> None:
         """A token for every row, from the hidden state of its latest one."""
@@ -87,31 +114,54 @@ class _Rows:
         scores, kept = choice_scores(logprobs, self.sampling, self.keys[at], position)
         drawn = scores.argmax(-1)
         # A row that has ended stays in the batch until the next look, and draws padding.
-        self.drawn = torch.where(self.ended[at], self.policy.pad_id, drawn)
+        self.drawn.copy_(torch.where(self.ended[at], self.policy.pad_id, drawn))
         self.tokens[at, position] = self.drawn
         self.logprobs[at, position] = logprobs.gather(-1, drawn[:, None])[:, 0]
         self.kept_mass[at, position] = kept
         self.ended[at] |= torch.isin(self.drawn, self.eos)
-
-    def feed(self) -> None:
-        """The drawn tokens through the layers."""
-        self.hidden = self.policy.decode(self.drawn, self.decoding)
-        self.decoding.step += 1
 
     def look(self) -> Bool[Tensor, "prompts rows"]:
         """Which of the rows have ended; waits for the device."""
         self.policy.counters["host_reads"] += 1
         return self.ended[self.at].cpu().view(-1, self.decoding.group_size)
 
-    def compact(self, ended: Bool[Tensor, "prompts rows"]) -> None:
-        """Drop prompts whose rows have all ended, and of the others as many rows as have in each."""
+    def compact(self, ended: Bool[Tensor, "prompts rows"], in_powers: bool = False) -> None:
+        """Drop prompts whose rows have all ended, and of the others as many rows as have in each.
+
+        Args:
+            in_powers: keep powers of two, so that there are few shapes.
+        """
         live = ~ended
-        prompts = live.any(1).nonzero()[:, 0]
-        group_size = int(live.sum(1).max())
-        if len(prompts) * group_size == live.numel():
+        count, group_size = int(live.any(1).sum()), int(live.sum(1).max())
+        if in_powers:
+            count, group_size = (
+                min(whole, 1 << (n - 1).bit_length())
+                for n, whole in zip((count, group_size), ended.shape, strict=True)
+            )
+        if count * group_size == live.numel():
             return
-        # Live rows first; some that have ended fill up groups with fewer.
-        order = ended[prompts].int().argsort(dim=1, stable=True)[:, :group_size]
-        rows = (prompts[:, None] * ended.shape[1] + order.sort(dim=1).values).flatten().to(self.at.device)
+        # What is live first; what has ended fills up.
+        prompts = ended.all(1).int().argsort(stable=True)[:count].sort().values
+        order = ended[prompts].int().argsort(dim=1, stable=True)[:, :group_size].sort(dim=1).values
+        rows = (prompts[:, None] * ended.shape[1] + order).flatten().to(self.at.device)
         self.decoding.keep(prompts.to(self.at.device), rows)
-        self.at, self.drawn = self.at[rows], self.drawn[rows]
+        self.at, self.drawn, self.hidden = self.at[rows], self.drawn[rows], self.hidden[rows]
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step reads or writes, in a fixed order."""
+        return [*self.decoding.tensors(), *(getattr(self, name) for name in _STATE)]
+
+    def adopt(self, tensors: list[Tensor]) -> None:
+        """Go on in these tensors, which hold the same as :meth:`tensors`."""
+        self.decoding.adopt(tensors[: -len(_STATE)])
+        for name, tensor in zip(_STATE, tensors[-len(_STATE) :], strict=True):
+            setattr(self, name, tensor)
+
+    def twin(self) -> "Rows":
+        """The same tensors under names of its own."""
+        other = copy.copy(self)
+        other.decoding = copy.copy(self.decoding)
+        return other
+
+
+_STATE = ("hidden", "at", "drawn", "keys", "eos", "ended", "tokens", "logprobs", "kept_mass")
