@@ -188,12 +188,3 @@ def test_a_mistake_stops_at_once_and_says_what_would_be_right(arguments, message
 def test_a_combination_that_cannot_be_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         run.check_model(composed("+experiment=grpo_600", *overrides))
-
-
-@pytest.mark.parametrize(
-    ("name", "rank", "later"),
-    [("LOCAL_RANK", "0", False), ("LOCAL_RANK", "1", True), ("NODE_RANK", "1", True), ("RANK", "3", True)],
-)
-def test_one_process_of_all_decides(name, rank, later, monkeypatch):
-    monkeypatch.setenv(name, rank)
-    assert run.is_later_rank() is later
