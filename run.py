@@ -243,15 +243,15 @@ def told_plainly(*known: type[Exception]) -> Iterator[None]:
         yield
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        from lightning.pytorch.utilities.exceptions import MisconfigurationException as Misconfigured
-
+        # Lightning's own kind, once it is loaded: before, a mistake need not wait for it
+        lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")
         mistakes = known or (
             ValueError,
             OSError,
             TypeError,
             RuntimeError,
             OmegaConfBaseException,
-            Misconfigured,
+            *([lightning.MisconfigurationException] if lightning else []),
         )
         if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause or error, mistakes):
             raise

@@ -8,7 +8,6 @@ import base64
 import binascii
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,42 +19,28 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
+import training
+from command import ROOT, environment, run_here
 from omegaconf import OmegaConf
 from PIL import Image
+from training import PROMPT
 
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.endpoint import ChatEncoder, EndpointError, check_endpoint, connect
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy import weights
-from medvlm_r1.policy.load import Recipe, load_policy
+from medvlm_r1.policy.load import load_policy
 from medvlm_r1.replies import Reply, ReplyFile
 from medvlm_r1.rewards import Rewards, letter_accuracy
 from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 
-ROOT = Path(__file__).parents[1]
-PROMPT = instantiate(OmegaConf.load(ROOT / "conf/prompt/medvlm_r1.yaml"))
-RECIPE = Recipe(
-    grpo_lr=1e-3,
-    sft_lr=1e-3,
-    epochs=1,
-    prompts_per_step=4,
-    group_size=4,
-    micro_batch=4,
-    evaluation_batch=16,
-    max_prompt_tokens=4096,
-    max_completion_tokens=24,
-    min_pixels=112 * 112,
-    max_pixels=112 * 112,
-    dtype="float32",
-)
+RECIPE = replace(training.RECIPE, max_prompt_tokens=4096)
 NAME = "served/thinking-tiny"
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 RUN = [
@@ -323,15 +308,11 @@ def rows(rollout):
     return list(zip(rollout.texts, rollout.lengths.tolist(), rollout.truncated.tolist(), strict=True))
 
 
-def start(folder, *arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, ROOT / "run.py", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-    )
+def start(folder, *arguments):
+    """``python run.py``, to be killed."""
+    command = [sys.executable, ROOT / "run.py", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment(), **pipes)
 
 
 class TestPictures:
@@ -553,7 +534,7 @@ def nobody():
 
 
 class TestRun:
-    def test_killed_and_started_again_asks_nothing_twice(self, server, tmp_path):
+    def test_killed_and_started_again_asks_nothing_twice(self, server, tmp_path, monkeypatch):
         """The whole road: what a run leaves, and that the key is in none of it."""
         command = [
             *RUN,
@@ -562,7 +543,8 @@ class TestRun:
             "model.concurrency=2",
         ]
         server.held, server.limit = threading.Event(), 6  # two in the first test set
-        first = start(tmp_path, *command, SERVER_KEY="sk-very-secret")
+        monkeypatch.setenv("SERVER_KEY", "sk-very-secret")
+        first = start(tmp_path, *command)
         deadline = time.monotonic() + 120
         while server.asked < 8 and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -572,9 +554,8 @@ class TestRun:
         server.held.set()
         server.held = None
 
-        again = start(tmp_path, *command, "overwrite=true", SERVER_KEY="sk-very-secret")
-        out, err = again.communicate()
-        assert again.returncode == 0, err[-3000:]
+        again = run_here(tmp_path, *command, "overwrite=true")
+        out, err = again.stdout, again.stderr
         assert f"6 replies of {NAME} found" in out
         assert "HTTP Request" not in out + err
         assert max(Counter(server.answered).values()) == 1
@@ -600,9 +581,7 @@ class TestRun:
 
     def test_a_refusal_in_the_middle_is_told_plainly(self, server, tmp_path):
         server.poison = PROMPT.problem(phantoms(4, "ct")[2]).splitlines()[1]
-        run = start(tmp_path, *RUN, f"model.url={server.url}")
-        _, err = run.communicate()
-        assert run.returncode == 2, err[-3000:]
+        err = run_here(tmp_path, *RUN, f"model.url={server.url}", code=2).stderr
         assert "Traceback" not in err
         assert re.search(rf"error: {server.url}, model {NAME}, question \S+: .*too long.*\. Where", err)
         (replies,) = tmp_path.glob("outputs/replies/*.jsonl")
@@ -617,10 +596,7 @@ class TestRun:
         ids=["trained", "unreachable"],
     )
     def test_what_cannot_begin_is_told_at_once(self, arguments, message, tmp_path):
-        run = start(
-            tmp_path, *arguments, "model=endpoint", f"model.url={nobody()}", "model.name=x", "data=phantom"
-        )
-        _, err = run.communicate()
-        assert run.returncode == 2
+        elsewhere = ["model=endpoint", f"model.url={nobody()}", "model.name=x", "data=phantom"]
+        err = run_here(tmp_path, *arguments, *elsewhere, code=2).stderr
         assert message in err
         assert "Traceback" not in err

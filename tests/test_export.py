@@ -1,21 +1,24 @@
 """A run's model in other hands: plain transformers and PEFT answer as our evaluation did."""
 
 import base64
+import contextlib
 import errno
 import functools
 import json
 import os
 import re
+import resource
+import runpy
 import shutil
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from command import python
 from lightning import seed_everything
 from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from training import PROMPT, RECIPE, ROOT, SHORT, launch
 from transformers import (
@@ -172,15 +175,8 @@ tokens = model.generate(input_ids=ids, **vision, mm_token_type_ids=kinds)
 assert not any(name.startswith("medvlm_r1") for name in sys.modules)
 print(tokens[0, ids.shape[1]:].tolist())
 """
-        done = run([sys.executable, "-c", code], tmp_path)
+        done = python(tmp_path, "-c", code, PYTHONPATH="")
         assert json.loads(done.stdout.splitlines()[-1]) == expected[0]
-
-
-def run(command, folder, **environment):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 class TestDirectory:
@@ -282,22 +278,14 @@ class TestInterrupted:
 
     def test_a_disk_that_is_full_leaves_no_directory(self, tmp_path):
         """Files of this process may grow to 100 kB only: writing the weights fails."""
-        code = f"""
-import resource, signal, sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from test_training import RECIPE
-from medvlm_r1.policy.load import load_policy
-policy = load_policy("embedded", RECIPE)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    policy.save(Path("model"))
-except Exception as error:
-    print("failed:", error)
-"""
-        done = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(ROOT))
-        assert "failed:" in done.stdout
+        policy = load_policy("embedded", RECIPE)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            with pytest.raises(SafetensorError, match="File too large"):
+                policy.save(tmp_path / "model")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert list(tmp_path.iterdir()) == []
 
     def test_a_killed_save_leaves_no_directory_and_the_next_one_works(self, full, tmp_path):
@@ -309,8 +297,7 @@ with whole_or_not_at_all(Path("model")) as partial:
     (partial / "config.json").write_text("{}")
     os.kill(os.getpid(), 9)
 """
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment).returncode == -9
+        python(tmp_path, "-c", code, code=-9)
         assert not (tmp_path / "model").exists()
         load_policy(str(full[0]), RECIPE).save(tmp_path / "model")
         assert look_into(tmp_path / "model").kind == "weights"
@@ -327,6 +314,7 @@ with whole_or_not_at_all(Path("model")) as partial:
 def runs(tmp_path_factory):
     """Run folders of a short GRPO run on all weights, and of one with an adapter."""
     few = [override.replace("n=8", "n=4") for override in SHORT]
+    few += ["model.recipe.prompts_per_step=4", "model.recipe.group_size=4"]
     return {
         tune: launch(tmp_path_factory.mktemp(tune), *few, f"tune={tune}", "workers=0")
         for tune in ("full", "lora")
@@ -335,13 +323,15 @@ def runs(tmp_path_factory):
 
 class TestCard:
     @pytest.mark.parametrize("tune", ["full", "lora"])
-    def test_its_snippet_runs_and_answers_as_the_evaluation(self, tune, runs, tmp_path):
+    def test_its_snippet_runs_and_answers_as_the_evaluation(self, tune, runs, tmp_path, capsys):
         folder = tmp_path / "model"
         shutil.copytree(runs[tune] / "model", folder)
         QUESTIONS[3].images[0].load().save(folder / "scan.png")
         (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
         (folder / "snippet.py").write_text(code)
-        done = run([sys.executable, "snippet.py"], folder, PYTHONPATH=str(ROOT))
+        with contextlib.chdir(folder):
+            runpy.run_path("snippet.py", run_name="__main__")
+        said = capsys.readouterr().out
         if tune == "full":
             policy = load_policy(str(folder), RECIPE)
         else:
@@ -354,7 +344,7 @@ class TestCard:
         prompt = policy.encoder.encode(sample, "evaluate", PROMPT)
         greedy = Sampling(group_size=1, max_tokens=32, temperature=0.0)
         rollout = ReferenceEngine()(policy, [prompt], greedy, DrawKey(0, 0))
-        assert done.stdout.strip() == rollout.texts[0].strip()
+        assert said.strip() == rollout.texts[0].strip()
 
     @pytest.mark.parametrize("tune", ["full", "lora"])
     def test_it_says_what_the_run_did_and_names_no_directory(self, tune, runs):
@@ -525,9 +515,9 @@ class TestUpload:
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "model.safetensors").write_text("secret")
         environment = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-m", "medvlm_r1.export", folder, "--push-to-hub", "me/it", "--private"]
-        done = run(command, tmp_path, **environment)
+        environment |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+        command = ["-m", "medvlm_r1.export", folder, "--push-to-hub", "me/it", "--private"]
+        done = python(tmp_path, *command, **environment)
         assert set(hub.sent) == {path.name for path in files_to_upload(folder)}
         assert hub.sent["model.safetensors"] == (folder / "model.safetensors").read_bytes()
         assert hub.sent["README.md"].startswith(b"---\n")  # a card was written

@@ -1,27 +1,25 @@
 """The measurement at real size, on the embedded model: it runs as a command, and its checks hold."""
 
 import json
-import os
-import subprocess
 import sys
 
 import measure
 import torch
 from conftest import random_model
 from genuine import SPECIALS, qwen2_tokenizer
-from training import ROOT
 
 from medvlm_r1.policy.geometry import geometry
 
-MEASURE = ROOT / "experiments/real_size/measure.py"
 
-
-def test_the_command_measures_and_checks(tmp_path):
+def test_the_command_measures_and_checks(tmp_path, monkeypatch):
+    """Its cases are processes of their own; only their start is here."""
     result = tmp_path / "result.json"
-    command = [sys.executable, MEASURE, "--model", "tiny", "--cases", "lora-grpo", "--json", result]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    few = ["--override", "model.recipe.prompts_per_step=4", "model.recipe.group_size=4"]
+    command = ["measure.py", "--model", "tiny", "--cases", "lora-grpo", "--json", str(result), *few]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    measure.main()
     results = json.loads(result.read_text())
     assert results["parity"]["largest_difference"] < 1e-4
     found = results["cases"]["lora-grpo"]

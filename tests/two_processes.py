@@ -1,8 +1,8 @@
 """The same optimiser step in one process or in two; run by test_strategies.py, not by pytest.
 
-    python tests/two_processes.py single|ddp|fsdp FOLDER
+    python tests/two_processes.py FOLDER ddp fsdp
 
-Every rank writes what it saw to FOLDER/<scenario>-<rank>.pt.
+Every rank writes what it saw to FOLDER/<strategy>/<scenario>-<rank>.pt.
 """
 
 import dataclasses
@@ -81,7 +81,8 @@ def without_pictures(questions):
     return dataclasses.replace(questions, train=samples)
 
 
-def main(strategy, folder):
+def steps(strategy, folder):
+    """One step of every scenario."""
     for name, scenario in SCENARIOS.items():
         scenario, witness = dict(scenario), Witness()
         questions = phantoms(4)
@@ -101,8 +102,10 @@ def main(strategy, folder):
             **settings,
         )
         witness.seen["answers"] = [(p.test_set, p.sample_id, p.text) for p in module.predictions]
+        folder.mkdir(exist_ok=True)
         torch.save(witness.seen, folder / f"{name}-{module.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    for strategy in sys.argv[2:]:
+        steps(strategy, Path(sys.argv[1], strategy))
