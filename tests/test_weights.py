@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import COMMIT, change, in_cache, recipe, refused, write
-from command import ROOT, python, run_here
+from command import run_here
 from transformers import Qwen2VLForConditionalGeneration
 
+from medvlm_r1.policy.checkpoint import UnusableWeightsError
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.weights import (
     MissingGPUError,
@@ -186,7 +187,7 @@ class TestDownload:
     """The hub's protocol from this machine: its answer about a model, and its files at a commit."""
 
     @pytest.fixture
-    def hub(self):
+    def hub(self, no_hub, monkeypatch):
         """Serve a directory as ``Qwen/Some-Model``; says which files were fetched."""
 
         class Hub(BaseHTTPRequestHandler):
@@ -234,41 +235,45 @@ class TestDownload:
         Hub.fetched = []
         server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        Hub.address = f"http://127.0.0.1:{server.server_port}"
+        address = f"http://127.0.0.1:{server.server_port}"
+        constants = "huggingface_hub.constants."  # the client reads the environment once, when it is loaded
+        monkeypatch.setattr(constants + "ENDPOINT", address)
+        files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants + "HF_HUB_DISABLE_XET", True)
         yield Hub
         server.shutdown()
         server.server_close()
 
-    @staticmethod
-    def ask(hub, folder, cache, call, code=0):
-        """``call`` in a process of its own, because the hub's client reads its address once."""
-        hub.folder = folder
-        lines = f"from medvlm_r1.policy.weights import *\nm, c = 'Qwen/Some-Model', '{COMMIT}'\n{call}"
-        client = {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-        return python(ROOT, "-c", lines, code=code, **client)
-
-    def test_only_what_is_needed_comes_at_the_pinned_commit(self, hub, sharded, tmp_path):
+    def test_only_what_is_needed_comes_at_the_pinned_commit(self, hub, sharded):
         (sharded / "pytorch_model.bin").write_bytes(b"x")
         (sharded / "modeling_evil.py").write_text("x")
-        self.ask(hub, sharded, tmp_path / "hf", "check_weights(m, c, 'auto')")
+        hub.folder = sharded
+        check_weights("Qwen/Some-Model", COMMIT, "auto")
         assert hub.fetched == []
-        done = self.ask(hub, sharded, tmp_path / "hf", "print(find_weights(m, c), loaded_commit(m, c))")
-        folder, commit = done.stdout.split()
-        assert commit == COMMIT
+        folder = find_weights("Qwen/Some-Model", COMMIT)
+        assert loaded_commit("Qwen/Some-Model", COMMIT) == COMMIT
         wanted = {f.name for f in sharded.iterdir()} - {"pytorch_model.bin", "modeling_evil.py"}
-        assert {f.name for f in Path(folder).iterdir()} == wanted
+        assert {f.name for f in folder.iterdir()} == wanted
         assert sorted(hub.fetched) == sorted(wanted)
 
-    def test_pickles_alone_are_refused_before_a_download(self, hub, checkpoint, tmp_path):
+    def test_pickles_alone_are_refused_before_a_download(self, hub, checkpoint):
         (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-        for call in ("check_weights(m, c, 'auto')", "find_weights(m, c)"):
-            done = self.ask(hub, checkpoint, tmp_path / "hf", call, code=1)
-            assert "Qwen/Some-Model: weights only as pytorch_model.bin, a pickle" in done.stderr
+        hub.folder = checkpoint
+        for ask in (
+            lambda: check_weights("Qwen/Some-Model", COMMIT, "auto"),
+            lambda: find_weights("Qwen/Some-Model", COMMIT),
+        ):
+            with pytest.raises(
+                UnusableWeightsError, match=r"^Qwen/Some-Model: weights only as pytorch_model\.bin, a pickle"
+            ):
+                ask()
         assert hub.fetched == []
 
-    def test_another_family_is_refused_before_its_weights_come(self, hub, checkpoint, tmp_path):
+    def test_another_family_is_refused_before_its_weights_come(self, hub, checkpoint):
         change(checkpoint / "config.json", model_type="llava")
-        done = self.ask(hub, checkpoint, tmp_path / "hf", "find_weights(m, c)", code=1)
-        assert "config.json is 'llava'" in done.stderr
+        hub.folder = checkpoint
+        with pytest.raises(UnusableWeightsError, match=r"config\.json is 'llava'"):
+            find_weights("Qwen/Some-Model", COMMIT)
         assert "config.json" in hub.fetched
         assert "model.safetensors" not in hub.fetched
