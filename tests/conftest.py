@@ -30,6 +30,14 @@ from medvlm_r1.policy.policy import Policy
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 settings.load_profile("suite")
 
+# Each worker takes whole files: the long ones go first, so that none is left for the end.
+LONGEST = ("strategies", "training", "run", "real_size", "plan", "endpoint", "export", "policy", "predict")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
 
 @dataclass(frozen=True)
 class Noise:

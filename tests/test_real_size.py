@@ -6,9 +6,6 @@ import sys
 import measure
 import torch
 from conftest import random_model
-from genuine import SPECIALS, qwen2_tokenizer
-
-from medvlm_r1.policy.geometry import geometry
 
 
 def test_the_command_measures_and_checks(tmp_path, monkeypatch):
@@ -38,11 +35,3 @@ def test_a_random_checkpoint_keeps_the_head_tied(encoder):
     weights = measure.random_weights(model.config, torch.device("cpu"))
     assert weights.lm_head.weight is weights.model.language_model.embed_tokens.weight
     assert sum(p.numel() for p in weights.parameters()) == sum(p.numel() for p in model.parameters())
-
-
-def test_the_genuine_tokenizer_fits_the_genuine_configuration():
-    config, tokenizer = geometry("Qwen/Qwen2-VL-2B-Instruct"), qwen2_tokenizer()
-    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id == 151655
-    assert max(SPECIALS.values()) < config.text_config.vocab_size
-    assert tokenizer("Hello world")["input_ids"] == [9707, 1879]
-    assert torch.tensor(tokenizer("<|im_end|>")["input_ids"]).item() == tokenizer.eos_token_id

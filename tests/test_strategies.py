@@ -195,6 +195,7 @@ def test_only_the_first_process_writes(tmp_path):
     overrides = ["data=phantom", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_steps=2"]
     overrides += ["data.train.n=8", "data.validation.n=3", "data.test.mri.n=3", "data.test.ct.n=1"]
     overrides += ["data.test.xray.n=2", "model.recipe.prompts_per_step=4", "select=best"]
+    overrides += ["model.recipe.group_size=4"]
     launch(
         [sys.executable, ROOT / "run.py", "+experiment=grpo_600", "model=tiny", *overrides],
         tmp_path,
