@@ -87,6 +87,7 @@ def steps(strategy, folder):
     """One step of every scenario."""
     for name, scenario in SCENARIOS.items():
         scenario, witness = dict(scenario), Witness()
+        less = {} if name == "grpo" else NO_ANSWERS
         questions = phantoms(4)
         # ranks answer 4 and 3 questions of one set, 1 and 0 of the other
         questions = dataclasses.replace(
@@ -100,9 +101,7 @@ def steps(strategy, folder):
             folder / name,
             steps=settings.get("inner_epochs", 1),
             questions=questions,
-            trainer=STRATEGIES[strategy]()
-            | {"callbacks": [witness]}
-            | ({} if name == "grpo" else NO_ANSWERS),
+            trainer=STRATEGIES[strategy]() | {"callbacks": [witness]} | less,
             **settings,
         )
         witness.seen["answers"] = [(p.test_set, p.sample_id, p.text) for p in module.predictions]
