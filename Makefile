@@ -15,7 +15,7 @@ run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO
 
 test: $(VENV)/.dev  ## every test
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev  ## style alone
 	$(BIN)/ruff check .

@@ -12,11 +12,9 @@ file that knows Hydra.
 """
 
 import functools
-import hashlib
 import logging
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -33,6 +31,8 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from medvlm_r1.folder import empty, is_later_rank, new_run_folder, new_run_name, new_sweep_folder, run_log
+
 if TYPE_CHECKING:
     from lightning import Trainer
 
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
     from medvlm_r1.module import VLMModule
 
 CONF = Path(__file__).parent / "conf"
-OUTPUTS = Path("outputs")
-# Overrides that do not make another experiment stay out of the run's name.
-UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card")
-UNNAMED += tuple(
-    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
-)
 log = logging.getLogger("medvlm_r1")
 
 
@@ -235,67 +229,6 @@ def devices_in_all(*, _root_: DictConfig) -> int:
     return devices * nodes
 
 
-# As torchrun, Lightning and Slurm name a process among processes, and a machine among machines.
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-
-
-def is_later_rank() -> bool:
-    """Whether another process of the same run decides what is written."""
-    ranks = (os.environ.get(name, "0") for name in _RANKS)
-    return any(rank not in ("", "0") for rank in ranks)
-
-
-# --- names -----------------------------------------------------------------------------------------
-
-
-def run_name(*, _root_: DictConfig) -> str:
-    """``<experiment>-<overrides>-seed<k>``; no clock, so that the same command has the same name."""
-    choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
-    named = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"))[0] not in UNNAMED]
-    slug = re.sub(r"[^\w.=+-]+", "_", "-".join(sorted(o.lstrip("+") for o in named)))
-    if len(slug) > 80:
-        slug = slug[:60] + "-" + hashlib.sha256(slug.encode()).hexdigest()[:8]
-    return "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{_root_.seed}"]))
-
-
-def new_run_folder(*, _root_: DictConfig) -> str:
-    return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), _root_.overwrite))
-
-
-def new_sweep_folder(*, _root_: DictConfig) -> str:
-    if not _root_.sweep:
-        raise ValueError("a multirun needs a name for its folder: add sweep=NAME")
-    return str(OUTPUTS / "sweeps" / _root_.sweep)
-
-
-def new_run_name(*, _root_: DictConfig) -> str:
-    sweep = OUTPUTS / "sweeps" / _root_.sweep
-    return free_folder(sweep / run_name(_root_=_root_), _root_.overwrite).name
-
-
-def run_log(folder: str) -> str:
-    """Where the console's lines are kept: one process of a run writes them."""
-    return os.devnull if is_later_rank() else f"{folder}/run.log"
-
-
-def free_folder(folder: Path, overwrite: bool) -> Path:
-    """``folder`` if it may be overwritten; else the first of folder, folder-2, ... that is not in use."""
-    if overwrite:
-        return folder
-    number, candidate = 1, folder
-    while any((candidate / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints")):
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
-
-
-def empty(folder: Path) -> None:
-    """Remove what an earlier run left; called when this one is built, so that a mistake deletes nothing."""
-    for path in folder.iterdir():
-        if path.name not in (".hydra", "config.yaml", "run.log"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, devices_in_all):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)
 
@@ -310,15 +243,15 @@ def told_plainly(*known: type[Exception]) -> Iterator[None]:
         yield
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        from lightning.pytorch.utilities.exceptions import MisconfigurationException as Misconfigured
-
+        # Lightning's own kind, once it is loaded: before, a mistake need not wait for it
+        lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")
         mistakes = known or (
             ValueError,
             OSError,
             TypeError,
             RuntimeError,
             OmegaConfBaseException,
-            Misconfigured,
+            *([lightning.MisconfigurationException] if lightning else []),
         )
         if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause or error, mistakes):
             raise

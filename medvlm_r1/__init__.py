@@ -25,5 +25,6 @@ ask again    one's own question, answered with a confidence      ``predict.py``,
 
 ``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates, and may ask a
 served model (``endpoint.py``, ``replies.py``). ``trace.py`` and ``watch.py`` write down and watch what
-happens on the way. ``plan/`` counts a run's memory and time beforehand. ``tiny/`` is the embedded model.
+happens on the way, in the folder that ``folder.py`` finds. ``plan/`` counts a run's memory and time
+beforehand. ``tiny/`` is the embedded model.
 """

@@ -19,7 +19,6 @@ from medvlm_r1.policy.export import (
     look_into,
     whole_or_not_at_all,
 )
-from medvlm_r1.policy.merge import merge_adapter
 
 EXAMPLES = """examples:
   python -m medvlm_r1.export outputs/runs/grpo_600-seed0
@@ -96,6 +95,8 @@ def export(given: argparse.Namespace) -> None:
     if given.merge:
         if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
             raise ExportError(f"{given.out} is not empty: give a new directory with --out")
+        from medvlm_r1.policy.merge import merge_adapter  # the one thing here that needs the model's code
+
         with whole_or_not_at_all(given.out) as partial:
             merge_adapter(folder, partial, given.dtype, given.base)
             write_card(partial, adapter=False)

@@ -1,13 +1,16 @@
-"""What several test files share: questions with pictures of different sizes, and a random Qwen2-VL."""
+"""What several test files share: questions with pictures of different sizes, models, checkpoints on disk."""
 
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import write
 from hypothesis import settings
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     Qwen2_5_VLConfig,
@@ -26,6 +29,14 @@ from medvlm_r1.policy.policy import Policy
 # Seeded, and without a clock: the suite runs on busy machines too.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 settings.load_profile("suite")
+
+# Each worker takes whole files: the long ones go first, so that none is left for the end.
+LONGEST = ("strategies", "training", "run", "real_size", "plan", "endpoint", "export", "policy", "predict")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @dataclass(frozen=True)
@@ -195,3 +206,34 @@ def pictures(tmp_path):
     for i in range(10):
         Image.fromarray(noise.integers(0, 255, (56, 56), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
     return tmp_path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the embedded model, to damage."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(weights.EMBEDDED, folder, ignore=shutil.ignore_patterns("__*", "*.py"))
+    return folder
+
+
+@pytest.fixture
+def sharded(checkpoint):
+    """The same in two shards, as large models come."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    names = list(tensors)
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, checkpoint / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: s for s, held in shards.items() for name in held}}
+    write(checkpoint / "model.safetensors.index.json", index)
+    (checkpoint / "model.safetensors").unlink()
+    return checkpoint
+
+
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    """An empty cache, and nobody at the hub's address."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache

@@ -2,11 +2,9 @@
 
 import inspect
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from command import ROOT, python, run_here
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
@@ -15,7 +13,6 @@ from omegaconf.errors import MissingMandatoryValue
 
 import run  # it registers the resolvers, too
 
-ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = [
@@ -161,12 +158,24 @@ def test_the_compared_methods_differ_in_the_method_alone():
     ids=str,
 )
 def test_a_mistake_stops_at_once_and_says_what_would_be_right(arguments, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "run.py", *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
+    done = run_here(tmp_path, *arguments, code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("mistake", ["data=mcq_json", "model=tinny"])
+def test_at_once_is_before_any_library_is_loaded(mistake, tmp_path):
+    code = f"""
+import runpy, sys
+sys.argv[1:] = [{mistake!r}]
+try:
+    runpy.run_path({str(ROOT / "run.py")!r}, run_name="__main__")
+finally:
+    print({{"torch", "transformers", "lightning"}} & set(sys.modules))
+"""
+    done = python(tmp_path, "-c", code, code=2)
+    assert "error: " in done.stderr
+    assert "set()" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -188,12 +197,3 @@ def test_a_mistake_stops_at_once_and_says_what_would_be_right(arguments, message
 def test_a_combination_that_cannot_be_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         run.check_model(composed("+experiment=grpo_600", *overrides))
-
-
-@pytest.mark.parametrize(
-    ("name", "rank", "later"),
-    [("LOCAL_RANK", "0", False), ("LOCAL_RANK", "1", True), ("NODE_RANK", "1", True), ("RANK", "3", True)],
-)
-def test_one_process_of_all_decides(name, rank, later, monkeypatch):
-    monkeypatch.setenv(name, rank)
-    assert run.is_later_rank() is later

@@ -1,14 +1,10 @@
 """A served model answers as a local one does, and a run that was stopped asks nothing twice.
 
-The server in this file takes the requests apart as the API would, and answers with the embedded model.
-Its chat template opens the think tag: on its own this model answers straight away, whatever it sees.
+The server is chat_server.py's, with the embedded model behind it. Its chat template opens the think tag:
+on its own this model answers straight away, whatever it sees.
 """
 
-import base64
-import binascii
-import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -18,45 +14,28 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from hydra.utils import instantiate
+import training
+from chat_server import NAME, Conversation, Server, parsed
+from command import ROOT, environment, run_here
 from omegaconf import OmegaConf
-from PIL import Image
+from training import PROMPT
 
 from medvlm_r1.data.phantom import PhantomSource
-from medvlm_r1.data.sample import VQASample
 from medvlm_r1.endpoint import ChatEncoder, EndpointError, check_endpoint, connect
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy import weights
-from medvlm_r1.policy.load import Recipe, load_policy
+from medvlm_r1.policy.load import load_policy
 from medvlm_r1.replies import Reply, ReplyFile
 from medvlm_r1.rewards import Rewards, letter_accuracy
 from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 
-ROOT = Path(__file__).parents[1]
-PROMPT = instantiate(OmegaConf.load(ROOT / "conf/prompt/medvlm_r1.yaml"))
-RECIPE = Recipe(
-    grpo_lr=1e-3,
-    sft_lr=1e-3,
-    epochs=1,
-    prompts_per_step=4,
-    group_size=4,
-    micro_batch=4,
-    evaluation_batch=16,
-    max_prompt_tokens=4096,
-    max_completion_tokens=24,
-    min_pixels=112 * 112,
-    max_pixels=112 * 112,
-    dtype="float32",
-)
-NAME = "served/thinking-tiny"
+RECIPE = replace(training.RECIPE, max_prompt_tokens=4096)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 RUN = [
     "+experiment=zero_shot",
@@ -70,201 +49,8 @@ RUN = [
     "data.test.xray.n=4",
     "trainer.accelerator=cpu",
     "logger=csv",
-    "workers=1",
 ]
 QUESTIONS = 16  # of RUN
-
-
-class RefusedError(Exception):
-    """What the API answers with HTTP 400."""
-
-
-def demand(condition, what):
-    if not condition:
-        raise RefusedError(what)
-
-
-def fields(value, needed, allowed=()):
-    demand(isinstance(value, dict), f"{value!r} is no object")
-    demand(set(needed) <= set(value) <= {*needed, *allowed}, f"fields {sorted(value)}: needed {needed}")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture as it came over the wire."""
-
-    png: bytes
-
-    def load(self):
-        with Image.open(io.BytesIO(self.png)) as picture:
-            demand(picture.format == "PNG" and picture.mode == "RGB", "the data URL holds no RGB PNG")
-            return picture.copy()
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages that came over the wire, in the place of a prompt style."""
-
-    messages: list
-
-    def ask(self, sample, phase):
-        return self.messages
-
-
-def parsed(body):
-    """The request's messages in the form of the chat template, and its pictures."""
-    fields(body, ["model", "messages"], ["max_tokens", "temperature"])
-    demand(isinstance(body.get("max_tokens"), int) and body["max_tokens"] > 0, "max_tokens")
-    demand(0 <= body.get("temperature", 1) <= 2, "temperature")
-    demand(isinstance(body["messages"], list) and body["messages"], "messages is empty")
-    messages, pictures = [], []
-    for message in body["messages"]:
-        fields(message, ["role", "content"])
-        demand(message["role"] in ("system", "user", "assistant"), "role")
-        parts = []
-        for part in message["content"]:
-            demand(isinstance(part, dict), "a part of a content is an object")
-            if part.get("type") == "text":
-                fields(part, ["type", "text"])
-                demand(isinstance(part["text"], str), "text")
-                parts.append(part)
-            else:
-                fields(part, ["type", "image_url"])
-                demand(part["type"] == "image_url", f"type {part['type']!r}")
-                fields(part["image_url"], ["url"], ["detail"])
-                head, _, data = part["image_url"]["url"].partition(",")
-                demand(head == "data:image/png;base64", f"data URL {head!r}")
-                try:
-                    pictures.append(Picture(base64.b64decode(data, validate=True)))
-                except binascii.Error:
-                    raise RefusedError("base64") from None
-                parts.append({"type": "image"})
-        messages.append({"role": message["role"], "content": parts})
-    return messages, tuple(pictures)
-
-
-class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible server on a port of its own.
-
-    Attributes:
-        models: names that it lists; ``None`` has no such page.
-        troubles: statuses that the next requests are answered with.
-        poison: a text that no question may hold: such a request is refused.
-        answered: digests of the requests that were answered, in order.
-        held: with it, requests above ``limit`` get no answer until it is set.
-        meeting: with it, every request waits for others.
-        changed: turns an answer into another one.
-    """
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, policy):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.policy, self.lock = policy, threading.Lock()
-        self.models, self.troubles, self.poison = [NAME, "other"], [], None
-        self.answered, self.keys, self.asked = [], set(), 0
-        self.held, self.limit, self.meeting = None, 0, None
-        self.changed = lambda value: value
-        self.under_way = self.peak = 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request, client_address):
-        """A client that was killed is no error of ours."""
-
-    def answer(self, body):
-        messages, pictures = parsed(body)
-        if body["model"] != NAME:
-            return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
-        demand(not (self.poison and self.poison in json.dumps(messages)), "your context is too long")
-        asked = VQASample("wire", pictures, "q", ("a", "b"), "A", "", "", "", "")
-        sampling = Sampling(max_tokens=body["max_tokens"], temperature=float(body["temperature"]))
-        with self.lock:
-            prompt = self.policy.encoder.encode(asked, "evaluate", Conversation(messages))
-            rollout = ReferenceEngine()(self.policy, [prompt], sampling, DrawKey(0, 0))
-        tokens = int(rollout.lengths[0])
-        return 200, {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": NAME,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": rollout.texts[0]},
-                    "finish_reason": "length" if rollout.truncated[0] else "stop",
-                }
-            ],
-            "usage": {
-                "prompt_tokens": len(prompt.ids),
-                "completion_tokens": tokens,
-                "total_tokens": len(prompt.ids) + tokens,
-            },
-        }
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def send(self, status, value):
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self):
-        server = self.server
-        if self.path != "/v1/models" or server.models is None:
-            return self.send(404, {"error": {"message": "no such page"}})
-        models = [{"id": m, "object": "model", "created": 0, "owned_by": "me"} for m in server.models]
-        return self.send(200, {"object": "list", "data": models})
-
-    def do_POST(self):
-        server = self.server
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != "/v1/chat/completions":
-            return self.send(404, {"error": {"message": "no such page"}})
-        with server.lock:
-            server.asked += 1
-            server.keys.add(self.headers["Authorization"])
-            server.under_way += 1
-            server.peak = max(server.peak, server.under_way)
-            trouble = server.troubles.pop(0) if server.troubles else None
-            hold = server.held is not None and server.asked > server.limit
-        try:
-            if hold:
-                server.held.wait(60)
-                self.close_connection = True
-                return None
-            if server.meeting:
-                server.meeting.wait(20)
-            if trouble:
-                return self.send(trouble, {"error": {"message": f"trouble {trouble}"}})
-            try:
-                demand(self.headers["Content-Type"] == "application/json", "Content-Type")
-                status, value = server.answer(json.loads(data))
-                value = server.changed(value)
-            except RefusedError as error:
-                return self.send(400, {"error": {"message": str(error), "type": "invalid_request_error"}})
-            with server.lock:
-                server.under_way -= 1  # before the client hears of it, and may send the next
-                if status == 200:
-                    server.answered.append(data)
-            self.send(status, value)
-            with server.lock:
-                server.under_way += 1
-        finally:
-            with server.lock:
-                server.under_way -= 1
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -323,15 +109,11 @@ def rows(rollout):
     return list(zip(rollout.texts, rollout.lengths.tolist(), rollout.truncated.tolist(), strict=True))
 
 
-def start(folder, *arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, ROOT / "run.py", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-    )
+def start(folder, *arguments):
+    """``python run.py``, to be killed."""
+    command = [sys.executable, ROOT / "run.py", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment(), **pipes)
 
 
 class TestPictures:
@@ -553,7 +335,7 @@ def nobody():
 
 
 class TestRun:
-    def test_killed_and_started_again_asks_nothing_twice(self, server, tmp_path):
+    def test_killed_and_started_again_asks_nothing_twice(self, server, tmp_path, monkeypatch):
         """The whole road: what a run leaves, and that the key is in none of it."""
         command = [
             *RUN,
@@ -562,7 +344,8 @@ class TestRun:
             "model.concurrency=2",
         ]
         server.held, server.limit = threading.Event(), 6  # two in the first test set
-        first = start(tmp_path, *command, SERVER_KEY="sk-very-secret")
+        monkeypatch.setenv("SERVER_KEY", "sk-very-secret")
+        first = start(tmp_path, *command, "workers=1")
         deadline = time.monotonic() + 120
         while server.asked < 8 and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -572,9 +355,8 @@ class TestRun:
         server.held.set()
         server.held = None
 
-        again = start(tmp_path, *command, "overwrite=true", SERVER_KEY="sk-very-secret")
-        out, err = again.communicate()
-        assert again.returncode == 0, err[-3000:]
+        again = run_here(tmp_path, *command, "overwrite=true", "workers=0")
+        out, err = again.stdout, again.stderr
         assert f"6 replies of {NAME} found" in out
         assert "HTTP Request" not in out + err
         assert max(Counter(server.answered).values()) == 1
@@ -600,9 +382,7 @@ class TestRun:
 
     def test_a_refusal_in_the_middle_is_told_plainly(self, server, tmp_path):
         server.poison = PROMPT.problem(phantoms(4, "ct")[2]).splitlines()[1]
-        run = start(tmp_path, *RUN, f"model.url={server.url}")
-        _, err = run.communicate()
-        assert run.returncode == 2, err[-3000:]
+        err = run_here(tmp_path, *RUN, f"model.url={server.url}", "workers=0", code=2).stderr
         assert "Traceback" not in err
         assert re.search(rf"error: {server.url}, model {NAME}, question \S+: .*too long.*\. Where", err)
         (replies,) = tmp_path.glob("outputs/replies/*.jsonl")
@@ -617,10 +397,7 @@ class TestRun:
         ids=["trained", "unreachable"],
     )
     def test_what_cannot_begin_is_told_at_once(self, arguments, message, tmp_path):
-        run = start(
-            tmp_path, *arguments, "model=endpoint", f"model.url={nobody()}", "model.name=x", "data=phantom"
-        )
-        _, err = run.communicate()
-        assert run.returncode == 2
+        elsewhere = ["model=endpoint", f"model.url={nobody()}", "model.name=x", "data=phantom"]
+        err = run_here(tmp_path, *arguments, *elsewhere, code=2).stderr
         assert message in err
         assert "Traceback" not in err

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from command import run_here
 from PIL import Image
-from test_run import start
 
 from medvlm_r1.data.image_folder import ImageFolder, Template
 from medvlm_r1.data.options import image_folder
@@ -167,7 +167,7 @@ def test_folders_without_labels(tmp_path, subfolders):
 
 
 def test_a_run_on_a_folder(subfolders):
-    start(
+    run_here(
         subfolders.parent,
         "+experiment=zero_shot",
         "model=tiny",

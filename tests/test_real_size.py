@@ -1,27 +1,22 @@
 """The measurement at real size, on the embedded model: it runs as a command, and its checks hold."""
 
 import json
-import os
-import subprocess
 import sys
 
 import measure
 import torch
 from conftest import random_model
-from genuine import SPECIALS, qwen2_tokenizer
-from training import ROOT
-
-from medvlm_r1.policy.geometry import geometry
-
-MEASURE = ROOT / "experiments/real_size/measure.py"
 
 
-def test_the_command_measures_and_checks(tmp_path):
+def test_the_command_measures_and_checks(tmp_path, monkeypatch):
+    """Its cases are processes of their own; only their start is here."""
     result = tmp_path / "result.json"
-    command = [sys.executable, MEASURE, "--model", "tiny", "--cases", "lora-grpo", "--json", result]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    few = ["--override", "model.recipe.prompts_per_step=4", "model.recipe.group_size=4"]
+    command = ["measure.py", "--model", "tiny", "--cases", "lora-grpo", "--json", str(result), *few]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    measure.main()
     results = json.loads(result.read_text())
     assert results["parity"]["largest_difference"] < 1e-4
     found = results["cases"]["lora-grpo"]
@@ -40,11 +35,3 @@ def test_a_random_checkpoint_keeps_the_head_tied(encoder):
     weights = measure.random_weights(model.config, torch.device("cpu"))
     assert weights.lm_head.weight is weights.model.language_model.embed_tokens.weight
     assert sum(p.numel() for p in weights.parameters()) == sum(p.numel() for p in model.parameters())
-
-
-def test_the_genuine_tokenizer_fits_the_genuine_configuration():
-    config, tokenizer = geometry("Qwen/Qwen2-VL-2B-Instruct"), qwen2_tokenizer()
-    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id == 151655
-    assert max(SPECIALS.values()) < config.text_config.vocab_size
-    assert tokenizer("Hello world")["input_ids"] == [9707, 1879]
-    assert torch.tensor(tokenizer("<|im_end|>")["input_ids"]).item() == tokenizer.eos_token_id

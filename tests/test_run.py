@@ -1,18 +1,11 @@
-"""run.py as a user starts it: names, overwriting, multirun, comparison."""
+"""run.py as a user starts it: multirun, comparison, overwriting, mistakes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from command import python, run_alone, run_here
 
-import run
-
-ROOT = Path(__file__).parents[1]
 SMALL = [
     "model=tiny",
     "data=phantom",
@@ -26,52 +19,10 @@ SMALL = [
 ]
 
 
-def start(folder, *arguments, code=0, module=None):
-    command = [sys.executable, *(["-m", module] if module else [ROOT / "run.py"]), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
-
-
-def name(*overrides, experiment=None, seed=0):
-    task = [f"+experiment={experiment}"] if experiment else []
-    choices = {"experiment": experiment} if experiment else {}
-    root = {"hydra": {"runtime": {"choices": choices}, "overrides": {"task": [*task, *overrides]}}}
-    return run.run_name(_root_=OmegaConf.create({**root, "seed": seed}))
-
-
-def test_names_hold_experiment_overrides_and_seed():
-    assert name(experiment="grpo_600", seed=3) == "grpo_600-seed3"
-    assert name() == "default-seed0"
-    assert name("model=tiny", "data=phantom") == name("data=phantom", "model=tiny")
-    assert name("seed=3", "overwrite=true", "workers=4", "sweep=x", experiment="sft_600") == "sft_600-seed0"
-
-
-def test_long_names_are_cut_and_stay_apart():
-    long = [f"data.test.{i}=/a/long/path/number/{i}" for i in range(9)]
-    assert len(name(*long)) < 110
-    assert name(*long) != name(*long[:-1], "data.test.8=/another")
-
-
-def test_names_are_safe_for_a_file_system():
-    assert "/" not in name("data.train=/a/b c.json", "data.test={mri:/x.json}")
-
-
-def test_a_used_folder_is_left_alone(tmp_path):
-    folder = tmp_path / "run"
-    assert run.free_folder(folder, overwrite=False) == folder
-    for used in ("run", "run-2"):
-        (tmp_path / used).mkdir()
-        (tmp_path / used / "metrics.csv").touch()
-    assert run.free_folder(folder, overwrite=False).name == "run-3"
-    assert run.free_folder(folder, overwrite=True) == folder
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    start(folder, "-m", "+experiment=zero_shot,sft_600,grpo_600", *SMALL, "sweep=small")
+    run_alone(folder, "-m", "+experiment=zero_shot,sft_600,grpo_600", *SMALL, "sweep=small")
     return folder
 
 
@@ -87,7 +38,7 @@ def test_a_multirun_writes_one_folder_a_job(sweep):
 
 
 def test_the_comparison_of_a_sweep(sweep):
-    done = start(sweep, "outputs/sweeps/small", module="medvlm_r1.compare")
+    done = python(sweep, "-m", "medvlm_r1.compare", "outputs/sweeps/small")
     for word in ("Zero-shot", "SFT", "GRPO", "X-ray", "Fairness"):
         assert word in done.stdout
     comparison = json.loads((sweep / "outputs/sweeps/small/comparison.json").read_text())
@@ -130,13 +81,13 @@ def test_checkpoints_are_the_last_and_the_best(sweep):
 
 def test_the_same_command_again_writes_beside_and_overwrite_in_place(sweep):
     small = ["-m", "+experiment=zero_shot", *SMALL, "sweep=small"]
-    start(sweep, *small)
+    run_here(sweep, *small)
     folders = sorted(p.name for p in (sweep / "outputs/sweeps/small").glob("zero_shot*"))
     assert len(folders) == 2
     assert folders[1].endswith("-2")
     marker = sweep / "outputs/sweeps/small" / folders[0] / "left_over"
     marker.touch()
-    start(sweep, *small, "overwrite=true")
+    run_here(sweep, *small, "overwrite=true")
     assert not marker.exists()
     assert len(list((sweep / "outputs/sweeps/small").glob("zero_shot*"))) == 2
 
@@ -144,7 +95,7 @@ def test_the_same_command_again_writes_beside_and_overwrite_in_place(sweep):
 def test_a_mistake_deletes_nothing(sweep):
     (folder,) = (sweep / "outputs/sweeps/small").glob("sft_600*")
     arguments = ["-m", "+experiment=sft_600", *SMALL, "sweep=small", "overwrite=true", "select=bset"]
-    done = start(sweep, *arguments, code=2)
+    done = run_here(sweep, *arguments, code=2)
     assert "select is 'bset': use 'last' or 'best'" in done.stderr
     assert (folder / "metrics.json").exists()
 
@@ -153,7 +104,7 @@ def test_bad_data_stops_before_training_with_file_and_row(tmp_path):
     row = {"image": ["none.png"], "question": "q", "options": ["a", "b"], "answer": "a", "subset": "X-Ray"}
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     rows = str(tmp_path / "rows.json")
-    done = start(tmp_path, "data=mcq_json", f"data.train={rows}", f"data.test={{xray:{rows}}}", code=2)
+    done = run_here(tmp_path, "data=mcq_json", f"data.train={rows}", f"data.test={{xray:{rows}}}", code=2)
     assert "rows.json row 0" in done.stderr
     assert "none.png" in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ import torch
 from lightning import Trainer
 from torch.distributed import init_device_mesh
 from training import PROMPT, RECIPE, ROOT, phantoms
+from two_processes import steps
 
 from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.policy.encode import collate
@@ -46,15 +47,16 @@ def launch(command, folder, **environment):
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """What each rank saw: {strategy: {scenario: [rank 0, rank 1]}}."""
-    found = {}
-    for strategy, ranks in (("single", 1), ("ddp", 2), ("fsdp", 2)):
-        folder = tmp_path_factory.mktemp(strategy)
-        launch([sys.executable, ROOT / "tests/two_processes.py", strategy, folder], folder)
-        found[strategy] = {
-            name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(ranks)]
+    folder = tmp_path_factory.mktemp("steps")
+    launch([sys.executable, ROOT / "tests/two_processes.py", folder, "ddp", "fsdp"], folder)
+    steps("single", folder / "single")
+    return {
+        strategy: {
+            name: [torch.load(folder / strategy / f"{name}-{rank}.pt") for rank in range(ranks)]
             for name in (*SCENARIOS, "bfloat16")
         }
-    return found
+        for strategy, ranks in (("single", 1), ("ddp", 2), ("fsdp", 2))
+    }
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -193,6 +195,7 @@ def test_only_the_first_process_writes(tmp_path):
     overrides = ["data=phantom", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_steps=2"]
     overrides += ["data.train.n=8", "data.validation.n=3", "data.test.mri.n=3", "data.test.ct.n=1"]
     overrides += ["data.test.xray.n=2", "model.recipe.prompts_per_step=4", "select=best"]
+    overrides += ["model.recipe.group_size=4"]
     launch(
         [sys.executable, ROOT / "run.py", "+experiment=grpo_600", "model=tiny", *overrides],
         tmp_path,

@@ -5,7 +5,7 @@ import json
 
 import pandas
 import pytest
-from test_run import start
+from command import run_here
 
 from medvlm_r1.data.mcq_json import McqJson
 from medvlm_r1.data.options import table
@@ -201,7 +201,7 @@ def test_a_run_on_a_table(pictures):
     write(pictures, [row(8), row(9)], "test.parquet")
     mapping = ["image=file", "question=q", "options=[a,b,c,d]", "answer=label", "answer_is=letter"]
     mapping += ["modality={value: ct}", "question_type=kind", "group=patient"]
-    start(
+    run_here(
         pictures,
         "+experiment=sft_600",
         "model=tiny",

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from command import run_alone
 from training import FORMAT, RECIPE, SHORT, fit, launch, module_of, sgd
 
 from medvlm_r1.grpo import GRPO
@@ -77,8 +78,9 @@ def test_more_minibatches_than_micro_batches_are_refused(tmp_path):
 
 @pytest.fixture(scope="session")
 def twins(tmp_path_factory):
-    """The same command twice, with another number of workers the second time."""
-    return [launch(tmp_path_factory.mktemp(f"twin{w}"), *SHORT, f"workers={w}") for w in (1, 0)]
+    """The same command twice, with another number of workers, and here, the second time."""
+    alone = launch(tmp_path_factory.mktemp("twin1"), *SHORT, "workers=1", start=run_alone)
+    return [alone, launch(tmp_path_factory.mktemp("twin0"), *SHORT, "workers=0")]
 
 
 def without_clock(path):

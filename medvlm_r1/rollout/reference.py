@@ -16,6 +16,7 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.draws import DrawKey, Scores, choice_scores
 from medvlm_r1.rollout.engine import Rollout, Sampling, finished_rollout
 
+
 @dataclass(frozen=True)
 class ReferenceEngine:
     """Rollouts through transformers' ``generate``."""

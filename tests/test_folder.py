@@ -1,0 +1,54 @@
+"""Where a run writes: its name, a folder that is free, and one process of all that decides."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from medvlm_r1 import folder
+
+
+def name(*overrides, experiment=None, seed=0):
+    task = [f"+experiment={experiment}"] if experiment else []
+    choices = {"experiment": experiment} if experiment else {}
+    root = {"hydra": {"runtime": {"choices": choices}, "overrides": {"task": [*task, *overrides]}}}
+    return folder.run_name(_root_=OmegaConf.create({**root, "seed": seed}))
+
+
+def test_names_hold_experiment_overrides_and_seed():
+    assert name(experiment="grpo_600", seed=3) == "grpo_600-seed3"
+    assert name() == "default-seed0"
+    assert name("model=tiny", "data=phantom") == name("data=phantom", "model=tiny")
+    assert name("seed=3", "overwrite=true", "workers=4", "sweep=x", experiment="sft_600") == "sft_600-seed0"
+
+
+def test_plan_and_card_stay_out_of_the_name():
+    assert name("plan=true", "card=h100_80gb", experiment="grpo_600") == "grpo_600-seed0"
+
+
+def test_long_names_are_cut_and_stay_apart():
+    long = [f"data.test.{i}=/a/long/path/number/{i}" for i in range(9)]
+    assert len(name(*long)) < 110
+    assert name(*long) != name(*long[:-1], "data.test.8=/another")
+
+
+def test_names_are_safe_for_a_file_system():
+    assert "/" not in name("data.train=/a/b c.json", "data.test={mri:/x.json}")
+
+
+def test_a_used_folder_is_left_alone(tmp_path):
+    wanted = tmp_path / "run"
+    assert folder.free_folder(wanted, overwrite=False) == wanted
+    for used in ("run", "run-2"):
+        (tmp_path / used).mkdir()
+        (tmp_path / used / "metrics.csv").touch()
+    assert folder.free_folder(wanted, overwrite=False).name == "run-3"
+    assert folder.free_folder(wanted, overwrite=True) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "later"),
+    [("LOCAL_RANK", "0", False), ("LOCAL_RANK", "1", True), ("NODE_RANK", "1", True), ("RANK", "3", True)],
+)
+def test_one_process_of_all_decides(name, rank, later, monkeypatch):
+    monkeypatch.setenv(name, rank)
+    assert folder.is_later_rank() is later
+    assert (folder.run_log("here") == "here/run.log") is not later
