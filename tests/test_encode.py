@@ -333,7 +333,8 @@ class TestCollate:
     def test_stands_without_padding_and_pads_on_the_left(self, prompts):
         chosen = [prompts[name] for name in NAMES]
         batch = collate(chosen, pad_id=0, device=CPU)
-        assert batch.lengths == tuple(len(p.ids) for p in chosen) and len(set(batch.lengths)) > 2
+        assert batch.lengths == tuple(len(p.ids) for p in chosen)
+        assert len(set(batch.lengths)) > 2
         assert torch.equal(batch.ids, torch.cat([p.ids for p in chosen]))
         assert torch.equal(batch.ids[batch.ends], torch.stack([p.ids[-1] for p in chosen]))
         assert batch.next_positions.tolist() == [int(p.positions.max()) + 1 for p in chosen]

@@ -93,7 +93,9 @@ def test_what_a_run_computes_is_counted(tmp_path):
     # 8 training questions in 2 steps, 8 validation questions twice, 14 test questions; the same pictures
     # of validation are known the second time
     assert totals["images_encoded"] == 8 + 8 + 14
-    assert totals["pass_tokens"] > 0 and totals["head_tokens"] > 0 and totals["decode_rows"] > 0
+    assert totals["pass_tokens"] > 0
+    assert totals["head_tokens"] > 0
+    assert totals["decode_rows"] > 0
     assert all(totals[f"seconds_{phase}"] > 0 for phase in ("sample", "reference", "train", "update"))
     assert module.computed == totals
 
@@ -109,7 +111,8 @@ def test_importance_weights_are_capped_and_leave_the_kl_term():
     d = reference - logprobs
     term = -torch.min(ratio * gain[:, None], ratio.clamp(0.8, 1.2) * gain[:, None]) * weights
     expected = (term + 0.1 * (d.exp() - d - 1)).mean(1).mean()
-    assert (weights == 1.5).any() and (weights < 1.5).any()
+    assert (weights == 1.5).any()
+    assert (weights < 1.5).any()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
 

@@ -55,7 +55,8 @@ class TestAgreesWithTheReference:
         chosen = list(prompts.values())
         ours, theirs = (engine(policy, chosen, GROUP, KEY) for engine in (FAST, ReferenceEngine()))
         same_draws(ours, theirs, atol=3e-5)
-        assert len(ours.lengths.unique()) > 5 and 0 < ours.truncated.sum() < len(ours.tokens)
+        assert len(ours.lengths.unique()) > 5
+        assert 0 < ours.truncated.sum() < len(ours.tokens)
 
     @pytest.mark.parametrize(
         "changed",
@@ -77,7 +78,8 @@ class TestAgreesWithTheReference:
     def test_when_every_row_ends_at_once(self, prompts, random_policy):
         policy = stopping(random_policy, every=1)
         rollout = FAST(policy, [prompts["wide"], prompts["text"]], GROUP, KEY)
-        assert rollout.tokens.shape == (8, 1) and not rollout.truncated.any()
+        assert rollout.tokens.shape == (8, 1)
+        assert not rollout.truncated.any()
         assert policy.counters["decode_rows"] == 3 * 8  # up to the first look
 
     def test_with_gradient_checkpointing_on(self, prompts, encoder, random_policy):
