@@ -162,7 +162,8 @@ class TestWeights:
         FAST(policy, [prompts["two"]], GROUP, KEY)
         for name, parameter in policy.named_parameters():
             place, value = before[name]
-            assert parameter.data_ptr() == place and torch.equal(parameter, value), name
+            assert parameter.data_ptr() == place, name
+            assert torch.equal(parameter, value), name
 
 
 class TestRecorded:
