@@ -22,41 +22,40 @@ class Watch(Ledger):
     """Counts arithmetic and live bytes, and how often the host asks for a tensor's value.
 
     Args:
-        resident: weights, buffers and optimiser state, which were there before.
+        known: weights and buffers, which were there before.
 
     Attributes:
         host_reads: values of tensors that the host waited for.
     """
 
-    def __init__(self, resident: Iterable[Tensor]) -> None:
-        resident = list(resident)
-        super().__init__(known=resident)
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        known = list(known)
+        super().__init__(known=known)
         self.host_reads = 0
-        self.resident_bytes = storage_bytes(resident)
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in known}
+        self._before = sum(storages.values())
+
+    def begin(self) -> None:
+        """Count anew; what lives now is held from step to step, like the optimiser's moments."""
+        self.flops = self.host_reads = 0
+        self.peak, self._lasting = self.live, self.live
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self, gradients: int) -> dict[str, int]:
+        """The peak since :meth:`begin`: in total, and above what training holds anyway.
+
+        On a GPU the allocator's own peak is taken.
+
+        Args:
+            gradients: bytes of the gradients of everything trained.
+        """
+        on_gpu = torch.cuda.is_available()
+        total = torch.cuda.max_memory_allocated() if on_gpu else self._before + self.peak
+        resident = self._before + self._lasting + gradients
+        return {"total": total, "resident": resident, "above_resident": total - resident}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is aten._local_scalar_dense.default:
             self.host_reads += 1
         return super().__torch_dispatch__(func, types, args, kwargs)
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
-
-
-def peak_bytes(watch: Watch, gradients: int) -> dict[str, int]:
-    """The peak of the step that ``watch`` saw: in total, and above what training holds anyway.
-
-    On a GPU the allocator's own peak is taken.
-
-    Args:
-        gradients: bytes of the gradients of everything trained.
-    """
-    if torch.cuda.is_available():
-        total = torch.cuda.max_memory_allocated()
-    else:
-        total = watch.resident_bytes + max(watch.peak, watch.peak_wide)
-    held = watch.resident_bytes + gradients
-    return {"total": total, "resident": held, "above_resident": total - held}

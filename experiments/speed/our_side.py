@@ -1,6 +1,6 @@
 """Ours: the project's own GRPO under Lightning, in any engine and layout that is there."""
 
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import disable_possible_user_warnings
 from phases import Phases
 from side import Computed, Given, Side
 from sizes import STYLE, Size, adapter, encoder, reward_of, twin
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medvlm_r1.data.sample import VQASample
@@ -23,6 +23,7 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.rewards import Rewards
+from medvlm_r1.rollout import draws
 from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 from medvlm_r1.update import Optimisation
@@ -83,7 +84,7 @@ class OurSide(Side):
         self.phases = Phases()
         self.bare = twin(given.model)
         tuning = Tuning("adapter", adapter()) if size.tune == "lora" else Tuning()
-        made = encoder()
+        made = encoder(size.model)
         self.image_processor = made.image_processor
         policy = Policy(tuning.apply(self.bare), made, **variant.policy_options)
         # TRL's log-probabilities are those of the whole vocabulary; no vision token is drawn all the same.
@@ -119,11 +120,11 @@ class OurSide(Side):
         )
         trainer.fit(self.module, _Questions(self.given.questions, self.size.prompts))
 
-    def others(self) -> list[Tensor]:
-        optimizer = self.module.optimizers().optimizer
-        references = [t for model in self.policy._reference for t in (*model.parameters(), *model.buffers())]
-        moments = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        return [*references, *moments, *getattr(optimizer, "masters", [])]
+    def replay(self, other: "OurSide | None") -> None:
+        self.replayed = None if other is None else other._rollout
+
+    def reference(self) -> nn.Module | None:
+        return self.policy._reference[0] if self.policy._reference else None
 
     @property
     def computed(self) -> Computed:
@@ -205,9 +206,11 @@ class SteppedGRPO(GRPO):
     frozen: torch.nn.Module | None
 
     def setup(self, stage: str) -> None:
-        """The reference differs from the policy, so that the KL term is not 0."""
-        if self.beta and self.frozen is not None:
-            self.policy._reference = [twin(self.frozen)]
+        """The reference that is kept gets the weights given, which differ: else the KL term would be 0."""
+        super().setup(stage)
+        for reference in self.policy._reference:
+            for mine, given in zip(reference.parameters(), self.frozen.parameters(), strict=True):
+                mine.data = given.data
 
     def encode(self, samples: list[VQASample]) -> list[EncodedPrompt]:
         return [self.policy.encoder.encode(sample, "train", self.prompt) for sample in samples]
@@ -265,12 +268,14 @@ class ForcedEnds:
         return noise
 
 
-def forced_ends(module: str) -> ForcedEnds:
-    """Put :class:`ForcedEnds` in the place of an engine module's ``gumbel_noise``, once."""
-    engine = importlib.import_module(module)
-    if not isinstance(engine.gumbel_noise, ForcedEnds):
-        engine.gumbel_noise = ForcedEnds(engine.gumbel_noise)
-    return engine.gumbel_noise
+def forced_ends(engine: str) -> ForcedEnds:
+    """Put one :class:`ForcedEnds` in the place of ``gumbel_noise``, where it is made and in the engine."""
+    if not isinstance(draws.gumbel_noise, ForcedEnds):
+        draws.gumbel_noise = ForcedEnds(draws.gumbel_noise)
+    module = importlib.import_module(engine)
+    if hasattr(module, "gumbel_noise"):
+        module.gumbel_noise = draws.gumbel_noise
+    return draws.gumbel_noise
 
 
 def wide(parts: list[Tensor], width: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -88,32 +88,34 @@ class Counts:
         preprocessed: pictures through the image processor.
     """
 
-    def __init__(self, phases: Phases, model: nn.Module, image_processor: Any) -> None:
-        self.phases = phases
-        self.images, self.tokens, self.row_steps, self.preprocessed = (Counter() for _ in range(4))
-        inner = model.model  # of the bare Qwen2-VL: below it, adapters exchange modules in place
-        inner.visual.register_forward_pre_hook(self._see, with_kwargs=True)
-        # Inside a layer, so that an engine which has a loop over the layers of its own is counted as well.
-        inner.language_model.layers[0].mlp.register_forward_pre_hook(self._read)
+    def __init__(self, phases: Phases, image_processor: Any) -> None:
+        self.phases, self.preprocessed = phases, 0
+        self.images, self.tokens, self.row_steps = Counter(), Counter(), Counter()
         plain = image_processor.preprocess
 
         @functools.wraps(plain)
         def preprocess(images: Any, *args: Any, **kwargs: Any) -> Any:
-            self.preprocessed[phases.current] += len(images) if isinstance(images, list) else 1
+            self.preprocessed += len(images) if isinstance(images, list) else 1
             return plain(images, *args, **kwargs)
 
         image_processor.preprocess = preprocess
 
+    def hook(self, model: nn.Module) -> None:
+        """Count what passes through a bare Qwen2-VL; adapters exchange the modules below it in place."""
+        inner = model.model
+        inner.visual.register_forward_pre_hook(self._see, with_kwargs=True)
+        # Inside a layer, so that an engine which has a loop over the layers of its own is counted as well.
+        inner.language_model.layers[0].mlp.register_forward_pre_hook(self._read)
+
     def clear(self) -> None:
-        for counter in (self.images, self.tokens, self.row_steps, self.preprocessed):
+        self.preprocessed = 0
+        for counter in (self.images, self.tokens, self.row_steps):
             counter.clear()
 
-    def summary(self) -> dict[str, dict[str, int]]:
-        found: dict[str, dict[str, int]] = defaultdict(dict)
-        for name in ("images", "tokens", "row_steps", "preprocessed"):
-            counter = getattr(self, name)
-            found[name] = {**counter, "step": sum(counter.values())}
-        return dict(found)
+    def summary(self) -> dict[str, Any]:
+        named = {"images": self.images, "tokens": self.tokens, "row_steps": self.row_steps}
+        by_phase = {name: {**counts, "step": counts.total()} for name, counts in named.items()}
+        return {**by_phase, "preprocessed": self.preprocessed}
 
     def _see(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]

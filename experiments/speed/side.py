@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from memory import Watch, peak_bytes
+from memory import Watch
 from phases import Counts, Phases
 from torch import Tensor, nn
 from turns import Turns
@@ -78,6 +78,7 @@ class Side:
     model: nn.Module  # as it is trained, adapters included
     bare: nn.Module  # the Qwen2-VL itself
     image_processor: Any
+    lengths: Tensor  # of each row's completion
     computed: Computed
 
     def start(self, threads: int) -> None:
@@ -87,8 +88,12 @@ class Side:
     def loop(self, pause: Any) -> None:
         raise NotImplementedError
 
-    def others(self) -> list[Tensor]:
-        """Tensors held from step to step besides the trained model's: reference, optimiser state."""
+    def reference(self) -> nn.Module | None:
+        """The frozen model of the KL term, where there is one besides the trained one."""
+        raise NotImplementedError
+
+    def replay(self, other: "Side | None") -> None:
+        """Train on the completions of ``other``'s last step from now on; ``None`` samples again."""
         raise NotImplementedError
 
     def timed_step(self) -> dict[str, float]:
@@ -97,14 +102,19 @@ class Side:
         return spent(self.phases)
 
     def watched_step(self) -> dict[str, Any]:
-        """Arithmetic, memory and counts of one step; its time would mean nothing."""
+        """Arithmetic, memory and counts of the second of two steps; its time would mean nothing.
+
+        The first makes what is held from step to step: the optimiser's moments, caches.
+        """
+        models = [model for model in (self.model, self.reference()) if model is not None]
+        held = [t for model in models for t in (*model.parameters(), *model.buffers())]
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        held = [*self.model.parameters(), *self.model.buffers(), *self.others()]
-        counts = Counts(self.phases, self.bare, self.image_processor)
-        watch = Watch(held)
+        gradients = sum(p.numel() * p.element_size() for p in trained)
+        watch, counts = Watch(held), Counts(self.phases, self.image_processor)
+        for bare in (self.bare, self.reference()):
+            if bare is not None:
+                counts.hook(bare)
         plain, self.phases.read = self.phases.read, lambda: watch.flops
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
 
         @contextmanager
         def watched() -> Iterator[None]:
@@ -112,10 +122,13 @@ class Side:
                 yield
 
         self.turns.step(watched())
+        watch.begin()
+        counts.clear()
+        self.turns.step(watched())
         self.phases.read = plain
         return {
             "flops": spent(self.phases),
-            "memory": peak_bytes(watch, sum(p.numel() * p.element_size() for p in trained)),
+            "memory": watch.peak_bytes(gradients),
             "counters": {**counts.summary(), "host_reads": watch.host_reads},
         }
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2VLImageProcessorPil,
@@ -23,12 +24,10 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.policy.encode import PATCH, Encoder
 from medvlm_r1.policy.geometry import geometry, resized
+from medvlm_r1.policy.weights import EMBEDDED
 
 GENUINE = "Qwen/Qwen2-VL-2B-Instruct"
 STYLE = PromptStyle("plain", train="{Question}", evaluate="{Question}")
-# of the model to miniature for `--quick`: the same vocabulary and patches, everything else a fraction
-_QUICK_TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "head_dim": 64}
-_QUICK_VISION = {"embed_dim": 64, "num_heads": 2, "hidden_size": 128}
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Size:
     """The work of one optimiser step.
 
     Attributes:
-        model: ``small`` (the 2B model's widths), ``2b`` (all of it) or ``quick`` (a miniature).
+        model: ``small`` (the 2B model's widths), ``2b`` (all of it) or ``quick`` (the embedded model's).
         layers, blocks: of the language model and of the vision tower.
         prompts, group: prompts in a step, completions of each.
         image_tokens, text_tokens: of a prompt; every prompt has one picture of its own.
@@ -102,14 +101,10 @@ class Noise:
 
 
 def config_of(size: Size) -> PreTrainedConfig:
-    """The genuine configuration, cut to ``size.layers`` and ``size.blocks``."""
-    config = resized(geometry(GENUINE), size.layers, size.blocks)
-    config.text_config.pad_token_id = 151643
-    if size.model == "quick":
-        config.text_config.update(_QUICK_TEXT)
-        # 8 + 12 + 12 = half of the head's 64
-        config.text_config.rope_parameters["mrope_section"] = [8, 12, 12]
-        config.vision_config.update(_QUICK_VISION)
+    """The genuine configuration (the embedded model's for ``quick``), of ``size.layers`` and ``blocks``."""
+    config = resized(geometry("embedded" if size.model == "quick" else GENUINE), size.layers, size.blocks)
+    if size.model != "quick":
+        config.text_config.pad_token_id = 151643
     return config
 
 
@@ -118,7 +113,8 @@ def random_model(size: Size) -> PreTrainedModel:
     torch.manual_seed(0)
     with torch.device(size.device):
         model = AutoModelForImageTextToText.from_config(config_of(size), dtype=getattr(torch, size.dtype))
-    model.generation_config.update(eos_token_id=[151645, 151643], pad_token_id=151643)
+    text = model.config.text_config
+    model.generation_config.update(eos_token_id=[text.eos_token_id], pad_token_id=text.pad_token_id)
     if size.tune == "lora":
         model.requires_grad_(False)
     return model.train()
@@ -134,7 +130,7 @@ def other_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A frozen copy that differs a little: against itself the KL term would be 0 whoever computes it."""
     reference = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
-        reference.model.language_model.norm.weight.mul_(1.1)
+        reference.model.language_model.norm.weight.mul_(2.0)
     return reference
 
 
@@ -149,12 +145,17 @@ def adapter() -> LoraConfig:
     )
 
 
-def encoder() -> Encoder:
-    """The genuine tokenizer, and an image processor that leaves the pictures' sizes alone."""
+def encoder(model: str) -> Encoder:
+    """The genuine tokenizer (the embedded model's for ``quick``), and pictures kept at their size."""
     processor = Qwen2VLImageProcessorPil(
         patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=PATCH**2, max_pixels=PATCH**2 * 16384
     )
-    return Encoder(qwen2_tokenizer(), processor, max_prompt_tokens=32768)
+    tokenizer = (
+        AutoTokenizer.from_pretrained(EMBEDDED, padding_side="left")
+        if model == "quick"
+        else qwen2_tokenizer()
+    )
+    return Encoder(tokenizer, processor, max_prompt_tokens=32768)
 
 
 def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
@@ -167,7 +168,7 @@ def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
 
     def question(number: int, filler: int) -> VQASample:
         picture = Noise(number, across * PATCH, down * PATCH)
-        text = "What does this" + " scan" * filler + " show?"
+        text = "What does this" + " image" * filler + " show?"
         return VQASample(
             f"q{number}", (picture,), text, ("one", "two"), "A", "mri", "test", "train", f"q{number}"
         )

@@ -13,7 +13,7 @@ from datasets import Dataset
 from phases import Phases
 from side import Computed, Given, Side
 from sizes import STYLE, Size, adapter, encoder, reward_of, twin
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessorList, PrinterCallback, TrainerCallback
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -69,7 +69,7 @@ class TRLSide(Side):
         self.replayed: Tensor | None = None  # completions that the next step takes instead of sampling
         self.lengths = size.row_lengths()
         self.bare = twin(given.model)
-        made = encoder()
+        made = encoder(size.model)
         self.image_processor = made.image_processor
         self.processor = Processor(made.image_processor, made.tokenizer, made.tokenizer.chat_template)
         self.trainer = self._trainer()
@@ -82,13 +82,11 @@ class TRLSide(Side):
         self.trainer.add_callback(_Pause(pause))
         self.trainer.train()
 
-    def others(self) -> list[Tensor]:
-        reference = self.trainer.ref_model
-        state = self.trainer.optimizer.state.values() if self.trainer.optimizer else ()
-        return [
-            *([*reference.parameters(), *reference.buffers()] if reference else ()),
-            *(t for moments in state for t in moments.values() if isinstance(t, Tensor)),
-        ]
+    def replay(self, other: Side | None) -> None:
+        self.replayed = None if other is None else other.computed.tokens
+
+    def reference(self) -> nn.Module | None:
+        return self.trainer.ref_model
 
     def _trainer(self) -> GRPOTrainer:
         size, variant = self.size, self.variant
