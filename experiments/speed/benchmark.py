@@ -138,8 +138,12 @@ def again(arguments: argparse.Namespace, size: Size, *more: str) -> str:
 
 
 def alone(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Arithmetic, memory and counts of one row."""
+    """Arithmetic, memory and counts of one row; the quick size does not wait for a new process."""
     print(f"{name}, alone ...", file=sys.stderr)
+    if arguments.size == "quick":
+        from compare import watch
+
+        return watch(size_of(arguments), name, arguments.threads)
     return json.loads(again(arguments, size_of(arguments), "--alone", name).splitlines()[-1])
 
 
