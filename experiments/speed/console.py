@@ -52,7 +52,7 @@ def _counted(rows: dict[str, Any]) -> Table:
             f"{memory['total'] / 1e9:.3g}",
             f"{memory['above_resident'] / 1e9:.3g}",
             *(str(counts["images"]["step"]), str(counts["preprocessed"]), str(counts["tokens"]["step"])),
-            *(str(counts["row_steps"]["step"]), str(counts["host_reads"])),
+            *(str(counts["row_steps"]["step"]), str(counts["host_reads"]["step"])),
         )
     return table
 

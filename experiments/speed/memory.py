@@ -1,9 +1,11 @@
 """The most bytes alive at once, and the arithmetic, of a step."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from phases import Phases
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
@@ -23,21 +25,23 @@ class Watch(Ledger):
 
     Args:
         known: weights and buffers, which were there before.
+        phases: what a count is credited to.
 
     Attributes:
-        host_reads: values of tensors that the host waited for.
+        host_reads: values of tensors that the host waited for, by phase.
     """
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
+    def __init__(self, known: Iterable[Tensor], phases: Phases) -> None:
         known = list(known)
         super().__init__(known=known)
-        self.host_reads = 0
+        self.phases, self.host_reads = phases, Counter[str]()
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in known}
         self._before = sum(storages.values())
 
     def begin(self) -> None:
         """Count anew; what lives now is held from step to step, like the optimiser's moments."""
-        self.flops = self.host_reads = 0
+        self.flops = 0
+        self.host_reads.clear()
         self.peak, self._lasting = self.live, self.live
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -57,5 +61,5 @@ class Watch(Ledger):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is aten._local_scalar_dense.default:
-            self.host_reads += 1
+            self.host_reads[self.phases.current] += 1
         return super().__torch_dispatch__(func, types, args, kwargs)

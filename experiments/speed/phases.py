@@ -76,20 +76,30 @@ class Phases:
         self._last = now
 
 
+def by_phase(counts: Counter[str]) -> dict[str, float]:
+    """The phases' numbers and, as ``step``, their sum."""
+    return {**counts, "step": counts.total()}
+
+
 class Counts:
     """What passes through a model's modules, by phase; the same hooks on the modules of every side.
 
     Recomputation in a backward pass is counted too: it is work.
 
+    Args:
+        phases: what a count is credited to.
+        rows: completions of a step.
+        image_processor: of the side.
+
     Attributes:
         images: pictures through the vision tower.
         tokens: positions through the language model.
-        row_steps: rows of passes with one token a row, that is of decoding.
+        row_steps: of decoding, that is of passes with no more positions than there are rows.
         preprocessed: pictures through the image processor.
     """
 
-    def __init__(self, phases: Phases, image_processor: Any) -> None:
-        self.phases, self.preprocessed = phases, 0
+    def __init__(self, phases: Phases, rows: int, image_processor: Any) -> None:
+        self.phases, self.rows, self.preprocessed = phases, rows, 0
         self.images, self.tokens, self.row_steps = Counter(), Counter(), Counter()
         plain = image_processor.preprocess
 
@@ -114,8 +124,9 @@ class Counts:
 
     def summary(self) -> dict[str, Any]:
         named = {"images": self.images, "tokens": self.tokens, "row_steps": self.row_steps}
-        by_phase = {name: {**counts, "step": counts.total()} for name, counts in named.items()}
-        return {**by_phase, "preprocessed": self.preprocessed}
+        return {name: by_phase(counts) for name, counts in named.items()} | {
+            "preprocessed": self.preprocessed
+        }
 
     def _see(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
@@ -125,5 +136,5 @@ class Counts:
         (hidden,) = args
         positions = hidden.numel() // hidden.shape[-1]
         self.tokens[self.phases.current] += positions
-        if self.phases.current == "sample" and (hidden.ndim < 3 or hidden.shape[1] == 1):
+        if self.phases.current == "sample" and positions <= self.rows:
             self.row_steps[self.phases.current] += positions

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from memory import Watch
+from phases import Phases
 from rich.console import Console
 from rich.table import Table
 from sizes import GENUINE, adapter, encoder
@@ -89,7 +90,7 @@ def one_pass(
     )
     # Lengths stay on the host, where a layout reads them; the rest has no storage.
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    with Watch([]) as watch, fused_attention():
+    with Watch([], Phases()) as watch, fused_attention():
         logprobs = policy.logprobs(prompts, torch.zeros_like(mask, dtype=torch.long), mask)
         forward = watch.flops
         loss, _ = grpo_loss(

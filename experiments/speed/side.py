@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from memory import Watch
-from phases import Counts, Phases
+from phases import Counts, Phases, by_phase
 from torch import Tensor, nn
 from turns import Turns
 
@@ -110,7 +110,8 @@ class Side:
         held = [t for model in models for t in (*model.parameters(), *model.buffers())]
         trained = [p for p in self.model.parameters() if p.requires_grad]
         gradients = sum(p.numel() * p.element_size() for p in trained)
-        watch, counts = Watch(held), Counts(self.phases, self.image_processor)
+        watch = Watch(held, self.phases)
+        counts = Counts(self.phases, len(self.lengths), self.image_processor)
         for bare in (self.bare, self.reference()):
             if bare is not None:
                 counts.hook(bare)
@@ -129,9 +130,9 @@ class Side:
         return {
             "flops": spent(self.phases),
             "memory": watch.peak_bytes(gradients),
-            "counters": {**counts.summary(), "host_reads": watch.host_reads},
+            "counters": {**counts.summary(), "host_reads": by_phase(watch.host_reads)},
         }
 
 
 def spent(phases: Phases) -> dict[str, float]:
-    return {**phases.spent, "step": sum(phases.spent.values())}
+    return by_phase(phases.spent)
