@@ -15,12 +15,12 @@ from memory import Watch
 from phases import Phases
 from rich.console import Console
 from rich.table import Table
-from sizes import GENUINE, adapter, encoder
+from sizes import GENUINE, adapter, encoder, of_words
 from transformers import PreTrainedConfig
 
 from medvlm_r1.objective import grpo_loss
 from medvlm_r1.plan.meta import fused_attention
-from medvlm_r1.policy.encode import Encoder, PromptBatch
+from medvlm_r1.policy.encode import Encoder, collate
 from medvlm_r1.policy.geometry import geometry, unweighted
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
@@ -77,17 +77,7 @@ def one_pass(
         policy = Policy(model.train(), encoder, **{"layout": layout} if has_layout else {}).to("meta")
     for parameter in policy.trained:
         parameter.data = parameter.data.to(torch.bfloat16)
-    ids = torch.zeros(PROMPTS, PROMPT, dtype=torch.long)
-    prompts = PromptBatch(
-        **{
-            **dict.fromkeys((f.name for f in PromptBatch.__dataclass_fields__.values()), ()),
-            "ids": ids,
-            "mask": torch.ones_like(ids, dtype=torch.bool),
-            "positions": torch.arange(PROMPT).expand(3, PROMPTS, PROMPT),
-            "pixels": torch.zeros(0, 3 * 2 * 14**2),
-            "grid": torch.zeros(0, 3, dtype=torch.long),
-        }
-    )
+    prompts = collate([of_words(PROMPT, encoder)] * PROMPTS, policy.pad_id, torch.device("cpu"))
     # Lengths stay on the host, where a layout reads them; the rest has no storage.
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     with Watch([], Phases()) as watch, fused_attention():

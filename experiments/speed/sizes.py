@@ -22,7 +22,7 @@ from transformers import (
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle
-from medvlm_r1.policy.encode import PATCH, Encoder
+from medvlm_r1.policy.encode import PATCH, EncodedPrompt, Encoder
 from medvlm_r1.policy.geometry import geometry, resized
 from medvlm_r1.policy.weights import EMBEDDED
 
@@ -167,11 +167,7 @@ def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
     down, across = cells(size.image_tokens)
 
     def question(number: int, filler: int) -> VQASample:
-        picture = Noise(number, across * PATCH, down * PATCH)
-        text = "What does this" + " image" * filler + " show?"
-        return VQASample(
-            f"q{number}", (picture,), text, ("one", "two"), "A", "mri", "test", "train", f"q{number}"
-        )
+        return _question(number, filler, (Noise(number, across * PATCH, down * PATCH),))
 
     least = len(encoder.encode(question(0, 0), "train", STYLE).ids)
     filler = size.prompt_tokens - least
@@ -182,6 +178,18 @@ def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
     made = [question(number, filler) for number in range(n)]
     assert len(encoder.encode(made[0], "train", STYLE).ids) == size.prompt_tokens
     return made
+
+
+def of_words(tokens: int, encoder: Encoder) -> EncodedPrompt:
+    """A question of so many tokens without a picture."""
+    least = len(encoder.encode(_question(0, 0, ()), "train", STYLE).ids)
+    return encoder.encode(_question(0, tokens - least, ()), "train", STYLE)
+
+
+def _question(number: int, filler: int, pictures: tuple[Noise, ...]) -> VQASample:
+    text = "What does this" + " image" * filler + " show?"
+    name = f"q{number}"
+    return VQASample(name, pictures, text, ("one", "two"), "A", "mri", "test", "train", name)
 
 
 def cells(image_tokens: int) -> tuple[int, int]:
