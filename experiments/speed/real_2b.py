@@ -37,12 +37,10 @@ def show_arithmetic(path: Path | None) -> None:
             numbers = (row["forward"] / 1e12, row["total"] / 1e12, row["total"] / row["forward"])
             table.add_row(tune, row["layout"], row["completions"], *(f"{number:.3g}" for number in numbers))
     Console(width=110).print(table)
-    for tune, rows in found.items():
-        whole = {(row["layout"], row["completions"]): row["total"] for row in rows}
-        padded = whole["repeated", "padded to 512"]
-        for (layout, completions), flops in whole.items():
-            if layout == "packed":
-                print(f"{tune}: packed, {completions} / repeated, padded to 512 = {flops / padded:.3f}")
+    for tune, (padded, *packed) in found.items():
+        for row in packed:
+            shares = (f"{row[part] / padded[part]:.3f} ({part})" for part in ("forward", "total"))
+            print(f"{tune}: packed, {row['completions']}, of repeated:", ", ".join(shares))
     if path:
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
