@@ -91,3 +91,20 @@ def test_counts_of_the_reference_engine(results):
     assert counters["tokens"]["reference"] == counters["tokens"]["train"] == ROWS * (PROMPT + NEW)
     assert counters["preprocessed"] == PROMPTS
     assert counters["images"]["step"] == 3 * PROMPTS
+
+
+def test_rows_end_at_the_drawn_lengths_on_both_sides():
+    import benchmark
+    from compare import given_to_all, side_of
+
+    values = dict(zip(("layers", "blocks", "prompts", "group"), benchmark.SIZES["quick"][:4], strict=True))
+    size = benchmark.Size(
+        model="quick", image_tokens=16, text_tokens=48, new_tokens=NEW, lengths="drawn", dtype="float32",
+        tune="lora", beta=0.0, device="cpu", **values,
+    )  # fmt: skip
+    given = given_to_all(size, 1)
+    for name in ("ours", "TRL, best settings"):
+        side = side_of(name, size, given)
+        side.start(threads=1)
+        side.timed_step()
+        assert side.computed.mask.sum(1).tolist() == size.row_lengths().tolist()

@@ -37,13 +37,14 @@ class Watch(Ledger):
         self.phases, self.host_reads = phases, Counter[str]()
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in known}
         self._before = sum(storages.values())
+        self._on_gpu = any(t.is_cuda for t in known)
 
     def begin(self) -> None:
         """Count anew; what lives now is held from step to step, like the optimiser's moments."""
         self.flops = 0
         self.host_reads.clear()
         self.peak, self._lasting = self.live, self.live
-        if torch.cuda.is_available():
+        if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self, gradients: int) -> dict[str, int]:
@@ -54,8 +55,7 @@ class Watch(Ledger):
         Args:
             gradients: bytes of the gradients of everything trained.
         """
-        on_gpu = torch.cuda.is_available()
-        total = torch.cuda.max_memory_allocated() if on_gpu else self._before + self.peak
+        total = torch.cuda.max_memory_allocated() if self._on_gpu else self._before + self.peak
         resident = self._before + self._lasting + gradients
         return {"total": total, "resident": resident, "above_resident": total - resident}
 

@@ -240,8 +240,7 @@ class ForcedEnds:
     def __init__(self, plain: Callable[[Tensor, int, int], Tensor]) -> None:
         self.plain = plain
         self.rows = self.lengths = torch.zeros(0, dtype=torch.long)
-        self.eos_ids: list[int] = []
-        self.never: list[int] = []
+        self.never, self.end = self.rows, 0
 
     @contextmanager
     def set(self, rows: Tensor, lengths: Tensor, eos_ids: list[int], never: list[int]) -> Iterator[None]:
@@ -253,7 +252,8 @@ class ForcedEnds:
             eos_ids: what ends a row; the first of them is drawn.
             never: further ids that are not drawn.
         """
-        self.rows, self.lengths, self.eos_ids, self.never = rows, lengths, eos_ids, never
+        self.rows, self.lengths, self.end = rows, lengths, eos_ids[0]
+        self.never = torch.tensor([*eos_ids, *never])
         yield
         self.rows = rows[:0]
 
@@ -261,10 +261,13 @@ class ForcedEnds:
         noise = self.plain(rows, position, vocabulary)
         if not len(self.rows):
             return noise
-        places = (rows.cpu()[:, None] == self.rows[None, :]).int().argmax(1)
-        ending = (self.lengths[places] == int(position) + 1).to(noise.device)
-        noise[:, [*self.eos_ids, *self.never]] = _NEVER
-        noise[:, self.eos_ids[0]] = torch.where(ending, _ALWAYS, _NEVER)
+        if self.rows.device != rows.device:  # once a rollout: no step waits for the host
+            self.rows, self.lengths, self.never = (
+                t.to(rows.device) for t in (self.rows, self.lengths, self.never)
+            )
+        places = (rows[:, None] == self.rows[None, :]).int().argmax(1)
+        noise.index_fill_(1, self.never, _NEVER)
+        noise[:, self.end] = torch.where(self.lengths[places] == position + 1, _ALWAYS, _NEVER)
         return noise
 
 

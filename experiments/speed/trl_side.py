@@ -23,6 +23,7 @@ from medvlm_r1.rollout.engine import completion_mask
 
 # so small that fp32 weights of ordinary size do not move, while the optimiser does all of its work
 LR = 1e-12
+_CERTAIN = 1e9  # a score beside which no other counts
 
 
 @dataclass(frozen=True)
@@ -254,11 +255,12 @@ class _Ends:
     """A logits processor that ends each row at its length, and not before."""
 
     def __init__(self, lengths: Tensor, eos_ids: list[int], prompt: int) -> None:
-        self.lengths, self.eos_ids, self.prompt = lengths, eos_ids, prompt
+        self.lengths, self.eos_ids, self.prompt = lengths, torch.tensor(eos_ids), prompt
+        self.end = eos_ids[0]
 
     def __call__(self, seen: Tensor, scores: Tensor) -> Tensor:
-        scores[:, self.eos_ids] = -torch.inf
-        ending = (self.lengths == seen.shape[1] - self.prompt + 1).to(scores.device)
-        scores[ending] = -torch.inf
-        scores[ending, self.eos_ids[0]] = 0.0
+        self.lengths, self.eos_ids = self.lengths.to(seen.device), self.eos_ids.to(seen.device)
+        ending = self.lengths == seen.shape[1] - self.prompt + 1
+        scores.index_fill_(1, self.eos_ids, -torch.inf)
+        scores[:, self.end] = torch.where(ending, _CERTAIN, -torch.inf)
         return scores
