@@ -1,0 +1,168 @@
+"""TRL's GRPOTrainer and ours, side by side in one run: the same weights, pictures, lengths and loss.
+
+    python experiments/speed/benchmark.py                            7 layers of the 2B model, two CPU threads
+    python experiments/speed/benchmark.py --quick                    the embedded model: does it all run?
+    python experiments/speed/benchmark.py --device cuda --size 2b --dtype bfloat16
+    python experiments/speed/benchmark.py --growth --chart growth.png
+    python experiments/speed/benchmark.py --flops-2b                 arithmetic of the 2B model, no storage
+
+First both must compute the same, per token, in the loss and in its gradient; only then are they timed, one
+step each in turns. Arithmetic, memory and counts are taken of each side alone, in a process of its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "experiments/real_size"), str(ROOT)]
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from sizes import Size  # noqa: E402
+
+# number of layers, blocks, prompts, completions each, image, text and new tokens
+SIZES = {
+    "small": (7, 8, 2, 8, 400, 80, 96),
+    "2b": (28, 32, 2, 8, 700, 100, 512),
+    "quick": (2, 2, 2, 4, 16, 48, 12),
+}
+GROWTH = {"group": (2, 4, 8, 16, 32), "image_tokens": (64, 128, 256, 512, 1024)}
+
+
+def main() -> None:
+    arguments = parse()
+    size = size_of(arguments)
+    if arguments.flops_2b:
+        from real_2b import show_arithmetic
+
+        show_arithmetic(arguments.json)
+        return
+    from run import hush
+
+    hush()
+    if arguments.alone:
+        from compare import watch
+
+        print(json.dumps(watch(size, arguments.alone, arguments.threads)), file=sys.__stdout__)
+        return
+    if arguments.growth:
+        from charts import growth_chart
+
+        points = {
+            axis: [grown(arguments, axis, value) for value in values] for axis, values in GROWTH.items()
+        }
+        write(arguments.json, points)
+        growth_chart(points, arguments.chart or Path("growth.png"))
+        return
+
+    from charts import bar_chart
+    from compare import compare, machine, ratios
+    from console import show
+
+    results = {"machine": machine(arguments.threads), **compare(size, arguments)}
+    for name, row in results["rows"].items():
+        row.update(alone(arguments, name) if arguments.memory else {})
+    results |= ratios(results["rows"])
+    write(arguments.json, results)
+    show(results)
+    if arguments.chart:
+        bar_chart(results, arguments.chart)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="small", help="the model, and defaults of what follows"
+    )
+    parser.add_argument("--quick", action="store_const", const="quick", dest="size", help="--size quick")
+    for name, what in (
+        ("layers", "layers of the language model"),
+        ("blocks", "blocks of the vision tower"),
+        ("prompts", "prompts in a step"),
+        ("group", "completions of each prompt"),
+        ("image-tokens", "image tokens of a prompt"),
+        ("text-tokens", "its other tokens"),
+        ("new-tokens", "tokens of the longest completion"),
+    ):
+        parser.add_argument(f"--{name}", type=int, help=what)
+    parser.add_argument("--lengths", choices=("full", "drawn"), default="full", help="of completions")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--tune", choices=("lora", "full"), default="lora", help="what is trained")
+    parser.add_argument("--beta", type=float, default=0.04, help="weight of the KL term")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--steps", type=int, help="measured (10; quick: 2; growth: 1)")
+    parser.add_argument("--warmup", type=int, help="after the step that is checked (3; quick: 0; growth: 0)")
+    parser.add_argument("--rows", nargs="+", help="only rows whose name contains one of these")
+    parser.add_argument("--growth", action="store_true", help="sweep the group and the image tokens")
+    parser.add_argument("--flops-2b", action="store_true", help="packed against repeated, the 2B model")
+    parser.add_argument("--no-memory", action="store_false", dest="memory", help="time alone")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--chart", type=Path, help="draw them there")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    hurried = arguments.growth or arguments.size == "quick"
+    if arguments.steps is None:
+        arguments.steps = 1 if arguments.growth else 2 if hurried else 10
+    if arguments.warmup is None:
+        arguments.warmup = 0 if hurried else 3
+    return arguments
+
+
+def size_of(arguments: argparse.Namespace) -> Size:
+    names = ("layers", "blocks", "prompts", "group", "image_tokens", "text_tokens", "new_tokens")
+    usual = dict(zip(names, SIZES[arguments.size], strict=True))
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    same = ("lengths", "dtype", "tune", "beta", "device")
+    return Size(model=arguments.size, **usual | given, **{name: getattr(arguments, name) for name in same})
+
+
+def again(arguments: argparse.Namespace, size: Size, *more: str) -> str:
+    """This command in a process of its own; returns what it prints."""
+    command = [sys.executable, __file__, "--size", size.model, "--threads", str(arguments.threads)]
+    for field in dataclasses.fields(size):
+        if field.name != "model":
+            command += [f"--{field.name.replace('_', '-')}", str(getattr(size, field.name))]
+    done = subprocess.run([*command, *more], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(more)} in a process of its own ended with status {done.returncode}")
+    return done.stdout
+
+
+def alone(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Arithmetic, memory and counts of one row; the quick size does not wait for a new process."""
+    print(f"{name}, alone ...", file=sys.stderr)
+    if arguments.size == "quick":
+        from compare import watch
+
+        return watch(size_of(arguments), name, arguments.threads)
+    return json.loads(again(arguments, size_of(arguments), "--alone", name).splitlines()[-1])
+
+
+def grown(arguments: argparse.Namespace, axis: str, value: int) -> dict[str, Any]:
+    """One point of a sweep: TRL in its best settings, and ours."""
+    print(f"{axis} {value} ...", file=sys.stderr)
+    size = dataclasses.replace(size_of(arguments), **{axis: value})
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "point.json"
+        steps = ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
+        memory = [] if arguments.memory else ["--no-memory"]
+        again(arguments, size, *steps, *memory, "--rows", "best", "ours", "--json", str(found))
+        return {axis: value, **json.loads(found.read_text())}
+
+
+def write(path: Path | None, results: Any) -> None:
+    if path:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

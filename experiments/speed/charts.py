@@ -1,0 +1,80 @@
+"""The results as pictures."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+COLOURS = {
+    "encode": "#b0b0b0",
+    "sample": "#4477aa",
+    "reference": "#ccbb44",
+    "train": "#ee6677",
+    "update": "#aa3377",
+    "other": "#dddddd",
+}
+AXES = {"group": "completions per prompt", "image_tokens": "image tokens per prompt"}
+
+
+def bar_chart(results: dict[str, Any], path: Path) -> None:
+    """Seconds of a step by phase, a bar a row; beside it the peak of memory where it was measured."""
+    rows = results["rows"]
+    names = list(rows)[::-1]
+    with_memory = all("memory" in row for row in rows.values())
+    figure, axes = plt.subplots(
+        1,
+        1 + with_memory,
+        figsize=(6.5 + 3 * with_memory, 1.2 + 0.5 * len(names)),
+        squeeze=False,
+        sharey=True,
+    )
+    time = axes[0, 0]
+    left = [0.0] * len(names)
+    for phase, colour in COLOURS.items():
+        values = [rows[name]["seconds"].get(phase, {"median": 0.0})["median"] for name in names]
+        time.barh(names, values, left=left, color=colour, label=phase)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    time.set_xlabel("seconds a step (sum of the phases' medians)")
+    time.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if with_memory:
+        held = [rows[name]["memory"]["resident"] / 1e9 for name in names]
+        above = [rows[name]["memory"]["above_resident"] / 1e9 for name in names]
+        memory = axes[0, 1]
+        memory.barh(names, held, color="#dddddd", label="weights, gradients, moments")
+        memory.barh(names, above, left=held, color="#228833", label="above")
+        memory.set_xlabel("peak memory, GB")
+        memory.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def growth_chart(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Seconds a step, and peak memory where it was measured, as the group and the pictures grow."""
+    measured = all("memory" in row for p in chain(*points.values()) for row in p["rows"].values())
+    figure, grid = plt.subplots(1 + measured, 2, figsize=(9, 3.2 * (1 + measured)), squeeze=False)
+    for column, (axis, found) in enumerate(points.items()):
+        values = [point[axis] for point in found]
+        for name in [n for n in found[0]["rows"] if n == "ours" or n.startswith("TRL")]:
+            colour = "#228833" if name == "ours" else "#ee6677"
+            seconds = [point["rows"][name]["seconds"]["step"]["median"] for point in found]
+            grid[0, column].plot(values, seconds, "o-", color=colour, label=name)
+            if measured:
+                peak = [point["rows"][name]["memory"]["total"] / 1e9 for point in found]
+                grid[1, column].plot(values, peak, "o-", color=colour, label=name)
+        for axes in grid[:, column]:
+            axes.set_xlabel(AXES[axis])
+            axes.set_ylim(bottom=0)
+            axes.spines[["top", "right"]].set_visible(False)
+    grid[0, 0].set_ylabel("seconds a step")
+    grid[0, 0].legend(frameon=False)
+    if measured:
+        grid[1, 0].set_ylabel("peak memory, GB")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,174 @@
+"""Parity first, then the clock: every row on the same weights, one step each in turns."""
+
+import argparse
+import platform
+import statistics
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from our_side import OurSide, variants
+from side import Computed, Given, Side
+from sizes import Size, describe, encoder, other_weights, questions, random_model
+from trl_side import LR, TRLSide
+from trl_side import VARIANTS as TRL_VARIANTS
+
+from medvlm_r1.record import hardware
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "lightning", "accelerate")
+# In fp32 over sums in another order: of a log-probability and of the loss, absolute; of the norm, relative.
+TOLERANCES = {"logprobs": 2e-5, "ref_logprobs": 2e-5, "sampled": 2e-5, "loss": 1e-6, "grad_norm": 1e-5}
+
+
+class DisagreementError(RuntimeError):
+    """The sides do not compute the same, so their times cannot be compared."""
+
+
+def compare(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Parity and times of all rows.
+
+    Raises:
+        DisagreementError: in fp32, a row differs from ours beyond :data:`TOLERANCES`.
+    """
+    steps = 1 + arguments.warmup + arguments.steps
+    names = [v.name for v in (*variants(), *TRL_VARIANTS)]
+    chosen = [n for n in names if not arguments.rows or any(part in n for part in arguments.rows)]
+    given = given_to_all(size, steps)
+    sides = [side_of(name, size, given) for name in chosen]
+    for side in sides:
+        side.start(arguments.threads)
+    differences = agree(sides, size)
+    rounds = []
+    for number in range(arguments.warmup + arguments.steps):
+        print(f"round {number + 1} of {arguments.warmup + arguments.steps}", file=sys.stderr)
+        rounds.append({side.name: side.timed_step() for side in sides})
+    measured = rounds[arguments.warmup :]
+    return {
+        "size": describe(size, given.model),
+        "steps": arguments.steps,
+        "warmup": 1 + arguments.warmup,
+        "parity": {"tolerances": TOLERANCES, "differences": differences},
+        "rows": {side.name: {"seconds": summary([r[side.name] for r in measured])} for side in sides},
+    }
+
+
+def watch(size: Size, name: str, threads: int) -> dict[str, Any]:
+    """Arithmetic, memory and counts of one row, alone."""
+    side = side_of(name, size, given_to_all(size, 2))
+    side.start(threads)
+    return side.watched_step()
+
+
+def given_to_all(size: Size, steps: int) -> Given:
+    model = random_model(size)
+    shared = size.tune == "full" and size.dtype == "float32"  # otherwise each side has its own
+    return Given(
+        model=model,
+        reference=other_weights(model) if size.tune == "full" and size.beta else None,
+        questions=questions(size, size.prompts * (steps + 1), encoder(size.model)),
+        adapter={},
+        optimizer=torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0) if shared else None,
+        steps=steps,
+    )
+
+
+def side_of(name: str, size: Size, given: Given) -> Side:
+    for variant in variants():
+        if variant.name == name:
+            return OurSide(variant, size, given)
+    return TRLSide(next(v for v in TRL_VARIANTS if v.name == name), size, given)
+
+
+def agree(sides: list[Side], size: Size) -> dict[str, dict[str, float]]:
+    """The first step of all: ours samples rows of unequal lengths, and all train on them.
+
+    Returns:
+        The largest difference of each row to the first.
+    """
+    first, *rest = sides
+    usual = size.row_lengths()
+    first.lengths = size.row_lengths(ragged=True)
+    first.timed_step()
+    expected, first.lengths = first.computed, usual
+    found = {first.name: differences(expected, expected)}
+    for side in rest:
+        side.replay(first)
+        side.timed_step()
+        found[side.name] = differences(side.computed, expected)
+        side.replay(None)
+    for name, values in found.items():
+        for quantity, value in values.items():
+            if size.dtype == "float32" and not value <= TOLERANCES[quantity]:
+                raise DisagreementError(
+                    f"{name}: {quantity} differs from {first.name} by {value:.2e}, above "
+                    f"{TOLERANCES[quantity]:.0e}: the sides compute different things, nothing was timed"
+                )
+    return found
+
+
+def differences(one: Computed, other: Computed) -> dict[str, float]:
+    """The largest differences; of the gradients' norm, relative.
+
+    Raises:
+        DisagreementError: they do not even see the same prompts or completions.
+    """
+    if one.prompt != other.prompt or not torch.equal(one.mask, other.mask):
+        raise DisagreementError("the sides see different prompts or completions")
+    mask, found = other.mask, {}
+    for name in ("logprobs", "ref_logprobs"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if theirs is not None:
+            found[name] = float((mine - theirs)[mask].abs().max())
+    if one is other and one.sampled is not None:  # what the sampler recorded against the trainer
+        found["sampled"] = float((one.sampled - one.logprobs)[mask].abs().max())
+    found["loss"] = abs(one.loss - other.loss)
+    found["grad_norm"] = abs(one.grad_norm - other.grad_norm) / other.grad_norm
+    return found
+
+
+def summary(steps: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Median, least and most of each phase; a phase that a side has not is absent."""
+    return {
+        phase: {
+            "median": statistics.median(step.get(phase, 0.0) for step in steps),
+            "least": min(step.get(phase, 0.0) for step in steps),
+            "most": max(step.get(phase, 0.0) for step in steps),
+            "all": [round(step.get(phase, 0.0), 4) for step in steps],
+        }
+        for phase in {phase: None for step in steps for phase in step}
+    }
+
+
+def ratios(rows: dict[str, Any]) -> dict[str, Any]:
+    """TRL against ours as it comes, per TRL row, and against the best of TRL's rows quantity by quantity.
+
+    Times are TRL's divided by ours, so larger is better; memory is ours divided by TRL's, so smaller is.
+    """
+    theirs = {name: row for name, row in rows.items() if name.startswith("TRL")}
+    if "ours" not in rows or not theirs:
+        return {}
+    ours, found = rows["ours"], {}
+    for name, row in theirs.items():
+        found[name] = {
+            phase: row["seconds"][phase]["median"] / ours["seconds"][phase]["median"]
+            for phase in ("step", "sample", "reference", "train")
+            if phase in ours["seconds"] and ours["seconds"][phase]["median"]
+        }
+        if "memory" in row:
+            for key, kind in (("peak_memory", "total"), ("peak_memory_above_resident", "above_resident")):
+                found[name][key] = ours["memory"][kind] / row["memory"][kind]
+    pick = {key: max if "memory" in key else min for key in next(iter(found.values()))}
+    best = {key: choose(row[key] for row in found.values()) for key, choose in pick.items()}
+    meaning = "times: TRL / ours; peak_memory: ours / TRL; against the best of TRL's rows in each quantity"
+    return {"ratio": best, "ratio_means": meaning, "ratios": found}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    return {
+        "hardware": hardware(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,286 @@
+"""Ours: the project's own GRPO under Lightning, in any engine and layout that is there."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.utilities import disable_possible_user_warnings
+from phases import Phases
+from side import Computed, Given, Side
+from sizes import STYLE, Size, adapter, encoder, reward_of, twin
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.grpo import GRPO, MicroBatch
+from medvlm_r1.policy.encode import EncodedPrompt
+from medvlm_r1.policy.policy import Policy
+from medvlm_r1.policy.tuning import Tuning
+from medvlm_r1.rewards import Rewards
+from medvlm_r1.rollout import draws
+from medvlm_r1.rollout.draws import DrawKey
+from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
+from medvlm_r1.update import Optimisation
+
+LR = 1e-12  # as TRL's side has it
+ENGINES = {
+    "reference": ("medvlm_r1.rollout.reference", "ReferenceEngine"),
+    "shared_prefix": ("medvlm_r1.rollout.shared_prefix", "SharedPrefixEngine"),
+}
+_NEVER, _ALWAYS = -1e9, 1e9
+
+
+@dataclass(frozen=True)
+class OurVariant:
+    """One setting of ours.
+
+    Attributes:
+        name: of the row.
+        engine: a key of :data:`ENGINES`.
+        engine_options: the engine's arguments.
+        policy_options: arguments of :class:`Policy` besides model and encoder.
+        micro_batch: prompts in one forward and backward pass.
+    """
+
+    name: str
+    engine: str = "reference"
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    policy_options: dict[str, Any] = field(default_factory=dict)
+    micro_batch: int = 1
+
+
+def variants() -> tuple[OurVariant, ...]:
+    """Ours as it comes, then with each switch off in turn."""
+    fast = importlib.util.find_spec(ENGINES["shared_prefix"][0]) is not None
+    packs = "layout" in inspect.signature(Policy).parameters
+    engine = "shared_prefix" if fast else "reference"
+    packed = {"layout": "packed"} if packs else {}
+    rows = [OurVariant("ours", engine, policy_options=packed)]
+    if fast:
+        rows.append(OurVariant("ours, reference engine", policy_options=packed))
+    if packs:
+        rows.append(OurVariant("ours, repeated layout", engine, policy_options={"layout": "repeated"}))
+    if fast and packs:
+        rows.append(OurVariant("ours, both off", policy_options={"layout": "repeated"}))
+    return tuple(rows)
+
+
+def engine_of(variant: OurVariant) -> RolloutEngine:
+    module, name = ENGINES[variant.engine]
+    return getattr(importlib.import_module(module), name)(**variant.engine_options)
+
+
+class OurSide(Side):
+    """The project's trainer on a twin of the given weights."""
+
+    def __init__(self, variant: OurVariant, size: Size, given: Given) -> None:
+        self.name, self.variant, self.size, self.given = variant.name, variant, size, given
+        self.phases = Phases()
+        self.bare = twin(given.model)
+        tuning = Tuning("adapter", adapter()) if size.tune == "lora" else Tuning()
+        made = encoder(size.model)
+        self.image_processor = made.image_processor
+        policy = Policy(tuning.apply(self.bare), made, **variant.policy_options)
+        # TRL's log-probabilities are those of the whole vocabulary; no vision token is drawn all the same.
+        self.no_draw = policy.banned_ids
+        policy.banned.zero_()
+        self.policy, self.model = policy, policy.model
+        if size.tune == "lora":
+            given.same_adapter(self.model)
+        self.replayed: Rollout | None = None
+        self.ends = forced_ends(ENGINES[variant.engine][0])
+        self.module = self._module()
+        for method, phase in (
+            ("encode", "encode"),
+            ("answer", "sample"),
+            ("reference", "reference"),
+            ("descend", "train"),
+            ("apply_gradients", "update"),
+        ):
+            self.phases.wrap(self.module, method, phase)
+        self._record()
+
+    def loop(self, pause: Callable[[], None]) -> None:
+        self.module.pause = pause
+        disable_possible_user_warnings()
+        trainer = Trainer(
+            accelerator="cpu" if self.size.device == "cpu" else "gpu",
+            devices=1,
+            max_steps=self.given.steps + 1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(self.module, _Questions(self.given.questions, self.size.prompts))
+
+    def replay(self, other: "OurSide | None") -> None:
+        self.replayed = None if other is None else other._rollout
+
+    def reference(self) -> nn.Module | None:
+        return self.policy._reference[0] if self.policy._reference else None
+
+    @property
+    def computed(self) -> Computed:
+        """What the last step computed."""
+        rollout, found = self._rollout, self._found
+        return Computed(
+            prompt=self._prompts[0].ids.tolist(),
+            tokens=rollout.tokens,
+            mask=rollout.mask,
+            logprobs=wide(found["logprobs"], rollout.tokens.shape[1]),
+            ref_logprobs=wide(found["reference"], rollout.tokens.shape[1]) if found["reference"] else None,
+            loss=float(self._update["loss"]),
+            grad_norm=float(self._update["grad_norm"]),
+            sampled=rollout.logprobs,
+        )
+
+    def _module(self) -> "SteppedGRPO":
+        optimizer = self.given.optimizer
+        build = torch.optim.AdamW if optimizer is None else lambda parameters, lr: optimizer
+        module = SteppedGRPO(
+            policy=self.policy,
+            prompt=STYLE,
+            engine=engine_of(self.variant),
+            rewards=Rewards({"arbitrary": lambda answer, sample: reward_of(answer.text)}, {}),
+            seed=0,
+            max_completion_tokens=self.size.new_tokens,
+            optim=Optimisation(lr=LR, optimizer=build, schedule="constant"),
+            sampling=Sampling(group_size=self.size.group, max_tokens=self.size.new_tokens),
+            micro_batch=self.variant.micro_batch,
+            beta=self.size.beta,
+        )
+        module.frozen = self.given.reference
+        return module
+
+    def _record(self) -> None:
+        """Keep what a step computes, and force where its completions end."""
+        module = self.module
+        sample, logprobs = module.engine, module.logprobs
+        reference, descend = module.reference, module.descend
+
+        def roll_out(
+            policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: DrawKey
+        ) -> Rollout:
+            rows = key.rows([p.sample.id for p in prompts], sampling.group_size)
+            self._prompts, self._found = prompts, {"logprobs": [], "reference": []}
+            if self.replayed is None:
+                with self.ends.set(rows, self.lengths, policy.eos_ids, self.no_draw):
+                    self._rollout = sample(policy, prompts, sampling, key)
+            else:
+                self._rollout = self.replayed
+            return self._rollout
+
+        def kept(name: str, plain: Callable[[MicroBatch], Tensor]) -> Callable[[MicroBatch], Tensor]:
+            def call(batch: MicroBatch) -> Tensor:
+                found = plain(batch)
+                self._found[name].append(found.detach())
+                return found
+
+            return call
+
+        def update(minibatch: Sequence[MicroBatch]) -> dict[str, Tensor]:
+            self._update = descend(minibatch)
+            return self._update
+
+        module.engine = roll_out
+        module.logprobs, module.reference = kept("logprobs", logprobs), kept("reference", reference)
+        module.descend = update
+        self.lengths = self.size.row_lengths()
+
+
+class SteppedGRPO(GRPO):
+    """GRPO that waits for its turn before each step, and then encodes its prompts itself.
+
+    In a run, workers encode the prompts of the next step meanwhile; here the work is in the step, as it
+    is in TRL's.
+    """
+
+    pause: Callable[[], None]
+    frozen: torch.nn.Module | None
+
+    def setup(self, stage: str) -> None:
+        """The reference that is kept gets the weights given, which differ: else the KL term would be 0."""
+        super().setup(stage)
+        for reference in self.policy._reference:
+            for mine, given in zip(reference.parameters(), self.frozen.parameters(), strict=True):
+                mine.data = given.data
+
+    def encode(self, samples: list[VQASample]) -> list[EncodedPrompt]:
+        return [self.policy.encoder.encode(sample, "train", self.prompt) for sample in samples]
+
+    def training_step(self, samples: list[VQASample], batch_idx: int) -> None:
+        self.pause()
+        super().training_step(self.encode(samples), batch_idx)
+
+
+class _Questions(LightningDataModule):
+    """The questions in their order, so many a step."""
+
+    def __init__(self, questions: list[VQASample], prompts_per_step: int) -> None:
+        super().__init__()
+        self.questions, self.prompts_per_step = questions, prompts_per_step
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.questions, batch_size=self.prompts_per_step, collate_fn=list)
+
+
+class ForcedEnds:
+    """The noise of an engine's draws, changed so that each row ends at its length, and not before.
+
+    Draws are a function of the row's key, so this reaches a row wherever an engine has moved it.
+    """
+
+    def __init__(self, plain: Callable[[Tensor, int, int], Tensor]) -> None:
+        self.plain = plain
+        self.rows = self.lengths = torch.zeros(0, dtype=torch.long)
+        self.never, self.end = self.rows, 0
+
+    @contextmanager
+    def set(self, rows: Tensor, lengths: Tensor, eos_ids: list[int], never: list[int]) -> Iterator[None]:
+        """For one rollout.
+
+        Args:
+            rows: the keys of the rollout's rows.
+            lengths: tokens of each, end of sequence included.
+            eos_ids: what ends a row; the first of them is drawn.
+            never: further ids that are not drawn.
+        """
+        self.rows, self.lengths, self.end = rows, lengths, eos_ids[0]
+        self.never = torch.tensor([*eos_ids, *never])
+        yield
+        self.rows = rows[:0]
+
+    def __call__(self, rows: Int[Tensor, " rows"], position: Any, vocabulary: int) -> Tensor:
+        noise = self.plain(rows, position, vocabulary)
+        if not len(self.rows):
+            return noise
+        if self.rows.device != rows.device:  # once a rollout: no step waits for the host
+            self.rows, self.lengths, self.never = (
+                t.to(rows.device) for t in (self.rows, self.lengths, self.never)
+            )
+        places = (rows[:, None] == self.rows[None, :]).int().argmax(1)
+        noise.index_fill_(1, self.never, _NEVER)
+        noise[:, self.end] = torch.where(self.lengths[places] == position + 1, _ALWAYS, _NEVER)
+        return noise
+
+
+def forced_ends(engine: str) -> ForcedEnds:
+    """Put one :class:`ForcedEnds` in the place of ``gumbel_noise``, where it is made and in the engine."""
+    if not isinstance(draws.gumbel_noise, ForcedEnds):
+        draws.gumbel_noise = ForcedEnds(draws.gumbel_noise)
+    module = importlib.import_module(engine)
+    if hasattr(module, "gumbel_noise"):
+        module.gumbel_noise = draws.gumbel_noise
+    return draws.gumbel_noise
+
+
+def wide(parts: list[Tensor], width: int) -> Tensor:
+    """Micro-batches below each other, as wide as the rollout."""
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])

@@ -1,0 +1,93 @@
+"""Arithmetic of one training pass of the genuine 2B language model, packed against repeated, without storage.
+
+Two prompts of 800 tokens with eight completions each. The repeated layout pads to the longest completion,
+512; a layout with each prompt once and no padding has 384 a completion in the mean, or 512 where all are
+that long.
+"""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory import Watch
+from phases import Phases
+from rich.console import Console
+from rich.table import Table
+from sizes import GENUINE, adapter, encoder, of_words
+from transformers import PreTrainedConfig
+
+from medvlm_r1.objective import grpo_loss
+from medvlm_r1.plan.meta import fused_attention
+from medvlm_r1.policy.encode import Encoder, collate
+from medvlm_r1.policy.geometry import geometry, unweighted
+from medvlm_r1.policy.policy import Policy
+from medvlm_r1.policy.tuning import Tuning
+
+PROMPTS, GROUP, PROMPT, LONGEST, MEAN = 2, 8, 800, 512, 384
+
+
+def show_arithmetic(path: Path | None) -> None:
+    """Print the table, and write it as JSON where a path is given."""
+    found = {tune: arithmetic(tune, encoder("2b")) for tune in ("full", "lora")}
+    table = Table("TFLOP, language model", "layout", "completions", "forward", "and backward", "ratio")
+    for tune, rows in found.items():
+        for row in rows:
+            numbers = (row["forward"] / 1e12, row["total"] / 1e12, row["total"] / row["forward"])
+            table.add_row(tune, row["layout"], row["completions"], *(f"{number:.3g}" for number in numbers))
+    Console(width=110).print(table)
+    for tune, (padded, *packed) in found.items():
+        for row in packed:
+            shares = (f"{row[part] / padded[part]:.3f} ({part})" for part in ("forward", "total"))
+            print(f"{tune}: packed, {row['completions']}, of repeated:", ", ".join(shares))
+    if path:
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def arithmetic(tune: str, encoder: Encoder) -> list[dict[str, Any]]:
+    """Floating-point operations of each layout that the policy has."""
+    layouts = ("repeated", "packed") if "layout" in inspect.signature(Policy).parameters else ("repeated",)
+    rows = []
+    for layout in layouts:
+        whole = torch.full((PROMPTS * GROUP,), LONGEST)
+        # evenly from 256 to 512, so 384 in the mean; padding is computed by who pads
+        spread = torch.linspace(2 * MEAN - LONGEST, LONGEST, PROMPTS * GROUP).round().long()
+        cases = (
+            {"padded to 512": whole}
+            if layout == "repeated"
+            else {"of 384 in the mean": spread, "of 512": whole}
+        )
+        for completions, lengths in cases.items():
+            forward, total = one_pass(geometry(GENUINE), tune, layout, encoder, lengths)
+            rows.append({"layout": layout, "completions": completions, "forward": forward, "total": total})
+    return rows
+
+
+def one_pass(
+    config: PreTrainedConfig, tune: str, layout: str, encoder: Encoder, lengths: torch.Tensor
+) -> tuple[float, float]:
+    """Operations of the forward pass, and with the backward pass; prompts hold no pictures."""
+    tuning = Tuning("adapter", adapter()) if tune == "lora" else Tuning()
+    has_layout = "layout" in inspect.signature(Policy).parameters
+    with torch.device("meta"):
+        model = tuning.apply(unweighted(config, torch.bfloat16))
+        policy = Policy(model.train(), encoder, **{"layout": layout} if has_layout else {}).to("meta")
+    for parameter in policy.trained:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    prompts = collate([of_words(PROMPT, encoder)] * PROMPTS, policy.pad_id, torch.device("cpu"))
+    # Lengths stay on the host, where a layout reads them; the rest has no storage.
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    with Watch([], Phases()) as watch, fused_attention():
+        logprobs = policy.logprobs(prompts, torch.zeros_like(mask, dtype=torch.long), mask)
+        forward = watch.flops
+        loss, _ = grpo_loss(
+            logprobs,
+            logprobs.detach(),
+            None,
+            torch.zeros(len(lengths), device="meta"),
+            mask.to("meta"),
+            beta=0.0,
+        )
+        torch.autograd.backward(loss)
+    return forward, watch.flops

@@ -1,0 +1,216 @@
+"""What both sides are given: a random Qwen2-VL, its words and pictures, and questions of an exact length."""
+
+import copy
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from genuine import qwen2_tokenizer
+from peft import LoraConfig
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2VLImageProcessorPil,
+)
+
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.policy.encode import PATCH, EncodedPrompt, Encoder
+from medvlm_r1.policy.geometry import geometry, resized
+from medvlm_r1.policy.weights import EMBEDDED
+
+GENUINE = "Qwen/Qwen2-VL-2B-Instruct"
+STYLE = PromptStyle("plain", train="{Question}", evaluate="{Question}")
+
+
+@dataclass(frozen=True)
+class Size:
+    """The work of one optimiser step.
+
+    Attributes:
+        model: ``small`` (the 2B model's widths), ``2b`` (all of it) or ``quick`` (the embedded model's).
+        layers, blocks: of the language model and of the vision tower.
+        prompts, group: prompts in a step, completions of each.
+        image_tokens, text_tokens: of a prompt; every prompt has one picture of its own.
+        new_tokens: the longest completion.
+        lengths: ``full`` lets every completion run to ``new_tokens``; ``drawn`` ends each row at a length
+            drawn once, evenly between a quarter of ``new_tokens`` and all of it.
+        dtype: of weights and arithmetic.
+        tune: ``lora`` (adapters on the language model) or ``full``.
+        beta: weight of the KL term; 0 computes no reference.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    model: str
+    layers: int
+    blocks: int
+    prompts: int
+    group: int
+    image_tokens: int
+    text_tokens: int
+    new_tokens: int
+    lengths: str
+    dtype: str
+    tune: str
+    beta: float
+    device: str
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.image_tokens + self.text_tokens
+
+    def row_lengths(self, ragged: bool | None = None) -> Tensor:
+        """Tokens of each row's completion, prompt-major; above ``new_tokens`` the row never ends.
+
+        Args:
+            ragged: draw the lengths whatever ``lengths`` says.
+        """
+        if not (self.lengths == "drawn" if ragged is None else ragged):
+            return torch.full((self.rows,), self.new_tokens + 1)
+        least = max(1, self.new_tokens // 4)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(least, self.new_tokens + 1, (self.rows,), generator=generator)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A picture made up from a seed."""
+
+    seed: int
+    width: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        return f"noise-{self.seed}"
+
+    def load(self) -> Image.Image:
+        values = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3))
+        return Image.fromarray(values.astype(np.uint8))
+
+
+def config_of(size: Size) -> PreTrainedConfig:
+    """The genuine configuration (the embedded model's for ``quick``), of ``size.layers`` and ``blocks``."""
+    config = resized(geometry("embedded" if size.model == "quick" else GENUINE), size.layers, size.blocks)
+    if size.model != "quick":
+        config.text_config.pad_token_id = 151643
+    return config
+
+
+def random_model(size: Size) -> PreTrainedModel:
+    """The architecture with weights as transformers draws them, from a fixed seed."""
+    torch.manual_seed(0)
+    with torch.device(size.device):
+        model = AutoModelForImageTextToText.from_config(config_of(size), dtype=getattr(torch, size.dtype))
+    text = model.config.text_config
+    model.generation_config.update(eos_token_id=[text.eos_token_id], pad_token_id=text.pad_token_id)
+    if size.tune == "lora":
+        model.requires_grad_(False)
+    return model.train()
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in modules of their own: each side may patch its modules, memory holds one model."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def other_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A frozen copy that differs a little: against itself the KL term would be 0 whoever computes it."""
+    reference = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        reference.model.language_model.norm.weight.mul_(2.0)
+    return reference
+
+
+def adapter() -> LoraConfig:
+    """Adapters as ``tune=lora`` puts them, but with random weights on both sides: fresh ones add nothing."""
+    return LoraConfig(
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        target_modules=".*language_model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        init_lora_weights=False,
+    )
+
+
+def encoder(model: str) -> Encoder:
+    """The genuine tokenizer (the embedded model's for ``quick``), and pictures kept at their size."""
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=PATCH**2, max_pixels=PATCH**2 * 16384
+    )
+    tokenizer = (
+        AutoTokenizer.from_pretrained(EMBEDDED, padding_side="left")
+        if model == "quick"
+        else qwen2_tokenizer()
+    )
+    return Encoder(tokenizer, processor, max_prompt_tokens=32768)
+
+
+def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
+    """``n`` questions of exactly ``size.prompt_tokens`` tokens, each with a picture of its own.
+
+    Raises:
+        ValueError: the chat's own words alone are more than ``size.text_tokens``.
+    """
+    down, across = cells(size.image_tokens)
+
+    def question(number: int, filler: int) -> VQASample:
+        return _question(number, filler, (Noise(number, across * PATCH, down * PATCH),))
+
+    least = len(encoder.encode(question(0, 0), "train", STYLE).ids)
+    filler = size.prompt_tokens - least
+    if filler < 0:
+        raise ValueError(
+            f"--text-tokens {size.text_tokens}: the chat takes {least - size.image_tokens} at least"
+        )
+    made = [question(number, filler) for number in range(n)]
+    assert len(encoder.encode(made[0], "train", STYLE).ids) == size.prompt_tokens
+    return made
+
+
+def of_words(tokens: int, encoder: Encoder) -> EncodedPrompt:
+    """A question of so many tokens without a picture."""
+    least = len(encoder.encode(_question(0, 0, ()), "train", STYLE).ids)
+    return encoder.encode(_question(0, tokens - least, ()), "train", STYLE)
+
+
+def _question(number: int, filler: int, pictures: tuple[Noise, ...]) -> VQASample:
+    text = "What does this" + " image" * filler + " show?"
+    name = f"q{number}"
+    return VQASample(name, pictures, text, ("one", "two"), "A", "mri", "test", "train", name)
+
+
+def cells(image_tokens: int) -> tuple[int, int]:
+    """Rows and columns of the grid of image tokens, as square as it divides."""
+    down = math.isqrt(image_tokens)
+    while image_tokens % down:
+        down -= 1
+    return down, image_tokens // down
+
+
+def reward_of(text: str) -> float:
+    """Arbitrary, because random weights earn no real reward and equal rewards make no gradient."""
+    return zlib.crc32(text.encode()) % 5 / 4
+
+
+def describe(size: Size, model: Any) -> dict[str, Any]:
+    """The size as the report names it."""
+    vision = sum(p.numel() for p in model.model.visual.parameters())
+    return {
+        **vars(size),
+        "prompt_tokens": size.prompt_tokens,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_vision": vision,
+    }

@@ -1,0 +1,266 @@
+"""TRL's GRPOTrainer: its own loop, its own generation, its own loss."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import trl.trainer.grpo_trainer as grpo_trainer
+import trl.trainer.utils as trl_utils
+from datasets import Dataset
+from phases import Phases
+from side import Computed, Given, Side
+from sizes import STYLE, Size, adapter, encoder, reward_of, twin
+from torch import Tensor, nn
+from transformers import LogitsProcessorList, PrinterCallback, TrainerCallback
+from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+from transformers.processing_utils import ProcessorMixin
+from trl import GRPOConfig, GRPOTrainer
+
+from medvlm_r1.rollout.engine import completion_mask
+
+# so small that fp32 weights of ordinary size do not move, while the optimiser does all of its work
+LR = 1e-12
+_CERTAIN = 1e9  # a score beside which no other counts
+
+
+@dataclass(frozen=True)
+class TRLVariant:
+    """Settings of TRL's trainer for the same work.
+
+    Attributes:
+        name: of the row.
+        gradient_checkpointing: TRL's default is true.
+        micro_batch: completions in one forward and backward pass; TRL's default is 8.
+        head_on_completions: on a CPU, TRL 1.16 puts prompt positions through the output matrix too, which it
+            leaves out where Triton is there; true leaves them out here as well.
+    """
+
+    name: str
+    gradient_checkpointing: bool = True
+    micro_batch: int = 8
+    head_on_completions: bool = False
+
+
+VARIANTS = (
+    TRLVariant("TRL, defaults"),
+    TRLVariant("TRL, best settings", gradient_checkpointing=False, head_on_completions=True),
+)
+
+
+class Processor(Qwen2VLProcessor):
+    """Qwen2-VL's processor without its video half, which needs torchvision."""
+
+    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+            [self.image_token, self.video_token]
+        )
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+class TRLSide(Side):
+    """TRL's trainer on a twin of the given weights."""
+
+    def __init__(self, variant: TRLVariant, size: Size, given: Given) -> None:
+        self.name, self.variant, self.size, self.given = variant.name, variant, size, given
+        self.phases = Phases()
+        self.replayed: Tensor | None = None  # completions that the next step takes instead of sampling
+        self.lengths = size.row_lengths()
+        self.bare = twin(given.model)
+        made = encoder(size.model)
+        self.image_processor = made.image_processor
+        self.processor = Processor(made.image_processor, made.tokenizer, made.tokenizer.chat_template)
+        self.trainer = self._trainer()
+        self.model = self.trainer.model
+        if size.tune == "lora":
+            given.same_adapter(self.model)
+        self._instrument()
+
+    def loop(self, pause: Callable[[], None]) -> None:
+        self.trainer.add_callback(_Pause(pause))
+        self.trainer.train()
+
+    def replay(self, other: Side | None) -> None:
+        self.replayed = None if other is None else other.computed.tokens
+
+    def reference(self) -> nn.Module | None:
+        return self.trainer.ref_model
+
+    def _trainer(self) -> GRPOTrainer:
+        size, variant = self.size, self.variant
+        micro = min(variant.micro_batch, size.rows)
+        if size.rows % micro:
+            raise ValueError(f"{size.rows} completions are no multiple of TRL's micro-batch of {micro}")
+        args = GRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=size.rows // micro,
+            gradient_checkpointing=variant.gradient_checkpointing,
+            num_generations=size.group,
+            max_completion_length=size.new_tokens,
+            temperature=1.0,
+            beta=size.beta,
+            # the same formula as ours: GRPO's own aggregation, and the plain KL estimate
+            loss_type="grpo",
+            use_bias_correction_kl=False,
+            learning_rate=LR,
+            weight_decay=0.0,
+            max_steps=self.given.steps + 1,
+            bf16=size.dtype == "bfloat16",
+            use_cpu=size.device == "cpu",
+            dataloader_pin_memory=size.device != "cpu",
+            shuffle_dataset=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        plain, grpo_trainer.create_model_from_path = grpo_trainer.create_model_from_path, self._reference
+        try:
+            trainer = GRPOTrainer(
+                model=self.bare,
+                reward_funcs=arbitrary,
+                args=args,
+                train_dataset=self._dataset(),
+                processing_class=self.processor,
+                peft_config=adapter() if size.tune == "lora" else None,
+                optimizers=(self.given.optimizer, None),
+            )
+        finally:
+            grpo_trainer.create_model_from_path = plain
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _reference(self, *_: Any, **__: Any) -> Any:
+        """TRL would load the reference from where the model came from; these weights came from nowhere."""
+        return twin(self.given.reference)
+
+    def _dataset(self) -> Dataset:
+        chats = [STYLE.ask(question, "train") for question in self.given.questions]
+        return Dataset.from_dict(
+            {
+                "prompt": [[{"role": "user", "content": chat[0]["content"][-1]["text"]}] for chat in chats],
+                "image": [question.images[0].load() for question in self.given.questions],
+            }
+        )
+
+    def _instrument(self) -> None:
+        """Wrap the trainer's parts: by the clock first, and what they compute around it."""
+        trainer, phases, accelerator = self.trainer, self.phases, self.trainer.accelerator
+        phases.wrap(trainer, "_tokenize_prompts", "encode")
+        phases.wrap(self.image_processor, "preprocess", "encode")
+        phases.wrap(trainer, "_generate_single_turn", "sample")
+        phases.wrap(trainer, "compute_loss", "train")
+        phases.wrap(accelerator, "backward", "train")
+        phases.wrap(accelerator, "clip_grad_norm_", "update")
+        trainer.add_callback(_Update(phases))
+        self._logprobs, trainer._get_per_token_logps_and_entropies = (
+            trainer._get_per_token_logps_and_entropies,
+            self._recorded_logprobs,
+        )
+        self._sample, self.bare.generate = self.bare.generate, self._generate
+        self._loss_of, trainer.compute_loss = trainer.compute_loss, self._recorded_loss
+        self._clip, accelerator.clip_grad_norm_ = accelerator.clip_grad_norm_, self._recorded_norm
+
+    def _generate(self, **inputs: Any) -> Tensor:
+        prompts = inputs["input_ids"]
+        if self.replayed is None:
+            ends = _Ends(self.lengths, self.trainer.eos_token_ids, prompts.shape[1])
+            generated = self._sample(**inputs, logits_processor=LogitsProcessorList([ends]))
+        else:
+            generated = torch.cat([prompts, self.replayed.to(prompts.device)], dim=1)
+        self._prompt, self._tokens = prompts[0].tolist(), generated[:, prompts.shape[1] :]
+        self._found, self._losses = {True: [], False: []}, []
+        return generated
+
+    def _recorded_logprobs(self, model: Any, ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        graded = torch.is_grad_enabled()
+        with self.phases.timed(self.phases.current if graded else "reference"), self._head():
+            found = self._logprobs(model, ids, *args, **kwargs)
+        self._found[graded] += zip(ids, found[0].detach(), strict=True)
+        return found
+
+    @contextmanager
+    def _head(self) -> Iterator[None]:
+        """Which positions go through the output matrix is decided by a question for Triton."""
+        plain = trl_utils._use_triton
+        if self.variant.head_on_completions:
+            trl_utils._use_triton = lambda device: True
+        try:
+            yield
+        finally:
+            trl_utils._use_triton = plain
+
+    def _recorded_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = self._loss_of(*args, **kwargs)
+        self._losses.append(loss.detach())
+        return loss
+
+    def _recorded_norm(self, *args: Any, **kwargs: Any) -> Any:
+        self._norm = self._clip(*args, **kwargs)
+        return self._norm
+
+    @property
+    def computed(self) -> Computed:
+        """What the last step computed; TRL shuffles rows before training, so they are found by content."""
+        width = self._tokens.shape[1]
+        mask = completion_mask(self._tokens, self.trainer.eos_token_ids)
+        found = {
+            graded: {tuple(ids[-width:].tolist()): row for ids, row in rows}
+            for graded, rows in self._found.items()
+        }
+        rows = [tuple(row) for row in self._tokens.tolist()]
+        reference = torch.stack([found[False][row] for row in rows]) if found[False] else None
+        return Computed(
+            prompt=self._prompt,
+            tokens=self._tokens,
+            mask=mask,
+            logprobs=torch.stack([found[True][row] for row in rows]),
+            ref_logprobs=reference,
+            loss=float(sum(self._losses)),
+            grad_norm=float(self._norm),
+        )
+
+
+def arbitrary(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+    """A reward that random weights can earn: without one there is no gradient."""
+    return [reward_of(completion[0]["content"]) for completion in completions]
+
+
+class _Pause(TrainerCallback):
+    def __init__(self, pause: Callable[[], None]) -> None:
+        self.pause = pause
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.pause()
+
+
+class _Update(TrainerCallback):
+    """The optimiser's own step is between these two calls."""
+
+    def __init__(self, phases: Phases) -> None:
+        self.phases = phases
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.under_way = self.phases.timed("update")
+        self.under_way.__enter__()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.under_way.__exit__(None, None, None)
+
+
+class _Ends:
+    """A logits processor that ends each row at its length, and not before."""
+
+    def __init__(self, lengths: Tensor, eos_ids: list[int], prompt: int) -> None:
+        self.lengths, self.eos_ids, self.prompt = lengths, torch.tensor(eos_ids), prompt
+        self.end = eos_ids[0]
+
+    def __call__(self, seen: Tensor, scores: Tensor) -> Tensor:
+        self.lengths, self.eos_ids = self.lengths.to(seen.device), self.eos_ids.to(seen.device)
+        ending = self.lengths == seen.shape[1] - self.prompt + 1
+        scores.index_fill_(1, self.eos_ids, -torch.inf)
+        scores[:, self.end] = torch.where(ending, _CERTAIN, -torch.inf)
+        return scores
