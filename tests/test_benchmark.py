@@ -8,7 +8,7 @@ import sys
 import pytest
 from training import ROOT
 
-from medvlm_r1.rollout import draws, reference
+from medvlm_r1.rollout import draws
 
 pytest.importorskip("trl", reason="the benchmark compares with TRL: pip install -e '.[dev]'")
 
@@ -85,22 +85,31 @@ def test_counts_of_trl(results, name, passes, images, preprocessed):
     assert counters["preprocessed"] == preprocessed
 
 
-def test_counts_of_the_reference_engine(results):
-    """Rows repeat the prompt from the first token on; a picture is seen once a prompt in every pass."""
+def test_counts_of_ours(results):
+    """A prompt is read once in sampling and once a pass; a frozen tower sees a picture once."""
     counters = results["rows"]["ours"]["counters"]
+    assert counters["row_steps"]["sample"] == ROWS * (NEW - 1)
+    assert counters["tokens"]["sample"] == PROMPTS * PROMPT + ROWS * (NEW - 1)
+    assert counters["tokens"]["reference"] == PROMPTS * PROMPT + ROWS * (NEW - 1)
+    assert counters["tokens"]["train"] == PROMPTS * PROMPT + ROWS * (NEW - 1)
+    assert counters["preprocessed"] == PROMPTS
+    assert counters["images"]["step"] == PROMPTS
+
+
+def test_counts_of_ours_with_both_switches_off(results):
+    """Rows repeat the prompt from the first token on, in the reference engine and in every pass."""
+    counters = results["rows"]["ours, both off"]["counters"]
     assert counters["row_steps"]["sample"] == ROWS * (NEW - 1)
     assert counters["tokens"]["sample"] == ROWS * PROMPT + ROWS * (NEW - 1)
     assert counters["tokens"]["reference"] == counters["tokens"]["train"] == ROWS * (PROMPT + NEW)
-    assert counters["preprocessed"] == PROMPTS
-    assert counters["images"]["step"] == 3 * PROMPTS
+    assert counters["images"]["step"] == PROMPTS
 
 
 def test_rows_end_at_the_drawn_lengths_on_both_sides(monkeypatch):
     # what the benchmark changes for its own process is put back for the tests that follow
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for module in (draws, reference):
-        monkeypatch.setattr(module, "gumbel_noise", module.gumbel_noise)
+    monkeypatch.setattr(draws, "gumbel_noise", draws.gumbel_noise)
     import benchmark
     from compare import given_to_all, side_of
 
