@@ -44,6 +44,7 @@ CONF = Path(__file__).parent / "conf"
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card")
+UNNAMED += ("pictures", "pictures.folder", "pictures.limit")
 UNNAMED += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
 )
@@ -130,7 +131,9 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
     module = method(policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed)
     data = VQADataModule(
         questions,
-        encode=functools.partial(policy.encoder.encode, prompt=prompt),
+        encode=functools.partial(
+            policy.encoder.encode, prompt=prompt, cache=instantiate(cfg.pictures) if cfg.pictures else None
+        ),
         prompts_per_step=cfg.model.recipe.prompts_per_step,
         evaluation_batch=cfg.model.recipe.evaluation_batch,
         seed=cfg.seed,

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
 from medvlm_r1.data.audit.kinds import View, view
 from medvlm_r1.data.checks import image_digest
+from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.sample import ImageFile, ImageHandle
 
 SIDE = 32  # pixels of a thumbnail
@@ -38,7 +37,6 @@ _FREQUENCIES = 16  # lowest that are kept a side
 _FLAT = 2.0  # standard deviation of grey values below which a picture shows nothing to compare
 _EDGE = 2  # pixels of a thumbnail that a shift may bring in from outside
 _BLOCK = 1024  # pictures a side of one matrix product
-_WORTH_A_BAR = 500
 _MIRROR = np.tile(np.where(np.arange(_FREQUENCIES) % 2, -1.0, 1.0), _FREQUENCIES).astype(np.float32)
 _Y, _X = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
 
@@ -103,17 +101,8 @@ def fingerprints(handles: Sequence[ImageHandle], workers: int | None = None) -> 
 
 def in_threads(function, items: Sequence, description: str, workers: int | None = None) -> Iterator:
     """``map`` over threads, in order, with a bar on a terminal where there is much to do."""
-    console = Console(stderr=True)
-    shown = console.is_terminal and len(items) >= _WORTH_A_BAR and os.environ.get("LOCAL_RANK", "0") == "0"
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        yield from track(
-            pool.map(function, items),
-            description=description,
-            total=len(items),
-            console=console,
-            transient=True,
-            disable=not shown,
-        )
+        yield from tracked(pool.map(function, items), description, len(items))
 
 
 def candidates(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> list[Candidate]:
@@ -126,7 +115,7 @@ def candidates(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> l
     rows = [i for i, f in enumerate(first) if not f.is_flat]
     columns = [j for j, f in enumerate(second) if not f.is_flat]
     found = []
-    for left in range(0, len(columns), _BLOCK):
+    for left in tracked(range(0, len(columns), _BLOCK), "Comparing thumbnails"):
         inside = columns[left : left + _BLOCK]
         here = [
             Candidate(top_rows[c.first], inside[c.second], c.explained, c.mirrored)
