@@ -43,9 +43,17 @@ def _faults(pictures: dict[str, ImageHandle], workers: int) -> dict[str, str]:
             reasons = zip(pictures, pool.map(_fault, pictures.values()), strict=True)
             return {name: reason for name, reason in reasons if reason}
     with KnownFiles() as known, ThreadPoolExecutor(workers) as pool:
-        judged = pool.map(lambda handle: _fault_now(handle, known), pictures.values())
-        reasons = zip(pictures, tracked(judged, "Checking images", len(pictures)), strict=True)
+        # What is known is looked up in this thread alone: the lookups of several would wait for each other.
+        found = tracked(pictures.items(), "Looking for changed images", len(pictures))
+        new = {name: handle for name, handle in found if not _was_good(handle, known)}
+        judged = pool.map(lambda handle: _fault_now(handle, known), new.values())
+        reasons = zip(new, tracked(judged, "Checking images", len(new)), strict=True)
         return {name: reason for name, reason in reasons if reason}
+
+
+def _was_good(handle: ImageHandle, known: KnownFiles) -> bool:
+    key = picture_key(handle, known, unread=True)
+    return key is not None and known.is_good(key)
 
 
 def _fault_now(handle: ImageHandle, known: KnownFiles) -> str | None:

@@ -61,14 +61,26 @@ class KnownFiles:
         self.write()
         self._close()
 
-    def digest(self, file: Path) -> str | None:
-        """SHA-256 of a file; ``None`` where there is none, or while it is being written."""
-        return self._digest(file, os.fsencode(os.path.abspath(file)), lambda: file_digest(file))
+    def digest(self, file: Path, unread: bool = False) -> str | None:
+        """SHA-256 of a file.
 
-    def digest_inside(self, file: Path, member: str, read: Callable[[], bytes]) -> str | None:
-        """SHA-256 of a part of a file, read where it is not known; ``None`` as for :meth:`digest`."""
+        Args:
+            file: read where it is not known.
+            unread: do not read it then.
+
+        Returns:
+            ``None`` where there is no file, where it is not known and not read, or while it is being written.
+        """
+        find = None if unread else lambda: file_digest(file)
+        return self._digest(file, os.fsencode(os.path.abspath(file)), find)
+
+    def digest_inside(
+        self, file: Path, member: str, read: Callable[[], bytes], unread: bool = False
+    ) -> str | None:
+        """SHA-256 of a part of a file; otherwise as :meth:`digest`."""
         name = os.fsencode(os.path.abspath(file)) + b"\0" + os.fsencode(member)
-        return self._digest(file, name, lambda: hashlib.sha256(read()).hexdigest())
+        find = None if unread else lambda: hashlib.sha256(read()).hexdigest()
+        return self._digest(file, name, find)
 
     def is_good(self, picture: str) -> bool:
         """Whether the picture with this key was found good."""
@@ -101,7 +113,7 @@ class KnownFiles:
 
         self._ask(insert)
 
-    def _digest(self, file: Path, name: bytes, find: Callable[[], str]) -> str | None:
+    def _digest(self, file: Path, name: bytes, find: Callable[[], str] | None) -> str | None:
         if (stamp := _stamp(file)) is None:
             return None
         known = self._digests.get(name) or next(
@@ -109,6 +121,8 @@ class KnownFiles:
         )
         if known and known[0] == stamp:
             return known[1]
+        if find is None:
+            return None
         digest = find()
         if _stamp(file) != stamp:
             return None

@@ -16,7 +16,7 @@ _CODE = ("sample", "volume", "dicom", "dicom_header", "nifti", "pictures")
 _DECODERS = ("pillow", "numpy", "pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel")
 
 
-def picture_key(handle: ImageHandle, known: KnownFiles) -> str | None:
+def picture_key(handle: ImageHandle, known: KnownFiles, unread: bool = False) -> str | None:
     """SHA-256 that two handles share only if they load the same picture, and both may.
 
     Whether a DICOM file may name its patient is part of it, so what was allowed once is not allowed always.
@@ -24,15 +24,17 @@ def picture_key(handle: ImageHandle, known: KnownFiles) -> str | None:
     Args:
         handle: the picture.
         known: digests of files; what is not known yet is read.
+        unread: do not read it then.
 
     Returns:
-        ``None`` for a picture that is no file, e.g. a rendered one, and where the file is not there.
+        ``None`` for a picture that is no file, e.g. a rendered one, and where the file is not there, or
+        not known and not read.
 
     Raises:
         BadRowError: what holds the picture is damaged.
     """
     try:
-        content, shown = _content(handle, known)
+        content, shown = _content(handle, known, unread)
     except OSError:  # told when the picture is loaded
         return None
     if content is None:
@@ -40,23 +42,26 @@ def picture_key(handle: ImageHandle, known: KnownFiles) -> str | None:
     return hashlib.sha256(json.dumps([_rules(), content, shown]).encode()).hexdigest()
 
 
-def _content(handle: ImageHandle, known: KnownFiles) -> tuple[str | list | None, dict]:
+def _content(handle: ImageHandle, known: KnownFiles, unread: bool) -> tuple[str | list | None, dict]:
     """What the file holds, and what is shown of it."""
     if isinstance(handle, ImageFile):
-        return known.digest(handle.path) if handle.path.is_file() else None, {}
+        return known.digest(handle.path, unread) if handle.path.is_file() else None, {}
     if isinstance(handle, ParquetImage | ZipImage):
         file = handle.path if isinstance(handle, ParquetImage) else handle.archive
-        return known.digest_inside(file, handle.name, handle.read), {}
+        return known.digest_inside(file, handle.name, handle.read, unread), {}
     if isinstance(handle, DicomImage | NiftiImage):
-        content = _folder(handle.path, known) if handle.path.is_dir() else known.digest(handle.path)
+        is_folder = handle.path.is_dir()
+        content = _folder(handle.path, known, unread) if is_folder else known.digest(handle.path, unread)
         # nibabel goes by the suffix too
         return content, vars(handle) | {"path": handle.path.suffix.lower(), "format": type(handle).__name__}
     return None, {}
 
 
-def _folder(folder: Path, known: KnownFiles) -> list[tuple[str, str | None]]:
+def _folder(folder: Path, known: KnownFiles, unread: bool) -> list[tuple[str, str]] | None:
     """Names too: they order slices that nothing else orders."""
-    return [(ascii(file.name), known.digest(file)) for file in sorted(folder.iterdir()) if file.is_file()]
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    found = [(ascii(file.name), known.digest(file, unread)) for file in files]
+    return None if any(digest is None for _, digest in found) else found
 
 
 @functools.cache

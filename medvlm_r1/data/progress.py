@@ -18,13 +18,12 @@ def tracked(items: Iterable[T], description: str, total: int | None = None) -> I
     Args:
         items: what is gone through.
         description: what is done with them.
-        total: how many there are; by default their length.
+        total: how many there are, where that is known.
     """
     console = Console(stderr=True)
     if not console.is_terminal or os.environ.get("LOCAL_RANK", "0") != "0":
         yield from items
         return
-    total = len(items) if total is None else total
     begun, shown = time.monotonic(), 0.0
     with Progress(console=console, transient=True, auto_refresh=False, disable=False) as bar:
         task = bar.add_task(description, total=total, visible=False)

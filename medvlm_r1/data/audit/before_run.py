@@ -12,10 +12,10 @@ from filelock import FileLock
 
 from medvlm_r1.data.audit.findings import Audit
 from medvlm_r1.data.audit.leaks import pictures
-from medvlm_r1.data.audit.pictures import in_threads
 from medvlm_r1.data.audit.whole import audit
 from medvlm_r1.data.checks import WORTH_KEEPING, image_digest
 from medvlm_r1.data.known_files import KnownFiles
+from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, ImageHandle, VQASample
 
@@ -106,5 +106,5 @@ def _contents(handles: dict[str, ImageHandle]) -> dict[str, str]:
                 return image_digest(handle, known) or "absent"
             return repr(handle)
 
-        found = in_threads(content, list(handles.values()), "Looking for changed images")
-        return dict(zip(handles, found, strict=True))
+        found = tracked(handles.items(), "Looking for changed images", len(handles))
+        return {name: content(handle) for name, handle in found}
