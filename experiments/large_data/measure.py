@@ -27,6 +27,7 @@ from scipy.ndimage import gaussian_filter
 ROOT = Path(__file__).parents[2]
 OPTIONS = ("liver", "brain", "lung", "kidney", "spleen", "heart")
 PHASES = ("data", "audit", "build")
+STEP = "outputs/runs/*/rollouts/step-*.jsonl"
 
 
 def draw(number: int, folder: Path, side: int) -> dict:
@@ -61,11 +62,16 @@ def started(folder: Path, workers: int, profile: Path | None = None) -> dict[str
     command += ["model=tiny", "data=mcq_json", "data.train=train.json", "data.test={mri:test.json}"]
     command += ["trainer.max_steps=1", f"workers={workers}", "overwrite=true"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "home")}
-    begun, largest, in_all = time.time(), 0, 0
+    for step in folder.glob(STEP):  # of the run before
+        step.unlink()
+    begun, largest, in_all, computed = time.time(), 0, 0, None
     with subprocess.Popen(command, cwd=folder, env=environment) as run:
         tree = psutil.Process(run.pid)
         while run.poll() is None:
             try:
+                if computed is None and any(folder.glob(STEP)):
+                    spent = tree.cpu_times()
+                    computed = round(spent.user + spent.system, 1)
                 members = [p.memory_full_info() for p in (tree, *tree.children(recursive=True))]
                 largest = max(largest, members[0].rss)
                 in_all = max(in_all, sum(member.pss for member in members))
@@ -74,12 +80,12 @@ def started(folder: Path, workers: int, profile: Path | None = None) -> dict[str
             time.sleep(0.5)
     if run.returncode:
         raise SystemExit(f"run.py ended with {run.returncode}")
-    (run_folder,) = (folder / "outputs/runs").iterdir()
-    phases = json.loads((run_folder / "timing.json").read_text())["seconds"]
-    (step,) = (run_folder / "rollouts").glob("step-*.jsonl")
+    (step,) = folder.glob(STEP)
+    phases = json.loads((step.parents[1] / "timing.json").read_text())["seconds"]
     return {
         **{name: phases[name] for name in PHASES},
         "to the end of the first step": round(step.stat().st_mtime - begun, 1),
+        "of these, the main process computed": computed,
         "main process, MB": round(largest / 1e6),
         "with workers, MB": round(in_all / 1e6),
     }

@@ -87,10 +87,10 @@ class ImageRoot:
         """Its path without links; those of its folder are followed once."""
         if file.name in ("", "..") or os.path.islink(file):
             return os.path.realpath(file)
-        parent = os.fspath(file.parent)
+        parent, name = os.path.split(file)
         if parent not in self._parents:
             self._parents[parent] = os.path.realpath(parent)
-        return os.path.join(self._parents[parent], file.name)
+        return os.path.join(self._parents[parent], name)
 
 
 def _inside(path: str, folder: str) -> bool:
