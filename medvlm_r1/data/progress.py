@@ -25,7 +25,7 @@ def tracked(items: Iterable[T], description: str, total: int | None = None) -> I
         yield from items
         return
     begun, shown = time.monotonic(), 0.0
-    with Progress(console=console, transient=True, auto_refresh=False, disable=False) as bar:
+    with Progress(console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(description, total=total, visible=False)
         for number, item in enumerate(items):
             now = time.monotonic()
