@@ -113,7 +113,8 @@ def main() -> None:
         table.add_row(row, *(f"{found[name][row]:g}" for name in found))
     Console().print(table)
     if given.out:
-        given.out.write_text(json.dumps({**vars(given), **found}, indent=1, default=str) + "\n")
+        sizes = {name: getattr(given, name) for name in ("questions", "tests", "side", "workers")}
+        given.out.write_text(json.dumps(sizes | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
