@@ -124,7 +124,9 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
     module = method(policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed)
     data = VQADataModule(
         questions,
-        encode=functools.partial(policy.encoder.encode, prompt=prompt),
+        encode=functools.partial(
+            policy.encoder.encode, prompt=prompt, cache=instantiate(cfg.pictures) if cfg.pictures else None
+        ),
         prompts_per_step=cfg.model.recipe.prompts_per_step,
         evaluation_batch=cfg.model.recipe.evaluation_batch,
         seed=cfg.seed,

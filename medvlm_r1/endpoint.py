@@ -24,10 +24,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from medvlm_r1.data.picture_cache import PictureCache
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.policy.counters import Counters
-from medvlm_r1.policy.encode import decoded, fitted
+from medvlm_r1.policy.encode import fitted
 from medvlm_r1.policy.load import Recipe
 from medvlm_r1.replies import Reply, ReplyFile
 from medvlm_r1.rollout.draws import DrawKey
@@ -67,7 +68,9 @@ class ChatEncoder:
     min_pixels: int
     max_pixels: int
 
-    def encode(self, sample: VQASample, phase: Phase, prompt: PromptStyle) -> Chat:
+    def encode(
+        self, sample: VQASample, phase: Phase, prompt: PromptStyle, cache: PictureCache | None = None
+    ) -> Chat:
         """The prompt style's messages, with the pictures in their places.
 
         Raises:
@@ -78,7 +81,7 @@ class ChatEncoder:
             {
                 **message,
                 "content": [
-                    self._picture(next(pictures), sample) if part["type"] == "image" else part
+                    self._picture(next(pictures), sample, cache) if part["type"] == "image" else part
                     for part in message["content"]
                 ],
             }
@@ -86,11 +89,10 @@ class ChatEncoder:
         ]
         return Chat(sample, messages)
 
-    def _picture(self, image: ImageHandle, sample: VQASample) -> dict[str, Any]:
-        picture, png = decoded(image, sample, self.image_size), io.BytesIO()
-        fitted(picture, self.min_pixels, self.max_pixels).save(
-            png, "PNG"
-        )  # lossless: the server sees our pixels
+    def _picture(self, image: ImageHandle, sample: VQASample, cache: PictureCache | None) -> dict[str, Any]:
+        png = io.BytesIO()
+        picture = fitted(image, sample, self.image_size, self.min_pixels, self.max_pixels, cache)
+        picture.save(png, "PNG")  # lossless: the server sees our pixels
         data = base64.b64encode(png.getvalue()).decode()
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 

@@ -1,9 +1,15 @@
 """Data files made badly or with ill will: one clear error each, nothing read or written outside."""
 
+import hashlib
 import json
 import os
+import shutil
+import sqlite3
 import stat
 import struct
+import subprocess
+import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,11 +20,11 @@ import pandas
 import pytest
 from PIL import Image
 
-from medvlm_r1.data import check_cache, checks
+from medvlm_r1.data import checks
 from medvlm_r1.data.archive import unpack
-from medvlm_r1.data.check_cache import CheckCache, stamp_of
 from medvlm_r1.data.huatuo_bundle import bundle_images
 from medvlm_r1.data.image_folder import ImageFolder
+from medvlm_r1.data.known_files import KnownFiles
 from medvlm_r1.data.mcq_json import McqJson
 from medvlm_r1.data.sample import BadRowError, ImageFile
 from medvlm_r1.data.table import Columns, Table
@@ -288,75 +294,119 @@ def many(tmp_path, monkeypatch):
     """Enough images for their checks to be kept, and a cache of their own."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "home"))
     noise = np.random.default_rng(0)
-    for i in range(checks._WORTH_KEEPING):
+    for i in range(checks.WORTH_KEEPING):
         Image.fromarray(noise.integers(0, 255, (8, 8), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    rows = [{**ROW, "image": f"{i}.png"} for i in range(checks._WORTH_KEEPING)]
+    rows = [{**ROW, "image": f"{i}.png"} for i in range(checks.WORTH_KEEPING)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     return tmp_path
 
 
-def test_an_image_that_changed_is_checked_again(many):
-    kept = many / "home/medvlm_r1/image_checks.json"
+@pytest.fixture
+def decodings(monkeypatch):
+    """Names of the pictures that were decoded."""
+    seen, load = [], ImageFile.load
+    monkeypatch.setattr(ImageFile, "load", lambda handle: seen.append(handle.name) or load(handle))
+    return seen
+
+
+def test_an_image_that_changed_is_checked_again(many, decodings):
     McqJson(many / "rows.json")
-    assert len(json.loads(kept.read_text())["good"]) == checks._WORTH_KEEPING
-    assert [p.name for p in kept.parent.iterdir() if p.name.startswith(".")] == []
+    decodings.clear()
     (many / "7.png").write_bytes(b"no picture")
     with pytest.raises(BadRowError, match=r"row 7: image .*7\.png cannot be decoded"):
         McqJson(many / "rows.json")
+    assert decodings == [f"{many}/7.png"]
 
 
-def test_an_image_found_good_before_is_not_decoded_again(many):
+def test_an_image_found_good_before_is_not_decoded_again(many, decodings):
+    McqJson(many / "rows.json")
+    assert len(decodings) == checks.WORTH_KEEPING
+    decodings.clear()
+    assert len(McqJson(many / "rows.json")) == checks.WORTH_KEEPING
+    assert decodings == []
+    (many / "home/medvlm_r1/images.sqlite").unlink()
+    McqJson(many / "rows.json")
+    assert len(decodings) == checks.WORTH_KEEPING
+
+
+def test_a_change_that_hides_is_seen(many):
+    """Of the same size, and with its time of change set back, as copying tools do."""
     McqJson(many / "rows.json")
     broken, status = many / "7.png", (many / "7.png").stat()
     broken.write_bytes(b"x" * status.st_size)
-    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if nothing had changed
-    assert len(McqJson(many / "rows.json")) == checks._WORTH_KEEPING
-    (many / "home/medvlm_r1/image_checks.json").unlink()
+    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(BadRowError, match="row 7"):
         McqJson(many / "rows.json")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b'{"rules": ', b"\xff\xff", b"[]", b'{"rules": "0", "good": {}}', b'{"good": 1}'],
-    ids=["empty", "cut", "bytes", "list", "old", "other"],
-)
-def test_a_damaged_cache_is_as_good_as_none(many, content):
+def test_a_copy_is_known_by_its_content(many, decodings):
+    """Moved or copied elsewhere, files are read, and no picture is decoded."""
     McqJson(many / "rows.json")
-    kept = many / "home/medvlm_r1/image_checks.json"
-    kept.write_bytes(content)
-    assert len(McqJson(many / "rows.json")) == checks._WORTH_KEEPING
-    assert len(json.loads(kept.read_text())["good"]) == checks._WORTH_KEEPING
+    decodings.clear()
+    shutil.copytree(many, many / "moved", ignore=shutil.ignore_patterns("home"))
+    McqJson(many / "moved/rows.json")
+    assert decodings == []
 
 
-def test_a_killed_write_leaves_the_cache_whole(many, monkeypatch):
-    """Killed after the new file is written and before it takes the old one's name."""
+@pytest.mark.parametrize("damage", [b"", b"no database", b"\xff\xff", "cut", "flipped"])
+def test_a_damaged_database_is_as_good_as_none(many, decodings, damage):
     McqJson(many / "rows.json")
-    kept = many / "home/medvlm_r1/image_checks.json"
-    before = kept.read_bytes()
+    kept = many / "home/medvlm_r1/images.sqlite"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    whole = kept.read_bytes()
+    if damage == "flipped":  # in the page that lists the tables, and in all that follow
+        damage = whole[:100] + bytes(byte ^ 0xFF for byte in whole[100:])
+    kept.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage)
+    decodings.clear()
+    for _ in range(2):
+        assert len(McqJson(many / "rows.json")) == checks.WORTH_KEEPING
+    assert len(decodings) <= checks.WORTH_KEEPING
+    decodings.clear()
+    McqJson(many / "rows.json")
+    assert decodings == []
 
-    def killed(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(check_cache.os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        CheckCache().add({many / "rows.json": [1, 2]})
-    monkeypatch.undo()
-    assert kept.read_bytes() == before
+def test_a_killed_run_keeps_what_it_found(tmp_path):
+    """Killed while it writes one batch after the other: the file is whole, and holds those before."""
+    (tmp_path / "a").write_bytes(b"a")
+    code = """
+import sys
+from pathlib import Path
+from medvlm_r1.data.known_files import KnownFiles
+known = KnownFiles(Path(sys.argv[1]) / "k.sqlite", batch=1)
+known.digest(Path(sys.argv[1]) / "a")
+print("begun", flush=True)
+number = 0
+while True:
+    known.add_good(str(number := number + 1))
+"""
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        time.sleep(0.3)
+        writer.kill()
+    with sqlite3.connect(tmp_path / "k.sqlite") as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert database.execute("SELECT count(*) FROM good").fetchone()[0] > 10
+        ((digest,),) = database.execute("SELECT digest FROM digests")
+    assert digest == hashlib.sha256(b"a").hexdigest()
 
 
 def test_runs_beside_each_other_keep_both_findings(tmp_path):
-    first, second = CheckCache(tmp_path / "c.json"), CheckCache(tmp_path / "c.json")
-    for cache, name in ((first, "a"), (second, "b")):
-        (tmp_path / name).touch()
-        cache.add({tmp_path / name: stamp_of(tmp_path / name)})
-    again = CheckCache(tmp_path / "c.json")
-    assert all(again.has(tmp_path / name, stamp_of(tmp_path / name)) for name in "ab")
+    path = tmp_path / "k.sqlite"
+    with KnownFiles(path) as first, KnownFiles(path) as second:
+        first.add_good("one")
+        second.add_good("two")
+        first.write()
+        assert second.is_good("one")
+    with KnownFiles(path) as again:
+        assert again.is_good("one")
+        assert again.is_good("two")
+        assert not again.is_good("three")
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(many):
     (many / "home").write_text("a file where the folder should be")
-    assert len(McqJson(many / "rows.json")) == checks._WORTH_KEEPING
+    assert len(McqJson(many / "rows.json")) == checks.WORTH_KEEPING
 
 
 def test_pictures_without_a_file_are_named_too(tmp_path):

@@ -4,26 +4,22 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
-from medvlm_r1.data.check_cache import CheckCache, stamp_of
 from medvlm_r1.data.dicom import DicomImage
+from medvlm_r1.data.known_files import KnownFiles, file_digest
 from medvlm_r1.data.nifti import NiftiImage
+from medvlm_r1.data.picture_key import picture_key
+from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
 
 _WIDEST = 200  # ratio of sides at which Qwen2-VL's image processor gives up
-_WORTH_KEEPING = 200  # pictures; fewer are decoded before a reader would notice
-_WORTH_A_BAR = 2000
-_BATCH = 5000  # pictures between two writes of what was found: what a killed run loses
+WORTH_KEEPING = 200  # pictures; fewer are decoded before a reader would notice
 
 
 def check_images(samples: Sequence[VQASample], workers: int | None = None) -> list[tuple[VQASample, str]]:
     """Decode every picture fully, each one once however many questions show it.
 
-    A file that was found good by an earlier run and has not changed since is not decoded again.
+    A picture whose file was found good by an earlier run and has not changed since is not decoded again.
 
     Args:
         samples: the questions whose pictures are decoded.
@@ -42,38 +38,36 @@ def check_images(samples: Sequence[VQASample], workers: int | None = None) -> li
 
 
 def _faults(pictures: dict[str, ImageHandle], workers: int) -> dict[str, str]:
-    cache = CheckCache() if len(pictures) >= _WORTH_KEEPING else None
-    stamps = {}
-    if cache is not None:
-        files = {name: h.path for name, h in pictures.items() if isinstance(h, ImageFile)}
-        stamps = {name: stamp for name, path in files.items() if (stamp := stamp_of(path))}
-        known = {name for name, stamp in stamps.items() if cache.has(files[name], stamp)}
-        pictures = {name: handle for name, handle in pictures.items() if name not in known}
-    console = Console(stderr=True)
-    wanted = (
-        console.is_terminal and len(pictures) >= _WORTH_A_BAR and os.environ.get("LOCAL_RANK", "0") == "0"
-    )
-    faults, good = {}, {}
-    with ThreadPoolExecutor(workers) as pool:
-        reasons = track(
-            pool.map(_fault, pictures.values()),
-            description="Checking images",
-            total=len(pictures),
-            console=console,
-            transient=True,
-            disable=not wanted,
-        )
-        for (name, handle), reason in zip(pictures.items(), reasons, strict=True):
-            if reason:
-                faults[name] = reason
-            elif name in stamps:
-                good[handle.path] = stamps[name]
-                if len(good) == _BATCH:
-                    cache.add(good)
-                    good = {}
-    if cache is not None:
-        cache.add(good)
-    return faults
+    if len(pictures) < WORTH_KEEPING:
+        with ThreadPoolExecutor(workers) as pool:
+            reasons = zip(pictures, pool.map(_fault, pictures.values()), strict=True)
+            return {name: reason for name, reason in reasons if reason}
+    with KnownFiles() as known, ThreadPoolExecutor(workers) as pool:
+        # What is known is looked up in this thread alone: the lookups of several would wait for each other.
+        found = tracked(pictures.items(), "Looking for changed images", len(pictures))
+        new = {name: handle for name, handle in found if not _was_good(handle, known)}
+        judged = pool.map(lambda handle: _fault_now(handle, known), new.values())
+        reasons = zip(new, tracked(judged, "Checking images", len(new)), strict=True)
+        return {name: reason for name, reason in reasons if reason}
+
+
+def _was_good(handle: ImageHandle, known: KnownFiles) -> bool:
+    key = picture_key(handle, known, unread=True)
+    return key is not None and known.is_good(key)
+
+
+def _fault_now(handle: ImageHandle, known: KnownFiles) -> str | None:
+    """The fault of a picture, decoded only where it was not found good before. What is damaged is mended."""
+    try:
+        key = picture_key(handle, known)
+    except BadRowError as error:
+        return str(error)
+    if key and known.is_good(key):
+        return None
+    reason = _fault(handle)
+    if key and not reason and picture_key(handle, known) == key:  # it may have changed meanwhile
+        known.add_good(key)
+    return reason
 
 
 def _fault(handle: ImageHandle) -> str | None:
@@ -88,23 +82,23 @@ def _fault(handle: ImageHandle) -> str | None:
     return None
 
 
-def image_digest(handle: ImageHandle) -> str | None:
+def image_digest(handle: ImageHandle, known: KnownFiles | None = None) -> str | None:
     """SHA-256 that two handles share if they show the same picture.
+
+    Args:
+        handle: the picture.
+        known: asked first, for the digests of files.
 
     Returns:
         The digest of the file's bytes, so that all slices of a volume share it; for a folder, of its
         files' digests; of size and pixels for a picture that is no file; ``None`` where the file is not
         there.
     """
+    digest = (known and known.digest) or file_digest
     if isinstance(handle, ImageFile | DicomImage | NiftiImage):
         if handle.path.is_dir():
-            files = sorted(_file_digest(path) for path in handle.path.iterdir() if path.is_file())
+            files = sorted(map(str, (digest(path) for path in handle.path.iterdir() if path.is_file())))
             return hashlib.sha256("".join(files).encode()).hexdigest()
-        return _file_digest(handle.path) if handle.path.is_file() else None
+        return digest(handle.path) if handle.path.is_file() else None
     picture = handle.load()
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

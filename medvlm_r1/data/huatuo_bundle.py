@@ -14,7 +14,7 @@ import pyarrow.parquet
 from filelock import FileLock
 
 from medvlm_r1.data.archive import unpack
-from medvlm_r1.data.check_cache import cache_folder
+from medvlm_r1.data.known_files import cache_folder
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.data.table_file import read_json
 from medvlm_r1.hub import hub_problem

@@ -63,7 +63,7 @@ def image_handles(entry: Any, folder: Path, volumes: Volumes) -> Iterator[ImageH
     if own.keys() & {"range", "percentiles"}:
         own = {"range": None, "percentiles": None, **own}
     try:
-        shown = dataclasses.replace(volumes, **own)
+        shown = dataclasses.replace(volumes, **own) if own else volumes
     except (TypeError, ValueError) as error:
         raise BadRowError(f"image {path}: {error}") from None
     if kind == "picture":

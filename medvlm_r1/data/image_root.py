@@ -30,7 +30,8 @@ class ImageRoot:
     ) -> None:
         self.folder, self.follow_links, self.key = Path(folder), follow_links, key
         self.volumes = volumes or Volumes()
-        self._real = os.path.realpath(folder)
+        self._real, self._absolute = os.path.realpath(folder), os.path.abspath(folder)
+        self._parents: dict[str, str] = {}
         # Many questions may show one image.
         self._identities: dict[str, str] = {}
         self._handles: dict[str, tuple[ImageHandle, ...]] = {}
@@ -67,10 +68,10 @@ class ImageRoot:
         if not path.isprintable() and any("\ud800" <= c <= "\udfff" for c in path):
             raise BadRowError(f"image {path!r} holds half a character: correct the file's name")
         file = self.folder / path
-        real = os.path.realpath(file)
+        real = self._really(file)
         if not self.follow_links:
             remedy = "data.follow_links=true takes it nevertheless, if you trust the data file"
-            if not _inside(os.path.abspath(file), os.path.abspath(self.folder)):
+            if not _inside(os.path.abspath(file), self._absolute):
                 raise BadRowError(
                     f"image {path!r} lies outside the folder that image paths start from, {self.folder}: set "
                     f"{self.key} to a folder above all images and write the paths from there; {remedy}"
@@ -81,6 +82,15 @@ class ImageRoot:
                     f"images, or set {self.key} to the folder they are really in; {remedy}"
                 )
         return f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
+
+    def _really(self, file: Path) -> str:
+        """Its path without links; those of its folder are followed once."""
+        if file.name in ("", "..") or os.path.islink(file):
+            return os.path.realpath(file)
+        parent, name = os.path.split(file)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(parent)
+        return os.path.join(self._parents[parent], name)
 
 
 def _inside(path: str, folder: str) -> bool:

@@ -183,12 +183,14 @@ def modality_of(subset: Any) -> str:
     """
     if subset is None:
         raise BadRowError("has no subset to tell the modality: add one, or set data.modality for all files")
-    for modality, spellings in MODALITIES.items():
-        if _plain(subset) in (modality, *map(_plain, spellings)):
-            return modality
+    if (modality := _BY_SPELLING.get(_plain(subset))) is not None:
+        return modality
     known = ", ".join(spellings[0] for spellings in MODALITIES.values())
     raise BadRowError(f"subset {subset!r} is no known modality: use one of {known}; or set data.modality")
 
 
 def _plain(name: Any) -> str:
     return re.sub(r"[^a-z]", "", str(name).lower())
+
+
+_BY_SPELLING = {_plain(s): modality for modality, known in MODALITIES.items() for s in (modality, *known)}

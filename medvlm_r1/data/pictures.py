@@ -47,11 +47,18 @@ class ParquetImage:
         Raises:
             BadRowError: the file is gone or damaged, or the bytes are no picture.
         """
+        return decode(io.BytesIO(self.read()), self.name)
+
+    def read(self) -> bytes:
+        """The picture as it is stored.
+
+        Raises:
+            BadRowError: the file is gone or damaged.
+        """
         try:
-            data = self._bytes()
+            return self._bytes()
         except (OSError, pyarrow.ArrowException, IndexError) as error:
             raise BadRowError(f"image {self.name} cannot be read ({error})") from error
-        return decode(io.BytesIO(data), self.name)
 
     def _bytes(self) -> bytes:
         with pyarrow.parquet.ParquetFile(self.path) as file:
@@ -127,13 +134,20 @@ class ZipImage:
         Raises:
             BadRowError: archive or member is missing or damaged, or the bytes are no picture.
         """
+        return decode(io.BytesIO(self.read()), self.name)
+
+    def read(self) -> bytes:
+        """The picture as it is stored.
+
+        Raises:
+            BadRowError: archive or member is missing or damaged.
+        """
         try:
-            data = _opened(self.archive, os.getpid()).read(self.member)
+            return _opened(self.archive, os.getpid()).read(self.member)
         except KeyError:
             raise BadRowError(f"image {self.name} does not exist") from None
         except (OSError, zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError) as error:
             raise BadRowError(f"image {self.name} cannot be read ({error})") from error
-        return decode(io.BytesIO(data), self.name)
 
 
 # An archive's directory may list 100,000 members: it is read once in each process. A forked worker must

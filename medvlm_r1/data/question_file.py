@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from medvlm_r1.data import checks
+from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.sample import BadRowError, VQASample
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def read_samples(
         raise ValueError(f"on_bad_row is {on_bad_row!r}: use 'fail' or 'skip'")
     samples, skipped, places = [], [], {}
     name = name or plain_stem(path)
-    for number, row in rows:
+    for number, row in tracked(rows, f"Reading {path.name}"):
         try:
             if isinstance(row, BadRowError):
                 raise row

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import transformers
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
@@ -12,12 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from medvlm_r1.data.picture_cache import PictureCache
 from medvlm_r1.data.sample import BadRowError, ImageHandle, Phase, Question
 from medvlm_r1.dialogue import PromptStyle
 
 PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 NARROWEST = 200  # ratio of sides above which the image processor gives up
+_SIZING = 1  # another number for other pixels of `fitted` or `decoded`: what is kept of them is made anew
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,10 @@ class Encoder:
     max_prompt_tokens: int
     image_size: int | None = None
 
-    def encode(self, sample: Question, phase: Phase, prompt: PromptStyle) -> EncodedPrompt:
-        """Encode one question, decoding its images.
+    def encode(
+        self, sample: Question, phase: Phase, prompt: PromptStyle, cache: PictureCache | None = None
+    ) -> EncodedPrompt:
+        """Encode one question, decoding those of its images that are not in the cache.
 
         Raises:
             ValueError: the prompt exceeds ``max_prompt_tokens``.
@@ -118,8 +123,10 @@ class Encoder:
         pixels = torch.zeros(0, self._patch_features())
         grid = torch.zeros(0, 3, dtype=torch.long)
         if sample.images:
-            pictures = [decoded(image, sample, self.image_size) for image in sample.images]
-            seen = self.image_processor(pictures, return_tensors="pt")
+            limits = self.image_processor.size
+            sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
+            pictures = [fitted(image, sample, *sides, cache) for image in sample.images]
+            seen = self.image_processor(pictures, do_resize=False, return_tensors="pt")
             pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
         merge = self.image_processor.merge_size
         # Each image of the template holds one place holder: repeat it once per merged patch.
@@ -153,6 +160,36 @@ class Encoder:
         return 3 * processor.temporal_patch_size * processor.patch_size**2
 
 
+def fitted(
+    image: ImageHandle,
+    sample: Question,
+    image_size: int | None,
+    min_pixels: int,
+    max_pixels: int,
+    cache: PictureCache | None = None,
+) -> Image.Image:
+    """The picture at the size at which Qwen2-VL's image processor would cut it into patches.
+
+    Args:
+        image: one of ``sample``'s.
+        image_size: side of the square that it is resized to first; ``None`` keeps its shape.
+        min_pixels, max_pixels: what the processor keeps it between.
+        cache: asked first.
+
+    Raises:
+        BadRowError: it cannot be decoded, or is over 200 times as long as wide.
+    """
+
+    def make() -> Image.Image:
+        picture = decoded(image, sample, image_size)
+        height, width = smart_resize(picture.height, picture.width, PATCH, min_pixels, max_pixels)
+        return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+    if cache is None:
+        return make()
+    return cache.picture(image, (_SIZING, transformers.__version__, image_size, min_pixels, max_pixels), make)
+
+
 def decoded(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:
     """The picture, as a square of ``side`` pixels; ``None`` keeps its shape.
 
@@ -169,12 +206,6 @@ def decoded(image: ImageHandle, sample: Question, side: int | None) -> Image.Ima
             "model.recipe.image_size"
         )
     return picture
-
-
-def fitted(picture: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
-    """The picture at the size at which Qwen2-VL's image processor would cut it into patches."""
-    height, width = smart_resize(picture.height, picture.width, PATCH, min_pixels, max_pixels)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def rope_positions(

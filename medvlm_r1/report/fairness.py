@@ -6,7 +6,13 @@ from medvlm_r1.report.run_folder import Run, flatten
 
 OWN = ("method", "reward", "experiment")  # what makes a method a method; everything else must agree
 TUNED = ("method.optim.lr",)  # chosen for each on validation
-BOOKKEEPING = ("run_folder", "sweep", "overwrite", "workers")  # where a run lies, not what it does
+BOOKKEEPING = (
+    "run_folder",
+    "sweep",
+    "overwrite",
+    "workers",
+    "pictures",
+)  # where a run lies, not what it does
 # how a served model is reached
 BOOKKEEPING += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,8 +11,11 @@ from typing import Literal
 from filelock import FileLock
 
 from medvlm_r1.data.audit.findings import Audit
+from medvlm_r1.data.audit.leaks import pictures
 from medvlm_r1.data.audit.whole import audit
-from medvlm_r1.data.checks import image_digest
+from medvlm_r1.data.checks import WORTH_KEEPING, image_digest
+from medvlm_r1.data.known_files import KnownFiles
+from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, ImageHandle, VQASample
 
@@ -78,7 +82,8 @@ def _audited(questions: Questions) -> Audit:
 def content_key(questions: Questions) -> str:
     """Digest of all that findings follow from: questions, bytes of pictures, and this package's code."""
     sets = {"train": questions.train, "validation": questions.validation, **questions.test}
-    digests: dict[str, str] = {}
+    handles = pictures([sample for samples in sets.values() for sample in samples])
+    digests = _contents(handles)
     lines = [json.dumps([name, [_line(s, digests) for s in samples]]) for name, samples in sets.items()]
     code = [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
     whole = hashlib.sha256(json.dumps(questions.skipped).encode())
@@ -88,15 +93,18 @@ def content_key(questions: Questions) -> str:
 
 
 def _line(sample: VQASample, digests: dict[str, str]) -> list:
-    for handle in sample.images:
-        if handle.name not in digests:
-            digests[handle.name] = _content(handle)
     fields = {key: value for key, value in vars(sample).items() if key != "images"}
     return [fields, [[h.name, digests[h.name]] for h in sample.images]]
 
 
-def _content(handle: ImageHandle) -> str:
-    """What a picture shows, without decoding or rendering it: bytes of a file, parameters of a rendering."""
-    if isinstance(handle, ImageFile):
-        return image_digest(handle) or "absent"
-    return repr(handle)
+def _contents(handles: dict[str, ImageHandle]) -> dict[str, str]:
+    """What pictures show, without decoding or rendering: bytes of a file, parameters of a rendering."""
+    with KnownFiles() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
+
+        def content(handle: ImageHandle) -> str:
+            if isinstance(handle, ImageFile):
+                return image_digest(handle, known) or "absent"
+            return repr(handle)
+
+        found = tracked(handles.items(), "Looking for changed images", len(handles))
+        return {name: content(handle) for name, handle in found}

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePath
+from posixpath import basename
 
 from medvlm_r1.data.audit.kinds import COPIES, EXACT, NAMED, NEIGHBOUR, View, kind_of, view
 from medvlm_r1.data.audit.pictures import Candidate, Fingerprint, candidates, in_threads
@@ -148,7 +148,7 @@ def _unique_names(names: Mapping) -> dict[str, str]:
     """File name -> picture, for file names that stand in one folder only: 1.png says nothing."""
     folders = defaultdict(list)
     for name in names:
-        folders[PurePath(name).name].append(name)
+        folders[basename(name)].append(name)
     return {file: found[0] for file, found in folders.items() if len(found) == 1}
 
 

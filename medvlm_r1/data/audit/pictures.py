@@ -16,17 +16,17 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
 from medvlm_r1.data.audit.kinds import View, view
 from medvlm_r1.data.checks import image_digest
+from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.sample import ImageFile, ImageHandle
 
 SIDE = 32  # pixels of a thumbnail
@@ -38,7 +38,6 @@ _FREQUENCIES = 16  # lowest that are kept a side
 _FLAT = 2.0  # standard deviation of grey values below which a picture shows nothing to compare
 _EDGE = 2  # pixels of a thumbnail that a shift may bring in from outside
 _BLOCK = 1024  # pictures a side of one matrix product
-_WORTH_A_BAR = 500
 _MIRROR = np.tile(np.where(np.arange(_FREQUENCIES) % 2, -1.0, 1.0), _FREQUENCIES).astype(np.float32)
 _Y, _X = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
 
@@ -59,7 +58,7 @@ class Fingerprint:
     thumbnail: UInt8[np.ndarray, "32 32"]
     view: View | None = None
 
-    @property
+    @cached_property
     def is_flat(self) -> bool:
         """Whether it shows one grey value and little else."""
         return float(self.thumbnail.std()) < _FLAT
@@ -103,17 +102,8 @@ def fingerprints(handles: Sequence[ImageHandle], workers: int | None = None) -> 
 
 def in_threads(function, items: Sequence, description: str, workers: int | None = None) -> Iterator:
     """``map`` over threads, in order, with a bar on a terminal where there is much to do."""
-    console = Console(stderr=True)
-    shown = console.is_terminal and len(items) >= _WORTH_A_BAR and os.environ.get("LOCAL_RANK", "0") == "0"
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        yield from track(
-            pool.map(function, items),
-            description=description,
-            total=len(items),
-            console=console,
-            transient=True,
-            disable=not shown,
-        )
+        yield from tracked(pool.map(function, items), description, len(items))
 
 
 def candidates(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> list[Candidate]:
@@ -126,7 +116,7 @@ def candidates(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> l
     rows = [i for i, f in enumerate(first) if not f.is_flat]
     columns = [j for j, f in enumerate(second) if not f.is_flat]
     found = []
-    for left in range(0, len(columns), _BLOCK):
+    for left in tracked(range(0, len(columns), _BLOCK), "Comparing thumbnails", -(-len(columns) // _BLOCK)):
         inside = columns[left : left + _BLOCK]
         here = [
             Candidate(top_rows[c.first], inside[c.second], c.explained, c.mirrored)
@@ -154,10 +144,14 @@ def _nearest(found: list[Candidate]) -> list[Candidate]:
 
 def _sieved(a: Float[np.ndarray, "n 32 32"], b: Float[np.ndarray, "m 32 32"]) -> Iterator[Candidate]:
     low_a, low_b = _lowest(a), _lowest(b)
-    spans_a, flat_a = _spans(a)
     for mirrored, turned, low in ((False, b, low_b), (True, b[:, :, ::-1], low_b * _MIRROR)):
         i, j = np.nonzero(low_a @ low.T >= ALIKE)
-        spans_b, flat_b = _spans(turned)
+        # Most pictures are like none: spans of the others alone.
+        (some_a, i), (some_b, j) = (np.unique(k, return_inverse=True) for k in (i, j))
+        if not len(i):
+            continue
+        spans_a, flat_a = _spans(a[some_a])
+        spans_b, flat_b = _spans(turned[some_b])
         for part in np.array_split(np.arange(len(i)), len(i) // 2048 + 1):
             p, q = i[part], j[part]
             share = np.maximum(
@@ -165,7 +159,7 @@ def _sieved(a: Float[np.ndarray, "n 32 32"], b: Float[np.ndarray, "m 32 32"]) ->
                 (np.einsum("nsk,ns->nk", spans_b[q], flat_a[p]) ** 2).sum(1),
             )
             for k in np.flatnonzero(share >= EXPLAINED):
-                yield Candidate(int(p[k]), int(q[k]), float(share[k]), mirrored)
+                yield Candidate(int(some_a[p[k]]), int(some_b[q[k]]), float(share[k]), mirrored)
 
 
 def _lowest(grey: Float[np.ndarray, "n 32 32"]) -> Float[np.ndarray, "n k"]:

@@ -1,0 +1,73 @@
+"""What does a kept picture save? Milliseconds to bring one to the model's size, made and from the cache.
+
+python experiments/large_data/pictures.py
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import huggingface_hub.constants
+import nibabel
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from scipy.ndimage import gaussian_filter
+
+from medvlm_r1.data.nifti import NiftiImage
+from medvlm_r1.data.picture_cache import PictureCache
+from medvlm_r1.data.sample import ImageFile, ImageHandle, Question
+from medvlm_r1.policy.encode import fitted
+
+LIMITS = (56 * 56, 512 * 28 * 28)  # pixels, as a run of Qwen2-VL may set them
+REPEATS = 7
+
+
+def grey(side: int) -> Image.Image:
+    """Smooth shapes under noise, as a scan has them."""
+    noise = np.random.default_rng(side)
+    shapes = gaussian_filter(noise.normal(size=(side, side)), side / 12)
+    values = 128 + 60 * shapes / shapes.std() + 3 * noise.normal(size=(side, side))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def files(folder: Path) -> dict[str, ImageHandle]:
+    """Pictures of several formats and sizes."""
+    handles: dict[str, ImageHandle] = {}
+    for side in (96, 256, 512, 1024, 3000):
+        for suffix in ("png", "jpg"):
+            path = folder / f"{side}.{suffix}"
+            grey(side).save(path)
+            handles[f"{suffix} {side} x {side}"] = ImageFile(path)
+    values = np.random.default_rng(0).integers(0, 2000, (256, 256, 128), dtype=np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / "volume.nii.gz")
+    handles["nii.gz 256 x 256 x 128"] = NiftiImage(folder / "volume.nii.gz")
+    return handles
+
+
+def milliseconds(handle: ImageHandle, cache: PictureCache | None) -> float:
+    """The fastest of some."""
+    question, taken = Question("q", (handle,), "q", ()), []
+    for _ in range(REPEATS):
+        begun = time.perf_counter()
+        fitted(handle, question, None, *LIMITS, cache)
+        taken.append(time.perf_counter() - begun)
+    return 1000 * min(taken)
+
+
+def main() -> None:
+    table = Table("picture", "bytes", "made, ms", "kept, ms", "bytes kept")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        huggingface_hub.constants.HF_HOME = str(folder / "home")
+        for name, handle in files(folder).items():
+            cache = PictureCache(folder / name.replace(" ", ""))
+            made, kept = milliseconds(handle, None), milliseconds(handle, cache)
+            size = sum(path.stat().st_size for path in cache.folder.glob("??/*"))
+            table.add_row(name, f"{handle.path.stat().st_size:,}", f"{made:.1f}", f"{kept:.1f}", f"{size:,}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
