@@ -10,21 +10,26 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import dicom_files
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from test_run import start
 
 from medvlm_r1.audit import main
 from medvlm_r1.data.audit import Audit, BeforeRun, audit
+from medvlm_r1.data.audit.before_run import content_key
 from medvlm_r1.data.audit.files import read_files
 from medvlm_r1.data.audit.kinds import COPIES, NEIGHBOUR, Turn, kind_of, view
 from medvlm_r1.data.audit.leaks import repeated
 from medvlm_r1.data.audit.pictures import Fingerprint, candidates, fingerprint, fingerprints
 from medvlm_r1.data.audit.shortcuts import shortcuts
+from medvlm_r1.data.dicom import DicomImage
 from medvlm_r1.data.mcq_json import McqJson
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, VQASample
+from medvlm_r1.report.audit import DAGGER
 
 
 def jpeg(picture, quality=60):
@@ -248,6 +253,35 @@ def test_on_leak(planted, tmp_path):
         BeforeRun("skip")
 
 
+def test_a_run_drops_or_fails(planted, tmp_path):
+    """Two of 20 training questions show a picture that is tested, one of them sharpened and cropped."""
+    train = [sample.images[0].path for sample in planted[0]]
+    sharpened_and_cropped(Image.open(train[1]).convert("RGB")).save(tmp_path / "copy.png")
+    new = [s.images[0].path for s in planted[1] if "new-" in s.images[0].name]
+    rows = [ROW | {"image": str(path), "answer": ROW["options"][i % 2]} for i, path in enumerate(train[:24])]
+    test = [ROW | {"image": str(path)} for path in (train[0], tmp_path / "copy.png", *new)]
+    parts = {"train": rows[:20], "validation": rows[20:], "test": test}
+    for name, part in parts.items():
+        write_rows(tmp_path / f"{name}.json", part)
+    command = ["+experiment=sft_600", "model=tiny", "data=mcq_json", "data.follow_links=true", "workers=0"]
+    command += ["data.train=train.json", "data.validation=validation.json", "data.test={mri:test.json}"]
+    command += ["data.n_validation=4", "trainer.max_steps=1", "data.check_images=false"]
+    told = start(tmp_path, *command, "audit.on_leak=fail", code=2)
+    leak = "2 of 12 mri questions (16.7 %) show"
+    assert f"error: audit: {leak} a copy of a training image" in told.stderr
+    assert "audit.on_leak=drop takes 2 training questions out" in told.stderr
+    assert not list(tmp_path.glob("outputs/runs/*/checkpoints"))
+    told = start(tmp_path, *command, "audit.on_leak=drop")
+    assert "2 training questions dropped for it" in told.stdout + told.stderr
+    assert "18 training questions" in told.stdout + told.stderr
+    (path,) = tmp_path.glob("outputs/runs/*/metrics.json")
+    found = json.loads(path.read_text())["audit"]
+    assert (found["dropped"], found["leaks"][1]["kinds"]) == (2, {"same file": 1, "sharpened and cropped": 1})
+    page = path.with_name("report.html").read_text()
+    assert "<li>2 training questions dropped for it.</li>" in page
+    assert DAGGER not in page  # nothing that leaks was trained on
+
+
 def test_findings_are_kept_by_content(planted, tmp_path):
     questions = questions_of(planted)
     first = BeforeRun(cache=tmp_path)(questions)[1]
@@ -258,6 +292,19 @@ def test_findings_are_kept_by_content(planted, tmp_path):
     fewer = dataclasses.replace(questions, train=questions.train[1:])
     BeforeRun(cache=tmp_path)(fewer)
     assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_findings_of_a_volume_follow_its_bytes(tmp_path):
+    """A slice goes by the name of its file, whose content may change."""
+    path = tmp_path / "a.dcm"
+
+    def key(value):
+        dicom_files.write(path, np.full((3, 30, 30), value, np.uint16))
+        slices = [dataclasses.replace(ask(path, k), images=(DicomImage(path, k),)) for k in range(3)]
+        parts = [[dataclasses.replace(sample, image_group=sample.id)] for sample in slices]
+        return content_key(Questions(parts[0], parts[1], {"ct": parts[2]}))
+
+    assert key(1) != key(2)
 
 
 def write_rows(path, rows):

@@ -12,6 +12,8 @@ from filelock import FileLock
 from medvlm_r1.data.audit.findings import Audit
 from medvlm_r1.data.audit.whole import audit
 from medvlm_r1.data.checks import image_digest
+from medvlm_r1.data.dicom import DicomImage
+from medvlm_r1.data.nifti import NiftiImage
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, ImageHandle, VQASample
 
@@ -78,7 +80,7 @@ def _audited(questions: Questions) -> Audit:
 def content_key(questions: Questions) -> str:
     """Digest of all that findings follow from: questions, bytes of pictures, and this package's code."""
     sets = {"train": questions.train, "validation": questions.validation, **questions.test}
-    digests: dict[str, str] = {}
+    digests: dict[str | Path, str] = {}
     lines = [json.dumps([name, [_line(s, digests) for s in samples]]) for name, samples in sets.items()]
     code = [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
     whole = hashlib.sha256(json.dumps(questions.skipped).encode())
@@ -87,16 +89,18 @@ def content_key(questions: Questions) -> str:
     return whole.hexdigest()[:24]
 
 
-def _line(sample: VQASample, digests: dict[str, str]) -> list:
+def _line(sample: VQASample, digests: dict[str | Path, str]) -> list:
     for handle in sample.images:
         if handle.name not in digests:
-            digests[handle.name] = _content(handle)
+            digests[handle.name] = _content(handle, digests)
     fields = {key: value for key, value in vars(sample).items() if key != "images"}
     return [fields, [[h.name, digests[h.name]] for h in sample.images]]
 
 
-def _content(handle: ImageHandle) -> str:
+def _content(handle: ImageHandle, digests: dict[str | Path, str]) -> str:
     """What a picture shows, without decoding or rendering it: bytes of a file, parameters of a rendering."""
-    if isinstance(handle, ImageFile):
-        return image_digest(handle) or "absent"
-    return repr(handle)
+    if not isinstance(handle, ImageFile | DicomImage | NiftiImage):
+        return repr(handle)
+    if handle.path not in digests:  # a volume's slices share their file
+        digests[handle.path] = image_digest(handle) or "absent"
+    return f"{handle!r} {digests[handle.path]}"
