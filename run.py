@@ -51,7 +51,6 @@ def run(cfg: DictConfig) -> float:
     Returns:
         The final validation accuracy, for sweepers that optimise.
     """
-    hush()
     with told_plainly():
         folder = settle(cfg)
     # Imports come late, so that --help, a mistyped option and missing weights are answered at once.
@@ -67,8 +66,11 @@ def run(cfg: DictConfig) -> float:
     from medvlm_r1.report.page import write_run_report
     from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
 
+    hush()  # not before: lightning sets the level of its log when it is imported
     clock = Clock()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.audit:  # which tells it with more
+        warnings.filterwarnings("ignore", message=".* show an image of training")
     with clock.phase("data"), told_plainly():  # before the weights: a bad row should not wait for them
         questions = hydra.utils.instantiate(cfg.data)
     with clock.phase("audit"), told_plainly():

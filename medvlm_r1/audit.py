@@ -80,13 +80,16 @@ def show(found: Audit, console: Console) -> None:
         leaks.add_row(leak.source, leak.target, str(leak.n), str(leak.questions), share, kinds)
     console.print(leaks)
     for leak in found.leaks:
+        if leak.pairs:
+            console.print(escape(f"{leak.source} into {leak.target}:"), highlight=False)
         for pair in leak.pairs[:_SHOWN]:
-            far = "" if pair.distance is None else f" (distance {pair.distance:.3f})"
+            far = f" (distance {pair.distance:.3f})" if pair.distance else ""
             line = f"  {pair.kind}{far}: {pair.second}"
             line += "" if pair.first == pair.second else f" of {pair.first}"
             console.print(escape(line), highlight=False, soft_wrap=True)
         if len(leak.pairs) > _SHOWN:
             console.print(f"  ... and {len(leak.pairs) - _SHOWN} more pairs (--json)", highlight=False)
+    console.print()
     rules = _table("Right without looking, %", "test set", "rule", "accuracy", "chance", "n")
     for name, scores in found.shortcuts.items():
         for rule, s in scores.items():

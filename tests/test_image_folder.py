@@ -1,9 +1,13 @@
 """Folders of labelled images: templates, balanced options, splits by patient."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import dicom_files
+import nibabel
+import numpy as np
 import pytest
 from command import run_here
 from PIL import Image
@@ -11,6 +15,7 @@ from PIL import Image
 from medvlm_r1.data.image_folder import ImageFolder, Template
 from medvlm_r1.data.options import image_folder
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.data.volume import Volumes
 
 LABELS = ["cyst", "fracture", "normal", "tumour"]
 
@@ -167,6 +172,7 @@ def test_folders_without_labels(tmp_path, subfolders):
 
 
 def test_a_run_on_a_folder(subfolders):
+    dicom_files.write(subfolders / "cyst/p0-32", np.arange(3 * 1600, dtype=np.uint16).reshape(3, 40, 40))
     run_here(
         subfolders.parent,
         "+experiment=zero_shot",
@@ -176,6 +182,7 @@ def test_a_run_on_a_folder(subfolders):
         "data.modality=oct",
         "data.template.n_options=3",
         'data.group="p([0-9])-"',
+        "data.volumes.slices=[2]",
         "data.n_validation=8",
         "data.n_test=8",
         "workers=0",
@@ -184,3 +191,63 @@ def test_a_run_on_a_folder(subfolders):
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     assert {r["modality"] for r in rows} == {"oct"}
+
+
+class TestVolumes:
+    FRAMES = np.array([[[1024] * 2] * 2, [[1104] * 2] * 2], np.uint16)  # 0 and 80 HU
+
+    @pytest.fixture
+    def scans(self, tmp_path):
+        """Under each label a file without suffix, a NIfTI, and below it a series of three files."""
+        folder = tmp_path / "scans"
+        for label in ("cyst", "mass"):
+            (folder / label / "p1/series").mkdir(parents=True)
+            dicom_files.write(folder / label / "p1-IM0001", self.FRAMES, **dicom_files.CT)
+            voxels = np.arange(5 * 4 * 3, dtype=np.int16).reshape(5, 4, 3)
+            nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / label / "p2.nii.gz")
+            for k in range(3):
+                where = {"SeriesInstanceUID": "1.2", "InstanceNumber": k + 1}
+                file = folder / label / "p1/series" / f"{k}.dcm"
+                dicom_files.write(file, self.FRAMES[0] + 40 * k, **where, **dicom_files.CT)
+            (folder / label / "p1/series/notes.txt").write_text("no image")
+        return folder
+
+    def test_a_file_is_an_image_and_so_is_a_folder_with_a_series(self, scans):
+        source = ImageFolder(scans, "ct", group="p([0-9])", volumes=Volumes(plane="coronal"))
+        shown = [(s.images[0].path.relative_to(scans).as_posix(), s.image_group) for s in source[:3]]
+        assert shown == [("cyst/p1-IM0001", "1"), ("cyst/p2.nii.gz", "2"), ("cyst/p1/series", "1")]
+        assert len(source) == 6
+        assert source[1].images[0].load().size == (5, 3)
+        assert source[2].images[0].load().size == (2, 2)
+
+    def test_a_labels_file_says_slice_and_window(self, scans):
+        lines = ["file,label,patient,slice,window"]
+        lines += [f"cyst/p1/series,{'mass' if k == 2 else 'cyst'},p1,{k},brain" for k in range(3)]
+        lines += ['cyst/p1-IM0001,mass,p1,1,"[80, 161]"', "cyst/p2.nii.gz,cyst,p2,,"]
+        (scans / "labels.csv").write_text("\n".join(lines))
+        source = ImageFolder(scans, "ct", "labels.csv")
+        # brain ends at 80 HU; 80 HU in a window from 0 to 160 HU is 127.5 of 255
+        assert [s.images[0].load().getpixel((0, 0))[0] for s in source[:4]] == [0, 129, 255, 128]
+        assert [s.answer_text for s in source] == ["cyst", "cyst", "mass", "mass", "cyst"]
+
+    def test_slices_of_one_file_have_orders_of_their_own(self, scans):
+        rows = [f"cyst/p1/series,{'cyst' if k else 'mass'},{k}" for k in range(60)]
+        (scans / "labels.csv").write_text("\n".join(["file,label,slice", *rows]))
+        letters = Counter(s.answer for s in ImageFolder(scans, "ct", "labels.csv", check_images=False))
+        assert set(letters) == {"A", "B"}
+        assert min(letters.values()) >= 15  # 30 +- 4 x 3.9
+
+    def test_a_folder_with_two_series_is_named(self, scans):
+        other = {"SeriesInstanceUID": "1.3", "InstanceNumber": 1}
+        dicom_files.write(scans / "mass/p1/series/other.dcm", self.FRAMES[0], **other, **dicom_files.CT)
+        with pytest.raises(BadRowError, match="mass/p1/series is a folder with 2 series: give each a folder"):
+            ImageFolder(scans, "ct")
+
+    def test_settings_reach_every_part_of_the_option(self, scans):
+        shown = Volumes(slices=2)
+        other = shutil.copytree(scans, scans.parent / "other")
+        parts = image_folder(
+            str(scans), "ct", test={"mri": str(other)}, n_validation=2, n_test=2, volumes=shown
+        )
+        for part in (parts.train, parts.validation, *parts.test.values()):
+            assert {len(s.images) for s in part} == {2}

@@ -3,14 +3,19 @@
 import csv
 import json
 
+import dicom_files
+import nibabel
+import numpy as np
 import pandas
 import pytest
 from command import run_here
+from PIL import Image
 
 from medvlm_r1.data.mcq_json import McqJson
 from medvlm_r1.data.options import table
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.data.table import Columns, Table
+from medvlm_r1.data.volume import Volumes
 
 OPTIONS = ["brain", "liver, left lobe", "kidney", "spine"]
 COLUMNS = Columns(
@@ -196,11 +201,13 @@ def test_a_test_set_called_by_a_modality_has_it(pictures):
 
 
 def test_a_run_on_a_table(pictures):
-    train = [row(i, label="A", file=f"images/{i % 8}.png", patient=f"p{i % 8}", key=i) for i in range(16)]
+    shown = [{"file": f"images/{i % 8}.png", "patient": f"p{i % 8}"} for i in range(16)]
+    train = [row(i, **shown[i], label="A", key=i, at=None) for i in range(16)]
     write(pictures, train, "train.csv")
-    write(pictures, [row(8), row(9)], "test.parquet")
+    dicom_files.write(pictures / "8.dcm", np.arange(2 * 40 * 40, dtype=np.uint16).reshape(2, 40, 40))
+    write(pictures, [row(8, file="8.dcm", at=1), row(9, at=None)], "test.parquet")
     mapping = ["image=file", "question=q", "options=[a,b,c,d]", "answer=label", "answer_is=letter"]
-    mapping += ["modality={value: ct}", "question_type=kind", "group=patient"]
+    mapping += ["modality={value: ct}", "question_type=kind", "group=patient", "slice=at"]
     run_here(
         pictures,
         "+experiment=sft_600",
@@ -217,3 +224,97 @@ def test_a_run_on_a_table(pictures):
     (folder,) = (pictures / "outputs/runs").iterdir()
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [r["modality"] for r in rows] == ["xray", "xray"]
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """CT files of two slices, 0 and 80 HU; a NIfTI of which slice k is k; a picture."""
+    frames = np.array([[[1024] * 2] * 2, [[1104] * 2] * 2], np.uint16)
+    for i in range(6):
+        dicom_files.write(tmp_path / f"{i}.dcm", frames, **dicom_files.CT)
+    voxels = np.broadcast_to(np.arange(9, dtype=np.int16), (4, 5, 9))
+    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(voxels), np.eye(4)), tmp_path / "t1.nii.gz")
+    Image.new("L", (4, 4), 7).save(tmp_path / "0.png")
+    return tmp_path
+
+
+VOLUME = {"question": "q", "options": "yes|no", "answer": "no", "modality": "CT"}
+
+
+def grey(sample, k=0):
+    return sample.images[k].load().getpixel((0, 0))[0]
+
+
+class TestVolumes:
+    COLUMNS = Columns(slice="at", window="hu")
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+    def test_each_row_shows_its_slice_in_its_window(self, volumes, name):
+        """Brain is 0 to 80 HU; centre 80 and width 161 are 0 to 160 HU, so 80 HU is 127.5 of 255."""
+        rows = [
+            {"image": "0.dcm", "at": 0, "hu": "brain"},
+            {"image": "0.dcm", "at": 1, "hu": "brain"},
+            {"image": "0.dcm", "at": 1, "hu": "[80, 161]"},
+            {"image": "0.png", "at": None, "hu": None},
+            {"image": "t1.nii.gz", "at": 8, "hu": None},
+        ]
+        path = write(volumes, [{**VOLUME, **r} for r in rows], name)
+        source = Table(path, self.COLUMNS, volumes=Volumes(range=(0, 8)))
+        assert [grey(s) for s in source] == [0, 255, 128, 7, 255]
+        assert len({s.image_group for s in source[:3]}) == 1  # slices of one file stay together
+
+    def test_more_than_one_slice_or_image(self, volumes):
+        rows = [
+            {"image": "0.dcm|1.dcm", "at": "[1, 0]", "hu": "brain"},
+            {"image": "t1.nii.gz", "at": "montage"},
+        ]
+        first, second = Table(write(volumes, [{**VOLUME, **r} for r in rows], "a.csv"), self.COLUMNS)
+        assert [grey(first, k) for k in range(4)] == [255, 0, 255, 0]
+        assert second.images[0].load().size == (3 * 4, 3 * 5)
+
+    def test_centre_and_width_in_columns_of_their_own(self, volumes):
+        rows = [
+            {**VOLUME, "image": "0.dcm", "c": c, "w": w} for c, w in [(80, 161), (0.5, 1.5), (None, None)]
+        ]
+        columns, shown = Columns(window=["c", "w"]), Volumes(slices=[1], window="brain")
+        for name in ("a.csv", "a.parquet"):
+            source = Table(write(volumes, rows, name), columns, volumes=shown)
+            assert [s.images[0].window for s in source] == [(80, 161), (0.5, 1.5), "brain"]
+
+    def test_an_object_in_the_place_of_a_path(self, volumes):
+        """What an image itself sets comes before the row's columns."""
+        own = {"path": "t1.nii.gz", "slice": 4, "range": [0, 8]}
+        rows = [{**VOLUME, "image": form, "at": 8, "hu": ""} for form in (json.dumps(own), json.dumps([own]))]
+        for source in (
+            Table(write(volumes, rows, "a.csv"), self.COLUMNS),
+            Table(write(volumes, [{**rows[0], "image": own}], "a.jsonl"), self.COLUMNS),
+        ):
+            assert {grey(s) for s in source} == {128}
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"at": "two"}, r"0\.dcm: slices is 'two': use middle, montage"),
+            ({"at": 1.5}, r"0\.dcm: slices is 1\.5: use middle"),
+            ({"at": -1}, r"0\.dcm: slices is \(-1,\): use middle"),
+            ({"at": 2}, r"0\.dcm has slices 0 to 1, but 2 is asked for"),
+            ({"hu": "lungs"}, r"0\.dcm: window is 'lungs': use lung, "),
+            ({"image": "t1.nii.gz", "hu": "lung"}, r"'window', which a NIfTI file does not take"),
+            (
+                {"image": "0.png", "at": 1},
+                r"0\.png has the setting 'slice', which a picture file does not take",
+            ),
+        ],
+    )
+    def test_a_wrong_setting_is_named(self, volumes, changes, message):
+        path = write(volumes, [{**VOLUME, "image": "0.dcm", "at": None, "hu": None, **changes}], "a.jsonl")
+        with pytest.raises(BadRowError, match=rf"a\.jsonl row 0: .*{message}"):
+            Table(path, self.COLUMNS)
+
+    def test_settings_reach_every_part_of_the_option(self, volumes):
+        rows = [{**VOLUME, "image": f"{i}.dcm", "at": i % 2} for i in range(6)]
+        train, test = (str(write(volumes, part, f"{len(part)}.csv")) for part in (rows[:4], rows[4:]))
+        columns, shown = Columns(slice="at"), Volumes(window="brain")
+        parts = table(train, {"ct": test}, columns, n_validation=2, volumes=shown)
+        for part in (parts.train, parts.validation, parts.test["ct"]):
+            assert [grey(s) for s in part] == [255 * (s.images[0].pick == 1) for s in part]

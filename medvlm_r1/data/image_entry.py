@@ -1,6 +1,7 @@
 """What a row gives as ``image``, turned into handles: a path, or an object with a path and settings."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +32,48 @@ def entry_path(entry: Any) -> str:
     if not isinstance(path, str) or not path:
         raise BadRowError(f"image is {entry!r}: give a path, or an object with one as 'path'")
     return path
+
+
+def with_settings(entry: Any, slice: Any, window: Any) -> Any:
+    """An entry with what other columns of its row set; what it sets itself stays.
+
+    Args:
+        entry: a path, or an object with ``path`` and settings.
+        slice: an index from 0, or any other value of ``slices``; empty sets nothing. Numbers and lists may be
+            written as text, as CSV has them.
+        window: a name, or centre and width; empty sets nothing.
+    """
+    slice, window = _written(slice), _written(window)
+    index = isinstance(slice, int) and not isinstance(slice, bool)
+    given = {"slice": slice} if index else {"slices": slice}
+    given = {key: value for key, value in {**given, "window": window}.items() if value not in (None, "", [])}
+    if not given:
+        return entry
+    own = entry if isinstance(entry, dict) else {"path": entry}
+    if own.keys() & {"slice", "slices"}:
+        given = {key: value for key, value in given.items() if key == "window"}
+    return {**given, **own}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_written(part) for part in value]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return value.strip()
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file that nobody named is an image: by its suffix, or as DICOM by its magic."""
+    return _kind(path) != "picture" or path.suffix.lower() in Image.registered_extensions()
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file would be read as DICOM."""
+    return _kind(path) == "DICOM"
 
 
 def image_handles(entry: Any, folder: Path, volumes: Volumes) -> Iterator[ImageHandle]:

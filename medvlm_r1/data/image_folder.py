@@ -1,8 +1,9 @@
 """A folder of labelled images, turned into multiple-choice questions.
 
-The labels stand in a CSV file (``file,label[,split,patient]``) or are the names of the subfolders. Everything
-drawn for a question follows from (seed, file): which wrong labels it offers, their order, and where the gold
-one stands, each position being equally likely. So other images, and their order, change no question.
+The labels stand in a CSV file (``file,label[,split,patient,slice,window]``) or are the names of the
+subfolders. Everything drawn for a question follows from (seed, file, slice): which wrong labels it offers,
+their order, and where the gold one stands, each position being equally likely. So other images, and their
+order, change no question.
 """
 
 import functools
@@ -16,12 +17,12 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from PIL import Image
-
+from medvlm_r1.data.image_entry import is_dicom_file, is_image, with_settings
 from medvlm_r1.data.image_root import ImageRoot
 from medvlm_r1.data.question_file import QuestionFile, plain_stem
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 from medvlm_r1.data.table_file import read_csv
+from medvlm_r1.data.volume import Volumes
 
 SPLITS = {
     "train": "train",
@@ -30,7 +31,7 @@ SPLITS = {
     "val": "validation",
     "test": "test",
 }
-_COLUMNS = ("file", "label", "split", "patient")
+_COLUMNS = ("file", "label", "split", "patient", "slice", "window")
 _WRITTEN = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT"}  # as a question spells a modality
 
 
@@ -113,8 +114,10 @@ class ImageFolder(QuestionFile):
         folder: the images.
         modality: of all of them.
         labels: a CSV file with the columns ``file`` and ``label``, and optionally ``split`` (train,
-            validation or test) and ``patient``; its path starts from ``folder``. Default: the label of an
-            image is the name of the subfolder that it is in.
+            validation or test), ``patient``, and ``slice`` and ``window`` of DICOM and NIfTI files as in
+            :class:`~medvlm_r1.data.table.Columns`; its path starts from ``folder``. Default: the label of
+            an image is the name of the subfolder that it is in; below that, a folder with DICOM files is
+            one series and one image.
         template: what is asked.
         group: a regular expression that finds the patient in a file's path; its first group, or all that
             matches, names the patient. Default: the column ``patient``, else every image is on its own.
@@ -122,6 +125,7 @@ class ImageFolder(QuestionFile):
         delimiter: of the CSV file.
         encoding: of the CSV file.
         follow_links: take images outside the folder too; see :class:`ImageRoot`.
+        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
         window: ``n``, ``offset``, ``exclude``, ``seed``, ``on_bad_row``, ``check_images`` and ``workers``
             of :class:`QuestionFile`.
 
@@ -146,6 +150,7 @@ class ImageFolder(QuestionFile):
         delimiter: str = ",",
         encoding: str = "utf-8-sig",
         follow_links: bool = False,
+        volumes: Volumes | None = None,
         **window: Any,
     ) -> None:
         folder, template = Path(folder), template or Template()
@@ -158,7 +163,7 @@ class ImageFolder(QuestionFile):
             template=template,
             modality=modality,
             source=plain_stem(folder.absolute()),
-            root=ImageRoot(folder, follow_links, "data.folder"),
+            root=ImageRoot(folder, follow_links, "data.folder", volumes),
             group=_pattern(group),
         )
         name = name or plain_stem(folder.absolute())
@@ -211,15 +216,14 @@ def find_labels(
 
 
 def _images_below(label: Path, folder: Path) -> list[str]:
-    known = Image.registered_extensions()
     found = []
     for where, folders, files in os.walk(label):  # goes through no symbolic link
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            (Path(where) / file).relative_to(folder).as_posix()
-            for file in sorted(files)
-            if not file.startswith(".") and Path(file).suffix.lower() in known
-        ]
+        images = [Path(where) / file for file in sorted(files) if not file.startswith(".")]
+        images = [path for path in images if is_image(path)]
+        if Path(where) != label and any(map(is_dicom_file, images)):
+            images = [Path(where), *(path for path in images if not is_dicom_file(path))]
+        found += [path.relative_to(folder).as_posix() for path in images]
     return found
 
 
@@ -259,10 +263,13 @@ def read_labelled(
                 f"file {file!r} does not match data.group {group.pattern!r}: correct one of them"
             )
         patient = found[1] if group.groups else found[0]
-    options, letter = template.options(file, label, labels)
+    entry = with_settings(file, row.get("slice"), row.get("window"))
+    # Slices of one file are different questions: each has its own order of options.
+    drawn = f"{file} {row['slice']}" if row.get("slice") else file
+    options, letter = template.options(drawn, label, labels)
     return VQASample(
         id=id,
-        images=root.images(file),
+        images=root.images(entry),
         question=template.question.format(modality=_WRITTEN.get(modality, modality)),
         options=tuple(options),
         answer=letter,

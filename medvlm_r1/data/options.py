@@ -77,6 +77,7 @@ def table(
     on_bad_row: OnBadRow = "fail",
     check_images: bool = True,
     follow_links: bool = False,
+    volumes: Volumes | None = None,
 ) -> Questions:
     """Questions in JSON, JSONL, CSV or Parquet files of any layout.
 
@@ -91,7 +92,7 @@ def table(
     """
     shared = {"columns": columns, "images": images, "delimiter": delimiter, "encoding": encoding}
     shared |= {"on_bad_row": on_bad_row, "check_images": check_images, "follow_links": follow_links}
-    read = functools.partial(Table, **shared)
+    read = functools.partial(Table, **shared, volumes=volumes)
     tests = {
         name: read(path, name=name, modality=modality_of_test(name, columns)) for name, path in test.items()
     }
@@ -115,6 +116,7 @@ def image_folder(
     on_bad_row: OnBadRow = "fail",
     check_images: bool = True,
     follow_links: bool = False,
+    volumes: Volumes | None = None,
 ) -> Questions:
     """A folder of labelled images, and folders of other images to test on.
 
@@ -126,8 +128,8 @@ def image_folder(
             :class:`~medvlm_r1.data.image_folder.ImageFolder`.
         test: folders by the modality that they show, with labels in the same form.
         n_test: how many questions test, where they are held out.
-        n_train, n_train_per, n_validation, split_seed, on_bad_row, check_images, follow_links: as in
-            :func:`mcq_json`.
+        n_train, n_train_per, n_validation, split_seed, on_bad_row, check_images, follow_links, volumes: as
+            in :func:`mcq_json`.
 
     Raises:
         BadRowError: a row or an image cannot be used.
@@ -143,6 +145,7 @@ def image_folder(
         on_bad_row=on_bad_row,
         check_images=check_images,
         follow_links=follow_links,
+        volumes=volumes,
     )
     tests = {name: read(path, modality=name, name=f"{name}-test") for name, path in (test or {}).items()}
     rows = read(folder, modality, name=modality)

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import pyarrow.parquet
 
+from medvlm_r1.data.image_entry import with_settings
 from medvlm_r1.data.image_root import ImageRoot
 from medvlm_r1.data.mcq_row import MODALITIES, read_row
 from medvlm_r1.data.question_file import QuestionFile, plain_stem
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 from medvlm_r1.data.table_file import PARQUET, read_table
+from medvlm_r1.data.volume import Volumes
 
 Column = str | Sequence[str] | Mapping[str, Any]
 """A column's name; several columns whose values make a list; or ``{value: V}``, the same V in every row."""
@@ -26,7 +28,8 @@ class Columns:
     """Which column holds what. Each may also be ``{value: V}``, one value for all rows.
 
     Attributes:
-        image: path of the image, or several; one column or a list of columns.
+        image: path of the image, or several; one column or a list of columns. In the place of a path may
+            stand an object with ``path`` and settings, in CSV as JSON.
         question: text.
         options: one column with all options, or a list of columns with one each.
         answer: the gold option.
@@ -35,6 +38,9 @@ class Columns:
         question_type: e.g. Disease Diagnosis. Default: unknown.
         group: what must not be torn apart by a split, e.g. the patient. Default: the image.
         id: names the question in all records; different in every row. Default: the row's number.
+        slice: of a row's DICOM and NIfTI files, an index from 0 or another value of ``slices``. Default, and
+            where a row leaves it empty: what :class:`~medvlm_r1.data.volume.Volumes` says.
+        window: of a row's DICOM files: one column, or two with centre and width. Default: likewise.
         separator: parts several images or options that stand in one field of text; a JSON list in the
             field is understood too.
 
@@ -51,6 +57,8 @@ class Columns:
     question_type: Column | None = None
     group: Column | None = None
     id: Column | None = None
+    slice: Column | None = None
+    window: Column | None = None
     separator: str = "|"
 
     def __post_init__(self) -> None:
@@ -62,13 +70,13 @@ class Columns:
         for role in ROLES:
             column = getattr(self, role)
             several = isinstance(column, Sequence) and not isinstance(column, str) and len(column) > 0
-            if column is None and role in ("question_type", "group", "id"):
+            if column is None and role in ("question_type", "group", "id", "slice", "window"):
                 continue
             if isinstance(column, Mapping) and set(column) == {"value"}:
                 continue
-            if isinstance(column, str) or (several and role in ("image", "options")):
+            if isinstance(column, str) or (several and role in LISTS):
                 continue
-            lists = ", a list of names" if role in ("image", "options") else ""
+            lists = ", a list of names" if role in LISTS else ""
             raise ValueError(
                 f"data.columns.{role} is {column!r}: give a column's name{lists}, or {{value: V}} for one "
                 "value in all rows"
@@ -85,6 +93,7 @@ class Columns:
         return found
 
 
+LISTS = ("image", "options", "window")  # of these a role may have several columns
 ROLES = tuple(f.name for f in fields(Columns) if f.name not in ("answer_is", "separator"))
 
 
@@ -100,6 +109,7 @@ class Table(QuestionFile):
         delimiter: of CSV. Default: a comma, in .tsv and .tab a tab.
         encoding: of CSV.
         follow_links: take images outside their folder too; see :class:`ImageRoot`.
+        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
         window: ``n``, ``offset``, ``exclude``, ``seed``, ``on_bad_row``, ``check_images`` and ``workers``
             of :class:`QuestionFile`.
 
@@ -118,6 +128,7 @@ class Table(QuestionFile):
         delimiter: str | None = None,
         encoding: str = "utf-8-sig",
         follow_links: bool = False,
+        volumes: Volumes | None = None,
         **window: Any,
     ) -> None:
         path = Path(path)
@@ -138,7 +149,7 @@ class Table(QuestionFile):
             columns=columns,
             name=name,
             source=plain_stem(path),
-            root=ImageRoot(path.parent if images is None else images, follow_links),
+            root=ImageRoot(path.parent if images is None else images, follow_links, volumes=volumes),
             modality=modality,
         )
         super().__init__(path, enumerate(rows), read, name, **window)
@@ -184,8 +195,10 @@ def read_table_row(
     options = _listed(value["options"], columns.separator)
     if isinstance(options, list):
         options = [_text(option) for option in options]
+    images = _listed(value["image"], columns.separator)
+    images = images if isinstance(images, list) else [images]
     plain = {
-        "image": _listed(value["image"], columns.separator),
+        "image": [with_settings(entry, value["slice"], value["window"]) for entry in images],
         "question": value["question"],
         "options": options,
         "subset": value["modality"],
@@ -222,12 +235,12 @@ def _known(value: Any) -> Any:
 def _listed(value: Any, separator: str) -> Any:
     if not isinstance(value, str):
         return [value] if isinstance(value, int) else value
-    if value.lstrip().startswith("["):
+    if value.lstrip().startswith(("[", "{")):
         try:
             parts = json.loads(value)
         except ValueError:
             parts = None  # e.g. a file named "[1].png"
-        if isinstance(parts, list):
+        if isinstance(parts, list | dict):
             return parts
     return [part.strip() for part in value.split(separator)] if separator and separator in value else [value]
 

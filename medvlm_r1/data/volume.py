@@ -65,7 +65,7 @@ class Volumes:
     def __post_init__(self) -> None:
         for key in ("slices", "window", "range", "percentiles"):
             value = getattr(self, key)
-            if value is not None and not isinstance(value, str | int):
+            if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, key, tuple(value))  # Hydra's lists neither hash nor pickle small
         picks(self.slices)
         window = self.window

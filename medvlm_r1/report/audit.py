@@ -38,7 +38,7 @@ class AuditSection:
 
     Attributes:
         run: its name.
-        verdict: the line that sums it up.
+        verdict: what sums it up, point by point.
         leaks: from, into, questions, copies, share, kinds in words.
         shortcuts: heads (test sets), and rows of a rule with its accuracy on each set.
         chance: accuracy of guessing, by test set.
@@ -47,7 +47,7 @@ class AuditSection:
     """
 
     run: str
-    verdict: str
+    verdict: tuple[str, ...]
     leaks: list[tuple[str, str, int, int, float, str]]
     shortcuts: tuple[list[str], list[tuple[str, list[float]]]]
     chance: list[float]
@@ -76,7 +76,7 @@ def section(run: Run) -> AuditSection | None:
     rows = [(rule, [found["shortcuts"][name][rule]["accuracy"] for name in sets]) for rule in rules]
     return AuditSection(
         run=run.name,
-        verdict=found["verdict"],
+        verdict=tuple(found["verdict"].replace(" %", "\N{NO-BREAK SPACE}%").split("; ")),
         leaks=leaks,
         shortcuts=(sets, rows),
         chance=[next(iter(found["shortcuts"][name].values()))["chance"] for name in sets],

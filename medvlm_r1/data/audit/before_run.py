@@ -14,7 +14,9 @@ from medvlm_r1.data.audit.findings import Audit
 from medvlm_r1.data.audit.leaks import pictures
 from medvlm_r1.data.audit.whole import audit
 from medvlm_r1.data.checks import WORTH_KEEPING, image_digest
+from medvlm_r1.data.dicom import DicomImage
 from medvlm_r1.data.known_files import KnownFiles
+from medvlm_r1.data.nifti import NiftiImage
 from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, ImageHandle, VQASample
@@ -99,12 +101,15 @@ def _line(sample: VQASample, digests: dict[str, str]) -> list:
 
 def _contents(handles: dict[str, ImageHandle]) -> dict[str, str]:
     """What pictures show, without decoding or rendering: bytes of a file, parameters of a rendering."""
+    digests: dict[Path, str] = {}  # a volume's slices share their file
     with KnownFiles() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
 
         def content(handle: ImageHandle) -> str:
-            if isinstance(handle, ImageFile):
-                return image_digest(handle, known) or "absent"
-            return repr(handle)
+            if not isinstance(handle, ImageFile | DicomImage | NiftiImage):
+                return repr(handle)
+            if handle.path not in digests:
+                digests[handle.path] = image_digest(handle, known) or "absent"
+            return f"{handle!r} {digests[handle.path]}"
 
         found = tracked(handles.items(), "Looking for changed images", len(handles))
         return {name: content(handle) for name, handle in found}

@@ -113,7 +113,7 @@ class Audit:
         parts = []
         for leak in self.into_tests:
             shown = f"{leak.questions} of {leak.n} {leak.target} questions ({100 * leak.share:.1f} %)"
-            parts.append(f"{shown} show a copy of a training image")
+            parts.append(f"{shown} {'showed' if self.dropped else 'show'} a copy of a training image")
         if self.dropped:
             parts.append(f"{self.dropped} training questions dropped for it")
         if not self.into_tests:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from posixpath import basename
 
 from medvlm_r1.data.audit.kinds import COPIES, EXACT, NAMED, NEIGHBOUR, View, kind_of, view
-from medvlm_r1.data.audit.pictures import Candidate, Fingerprint, candidates, in_threads
+from medvlm_r1.data.audit.pictures import Candidate, Fingerprint, candidates, in_parallel
 from medvlm_r1.data.sample import ImageHandle, VQASample
 
 Prints = Mapping[str, Fingerprint | None]  # by picture name; None where the picture is not on disk
@@ -165,11 +165,11 @@ def _alike(first: Mapping, second: Mapping, handles: Mapping, prints: Prints, se
 
     def judged(c: Candidate) -> Pair | None:
         one, other = mine[c.first], theirs[c.second]
-        kind, distance = kind_of(seen_again(one), seen_again(other), c.mirrored)
+        kind, distance = kind_of(seen_again(one), seen_again(other), c.turn)
         return Pair(kind, one, other, distance) if kind else None
 
     pairs: dict[tuple[str, str], Pair] = {}
-    for pair in filter(None, in_threads(judged, found, "Comparing images")):
+    for pair in filter(None, in_parallel(judged, found, "Comparing images")):
         known = pairs.get((pair.first, pair.second))  # a pair may be compared both ways round
         if known is None or pair.distance < known.distance:
             pairs[pair.first, pair.second] = pair

@@ -12,7 +12,6 @@ An ellipsoid with centre c and shape matrix ``S = R diag(radii^2) R^T`` looks, a
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import mul
 
 import numpy as np
 from jaxtyping import Float
@@ -45,7 +44,8 @@ class Ellipsoid:
 def turned(point: Point, view: View) -> Point:
     """A world point in the axes u, v, w of ``view``."""
     x, y, z = point
-    return tuple(a * x + b * y + c * z for a, b, c in view)
+    (a, b, c), (d, e, f), (g, h, i) = view
+    return a * x + b * y + c * z, d * x + e * y + f * z, g * x + h * y + i * z
 
 
 def _ellipse(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"], float, float]:
@@ -57,7 +57,9 @@ def _ellipse(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.nda
         [(cos * a + sin * b) * solid.radii[0], (cos * b - sin * a) * solid.radii[1], c * solid.radii[2]]
         for a, b, c in view
     ]
-    (uu, uv, uw), (_, vv, vw), (_, _, ww) = [[sum(map(mul, f, g)) for g in axes] for f in axes]
+    (a, b, c), (d, e, f), (g, h, i) = axes
+    uu, uv, uw = a * a + b * b + c * c, a * d + b * e + c * f, a * g + b * h + c * i
+    vv, vw, ww = d * d + e * e + f * f, d * g + e * h + f * i, g * g + h * h + i * i
     determinant = uu * vv - uv * uv
     scale = size / FIELD
     rows, columns = _span(middle[1], math.sqrt(vv), scale, size), _span(middle[0], math.sqrt(uu), scale, size)
@@ -84,7 +86,11 @@ def coverage(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.nda
         The box of pixels that the solid can touch, and the share (0 to 1) inside that box.
     """
     box, q, radius, _ = _ellipse(solid, view, size)
-    return box, np.minimum(np.maximum((1.0 - np.sqrt(q)) * (radius * size / FIELD) + 0.5, 0.0), 1.0)
+    share = np.sqrt(q, out=q)
+    np.subtract(1.0, share, out=share)
+    share *= radius * size / FIELD
+    share += 0.5
+    return box, np.clip(share, 0.0, 1.0, out=share)
 
 
 def chords(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:

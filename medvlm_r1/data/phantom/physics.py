@@ -112,7 +112,8 @@ def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
     view = VIEWS["frontal"]
 
     def paint(box: Box, share: Float[np.ndarray, "h w"], tissue: str) -> None:
-        picture[box] += share * (values[tissue] - picture[box])
+        seen = picture[box]
+        seen += share * (values[tissue] - seen)
 
     for depth, tissue in ((0.0, "fat"), (scene.fat, "muscle")):
         for solid in scene.body:
