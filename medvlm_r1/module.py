@@ -178,8 +178,8 @@ class VLMModule(LightningModule):
 
     def end_step(self) -> None:
         """Close one training step: what it computed is logged, learning rate and count move on."""
-        computed = self.count()
-        if computed.get("decode_rows"):
+        computed = self.count()  # the same names on every rank, for what is logged is reduced
+        if "seconds_sample" in computed:
             computed["tokens_per_second"] = computed["decode_rows"] / computed["seconds_sample"]
         for name, value in computed.items():
             # Seconds differ from run to run: they keep apart from what a seed determines.

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+COUNTS = ("images_encoded", "prefill_tokens", "decode_rows", "host_reads", "pass_tokens", "head_tokens")
+
 
 class Counters(Counter[str]):
     """Numbers by name, since they were last taken.
@@ -32,8 +34,8 @@ class Counters(Counter[str]):
             self[f"seconds_{phase}"] += _now() - begin
 
     def take(self) -> dict[str, float]:
-        """The numbers so far; counting starts again at 0."""
-        taken = dict(self)
+        """The numbers so far, all of :data:`COUNTS` among them; counting starts again at 0."""
+        taken = dict.fromkeys(COUNTS, 0) | dict(self)
         self.clear()
         return taken
 
