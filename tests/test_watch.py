@@ -15,6 +15,7 @@ FINE = {
     "train/loss": 0.1,
     "train/loss_tokens": 100.0,
     "train/tokens": 12.0,
+    "train/gap_p99": 0.04,
 }
 
 
@@ -49,6 +50,7 @@ def test_no_spread_for_n_steps(tmp_path):
         ({"train/truncated": 0.6}, "truncated", "max_completion_tokens"),
         ({"train/kl": float("inf")}, "not_finite", "learning rate"),
         ({"train/loss": float("nan")}, "not_finite", "learning rate"),
+        ({"train/gap_p99": 0.6}, "sampler_gap", "method.importance_cap=2"),
         ({"train/loss_tokens": 0.0}, "no_loss_tokens", "ended at once"),
         ({"train/tokens": 1.0}, "no_loss_tokens", "ended at once"),
     ],
