@@ -68,8 +68,8 @@ class Alarms(Callback):
             ),
             "sampler_gap": (
                 gap > self.sampler_gap,
-                f"one token in a hundred is {gap:.2g} nats likelier or less likely to the trainer than to the "
-                "sampler: set method.importance_cap=2, or look with rollout=reference whether the engine errs",
+                f"sampler and trainer differ by {gap:.2g} nats or more at one token in a hundred: set "
+                "method.importance_cap=2, or look with rollout=reference whether the engine errs",
             ),
             "no_loss_tokens": (
                 metrics.get("train/loss_tokens", 1.0) == 0 or metrics.get("train/tokens", 2.0) <= 1,
