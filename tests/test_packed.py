@@ -15,6 +15,7 @@ from medvlm_r1.policy.geometry import geometry
 from medvlm_r1.policy.head import head_logprobs
 from medvlm_r1.policy.load import Recipe
 from medvlm_r1.policy.packed import Blocks
+from medvlm_r1.policy.passes import inner_model
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
 
@@ -114,15 +115,15 @@ def test_each_prompt_and_each_token_goes_through_once(prompts, random_policy):
     assert policy.counters["images_encoded"] == 2
 
 
-def test_no_backward_pass_through_a_frozen_tower(prompts, lora_policy):
-    calls = []
-    tower = lora_policy.model.get_base_model().model.visual
-    tower.register_full_backward_hook(lambda *_: calls.append(1))
-    tokens, mask = completions(lora_policy.encoder, [4, 5, 6])
-    batch = collate([prompts["square"]], lora_policy.pad_id, CPU)
-    lora_policy.logprobs(batch, tokens, mask)[mask].sum().backward()
-    assert not calls
-    assert not any(p.grad is not None for p in tower.parameters())
+@pytest.mark.parametrize(("kind", "expected"), [("lora_policy", 0), ("fresh_policy", 1)])
+def test_no_backward_pass_through_a_frozen_tower(kind, expected, prompts, request):
+    policy, calls = request.getfixturevalue(kind), []
+    merger = inner_model(policy.model).visual.merger
+    merger.register_full_backward_hook(lambda *_: calls.append(1))
+    tokens, mask = completions(policy.encoder, [4, 5, 6])
+    batch = collate([prompts["square"]], policy.pad_id, CPU)
+    policy.logprobs(batch, tokens, mask)[mask].sum().backward()
+    assert len(calls) == expected
 
 
 class TestHead:
