@@ -172,9 +172,11 @@ class TestRecorded:
     def test_replayed_steps_draw_the_same(self, prompts, policy):
         recorded = []
 
-        def record(step):
+        def record(step, rewind):
             recorded.append(step)
-            step()  # as warming up does: the recorder puts back what this changes
+            for _ in range(2):  # as warming up does
+                step()
+                rewind()
             return step
 
         engine = SharedPrefixEngine(look_every=4, recorder=Recorder(record))
@@ -186,8 +188,22 @@ class TestRecorded:
         engine(policy, [prompts[name] for name in orders[0]], GROUP, DrawKey(3, 0))
         assert first == len(recorded) > 1  # nothing new the second time
 
+    def test_warming_up_at_the_last_token_stays_inside(self, prompts, policy):
+        """A shape may be recorded at the very last step: further ones would write behind the tensors."""
+
+        def record(step, rewind):
+            for _ in range(2):
+                step()
+                rewind()
+            return step
+
+        sampling = dataclasses.replace(GROUP, max_tokens=2)
+        engine = SharedPrefixEngine(recorder=Recorder(record))
+        chosen = [prompts["square"], prompts["text"]]
+        same_draws(engine(policy, chosen, sampling, KEY), FAST(policy, chosen, sampling, KEY))
+
     def test_a_result_is_not_written_over_by_the_next_rollout(self, prompts, policy):
-        engine = SharedPrefixEngine(recorder=Recorder(lambda step: step))
+        engine = SharedPrefixEngine(recorder=Recorder(lambda step, rewind: step))
         one = engine(policy, [prompts["square"]], GROUP, DrawKey(0, 0))
         kept = one.tokens.clone()
         engine(policy, [prompts["square"]], GROUP, DrawKey(0, 1))

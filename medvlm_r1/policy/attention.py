@@ -5,6 +5,8 @@ object that knows which keys each query may see, attends accordingly, and keeps 
 are wanted again. A tensor in its place, or none, goes to transformers' own function.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -16,9 +18,10 @@ from transformers.masking_utils import sdpa_mask
 NAME = "medvlm_r1"
 
 
-class Layout:
+class Layout(ABC):
     """How the tokens of one pass see each other."""
 
+    @abstractmethod
     def attend(
         self,
         layer: int,
@@ -28,7 +31,6 @@ class Layout:
         scaling: float,
     ) -> Float[Tensor, "tokens heads size"]:
         """Attention of one layer; rotary positions are in query and key already."""
-        raise NotImplementedError
 
 
 def _attention(

@@ -17,13 +17,18 @@ Step = Callable[[], None]
 WARM_UP = 2  # steps before recording: libraries choose kernels and take their work spaces
 
 
-def cuda_graph(step: Step) -> Step:
-    """Record ``step``, which must not wait for the device, as a CUDA graph."""
+def cuda_graph(step: Step, rewind: Step) -> Step:
+    """Record ``step``, which must not wait for the device, as a CUDA graph.
+
+    Args:
+        rewind: puts back what a step has changed, so that warming up never runs past the last token.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(WARM_UP):
             step()
+            rewind()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -31,19 +36,19 @@ def cuda_graph(step: Step) -> Step:
     return graph.replay
 
 
-def compiled_cuda_graph(step: Step) -> Step:
+def compiled_cuda_graph(step: Step, rewind: Step) -> Step:
     """As :func:`cuda_graph`, of what torch's compiler makes of ``step``."""
-    return cuda_graph(torch.compile(step, fullgraph=True, dynamic=False))
+    return cuda_graph(torch.compile(step, fullgraph=True, dynamic=False), rewind)
 
 
 class Recorder:
     """Replays steps of rows whose shape was seen before.
 
     Args:
-        record: makes a replay of a step; it may run the step as often as it needs to.
+        record: makes a replay of a step, as :func:`cuda_graph` does.
     """
 
-    def __init__(self, record: Callable[[Step], Step] = cuda_graph) -> None:
+    def __init__(self, record: Callable[[Step, Step], Step] = cuda_graph) -> None:
         self.record = record
         self._staying: dict[Hashable, list[Tensor]] = {}
         self._replays: dict[Hashable, Step] = {}
@@ -60,7 +65,10 @@ class Recorder:
         key = shape, rows.decoding.window
         if key not in self._replays:
             before = [tensor.clone() for tensor in staying]
-            self._replays[key] = self.record(rows.twin().advance)
-            for tensor, value in zip(staying, before, strict=True):
-                tensor.copy_(value)
+
+            def rewind() -> None:
+                for tensor, value in zip(staying, before, strict=True):
+                    tensor.copy_(value)
+
+            self._replays[key] = self.record(rows.twin().advance, rewind)
         self._replays[key]()
