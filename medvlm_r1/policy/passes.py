@@ -67,10 +67,10 @@ def packed_logprobs(
 def _predictors(prompts: PromptBatch, lengths: Sequence[int], fed: Blocks) -> Int[Tensor, " told"]:
     """For each completion token, the place of the token before it: the prompt's last, or its neighbour."""
     group_size, start, places = len(lengths) // len(prompts), sum(prompts.lengths), []
+    ends = prompts.ends.repeat_interleave(group_size)
     for row, (length, before) in enumerate(zip(lengths, fed.lengths, strict=True)):
         if length:
-            places += [prompts.ends[row // group_size : row // group_size + 1]]
-            places += [torch.arange(start, start + before)]
+            places += [ends[row : row + 1], torch.arange(start, start + before)]
         start += before
     return torch.cat(places)
 

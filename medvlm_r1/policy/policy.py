@@ -119,6 +119,7 @@ class Policy(nn.Module):
 
         A frozen vision tower is shared with the copy.
         """
+        self._reference_features.clear()
         if self.has_adapter:
             return
         tower = inner_model(self.whole).visual
