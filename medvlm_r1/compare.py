@@ -13,6 +13,7 @@ from rich.markup import escape
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page import caveat, headline, write_page
+from medvlm_r1.report.paper_tables import as_csv, as_latex
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables import (
     accuracy_table,
@@ -28,8 +29,9 @@ EXAMPLES = """examples:
   python -m medvlm_r1.compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
   python -m medvlm_r1.compare outputs/sweeps/ablate_beta --baseline sft_600
 
-Runs of one configuration that differ in the seed alone share a row. Writes comparison.json,
-comparison.md, accuracy.png and report.html. Exit code 2: a folder cannot be compared; the line says why."""
+Runs of one configuration that differ in the seed alone share a row. Writes comparison.json, comparison.md,
+comparison.tex (booktabs), comparison.csv, accuracy.png and report.html.
+Exit code 2: a folder cannot be compared; the line says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,9 +86,9 @@ def show(c: Comparison, console: Console) -> None:
 
 
 def write(c: Comparison, out: Path, command: str) -> list[Path]:
-    """Write ``comparison.json``, ``comparison.md``, ``accuracy.png`` and ``report.html`` into ``out``."""
+    """Write ``comparison.json``, ``.md``, ``.tex`` and ``.csv``, ``accuracy.png`` and ``report.html``."""
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "comparison.json", out / "comparison.md"]
+    paths = [out / f"comparison.{ending}" for ending in ("json", "md", "tex", "csv")]
     paths[0].write_text(json.dumps(c.as_dict(), indent=1) + "\n", encoding="utf-8")
     parts = [headline(c), caveat(c), as_markdown(accuracy_table(c))]
     parts += [as_markdown(difference_table(c))] if c.differences else []
@@ -95,6 +97,9 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
     parts += [f"Unfinished, left out: {folder}" for folder in c.unfinished]
     parts.append(f"Made by `{command}`")
     paths[1].write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    tables = [accuracy_table(c), *([difference_table(c)] if c.differences else [])]
+    paths[2].write_text(f"% made by {command}\n{as_latex(tables, 'comparison')}", encoding="utf-8")
+    paths[3].write_text(as_csv(c), encoding="utf-8")
     return [*paths, comparison_figure(c, out / "accuracy.png"), write_page(c, out, command)]
 
 

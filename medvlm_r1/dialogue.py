@@ -22,7 +22,10 @@ from typing import Literal
 
 from medvlm_r1.data.sample import Phase, Question, VQASample
 
-_BETWEEN = re.compile(r"</think>\s*<answer>")
+_BETWEEN = {
+    "think": re.compile(r"</think>\s*<answer>"),
+    "answer": re.compile(r"</answer>\s*<think>"),
+}
 _TORN_TAG = re.compile(r"</?\w*$")  # what a limit leaves of a tag
 _TAG_ENDS = {
     tag: (re.compile(f"<{tag}>", re.IGNORECASE), re.compile(f"</{tag}>", re.IGNORECASE))
@@ -56,6 +59,7 @@ class Answer:
         reasoning: contents of the first think tag, stripped; ``None`` without one.
         well_formed: the whole text is think tags, then answer tags (MedVLM-R1's format reward).
         answer_only: the whole text is answer tags (Med-R1's format reward without thinking).
+        answer_first: the whole text is answer tags, then think tags (Med-R1's Think-After).
     """
 
     text: str
@@ -65,6 +69,7 @@ class Answer:
     reasoning: str | None
     well_formed: bool
     answer_only: bool
+    answer_first: bool
 
     @property
     def answered(self) -> bool:
@@ -172,8 +177,9 @@ class PromptStyle:
             letter=letter,
             lenient=letter or _lenient(text if content is None else content, sample),
             reasoning=_inside(text, "think"),
-            well_formed=_is_think_then_answer(text),
+            well_formed=_is_both(text, "think", "answer"),
             answer_only=_is_answer_only(text),
+            answer_first=_is_both(text, "answer", "think"),
         )
 
     def alternatives(self, answer: Answer, sample: Question) -> Alternatives:
@@ -255,12 +261,12 @@ def _inside(text: str, tag: str) -> str | None:
     return None
 
 
-def _is_think_then_answer(text: str) -> bool:
-    r"""Whether all of ``text`` matches ``<think>.*?</think>\s*<answer>.*?</answer>``, dot matching all."""
-    if not (text.startswith("<think>") and text.endswith("</answer>")):
+def _is_both(text: str, first: str, second: str) -> bool:
+    r"""Whether all of ``text`` matches ``<first>.*?</first>\s*<second>.*?</second>``, dot matching all."""
+    if not (text.startswith(f"<{first}>") and text.endswith(f"</{second}>")):
         return False
-    between = _BETWEEN.search(text, len("<think>"))
-    return between is not None and between.end() <= len(text) - len("</answer>")
+    between = _BETWEEN[first].search(text, len(f"<{first}>"))
+    return between is not None and between.end() <= len(text) - len(f"</{second}>")
 
 
 def _is_answer_only(text: str) -> bool:

@@ -31,6 +31,11 @@ def answer_format(answer: Answer, sample: VQASample) -> float:
     return float(answer.answer_only)
 
 
+def answer_then_think_format(answer: Answer, sample: VQASample) -> float:
+    """1 if the whole completion is answer tags followed by think tags (Med-R1's Think-After)."""
+    return float(answer.answer_first)
+
+
 def letter_accuracy(answer: Answer, sample: VQASample) -> float:
     """MedVLM-R1's accuracy reward, with its partial credit.
 

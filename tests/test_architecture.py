@@ -33,6 +33,7 @@ ALLOWED = {
     "plan": {"data", "dialogue", "objective", "policy"},
     "report": {"data", "evaluate"},
     "compare": {"report"},
+    "matrix": {"report"},
     "card": {"evaluate", "report"},
     "export": {"card", "hub", "policy"},
     "responses": {"data"},

@@ -2,11 +2,13 @@
 
 import json
 
+import pandas as pd
 import pytest
 from run_folders import write_run, write_sweep
 
 from medvlm_r1.compare import main
 from medvlm_r1.evaluate import statistics
+from medvlm_r1.report.paper_tables import escaped
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,3 +100,38 @@ def test_help_shows_examples(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "outputs/sweeps/main_table" in capsys.readouterr().out
+
+
+class TestPaperTables:
+    def test_csv_holds_every_figure_of_the_json(self, sweep):
+        assert main([str(sweep)]) == 0
+        table = pd.read_csv(sweep / "comparison.csv")
+        written = json.loads((sweep / "comparison.json").read_text())
+        for quantity in ("accuracy", "accuracy_lenient", "well_formed", "answered"):
+            part = table[table["quantity"] == quantity].set_index(["row", "column"])
+            for row, columns in written[quantity].items():
+                for column, interval in columns.items():
+                    for end in ("value", "low", "high"):
+                        assert part.loc[(row, column), end] == pytest.approx(interval[end], abs=1e-15)
+        tested = table[table["quantity"] == "difference"]
+        assert list(tested["p_holm"]) == pytest.approx([d["adjusted"] for d in written["differences"]])
+        assert list(tested["supported"]) == [d["supported"] for d in written["differences"]]
+
+    def test_latex_is_whole_and_bold_where_the_test_supports_it(self, sweep):
+        assert main([str(sweep)]) == 0
+        latex = (sweep / "comparison.tex").read_text()
+        written = json.loads((sweep / "comparison.json").read_text())
+        differences = latex.split("\\begin{table}")[2]
+        assert differences.count("\\textbf") == sum(d["supported"] for d in written["differences"])
+        for part in latex.split("\\begin{table}")[1:]:
+            body = part.split("\\toprule")[1].split("\\bottomrule")[0]
+            lines = [line for line in body.splitlines() if line.endswith("\\\\")]
+            columns = part.split("\\begin{tabular}{")[1].split("}")[0]
+            assert {line.count("&") - line.count("\\&") for line in lines} == {len(columns) - 1}
+        assert latex.isascii()
+
+    def test_what_latex_would_take_for_a_command_is_escaped(self):
+        assert escaped("50 % of a_b & {c} $1 #2 \\x ~ ^") == (
+            "50 \\% of a\\_b \\& \\{c\\} \\$1 \\#2 \\textbackslash{}x \\textasciitilde{} \\textasciicircum{}"
+        )
+        assert escaped("p < 0.001, \N{MINUS SIGN}2.7") == "p \\ensuremath{<} 0.001, \\ensuremath{-}2.7"

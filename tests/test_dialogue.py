@@ -18,6 +18,7 @@ INLINE = PromptStyle("inline", train="{Question}", evaluate="{Question}", layout
 # The formats as the papers' released code spells them.
 PAPER_THINK = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 PAPER_ANSWER_ONLY = re.compile(r"\s*<answer>.*?</answer>", re.DOTALL)
+ANSWER_FIRST = re.compile(r"<answer>.*?</answer>\s*<think>.*?</think>", re.DOTALL)
 PAPER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -188,6 +189,7 @@ class TestAnyText:
         said = STYLE.read(text, ORGAN)
         assert said.well_formed == (PAPER_THINK.fullmatch(text) is not None)
         assert said.answer_only == (PAPER_ANSWER_ONLY.fullmatch(text) is not None)
+        assert said.answer_first == (ANSWER_FIRST.fullmatch(text) is not None)
         tag = PAPER_TAG.search(text)
         assert said.content == (tag.group(1).strip() if tag else None)
 

@@ -76,6 +76,17 @@ TURNS = {
         "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
         "choice (A, B, C, D,...) inside <answer>...</answer> tags."
     ),
+    ("med_r1_think_after", "train"): (
+        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Your task: 1. Provide the correct "
+        "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 2. Then explain it step by "
+        "step, enclose your reasoning process in <think>...</think> tags. 3. No extra information or text "
+        "outside of these tags."
+    ),
+    ("med_r1_think_after", "evaluate"): (
+        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
+        "choice (A, B, C, D,...) inside <answer>...</answer> tags. Then explain it step by step in "
+        "<think>...</think> tags."
+    ),
     ("med_r1_simple", "evaluate"): (
         "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
         "choice (A, B, C, D,...)."

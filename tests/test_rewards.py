@@ -12,6 +12,7 @@ from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.rewards import (
     Rewards,
     answer_format,
+    answer_then_think_format,
     bleu,
     exact_accuracy,
     exact_match,
@@ -120,6 +121,21 @@ class TestMedR1:
     )
     def test_format_without_thinking(self, text, reward):
         assert pay(answer_format, text) == reward
+
+    @pytest.mark.parametrize(
+        ("text", "reward"),
+        [
+            ("<answer>A</answer><think>so</think>", 1.0),
+            ("<answer>A</answer> \n <think></think>", 1.0),
+            ("<answer>A</answer>", 0.0),
+            ("<think>so</think><answer>A</answer>", 0.0),
+            ("<answer>A</answer>, <think>so</think>", 0.0),
+            ("<answer>A</answer><think>so</think>.", 0.0),
+            ("<answer>A</answer><think>", 0.0),
+        ],
+    )
+    def test_format_with_thinking_afterwards(self, text, reward):
+        assert pay(answer_then_think_format, text) == reward
 
 
 TEMPLATE = (

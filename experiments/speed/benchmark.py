@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--steps", type=int, help="measured (10; quick: 2; growth: 1)")
     parser.add_argument("--warmup", type=int, help="after the step that is checked (3; quick: 0; growth: 0)")
-    parser.add_argument("--rows", nargs="+", help="only rows whose name contains one of these")
+    parser.add_argument("--rows", nargs="+", help="only rows with these names, or parts of names")
     parser.add_argument("--growth", action="store_true", help="sweep the group and the image tokens")
     parser.add_argument("--flops-2b", action="store_true", help="packed against repeated, the 2B model")
     parser.add_argument("--no-memory", action="store_false", dest="memory", help="time alone")

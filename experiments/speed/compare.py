@@ -33,7 +33,9 @@ def compare(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     steps = 1 + arguments.warmup + arguments.steps
     names = [v.name for v in (*variants(), *TRL_VARIANTS)]
-    chosen = [n for n in names if not arguments.rows or any(part in n for part in arguments.rows)]
+    # a whole name means that row alone: "ours" is part of others
+    asked = arguments.rows or names
+    chosen = [n for n in names if any(part == n or (part not in names and part in n) for part in asked)]
     given = given_to_all(size, steps)
     sides = [side_of(name, size, given) for name in chosen]
     for side in sides:
@@ -89,10 +91,12 @@ def agree(sides: list[Side], size: Size) -> dict[str, dict[str, float]]:
     first, *rest = sides
     usual = size.row_lengths()
     first.lengths = size.row_lengths(ragged=True)
+    print(f"parity: {first.name}", file=sys.stderr)
     first.timed_step()
     expected, first.lengths = first.computed, usual
     found = {first.name: differences(expected, expected)}
     for side in rest:
+        print(f"parity: {side.name}", file=sys.stderr)
         side.replay(first)
         side.timed_step()
         found[side.name] = differences(side.computed, expected)

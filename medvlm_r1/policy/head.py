@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1024  # tokens: enough to keep a GPU busy, 0.6 GB of fp32 logits
+FEW = 32  # rows up to which a CPU takes the product the other way round
+SLICE = 8192  # entries of the vocabulary: what is turned stays in the cache
 
 
 def head_logprobs(
@@ -38,7 +40,8 @@ def head_scores(
 
 
 def _scores(hidden: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    logits = (hidden @ weight.T).float()
+    few = hidden.device.type == "cpu" and len(hidden) <= FEW
+    logits = (_of_few(hidden, weight) if few else hidden @ weight.T).float()
     if temperature != 1:
         logits = logits / temperature
     return logits.masked_fill_(banned, -torch.inf)
@@ -86,6 +89,17 @@ class _HeadLogprobs(torch.autograd.Function):
             to_hidden[part] = slope @ weight
             to_weight += slope.T @ hidden[part]
         return to_hidden, to_weight.to(weight.dtype), None, None, None
+
+
+def _of_few(hidden: Tensor, weight: Tensor) -> Tensor:
+    """``hidden @ weight.T`` with the vocabulary along the rows of the product, a slice at a time.
+
+    A sixth faster for the 16 rows of a decoding step: a CPU's product splits over rows.
+    """
+    logits = hidden.new_empty(len(hidden), len(weight))
+    for place, part in zip(logits.split(SLICE, dim=1), weight.split(SLICE), strict=True):
+        place.copy_((part @ hidden.T).T)
+    return logits
 
 
 def _slope(logits: Tensor, normalisers: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -92,6 +92,11 @@ class Run:
         return {key: part.set_index("sample_id").sort_index() for key, part in parts}
 
     @property
+    def asked(self) -> set[tuple[str, str]]:
+        """Test sets and the controls that each was answered under."""
+        return set(self._tables)
+
+    @property
     def controls(self) -> list[str]:
         """Controls that every test set was answered under, the plain one first."""
         names = self.predictions["control"].unique()

@@ -1,0 +1,141 @@
+"""The generalisation matrix: what its cells and means hold, what it refuses, what it writes."""
+
+import csv
+import json
+
+import pandas as pd
+import pytest
+from PIL import Image
+from run_folders import SETS, write_run
+
+from medvlm_r1.evaluate import statistics
+from medvlm_r1.matrix import main
+from medvlm_r1.report.matrix import UNTRAINED, assemble
+from medvlm_r1.report.run_folder import RunFolderError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """A tenth of the usual resamples: these tests are about what is shown."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 1000)
+        yield
+
+
+def trained_on(parent, domain, seed=0, prompt="med_r1", **more):
+    changes = {"data.domain": domain, "prompt.name": prompt, "data.train.modality": domain, **more}
+    return write_run(parent, "grpo", seed, n=40, name=f"{prompt}-{domain}-{seed}", changes=changes)
+
+
+def rewrite(folder, correct, prior=None):
+    """Other outcomes, by row of each test set, and those of the text prior; the summary follows."""
+    path = folder / "predictions.jsonl"
+    rows = pd.read_json(path, lines=True).query("control == 'image'")
+    number = rows.groupby("test_set").cumcount()
+    parts = [rows.assign(correct=correct(rows["test_set"], number))]
+    if prior:
+        parts.append(rows.assign(control="prior", correct=prior(rows["test_set"], number)))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name, part in parts[0].groupby("test_set"):
+        metrics["accuracy"][name]["value"] = float(part["correct"].mean())
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    pd.concat(parts).to_json(path, orient="records", lines=True)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Three domains, right in domain alone; the text prior is right on every second question there."""
+    parent = tmp_path_factory.mktemp("sweeps") / "matrix"
+    for domain in SETS:
+        for seed in (0, 1):
+            folder = trained_on(parent, domain, seed)
+            rewrite(
+                folder,
+                lambda test, number, own=domain: (test == own) | (number % 4 == 0),
+                lambda test, number, own=domain: (test == own) & (number % 2 == 0),
+            )
+    write_run(parent, "zero_shot", n=40, changes={"prompt.name": "med_r1"})
+    return parent
+
+
+def test_cells_and_means(sweep):
+    (matrix,) = assemble([sweep]).matrices
+    assert list(matrix.lines) == [*SETS, UNTRAINED]
+    assert [len(matrix.lines[d].runs) for d in SETS] == [2, 2, 2]
+    for domain in SETS:
+        for test in SETS:
+            cell = matrix.cells[domain][test]
+            assert cell.in_domain == (domain == test)
+            assert cell.accuracy.value == (1.0 if domain == test else 0.25)
+            assert cell.accuracy.low <= cell.accuracy.value <= cell.accuracy.high
+            assert cell.prior == (0.5 if domain == test else 0.0)
+            assert cell.gain.value == pytest.approx(cell.accuracy.value - cell.prior)
+    assert matrix.in_domain.value == 1.0
+    assert matrix.outside.value == 0.25
+    lost, p = matrix.lost_outside
+    assert lost.value == 0.75
+    assert p < 0.01
+
+
+def test_the_mean_outside_averages_lines_before_it_draws_questions(tmp_path):
+    """Every line fails on the same questions: three lines are no more evidence than one."""
+    for domain in SETS:
+        rewrite(trained_on(tmp_path, domain), lambda test, number: number % 2 == 0)
+    (matrix,) = assemble([tmp_path]).matrices
+    alone = statistics.over_seeds(
+        [matrix.lines["ct"].outcomes(test) for test in SETS], [matrix.groups(test) for test in SETS]
+    )
+    assert (matrix.outside.low, matrix.outside.high) == (alone.low, alone.high)
+
+
+def test_prompts_stand_side_by_side(tmp_path):
+    for domain in SETS:
+        trained_on(tmp_path, domain)
+        other = trained_on(tmp_path, domain, prompt="med_r1_no_think")
+        rewrite(other, lambda test, number: number >= 0)
+    matrices = assemble([tmp_path])
+    assert [matrix.label for matrix in matrices.matrices] == ["med_r1", "med_r1_no_think"]
+    assert len(matrices.changes) == 3 * 3 + 1
+    (mean,) = [change for change in matrices.changes if change.domain is None]
+    first, second = matrices.matrices
+    assert mean.interval.value == pytest.approx(second.outside.value - first.outside.value)
+    assert mean.supported
+    assert all(change.adjusted >= change.p for change in matrices.changes)
+
+
+def test_everything_is_written(sweep, tmp_path, capsys):
+    assert main([str(sweep), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Mean out of domain: 25.0" in out
+    assert out.count("prior 50.0") == 3
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    written = json.loads((tmp_path / "matrix.json").read_text())
+    assert written["matrices"][0]["cells"]["ct"]["ct"]["accuracy"]["value"] == 1.0
+    with (tmp_path / "matrix.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3
+    assert {row["trained_on"] for row in rows if row["in_domain"] == "True"} == set(SETS)
+    latex = (tmp_path / "matrix.tex").read_text()
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
+    assert "python -m medvlm_r1.matrix" in (tmp_path / "matrix.md").read_text()
+    with Image.open(tmp_path / "matrix.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_what_cannot_be_assembled(tmp_path, capsys):
+    write_run(tmp_path / "a", "grpo", n=20)
+    with pytest.raises(RunFolderError, match=r"train with data\.domain=NAME"):
+        assemble([tmp_path / "a"])
+    trained_on(tmp_path / "b", "ct")
+    write_run(
+        tmp_path / "b",
+        "grpo",
+        n=40,
+        name="other",
+        changes={"data.domain": "ct", "prompt.name": "med_r1", "method.beta": 0.0},
+    )
+    with pytest.raises(RunFolderError, match=r"both trained on ct .* differ in .*method\.beta"):
+        assemble([tmp_path / "b"])
+    assert main([str(tmp_path / "b")]) == 2
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "--out" in capsys.readouterr().err
