@@ -37,7 +37,7 @@ def completion(rng: random.Random, question: VQASample) -> str:
     """About 400 characters of reasoning and a letter, right more often than by chance."""
     letter = question.answer if rng.random() < 0.5 else rng.choice("ABCD")
     pairs = [(rng.choice(ORGANS), rng.choice(SIGNS)) for _ in range(8)]
-    seen = " ".join(f"The {organ} is {sign}, which is not decisive." for organ, sign in pairs)
+    seen = " ".join(f"The {organ} is {sign}, {rng.random():.6f} apart." for organ, sign in pairs)
     return f"<think>{seen}</think>\n<answer>{letter}</answer>" if rng.random() < 0.9 else seen
 
 

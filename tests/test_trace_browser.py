@@ -18,7 +18,7 @@ from medvlm_r1.report.page import write_comparison_report, write_run_report
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on this machine to open the page in")
 
-SEES = "document.documentElement.scrollWidth <= innerWidth"
+FITS = "document.documentElement.scrollWidth <= innerWidth"
 READY = "performance.getEntriesByName('traces ready').length > 0"
 COUNT = "document.getElementById('trace-count').textContent"
 ACTIVE = "document.querySelector('.trace[aria-selected=true]')?.querySelector('.asked').textContent"
@@ -140,12 +140,20 @@ def test_five_thousand_groups_open_within_two_seconds(chromium, large_page):
 
 
 def test_filters_take_effect_without_visible_delay(chromium, large_page):
+    """A search is typed letter by letter, then pasted; the best of three rounds, as others compute too."""
     show(chromium, large_page, "#traces?view=train")
-    settings = [("q", "calcified kidney"), ("q", "case 4321"), ("q", ""), ("outcome", "mixed")]
-    for name, value in [*settings, ("sort", "spread")]:
-        best = min(choose(chromium, name, value) for _ in range(3))
-        print(f"{name}={value}: {best:.0f} ms, {chromium.evaluate(COUNT)}")
-        assert best < 100, (name, value)
+    typed = [("q", "calcified 0.12"[: k + 1]) for k in range(14)]
+    pasted = [("q", ""), ("q", "pancreas 0.34"), ("q", "")]
+    others = [("outcome", "mixed"), ("sort", "spread"), ("order", "down"), ("step", "77")]
+    settings = [*typed, *pasted, *others]
+    rounds = []
+    for _ in range(3):
+        rounds.append([choose(chromium, name, value) for name, value in settings])
+        assert chromium.evaluate(COUNT) != "5,000 of 5,000 training groups"
+        chromium.evaluate("document.querySelector('#traces button[type=reset]').click()")
+    for (name, value), *times in zip(settings, *rounds, strict=True):
+        print(f"{name}={value}: {min(times):.0f} ms")
+        assert min(times) < 100, (name, value, times)
 
 
 def test_only_the_rows_in_sight_are_drawn_wherever_one_scrolls(chromium, large_page):
@@ -169,11 +177,11 @@ def test_a_search_finds_what_a_reader_of_the_files_finds(chromium, large_page):
         asked = " ".join([row["question"], *row["options"]])
         texts.setdefault((row["step"], row["sample_id"]), [asked]).append(row["text"])
     expected = sum(
-        any("calcified, which" in t for t in said) and any("pancreas is" in t for t in said)
+        any("calcified, 0.1" in t for t in said) and any("pancreas is" in t for t in said)
         for said in texts.values()
     )
     show(chromium, large_page, "#traces?view=train")
-    choose(chromium, "q", '"calcified, WHICH" "pancreas is"')
+    choose(chromium, "q", '"CALCIFIED, 0.1" "pancreas is"')
     assert 0 < expected < 5000
     assert chromium.evaluate(COUNT) == f"{expected:,} of 5,000 training groups"
     assert chromium.evaluate("document.querySelectorAll('#trace-detail mark').length") > 0
@@ -202,6 +210,7 @@ def test_filters_of_test_answers(chromium, page, sweep):
     choose(chromium, "control", "blank")
     assert chromium.evaluate(COUNT) == "30 of 180 test answers"
     assert "Control “blank”" in chromium.evaluate("document.getElementById('trace-detail').textContent")
+    assert "uniform grey" in chromium.evaluate("document.getElementById('trace-detail').textContent")
     choose(chromium, "control", "image")
     run = compare([sweep]).rows[2].runs[0]
     choose(chromium, "run", run.name)
@@ -325,7 +334,7 @@ def test_what_a_model_writes_stays_text(chromium, tmp_path, sweep):
 def test_the_page_fits_and_can_be_read(chromium, page, shots, width, scheme):
     for view in ("test", "train"):
         show(chromium, page, f"#traces?view={view}", width, scheme=scheme)
-        assert chromium.evaluate(SEES)
+        assert chromium.evaluate(FITS)
         assert chromium.evaluate(CONTRAST) == []
         chromium.screenshot(shots / f"traces-{view}-{width}-{scheme}.png")
     show(chromium, page, "", width, scheme=scheme)
@@ -334,7 +343,7 @@ def test_the_page_fits_and_can_be_read(chromium, page, shots, width, scheme):
     shot = chromium.screenshot(shots / f"page-{width}-{scheme}.png", whole=True)
     assert shot.stat().st_size > 50_000
     chromium.evaluate("document.getElementById('trace-help').showModal()")
-    assert chromium.evaluate(SEES)
+    assert chromium.evaluate(FITS)
     chromium.screenshot(shots / f"help-{width}-{scheme}.png")
 
 
@@ -353,6 +362,9 @@ def test_the_page_prints_without_the_browser(chromium, page, shots):
     assert chromium.evaluate("getComputedStyle(document.getElementById('traces')).display") == "none"
     assert chromium.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
     assert chromium.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 251)"
+    chromium.look(720, media="print")
+    assert chromium.evaluate(FITS)
+    chromium.screenshot(shots / "print.png", whole=True)
     chromium.look(1000)
     assert chromium.pdf(shots / "page.pdf").read_bytes()[:5] == b"%PDF-"
 

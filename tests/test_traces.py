@@ -114,6 +114,20 @@ def test_options_in_another_order_are_kept_with_the_reply(tmp_path):
         assert grpo["options"][k] == own
 
 
+def test_where_a_control_showed_another_picture_that_one_is_shown(tmp_path):
+    folder = write_run(tmp_path, "grpo", n=4)
+    swap = {"control": "swapped", "picture_of": "mri-0001"}
+    edit_lines(folder / "predictions.jsonl", lambda r: r | swap if r["control"] == "blank" else r)
+    data = unpacked(gather(compare([folder])))
+    tests, say = data["tests"], data["texts"].__getitem__
+    rows = {(say(c), say(n)): k for k, (c, n) in enumerate(zip(tests["control"], tests["id"], strict=True))}
+    plain, swapped, other = (
+        rows[key] for key in (("image", "mri-0000"), ("swapped", "mri-0000"), ("image", "mri-0001"))
+    )
+    assert (say(tests["seen"][plain]), say(tests["seen"][swapped])) == ("mri-0000", "mri-0001")
+    assert tests["picture"][swapped] == tests["picture"][other] != tests["picture"][plain]
+
+
 def test_beyond_the_bound_steps_and_questions_are_thinned_and_it_is_said(sweep, monkeypatch):
     monkeypatch.setattr(traces, "LARGEST_FILES", 60_000)
     found = gather(compare([sweep]))

@@ -98,7 +98,7 @@ def test_a_model_that_does_not_look_is_warned_of(tmp_path):
     (folder / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in same))
     ((level, text),) = told(folder, "Looking")
     assert level == "warning"
-    assert text.startswith("As well with a blank picture")
+    assert text.startswith("No gain over a blank picture is shown: ")
     assert "0.0 points on CT" in text
 
 

@@ -44,7 +44,7 @@ class TraceBrowser {
     if (!location.hash.startsWith(ADDRESS)) return;
     const { item, ...values } = Object.fromEntries(new URLSearchParams(location.hash.slice(ADDRESS.length)));
     this.set(values, item);
-    this.section.scrollIntoView();
+    this.section.scrollIntoView({ behavior: "instant" });
   }
 
   /** The address of these values, less what is as usual. */
@@ -110,7 +110,10 @@ class TraceBrowser {
     const earlier = view === "train" && entries.some((entry) => entry.before) ? [["before", "the time before, same run"]] : [];
     const choices = {
       run: runs, against: [...earlier, ...(runs.length > 1 ? runs : [])], set: plain("set"), control: plain("control"),
-      modality: plain("modality"), type: plain("type"), step: different("step").sort((a, b) => a - b).map((n) => [n, n]),
+      // where each test set is one modality, the two filters would be one
+      modality: entries.every((entry) => entry.modality === entry.set) ? [] : plain("modality"),
+      type: plain("type"),
+      step: different("step").sort((a, b) => a - b).map((n) => [n, n]),
     };
     for (const [name, found] of Object.entries(choices)) {
       const field = this.form.elements[name];

@@ -108,8 +108,8 @@ def gather(c: Comparison) -> Traces:
     groups = _groups([run for _, run in runs], texts, pictures, left_out)
     if pictures.refused:
         left_out.append(
-            f"{len(pictures.refused)} kept pictures are left out: the page holds {LARGEST_PICTURES / 1e6:.0f} MB "
-            "of them, those of test questions first."
+            f"{len(pictures.refused)} kept pictures are left out: the page holds "
+            f"{LARGEST_PICTURES / 1e6:.0f} MB of them, those of test questions first."
         )
     columns = {
         "runs": [
@@ -175,6 +175,9 @@ def _tests(
         )
         asked = asked[[name in kept for name in ids]]
     folders = [run for _, run in runs]
+    seen = asked.index.get_level_values("sample_id")
+    if "picture_of" in asked:  # a control may show the picture of another question
+        seen = asked["picture_of"].where(asked["picture_of"].notna(), seen.to_numpy())
     return {
         "set": texts.column(asked.index.get_level_values("test_set")),
         "control": texts.column(asked.index.get_level_values("control")),
@@ -184,7 +187,8 @@ def _tests(
         "question": texts.column(asked["question"]),
         "options": [texts.column(options) for options in asked["options"]],
         "gold": texts.column(asked["gold"]),
-        "picture": [pictures(_kept(folders, name)) for name in asked.index.get_level_values("sample_id")],
+        "picture": [pictures(_kept(folders, name)) for name in seen],
+        "seen": texts.column(seen),
         "replies": [
             {"run": k, "step": int(step), "name": reply_name(runs[k][1], step)}
             | _replies(table.reindex(asked.index), asked, texts)

@@ -5,10 +5,20 @@ function wordsOf(search) {
   return [...search.toLowerCase().matchAll(/"([^"]+)"|(\S+)/g)].map((found) => found[1] ?? found[2]);
 }
 
-/** For each word, which texts of the pool hold it: each text is read once, however many entries show it. */
+/**
+ * For each word, which texts of the pool hold it: each text is read once, however many entries show it.
+ * While a word is being typed, only texts that held its beginning are read again.
+ */
 function textHits(traces, words) {
   traces.lower ??= traces.texts.map((text) => text.toLowerCase());
-  return words.map((word) => Uint8Array.from(traces.lower, (text) => text.includes(word)));
+  const before = traces.hits ?? new Map();
+  traces.hits = new Map(words.map((word) => {
+    const part = [...before.keys()].findLast((known) => word.includes(known));
+    if (part === word) return [word, before.get(word)];
+    const maybe = before.get(part);
+    return [word, Uint8Array.from(traces.lower, (text, k) => (!maybe || maybe[k]) && text.includes(word))];
+  }));
+  return [...traces.hits.values()];
 }
 
 /** Every word stands somewhere in the entry. */

@@ -45,8 +45,9 @@ function said(traces, number, words) {
 }
 
 function picture(traces, number, entry) {
-  if (number === NOTHING) return make("div", { class: "blank" }, "picture not kept");
-  return make("img", { src: traces.pictures[number], alt: `Picture of question ${entry.id}` });
+  if (number === NOTHING) return null;
+  return make("div", { class: "picture" },
+    make("img", { src: traces.pictures[number], alt: `Picture of question ${entry.id}` }));
 }
 
 function optionList(traces, options, gold) {
@@ -57,12 +58,27 @@ function optionList(traces, options, gold) {
 }
 
 function asking(traces, columns, entry, about) {
-  return make("div", { class: "ask" },
-    make("div", { class: "picture" }, picture(traces, columns.picture[entry.row], entry)),
+  const shown = picture(traces, columns.picture[entry.row], entry);
+  return make("div", { class: shown ? "ask" : "ask bare" }, shown,
     make("div", {},
-      make("p", { class: "small" }, ...about),
+      make("p", { class: "small" }, ...about, shown ? null : " · picture not kept"),
       make("h3", { class: "question" }, entry.question),
       optionList(traces, columns.options[entry.row], traces.say(columns.gold[entry.row]))));
+}
+
+const CONTROLS = {
+  blank: "it saw uniform grey in the place of this picture",
+  permuted: "the options stood in another order",
+  "reasoning-cut": "it was made to answer at once",
+};
+
+/** What a control changed, and whose picture stands here. */
+function underControl(traces, entry) {
+  if (entry.control === PLAIN) return null;
+  const seen = traces.say(traces.tests.seen[entry.row]);
+  const told = seen !== entry.id ? `it saw the picture of question ${seen}, which stands here`
+    : CONTROLS[entry.control] ?? "a part of the question was changed";
+  return make("p", { class: "caveat" }, `Control “${entry.control}”: ${told}.`);
 }
 
 /** The same question under the other controls. */
@@ -91,10 +107,8 @@ function reply(traces, entry, k, words) {
 function showTest(traces, entry, words, link) {
   const about = [[titled(traces, entry.set), entry.modality === entry.set ? "" : entry.modality, entry.type]
     .filter(Boolean).join(" · ") + " · ", make("code", {}, entry.id)];
-  const control = entry.control === PLAIN ? null : make("p", { class: "caveat" },
-    `Control “${entry.control}”: the question was changed for it; the picture here is that of the plain question.`);
   return [
-    asking(traces, traces.tests, entry, about), control, otherControls(traces, entry, link),
+    asking(traces, traces.tests, entry, about), underControl(traces, entry), otherControls(traces, entry, link),
     make("div", { class: "replies" }, entry.marks.map((_, k) => reply(traces, entry, k, words))),
   ];
 }

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlencode
 
+import numpy as np
+
 from medvlm_r1.data.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.statistics import Interval, seeds_difference
 from medvlm_r1.report.audit import leaked_over
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.rows import Row
+from medvlm_r1.report.run_folder import PLAIN
 from medvlm_r1.report.tables import percent, set_name, span
 
 BLANK = "blank"  # the control that takes the picture away
@@ -47,8 +50,14 @@ def image_gain(row: Row, test_set: str) -> Interval | None:
     """Accuracy with the picture less accuracy without, on the same questions; ``None`` if never blanked."""
     if not all(BLANK in run.controls for run in row.runs):
         return None
-    with_picture, without = row.outcomes(test_set), row.outcomes(test_set, control=BLANK)
-    return seeds_difference([with_picture], [without], [row.groups(test_set)])[0]
+    blanked = set.intersection(*(set(run.answers(test_set, BLANK).index) for run in row.runs))
+    asked = [name for name in row.runs[0].answers(test_set).index if name in blanked]
+    plain, blank = (
+        np.stack([run.answers(test_set, control).loc[asked, "correct"] for run in row.runs]).astype(float)
+        for control in (PLAIN, BLANK)
+    )
+    groups = row.runs[0].answers(test_set).loc[asked, "image_group"].tolist()
+    return seeds_difference([plain], [blank], [groups])[0]
 
 
 def traces_link(**query: str) -> str:
@@ -121,7 +130,7 @@ def _looking(c: Comparison, row: Row) -> list[Verdict]:
         text = f"The picture adds {_points(looks)} over a blank one."
         found.append(Verdict("clear", "Looking", text, "controls"))
     if blind:
-        text = f"As well with a blank picture, as far as the intervals tell: {_points(blind)}."
+        text = f"No gain over a blank picture is shown: {_points(blind)}."
         found.append(Verdict("warning", "Looking", text, "controls"))
     return found
 
