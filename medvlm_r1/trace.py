@@ -31,6 +31,8 @@ def rollout_rows(
             "step": step,
             "sample_id": sample.id,
             "image": [image.name for image in sample.images],
+            "modality": sample.modality,
+            "question_type": sample.question_type,
             "question": sample.question,
             "options": list(sample.options),
             "gold": sample.answer,

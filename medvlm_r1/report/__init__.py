@@ -8,6 +8,9 @@
 | ``fairness.py`` | lists every setting in which two compared methods differ |
 | ``tables.py`` | the same cells for the console, Markdown and the page |
 | ``figures.py`` | curves and dot plots |
-| ``examples.py`` | which questions and which groups of completions are shown |
-| ``page.py`` and ``page.html`` | ``report.html``, one self-contained file |
+| ``verdicts.py`` | leaks, shortcuts, alarms and blindness, in words |
+| ``examples.py`` | which questions and which groups of completions are printed |
+| ``traces.py`` | every answer and every completion, packed for the trace browser |
+| ``page.py``, ``page.html``, ``page.css`` | ``report.html``, one self-contained file |
+| ``traces.html``, ``traces.css``, ``traces*.js`` | the trace browser in it |
 """

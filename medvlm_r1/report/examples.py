@@ -12,6 +12,7 @@ from medvlm_r1.data.sample import LETTERS
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.run_folder import Run
 
+_PNG = "data:image/png;base64,"
 LARGEST = 448  # pixels of an embedded picture's longer side: sharp at the size shown, small in the file
 
 
@@ -117,13 +118,15 @@ def groups(run: Run, per_step: int = 1) -> list[Group]:
 
 
 def data_uri(path: Path) -> str:
-    """A picture inside the page, at most ``LARGEST`` pixels long."""
+    """A picture inside the page, at most ``LARGEST`` pixels long; one that fits stands as it is kept."""
     with Image.open(path) as picture:
+        if max(picture.size) <= LARGEST and picture.format == "PNG":
+            return _PNG + base64.b64encode(path.read_bytes()).decode()
         small = picture.convert("RGB")
     small.thumbnail((LARGEST, LARGEST))
     out = io.BytesIO()
     small.save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return _PNG + base64.b64encode(out.getvalue()).decode()
 
 
 def _picture(c: Comparison, sample_id: str) -> Path | None:

@@ -1,8 +1,14 @@
-"""``report.html``: one file without network or scripts, for a single run or for a comparison."""
+"""``report.html``: one file that needs no network, for a single run or for a comparison.
 
+Styles and scripts are written by hand and stand in the page: ``page.css`` and ``traces.css``; the trace
+browser in ``traces_read.js``, ``traces_search.js``, ``traces_list.js``, ``traces_show.js``, ``traces.js``.
+"""
+
+import json
 import re
 import shlex
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,7 +31,11 @@ from medvlm_r1.report.tables import (
     set_name,
     span,
 )
+from medvlm_r1.report.traces import gather, reply_name
+from medvlm_r1.report.verdicts import traces_link, verdicts
 
+STYLES = ("page.css", "traces.css")
+SCRIPTS = ("traces_read.js", "traces_search.js", "traces_list.js", "traces_show.js", "traces.js")
 _SHOWN_APART = ("name", "experiment", "method", "seed", "steps", "command", "trained_on")
 
 
@@ -64,9 +74,12 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "set_name": set_name, "tags": mark_tags, "clock": clock}
+    environment.filters["span"] = span
+    environment.globals |= {"traces_link": traces_link, "reply_name": reply_name}
     traced = next((run for row in c.rows for run in row.runs if run.traced_steps), None)
     asked, patterns = examples.questions(c, per_set=2 if len(c.test_sets) < 5 else 1)
     runs = [run for row in c.rows for run in row.runs]
+    traces = gather(c)
     page = environment.get_template("page.html").render(
         c=c,
         title=title(c),
@@ -89,11 +102,29 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
         audits=one_of_each([section(run) for run in runs]),
         command=command,
         methods=METHODS,
+        verdicts=[(row, verdicts(c, row)) for row in c.rows],
+        pairs=pairs(c),
+        traces=traces,
+        pictures_json=Markup(json.dumps(traces.pictures)),  # base64: nothing in it could end the element
+        style=inline(STYLES),
+        script=inline(SCRIPTS),
     )
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def inline(names: Sequence[str]) -> Markup:
+    """Styles or scripts of this package, one after another, to stand in the page."""
+    folder = files("medvlm_r1.report")
+    return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))
+
+
+def pairs(c: Comparison) -> list[tuple[Row, Row]]:
+    """Rows between which differences were taken."""
+    rows = {row.label: row for row in c.rows}
+    return [(rows[a], rows[b]) for a, b in dict.fromkeys((d.first, d.second) for d in c.differences)]
 
 
 def title(c: Comparison) -> str:

@@ -58,20 +58,30 @@ class Run:
         return list(self.metrics["accuracy"])
 
     @cached_property
-    def predictions(self) -> pd.DataFrame:
-        """One row per question, test set and control, of the last evaluated step of each test set.
+    def every_prediction(self) -> pd.DataFrame:
+        """The rows of ``predictions.jsonl``, of every step at which the run was evaluated.
 
         Raises:
-            RunFolderError: the file is missing or empty, or disagrees with ``metrics.json``.
+            RunFolderError: the file is missing or empty, or holds a question twice.
         """
         path = self.folder / "predictions.jsonl"
         rows = pd.DataFrame(_json_lines(path))
         if rows.empty:
             raise RunFolderError(f"{path} is missing or empty: run the evaluation again")
         rows = rows[rows["test_set"].isin(self.test_sets)]
+        if rows.duplicated(["step", "test_set", "control", "sample_id"]).any():
+            raise RunFolderError(f"{path} holds a question twice for one step, test set and control")
+        return rows.reset_index(drop=True)
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per question, test set and control, of the last evaluated step of each test set.
+
+        Raises:
+            RunFolderError: the file cannot be read, or disagrees with ``metrics.json``.
+        """
+        rows = self.every_prediction
         rows = rows[rows["step"] == rows.groupby("test_set")["step"].transform("max")]
-        if rows.duplicated(["test_set", "control", "sample_id"]).any():
-            raise RunFolderError(f"{path} holds a question twice for one test set and control")
         plain = rows[rows["control"] == PLAIN]
         for name, entry in self.metrics["accuracy"].items():
             correct = plain.loc[plain["test_set"] == name, "correct"]

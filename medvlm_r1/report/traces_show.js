@@ -1,0 +1,157 @@
+// How an entry looks: as a row of the list, and whole.
+
+const LETTERS = "ABCDEFGHIJ";
+const SIGNS = { 1: "✓", 0: "✗", [NOTHING]: "·" };
+const WORDS = { 1: "right", 0: "wrong", [NOTHING]: "not asked" };
+
+const titled = (traces, name) => traces.names[name] ?? name;
+const fixed = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits).replace("-", "−"));
+const signed = (value) => (value === null ? "–" : (value > 0 ? "+" : "") + fixed(value));
+const badge = (right, text) => make("span", { class: `badge ${right ? "right" : "wrong"}` }, text);
+const several = (n, one) => `${n.toLocaleString("en")} ${one}${n === 1 ? "" : "s"}`;
+
+function testRow(traces, entry) {
+  const names = traces.replyNames;
+  const told = entry.marks.map((mark, k) => `${names[k].label} ${WORDS[mark]}`).join(", ");
+  const control = entry.control === PLAIN ? "" : ` · ${entry.control}`;
+  return [
+    make("span", { class: "asked" }, entry.question),
+    make("span", { class: "about" }, `${titled(traces, entry.set)}${control} · ${entry.type || entry.id}`),
+    make("span", { class: "marks", role: "img", "aria-label": told },
+      entry.marks.map((mark) => make("i", { class: WORDS[mark].replace(" ", "-") }, SIGNS[mark]))),
+  ];
+}
+
+function groupRow(traces, entry) {
+  const run = traces.runs.length > 1 ? `${traces.runs[entry.run].label} · ` : "";
+  return [
+    make("span", { class: "asked" }, entry.question),
+    make("span", { class: "about" }, `${run}step ${entry.step} · mean ${fixed(entry.mean)}${entry.spread ? "" : " · no spread"}`),
+    make("span", { class: "marks" }, `${entry.right}/${entry.count} right`),
+  ];
+}
+
+/** Model text with its tags set apart and the words of the search marked. */
+function said(traces, number, words) {
+  const text = traces.say(number);
+  if (!text.trim()) return make("div", { class: "said" }, make("span", { class: "tag" }, "(nothing but white space)"));
+  const safe = words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const parts = text.split(new RegExp(`(</?(?:think|answer)>|\\n{4,}${safe.length ? `|${safe.join("|")}` : ""})`, "i"));
+  return make("div", { class: "said", tabindex: "0" }, parts.map((part, k) => {
+    if (k % 2 === 0) return part; // between what the pattern found
+    if (part.startsWith("\n")) return make("span", { class: "tag" }, `\n(${part.length} line breaks)\n`);
+    return /^<\/?(think|answer)>$/i.test(part) ? make("span", { class: "tag" }, part) : make("mark", {}, part);
+  }));
+}
+
+function picture(traces, number, entry) {
+  if (number === NOTHING) return null;
+  return make("div", { class: "picture" },
+    make("img", { src: traces.pictures[number], alt: `Picture of question ${entry.id}` }));
+}
+
+function optionList(traces, options, gold) {
+  if (!options.length) return make("ul", { class: "options" }, make("li", { class: "gold" }, `${gold} ✓ gold`));
+  return make("ul", { class: "options" }, options.map((option, k) =>
+    make("li", { class: LETTERS[k] === gold ? "gold" : null },
+      `${LETTERS[k]}) ${traces.say(option)}${LETTERS[k] === gold ? " ✓ gold" : ""}`)));
+}
+
+function asking(traces, columns, entry, about) {
+  const shown = picture(traces, columns.picture[entry.row], entry);
+  return make("div", { class: shown ? "ask" : "ask bare" }, shown,
+    make("div", {},
+      make("p", { class: "small" }, ...about, shown ? null : " · picture not kept"),
+      make("h3", { class: "question" }, entry.question),
+      optionList(traces, columns.options[entry.row], traces.say(columns.gold[entry.row]))));
+}
+
+const CONTROLS = {
+  blank: "it saw uniform grey in the place of this picture",
+  permuted: "the options stood in another order",
+  "reasoning-cut": "it was made to answer at once",
+};
+
+/** What a control changed, and whose picture stands here. */
+function underControl(traces, entry) {
+  if (entry.control === PLAIN) return null;
+  const seen = traces.say(traces.tests.seen[entry.row]);
+  const told = seen !== entry.id ? `it saw the picture of question ${seen}, which stands here`
+    : CONTROLS[entry.control] ?? "a part of the question was changed";
+  return make("p", { class: "caveat" }, `Control “${entry.control}”: ${told}.`);
+}
+
+/** The same question under the other controls. */
+function otherControls(traces, entry, link) {
+  const others = traces.entries.test.filter(
+    (one) => one.id === entry.id && one.set === entry.set && one.control !== entry.control);
+  if (!others.length) return null;
+  return make("p", { class: "small" }, "The same question under ",
+    others.flatMap((one, k) => [k ? ", " : "", make("a", { href: link(one) }, one.control)]), ".");
+}
+
+function reply(traces, entry, k, words) {
+  const columns = traces.tests.replies[k], name = traces.replyNames[k], { row } = entry;
+  if (entry.marks[k] === NOTHING) return null;
+  const lenient = columns.lenient[row] && !entry.marks[k] ? ", right if read leniently" : "";
+  const own = columns.options[row];
+  const read = columns.answer[row] === NOTHING ? "no answer read" : `read as ${traces.say(columns.answer[row])}`;
+  return make("div", { class: "reply", style: `--c: var(--series-${name.colour})` },
+    make("h4", {}, make("span", {}, name.label), badge(entry.marks[k], WORDS[entry.marks[k]] + lenient)),
+    own ? make("div", { class: "small" }, "Shown the options in this order:",
+      optionList(traces, own, traces.say(columns.gold[row]))) : null,
+    said(traces, columns.text[row], words),
+    make("p", { class: "small" }, `${read} · ${columns.tokens[row]} tokens${columns.truncated[row] ? " · cut at the limit" : ""}`));
+}
+
+function showTest(traces, entry, words, link) {
+  const about = [[titled(traces, entry.set), entry.modality === entry.set ? "" : entry.modality, entry.type]
+    .filter(Boolean).join(" · ") + " · ", make("code", {}, entry.id)];
+  return [
+    asking(traces, traces.tests, entry, about), underControl(traces, entry), otherControls(traces, entry, link),
+    make("div", { class: "replies" }, entry.marks.map((_, k) => reply(traces, entry, k, words))),
+  ];
+}
+
+/** The same question at other steps and in other runs. */
+function otherTimes(traces, entry, link) {
+  const others = traces.entries.train.filter((one) => one.id === entry.id && one !== entry && one.question === entry.question);
+  if (!others.length) return null;
+  return make("p", { class: "small" }, "Also asked ", others.flatMap((one, k) => [k ? ", " : "",
+    make("a", { href: link(one) }, `${traces.runs[one.run].label}, step ${one.step} (${one.right}/${one.count} right)`)]), ".");
+}
+
+function completionRow(traces, columns, terms, at, largest, words) {
+  const right = columns.right[at], answer = traces.say(columns.answer[at]), advantage = columns.advantage[at];
+  const width = `${(50 * Math.abs(advantage ?? 0)) / largest}%`;
+  return make("tr", {},
+    make("th", { scope: "row" }, String(columns.number[at])),
+    make("td", { class: "text" }, said(traces, columns.text[at], words),
+      make("small", {}, `${columns.tokens[at]} tokens${columns.truncated[at] ? ", cut at the limit" : ""}`)),
+    make("td", {}, columns.answer[at] === NOTHING ? badge(false, "none") : badge(right, `${answer} ${WORDS[right]}`)),
+    terms.map((term) => make("td", {}, fixed(columns.rewards[term][at]))),
+    make("td", {}, fixed(columns.total[at])),
+    make("td", {}, signed(advantage), make("span", { class: "bar", "aria-hidden": "true" },
+      make("i", { class: advantage > 0 ? "up" : "down", style: `width: ${width}` }))));
+}
+
+function showGroup(traces, entry, words, link) {
+  const columns = traces.groups.completions, first = traces.groups.first[entry.row];
+  const rows = Array.from({ length: entry.count }, (_, k) => first + k);
+  const terms = Object.keys(columns.rewards).filter((term) => rows.some((at) => columns.rewards[term][at] !== null));
+  const largest = Math.max(1e-9, ...rows.map((at) => Math.abs(columns.advantage[at] ?? 0)));
+  const head = (text, kind) => make("th", { scope: "col", class: kind ?? null }, text);
+  const cut = entry.truncated ? ` · ${entry.truncated} cut at the limit` : "";
+  return [
+    asking(traces, traces.groups, entry, [
+      `${traces.runs[entry.run].label} · step ${entry.step}${entry.type ? ` · ${entry.type}` : ""} · `, make("code", {}, entry.id)]),
+    make("p", { class: "small" }, `${entry.right} of ${entry.count} right · mean total ${fixed(entry.mean)}` +
+      `${entry.spread ? "" : " · no spread, no gradient"}${cut}`),
+    otherTimes(traces, entry, link),
+    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Completions of step ${entry.step}` },
+      make("table", {},
+        make("thead", {}, make("tr", {}, head("#"), head("Completion", "text"), head("Answer"),
+          terms.map((term) => head(term.replaceAll("_", " "))), head("Total"), head("Advantage"))),
+        make("tbody", {}, rows.map((at) => completionRow(traces, columns, terms, at, largest, words))))),
+  ];
+}
