@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medvlm_r1.report.comparison import Comparison, compare
+from medvlm_r1.report.controls import control_summary, control_table
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page import caveat, headline, write_page
 from medvlm_r1.report.run_folder import RunFolderError
@@ -71,6 +72,8 @@ def show(c: Comparison, console: Console) -> None:
     console.print(as_rich(accuracy_table(c)))
     if c.differences:
         console.print(as_rich(difference_table(c)))
+    if controls := control_summary(c):
+        console.print(as_rich(controls))
     for fairness in c.fairness:
         console.print("[bold]Fairness[/bold]")
         console.print(escape("\n".join(fairness_lines(fairness))), highlight=False)
@@ -90,6 +93,7 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
     paths[0].write_text(json.dumps(c.as_dict(), indent=1) + "\n", encoding="utf-8")
     parts = [headline(c), caveat(c), as_markdown(accuracy_table(c))]
     parts += [as_markdown(difference_table(c))] if c.differences else []
+    parts += [as_markdown(controls)] if (controls := control_table(c)) else []
     for fairness in c.fairness:
         parts.append("### Fairness\n\n" + "\n".join(f"- {line.strip()}" for line in fairness_lines(fairness)))
     parts += [f"Unfinished, left out: {folder}" for folder in c.unfinished]

@@ -14,6 +14,9 @@ import torch
 
 from medvlm_r1.card import model_card
 from medvlm_r1.data.huatuo_bundle import HUB_ID
+from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.evaluate.contrasts import summarise_controls
+from medvlm_r1.evaluate.controls import controls_of
 from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.checkpoint import RECORD
@@ -79,7 +82,14 @@ def write_record(
         "run": run,
         **summarise(module.predictions),
         "validation": {name.removeprefix("validation/"): value for name, value in validation.items()},
-        "controls": {},
+        "controls": summarise_controls(
+            module.predictions,
+            *controls_of(config["controls"], module.prompt, served="url" in config["model"]),
+            train=questions.train,
+            tests=questions.test,
+            audit=audit,
+            trained=module.trains,
+        ),
         "audit": audit,
         "counters": {
             "skipped_rows": len(questions.skipped),
@@ -133,7 +143,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
                 "strict": metrics["accuracy"][name],
                 "lenient": metrics["accuracy_lenient"][name],
                 "well_formed": metrics["format"][name]["well_formed"],
-                "chance": chance([p for p in module.predictions if p.test_set == name]),
+                "chance": chance([p for p in module.predictions if (p.test_set, p.control) == (name, PLAIN)]),
             }
             for name in metrics["accuracy"]
         },

@@ -49,6 +49,7 @@ RUN = [
     "data.test.xray.n=4",
     "trainer.accelerator=cpu",
     "logger=csv",
+    "controls=[image]",
 ]
 QUESTIONS = 16  # of RUN
 

@@ -83,6 +83,23 @@ def proportion(correct: Sequence[bool], groups: Groups = None, seed: int = 0) ->
     return over_seeds([outcome[None]], [groups], seed)
 
 
+def expected_proportion(chances: Sequence[float], groups: Groups = None, seed: int = 0) -> Interval:
+    """The rate at which a rule is right that guesses where it is undecided, by its chance on each question.
+
+    Wilson around the expected number of right answers, or a cluster bootstrap where questions share an
+    image group and chances differ.
+
+    Raises:
+        ValueError: no questions.
+    """
+    chance = np.asarray(chances, dtype=float)
+    if groups is not None and len(set(groups)) < len(chance) and np.ptp(chance) > 0:
+        return over_seeds([chance[None]], [groups], seed)
+    bound = wilson(round(float(chance.sum())), len(chance))
+    value = float(chance.mean())
+    return Interval(value, min(bound.low, value), max(bound.high, value), bound.n, bound.method)
+
+
 def paired_difference(a: Sequence, b: Sequence, groups: Groups = None, seed: int = 0) -> Interval:
     """Mean(a) - mean(b) of two runs on the same questions, percentile bootstrap over image groups.
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
+from medvlm_r1.data.variant import PLAIN
+
 METHODS = {"zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO"}  # in the order of every table
-PLAIN = "image"  # the control in which nothing was changed
 
 
 class RunFolderError(ValueError):
@@ -85,6 +86,10 @@ class Run:
     def answers(self, test_set: str, control: str = PLAIN) -> pd.DataFrame:
         """One test set's rows under one control, indexed and sorted by sample id."""
         return self._tables[test_set, control]
+
+    def was_asked(self, test_set: str, control: str) -> bool:
+        """Whether a question of the test set was answered under a control."""
+        return (test_set, control) in self._tables
 
     @cached_property
     def _tables(self) -> dict[tuple[str, str], pd.DataFrame]:

@@ -39,7 +39,7 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
 
     Open questions have no options to like: a test set of them alone has no rules.
     """
-    train, test = ([sample for sample in part if sample.options] for part in (train, test))
+    train, test = _closed(train), _closed(test)
     if not test:
         return {}
     rules: dict[str, Liking] = {
@@ -54,6 +54,12 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
         name: Shortcut(round(sum(_hit(rule, s) for s in test) / len(test), 6), round(chance, 6), len(test))
         for name, rule in rules.items()
     }
+
+
+def prior_hits(train: Sequence[VQASample], test: Sequence[VQASample]) -> list[tuple[VQASample, float]]:
+    """Each test question with options, and the chance that the option-text rule hits, fitted on ``train``."""
+    rule = option_text(_closed(train), _plain)
+    return [(sample, _hit(rule, sample)) for sample in _closed(test)]
 
 
 def option_text(train: Sequence[VQASample], read: Callable[[str], str]) -> Liking:
@@ -78,6 +84,10 @@ def majority_letter(train: Sequence[VQASample]) -> Liking:
     """How often a letter was gold."""
     gold = Counter(sample.answer for sample in train)
     return lambda sample: [float(gold[letter]) for letter in sample.letters]
+
+
+def _closed(samples: Sequence[VQASample]) -> list[VQASample]:
+    return [sample for sample in samples if sample.options]
 
 
 def _hit(rule: Liking, sample: VQASample) -> float:
