@@ -7,15 +7,15 @@ from collections import Counter
 
 import pytest
 import torch
-import training
 from command import run_here
 from conftest import Noise
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
 from PIL import Image
-from training import PROMPT, RECIPE, SHORT, module_of, served
+from training import PROMPT, RECIPE, SHORT, data_of, module_of
 
+from medvlm_r1.data.audit.shortcuts import shortcuts
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
@@ -203,7 +203,7 @@ def phantoms(n=60):
 def judged(policy, folder, questions, controls=CONTROLS, batch=16):
     """Zero-shot: the module behind its test, and the section ``controls``."""
     module = module_of(VLMModule, policy)
-    data = served(policy, questions, controls, batch=batch)
+    data = data_of(policy, questions, controls, batch=batch)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=folder, inference_mode=False, **quiet)
     trainer.test(module, data, verbose=False)
@@ -268,8 +268,6 @@ class TestAModelThatLooks:
         assert len(keys) == len(set(keys))
 
     def test_the_prior_is_the_audits(self, looked):
-        from medvlm_r1.data.audit.shortcuts import shortcuts
-
         questions = phantoms()
         audited = shortcuts(questions.train, questions.test["mri"])["option text"]
         rate = looked[1]["mri"]["rates"]["prior"]["accuracy"]
@@ -325,7 +323,7 @@ class TestCost:
 
     def test_a_trained_tower_is_not_remembered_behind_the_test(self, tmp_path):
         policy = load_policy("embedded", RECIPE)
-        module, _ = judged(policy, tmp_path, phantoms(4), ("image",))
+        judged(policy, tmp_path, phantoms(4), ("image",))
         with torch.no_grad():
             policy.model.model.visual.merger.mlp[-1].weight.zero_()
         again, _ = judged(policy, tmp_path, phantoms(4), ("image",))

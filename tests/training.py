@@ -74,7 +74,7 @@ def phantoms(n=8):
     )
 
 
-def served(policy, questions, controls=("image",), workers=0, batch=4):
+def data_of(policy, questions, controls=("image",), workers=0, batch=4):
     """The data module of a policy's questions."""
     encode = functools.partial(policy.encoder.encode, prompt=PROMPT)
     variants = functools.partial(Variants, controls=controls, opening=PROMPT.opening)
@@ -102,7 +102,7 @@ def fit(
     seed_everything(0, verbose=False)
     policy = load_policy("embedded", recipe, tuning=tuning, layout=layout)
     module = module_of(kind, policy, **settings)
-    data = served(policy, questions or phantoms(n), controls, workers)
+    data = data_of(policy, questions or phantoms(n), controls, workers)
     arguments = {
         "accelerator": "cpu",
         "devices": 1,
