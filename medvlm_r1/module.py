@@ -143,7 +143,7 @@ class VLMModule(LightningModule):
     def test_step(
         self, questions: list[list[tuple[Variant, EncodedPrompt]]], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Answer a batch once under each control, the plain one as it would be without the others."""
+        """Answer a batch once under each control."""
         test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
         together: dict[str, list[tuple[Variant, EncodedPrompt]]] = {}
         for variant, prompt in (pair for question in questions for pair in question):

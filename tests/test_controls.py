@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
 from PIL import Image
-from training import PROMPT, RECIPE, SHORT, data_of, module_of
+from training import FORMAT, PROMPT, RECIPE, SHORT, data_of, fit, module_of
 
 from medvlm_r1.data.audit.shortcuts import shortcuts
 from medvlm_r1.data.phantom import PhantomSource
@@ -25,12 +25,14 @@ from medvlm_r1.endpoint import ChatEncoder
 from medvlm_r1.evaluate.contrasts import summarise_controls
 from medvlm_r1.evaluate.controls import (
     CONTROLS,
+    CUT,
     Variants,
     check_controls,
     controls_of,
     partners,
     permuted,
 )
+from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy
@@ -213,12 +215,21 @@ def judged(policy, folder, questions, controls=CONTROLS, batch=16):
     return module, section
 
 
-class TestAModelThatLooks:
-    @pytest.fixture(scope="class")
-    def looked(self, thinking, tmp_path_factory):
-        policy = load_policy(str(thinking), RECIPE)
-        return judged(policy, tmp_path_factory.mktemp("run"), phantoms())
+@pytest.fixture(scope="module")
+def looked(thinking, tmp_path_factory):
+    return judged(load_policy(str(thinking), RECIPE), tmp_path_factory.mktemp("run"), phantoms())
 
+
+@pytest.fixture(scope="module")
+def blind(thinking, tmp_path_factory):
+    """The same, with a vision tower that gives the same features for everything."""
+    policy = load_policy(str(thinking), RECIPE)
+    with torch.no_grad():
+        policy.model.model.visual.merger.mlp[-1].weight.zero_()
+    return judged(policy, tmp_path_factory.mktemp("run"), phantoms(), ("image", "blank", "swapped"))
+
+
+class TestAModelThatLooks:
     def test_is_said_to(self, looked):
         found = looked[1]["mri"]
         assert found["image_gain"]["low"] > 0
@@ -233,19 +244,6 @@ class TestAModelThatLooks:
             "prior": 60,
             "reasoning-cut": 60,
         }
-
-    def test_answers_without_reasoning_when_it_is_cut(self, looked):
-        rows = {(p.control, p.sample_id): p for p in looked[0].predictions}
-        cut = [p for p in looked[0].predictions if p.control == "reasoning-cut"]
-        assert len(cut) == 60
-        for row in cut:
-            # this template opens the tag, so that is closed for it
-            assert row.text.startswith("</think><answer")
-            assert row.text.count("<answer") == 1
-            assert len(row.text) < 40
-            assert row.tokens < rows["image", row.sample_id].tokens
-        assert sum(row.answered for row in cut) > 50
-        assert not any(row.well_formed for row in cut)
 
     def test_is_asked_as_told(self, looked):
         rows = {(p.control, p.sample_id): p for p in looked[0].predictions}
@@ -276,16 +274,6 @@ class TestAModelThatLooks:
 
 
 class TestAModelThatDoesNotLook:
-    """The embedded model whose vision tower gives the same features for everything."""
-
-    @pytest.fixture(scope="class")
-    def blind(self, thinking, tmp_path_factory):
-        policy = load_policy(str(thinking), RECIPE)
-        with torch.no_grad():
-            policy.model.model.visual.merger.mlp[-1].weight.zero_()
-        controls = ("image", "blank", "swapped")
-        return judged(policy, tmp_path_factory.mktemp("run"), phantoms(), controls)
-
     def test_is_exposed(self, blind):
         found = blind[1]["mri"]
         for gain in (found["image_gain"], found["swap_gain"]):
@@ -297,6 +285,36 @@ class TestAModelThatDoesNotLook:
         for row in blind[0].predictions:
             texts.setdefault(row.sample_id, set()).add(row.text)
         assert all(len(said) == 1 for said in texts.values())
+
+
+class TestReasoningCut:
+    def test_a_model_that_reasons_answers_without(self, tmp_path):
+        """Rewarded for the format it thinks; begun for it, its answer comes at once."""
+        settings = {"steps": 12, "n": 48, "lr": 3e-4, "beta": 0.0, "rewards": FORMAT}
+        module = fit(GRPO, tmp_path, controls=("image", "reasoning-cut"), **settings)
+        rows = {(p.control, p.test_set, p.sample_id): p for p in module.predictions}
+        cut = [p for p in module.predictions if p.control == "reasoning-cut"]
+        plain = [rows["image", p.test_set, p.sample_id] for p in cut]
+        assert sum(p.well_formed for p in plain) > 0.8 * len(plain)
+        assert all(p.text.startswith("<answer") for p in cut)
+        assert sum("think" not in p.text and p.answered for p in cut) > 0.8 * len(cut)
+        assert sum(p.tokens for p in cut) < 0.7 * sum(p.tokens for p in plain)
+
+    def test_a_tag_that_the_template_opens_is_closed_first(self, thinking, looked):
+        cut = [p for p in looked[0].predictions if p.control == "reasoning-cut"]
+        assert len(cut) == 60
+        assert all(p.text.startswith("</think>\n<answer") for p in cut)
+
+    def test_a_model_that_answers_at_once_says_the_same(self, tmp_path):
+        module, section = judged(
+            load_policy("embedded", RECIPE), tmp_path, phantoms(8), ("image", "reasoning-cut")
+        )
+        plain, cut = ([p.text for p in module.predictions if p.control == k] for k in ("image", CUT))
+        same = [text for text in plain if text.startswith("<answer>")]
+        assert same
+        assert [b for a, b in zip(plain, cut, strict=True) if a in same] == same
+        if len(same) == 8:
+            assert section["mri"]["reasoning_effect"]["value"] == 0
 
 
 class TestCost:
@@ -360,18 +378,23 @@ class TestChoice:
 
     def test_an_unknown_name_stops_the_run_before_the_weights(self, tmp_path):
         said = run_here(tmp_path, "model.path=nowhere/at/all", "controls=[image,blnk]", code=2)
-        assert "error: controls: no 'blnk': take all, or some of image, blank, swapped" in said.stderr
+        assert (
+            "error: controls: there is no 'blnk': take all, or some of image, blank, swapped" in said.stderr
+        )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run folder, and what the run printed."""
+    folder = tmp_path_factory.mktemp("run")
+    said = run_here(folder, "+experiment=zero_shot", "model=tiny", *SHORT, "workers=0")
+    (found,) = (folder / "outputs/runs").iterdir()
+    return found, said.stdout
 
 
 class TestARun:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("run")
-        self.__class__.said = run_here(folder, "+experiment=zero_shot", "model=tiny", *SHORT, "workers=0")
-        (found,) = (folder / "outputs/runs").iterdir()
-        return found
-
-    def test_leaves_every_control_and_a_verdict(self, folder):
+    def test_leaves_every_control_and_a_verdict(self, finished):
+        folder, _ = finished
         metrics = json.loads((folder / "metrics.json").read_text())
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         assert {row["control"] for row in rows} == set(ANSWERED)
@@ -385,8 +408,8 @@ class TestARun:
                 assert found["rates"][control]["n"] == len(asked) == 8 - found["rates"][control]["left_out"]
         assert "controls" not in folder.name
 
-    def test_says_so_on_the_console_and_the_page(self, folder):
-        said = self.said.stdout
+    def test_says_so_on_the_console_and_the_page(self, finished):
+        folder, said = finished
         assert "Image gain" in said
         assert "picture" in said
         page = (folder / "report.html").read_text()

@@ -18,6 +18,7 @@ verdict                whether the picture is used, in words
 =====================  ===============================================================================
 
 Differences are paired, with intervals that draw whole image groups. What has no question is ``null``.
+Questions go by their ids, as in the report's tables, so that both draw the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ class _Answered:
     def _gain(self, control: str) -> dict | None:
         """Plain less ``control``, on the questions that were asked under both."""
         under = self.scores(control)
-        both = [name for name in self.plain if name in under]
+        both = sorted(self.plain.keys() & under.keys())
         if not both:
             return None
         plain = self.scores(PLAIN)
@@ -133,11 +134,12 @@ class _Answered:
     def _rate(self, scores: Scores) -> dict | None:
         if not scores:
             return None
-        values, groups = list(scores.values()), self._groups(scores)
+        names = sorted(scores)
+        values, groups = [scores[name] for name in names], self._groups(names)
         whole = set(values) <= {0.0, 1.0}
         return (proportion if whole else expected_proportion)(values, groups).as_dict()
 
-    def _groups(self, names: Sequence[str] | Scores) -> list[str]:
+    def _groups(self, names: Sequence[str]) -> list[str]:
         return [self.plain[name].image_group for name in names]
 
 

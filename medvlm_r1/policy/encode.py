@@ -153,7 +153,7 @@ class Encoder:
                 "model.recipe.max_pixels"
             )
         if opening and text.endswith("<think>"):  # a template that opens the tag itself
-            opening = f"</think>{opening}"
+            opening = f"</think>\n{opening}"
         said = self.begun(opening) if opening else []
         ids = torch.cat([ids, torch.tensor(said, dtype=torch.long)])
         image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
