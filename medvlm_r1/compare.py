@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medvlm_r1.report.comparison import Comparison, compare
-from medvlm_r1.report.controls import control_summary, control_table
+from medvlm_r1.report.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page import caveat, headline, write_page
 from medvlm_r1.report.run_folder import RunFolderError
@@ -90,7 +90,9 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
     """Write ``comparison.json``, ``comparison.md``, ``accuracy.png`` and ``report.html`` into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "comparison.json", out / "comparison.md"]
-    paths[0].write_text(json.dumps(c.as_dict(), indent=1) + "\n", encoding="utf-8")
+    paths[0].write_text(
+        json.dumps(c.as_dict() | {"controls": control_figures(c)}, indent=1) + "\n", encoding="utf-8"
+    )
     parts = [headline(c), caveat(c), as_markdown(accuracy_table(c))]
     parts += [as_markdown(difference_table(c))] if c.differences else []
     parts += [as_markdown(controls)] if (controls := control_table(c)) else []

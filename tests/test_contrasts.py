@@ -14,7 +14,7 @@ from medvlm_r1.evaluate.labels import given_away, labels, leaked
 from medvlm_r1.evaluate.predictions import predict
 from medvlm_r1.evaluate.statistics import expected_proportion, paired_difference, wilson
 from medvlm_r1.report.comparison import compare
-from medvlm_r1.report.controls import control_summary, control_table
+from medvlm_r1.report.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.tables import accuracy_table, as_markdown
 
 STYLE = PromptStyle("style", "{Question}<think>", "{Question}<think>")
@@ -196,7 +196,7 @@ class TestTables:
         }
         c = compare([with_sections(write_run(tmp_path, "grpo"), planted(), section)])
         table = control_table(c)
-        measured = [row[0].note for row in table.rows]
+        measured = [row[0].main for row in table.rows]
         assert measured == ["image", "blank", "prior", "image gain", "gain over the prior",
                             "same option in both orders"]  # fmt: skip
         for _, mri, ct, xray in table.rows:
@@ -229,9 +229,21 @@ class TestTables:
         assert (image.main, blank.main) == (f"{means[0]:.1f}", f"{means[1]:.1f}")
         assert gain.main == f"{means[0] - means[1]:+.1f}"
         assert gain.note.endswith("; the picture is used")
+        figures = control_figures(c)["GRPO"]["mri"]
+        assert figures["accuracy"].keys() == {"image", "blank"}
+        assert 100 * figures["image_gain"]["value"] == pytest.approx(means[0] - means[1])
         summary = control_summary(c).rows[0]
         assert [cell.main for cell in summary[:3]] == ["MRI", image.main, blank.main]
         assert summary[3].main.startswith(gain.main)
+
+    def test_several_methods_stand_below_each_other(self, tmp_path):
+        for method in ("zero_shot", "grpo"):
+            write_run(tmp_path, method)
+        c = compare([tmp_path])
+        heads = [(row[0].main, row[0].note) for row in control_table(c).rows]
+        measures = ["image", "blank", "image gain"]
+        assert heads == [(label, name) for label in ("Zero-shot", "GRPO") for name in measures]
+        assert [row[0].main for row in control_summary(c).rows][:2] == ["Zero-shot, MRI", "Zero-shot, CT"]
 
     def test_without_controls_there_is_no_table(self, tmp_path):
         folder = write_run(tmp_path, "sft")

@@ -37,6 +37,8 @@ from medvlm_r1.module import VLMModule
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.tuning import Tuning
+from medvlm_r1.report.comparison import compare
+from medvlm_r1.report.controls import difference, rate
 
 ANSWERED = [control for control in CONTROLS if control != "prior"]
 TAGLESS = PromptStyle("simple", "{Question}", "{Question}", tags=False)
@@ -407,6 +409,18 @@ class TestARun:
                 asked = [r for r in rows if (r["test_set"], r["control"]) == (name, control)]
                 assert found["rates"][control]["n"] == len(asked) == 8 - found["rates"][control]["left_out"]
         assert "controls" not in folder.name
+
+    def test_the_tables_draw_what_the_summary_holds(self, finished, tmp_path):
+        folder, _ = finished
+        (row,) = compare([folder]).rows
+        bare = shutil.copytree(folder, tmp_path / "bare")
+        metrics = json.loads((bare / "metrics.json").read_text())
+        (bare / "metrics.json").write_text(json.dumps(metrics | {"controls": {}}))
+        (again,) = compare([bare]).rows
+        for control in ANSWERED:
+            assert rate(row, "mri", control) == rate(again, "mri", control)
+            if control in ("blank", "swapped", "reasoning-cut"):
+                assert difference(row, "mri", control) == difference(again, "mri", control)
 
     def test_says_so_on_the_console_and_the_page(self, finished):
         folder, said = finished

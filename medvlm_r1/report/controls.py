@@ -37,7 +37,8 @@ def control_table(c: Comparison) -> Table | None:
     rows = [cells for row in c.rows for cells in _rows(c, row)]
     if not rows:
         return None
-    heads = [Cell("Method", "control"), *(Cell(set_name(t)) for t in c.test_sets)]
+    first = Cell("Control") if len(c.rows) == 1 else Cell("Method", "control")
+    heads = [first, *(Cell(set_name(t)) for t in c.test_sets)]
     return Table("Controls", heads, rows, [*_NOTES, *_reasons(c), *mark_notes(c)])
 
 
@@ -53,14 +54,31 @@ def control_summary(c: Comparison) -> Table | None:
             figures.append(f"{percent(gain.value, signed=True)}{mark} ({span(gain, signed=True)})")
             name = set_name(t) if len(c.rows) == 1 else f"{row.label}, {set_name(t)}"
             rows.append([Cell(name), *map(Cell, figures), Cell(reading(gain))])
-    heads = [Cell(head) for head in ("Controls", "Image", "Blank", "Image gain (95 %)", "So")]
+    heads = [Cell(head) for head in ("Controls", "Image", "Blank", "Image gain (95 %)", "Verdict")]
     return Table("", heads, rows, mark_notes(c)) if rows else None
+
+
+def control_figures(c: Comparison) -> dict[str, dict[str, dict]]:
+    """Row label -> test set -> accuracy by control, and gains, in plain types."""
+
+    def plain(numbers: dict[str, Interval | None]) -> dict[str, dict]:
+        return {name: found.as_dict() for name, found in numbers.items() if found}
+
+    return {
+        row.label: {
+            t: {"accuracy": plain({k: rate(row, t, k) for k in CONTROLS})}
+            | plain({key: difference(row, t, k) for k, key in GAINS.items()})
+            for t in c.test_sets
+        }
+        for row in c.rows
+    }
 
 
 def rate(row: Row, test_set: str, control: str) -> Interval | None:
     """Accuracy over a row's seeds; ``None`` where nothing was asked."""
-    if control == PRIOR:
-        return _noted(row, test_set, lambda found: found["rates"].get(PRIOR, {}).get("accuracy"))
+    found = _noted(row, test_set, lambda found: found["rates"].get(control, {}).get("accuracy"))
+    if control == PRIOR or (found and len(row.runs) == 1):
+        return found
     if not (asked := _asked(row, test_set, [control])):
         return None
     outcomes, groups = _outcomes(row, test_set, control, asked), _groups(row, test_set, asked)
@@ -71,8 +89,9 @@ def rate(row: Row, test_set: str, control: str) -> Interval | None:
 
 def difference(row: Row, test_set: str, control: str) -> Interval | None:
     """Plain accuracy less that under a control, on the questions that all seeds were asked under both."""
-    if control == PRIOR:
-        return _noted(row, test_set, lambda found: found.get(GAINS[PRIOR]))
+    found = _noted(row, test_set, lambda found: found.get(GAINS[control]))
+    if control == PRIOR or (found and len(row.runs) == 1):
+        return found
     if not (asked := _asked(row, test_set, [PLAIN, control])):
         return None
     a, b = (_outcomes(row, test_set, name, asked) for name in (PLAIN, control))
@@ -83,7 +102,7 @@ def _rows(c: Comparison, row: Row) -> Iterable[list[Cell]]:
     def across(name: str, cell: Callable[[str], Cell]) -> Iterable[list[Cell]]:
         cells = [cell(t) for t in c.test_sets]
         if any(found is not NONE for found in cells):
-            yield [Cell(row.label, name), *cells]
+            yield [Cell(name) if len(c.rows) == 1 else Cell(row.label, name), *cells]
 
     others = [list(across(control, lambda t, k=control: _rate_cell(row, t, k))) for control in CONTROLS[1:]]
     if not any(others):
@@ -126,7 +145,10 @@ def _share_cell(row: Row, test_set: str, key: str) -> Cell:
 
 
 def _noted(row: Row, test_set: str, pick: Callable[[dict], dict | None]) -> Interval | None:
-    """A number that the runs' own summaries hold: the mean over seeds; the interval is one seed's."""
+    """A number that the runs' own summaries hold: the mean over seeds; the interval is one seed's.
+
+    For a single run it saves drawing again.
+    """
     summaries = [run.metrics.get("controls", {}).get(test_set) for run in row.runs]
     found = [Interval(**plain) for summary in summaries if summary and (plain := pick(summary))]
     if not found:
