@@ -16,7 +16,7 @@ from medvlm_r1.card import model_card
 from medvlm_r1.data.huatuo_bundle import HUB_ID
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.contrasts import summarise_controls
-from medvlm_r1.evaluate.controls import controls_of
+from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.checkpoint import RECORD
@@ -57,9 +57,14 @@ def write_record(
     Rows that a source left out are listed in ``skipped.txt``. Clock, memory and hardware go to
     ``timing.json`` alone, so that the rest is the same for the same seed.
     """
-    write_predictions(folder / "predictions.jsonl", module.predictions)
+    controls, not_run = controls_of(config["controls"], module.prompt, served="url" in config["model"])
     method = config["method"]["_target_"].rsplit(".", 1)[-1].lower() if module.trains else "zero_shot"
     questions = module.trainer.datamodule.questions
+    predictions = module.predictions
+    if PRIOR in controls:
+        prior = prior_predictions(questions.train, questions.test, folder.name, module.step)
+        predictions = in_order([*predictions, *prior])
+    write_predictions(folder / "predictions.jsonl", predictions)
     run = {
         "name": folder.name,
         "experiment": config["experiment"],
@@ -80,16 +85,9 @@ def write_record(
     }
     metrics = {
         "run": run,
-        **summarise(module.predictions),
+        **summarise(predictions),
         "validation": {name.removeprefix("validation/"): value for name, value in validation.items()},
-        "controls": summarise_controls(
-            module.predictions,
-            *controls_of(config["controls"], module.prompt, served="url" in config["model"]),
-            train=questions.train,
-            tests=questions.test,
-            audit=audit,
-            trained=module.trains,
-        ),
+        "controls": summarise_controls(predictions, controls, not_run, audit, module.trains),
         "audit": audit,
         "counters": {
             "skipped_rows": len(questions.skipped),

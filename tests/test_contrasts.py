@@ -11,8 +11,8 @@ from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.evaluate.contrasts import summarise_controls, verdict
 from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.evaluate.labels import given_away, labels, leaked
-from medvlm_r1.evaluate.predictions import predict
-from medvlm_r1.evaluate.statistics import expected_proportion, paired_difference, wilson
+from medvlm_r1.evaluate.predictions import predict, prior_predictions
+from medvlm_r1.evaluate.statistics import paired_difference, proportion, wilson
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.tables import accuracy_table, as_markdown
@@ -37,11 +37,10 @@ def rows(control, texts, options=OPTIONS, gold="A", **changed):
     ]  # fmt: skip
 
 
-def summary(predictions, controls=CONTROLS, train=(), tests=None, **told):
-    tests = tests or {"mri": [sample(i) for i in range(4)]}
-    return summarise_controls(
-        predictions, controls, {}, train, tests, told.get("audit", {}), told.get("trained", True)
-    )["mri"]
+def summary(predictions, controls=CONTROLS, **told):
+    return summarise_controls(predictions, controls, {}, told.get("audit", {}), told.get("trained", True))[
+        "mri"
+    ]
 
 
 def say(letter, thought=None):
@@ -112,14 +111,17 @@ class TestNumbers:
         train = [sample(10, "C"), sample(11, "C"), sample(12, "A")]
         tests = {"mri": [sample(0, "C"), sample(1, "A"), sample(2, "C"), sample(3, "C", ("x", "y", "z"))]}
         plain = rows("image", [say("C"), say("C"), say("A"), say("C")], gold="C")
-        found = summary(plain, ("image", "prior"), train, tests)
+        prior = prior_predictions(train, tests, "run", 0)
+        assert [row.answer for row in prior] == ["C", "C", "C", None]
+        assert [row.correct for row in prior] == [True, False, True, pytest.approx(1 / 3)]
+        found = summary(plain + prior, ("image", "prior"))
         assert found["rates"]["prior"]["accuracy"]["value"] == pytest.approx((1 + 0 + 1 + 1 / 3) / 4)
         assert found["prior_gain"]["value"] == pytest.approx(0.75 - (2 + 1 / 3) / 4)
 
     def test_guessing_everywhere_has_the_interval_of_guesses(self):
-        found = expected_proportion([0.25] * 100)
+        found = proportion([0.25] * 100)
         assert (found.value, found.low, found.high) == (0.25, wilson(25, 100).low, wilson(25, 100).high)
-        grouped = expected_proportion([0.0, 1.0, 0.5, 0.5] * 5, list("aabb") * 5)
+        grouped = proportion([0.0, 1.0, 0.5, 0.5] * 5, list("aabb") * 5)
         assert grouped.value == 0.5
         assert grouped.method == "cluster bootstrap"
 

@@ -22,7 +22,7 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.variant import BlankImage
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.endpoint import ChatEncoder
-from medvlm_r1.evaluate.contrasts import summarise_controls
+from medvlm_r1.evaluate.contrasts import GAINS, summarise_controls
 from medvlm_r1.evaluate.controls import (
     CONTROLS,
     CUT,
@@ -32,6 +32,7 @@ from medvlm_r1.evaluate.controls import (
     partners,
     permuted,
 )
+from medvlm_r1.evaluate.predictions import prior_predictions
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy import weights
@@ -211,10 +212,9 @@ def judged(policy, folder, questions, controls=CONTROLS, batch=16):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=folder, inference_mode=False, **quiet)
     trainer.test(module, data, verbose=False)
-    section = summarise_controls(
-        module.predictions, controls, {}, questions.train, questions.test, audit={}, trained=False
-    )
-    return module, section
+    prior = prior_predictions(questions.train, questions.test, folder.name, 0)
+    rows = [*module.predictions, *(prior if "prior" in controls else ())]
+    return module, summarise_controls(rows, controls, {}, audit={}, trained=False)
 
 
 @pytest.fixture(scope="module")
@@ -399,13 +399,13 @@ class TestARun:
         folder, _ = finished
         metrics = json.loads((folder / "metrics.json").read_text())
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-        assert {row["control"] for row in rows} == set(ANSWERED)
+        assert list(dict.fromkeys(row["control"] for row in rows)) == list(CONTROLS)
         for name in ("mri", "ct", "xray"):
             found = metrics["controls"][name]
             assert list(found["rates"]) == list(CONTROLS)
             assert found["rates"]["image"]["accuracy"]["value"] == metrics["accuracy"][name]["value"]
             assert found["verdict"].startswith("image gain ")
-            for control in ANSWERED:
+            for control in CONTROLS:
                 asked = [r for r in rows if (r["test_set"], r["control"]) == (name, control)]
                 assert found["rates"][control]["n"] == len(asked) == 8 - found["rates"][control]["left_out"]
         assert "controls" not in folder.name
@@ -417,9 +417,9 @@ class TestARun:
         metrics = json.loads((bare / "metrics.json").read_text())
         (bare / "metrics.json").write_text(json.dumps(metrics | {"controls": {}}))
         (again,) = compare([bare]).rows
-        for control in ANSWERED:
+        for control in CONTROLS:
             assert rate(row, "mri", control) == rate(again, "mri", control)
-            if control in ("blank", "swapped", "reasoning-cut"):
+            if control in GAINS:
                 assert difference(row, "mri", control) == difference(again, "mri", control)
 
     def test_says_so_on_the_console_and_the_page(self, finished):

@@ -392,7 +392,7 @@ class TestRun:
         assert "control reasoning-cut is not run: a served model's answer cannot be begun" in said.stdout
         (folder,) = (tmp_path / "outputs/runs").iterdir()
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-        counts = Counter(row["control"] for row in rows)
+        counts = Counter(row["control"] for row in rows if row["control"] != "prior")
         assert counts["image"] == counts["blank"] == counts["permuted"] == 20
         partnered = [len(partners(phantoms(n, m))) for m, n in (("mri", 12), ("ct", 4), ("xray", 4))]
         assert counts["swapped"] == sum(partnered) > 0

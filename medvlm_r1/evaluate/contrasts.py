@@ -24,14 +24,13 @@ Questions go by their ids, as in the report's tables, so that both draw the same
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medvlm_r1.data.audit.shortcuts import prior_hits
-from medvlm_r1.data.sample import LETTERS, VQASample
+from medvlm_r1.data.sample import LETTERS
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.dialogue import named, reasoning_of
 from medvlm_r1.evaluate.controls import BLANK, CUT, PERMUTED, PRIOR, SWAPPED
 from medvlm_r1.evaluate.labels import labels
 from medvlm_r1.evaluate.predictions import Prediction
-from medvlm_r1.evaluate.statistics import Interval, expected_proportion, paired_difference, proportion
+from medvlm_r1.evaluate.statistics import Interval, paired_difference, proportion
 
 GAINS = {BLANK: "image_gain", SWAPPED: "swap_gain", CUT: "reasoning_effect", PRIOR: "prior_gain"}
 Scores = dict[str, float]  # question -> right (1) or wrong (0), or the chance to be right
@@ -41,42 +40,32 @@ def summarise_controls(
     predictions: Sequence[Prediction],
     controls: Sequence[str],
     not_run: Mapping[str, str],
-    train: Sequence[VQASample],
-    tests: Mapping[str, Sequence[VQASample]],
     audit: Mapping[str, Any],
     trained: bool,
 ) -> dict[str, dict]:
     """The section, by test set.
 
     Args:
-        predictions: of all test sets and controls.
+        predictions: of all test sets and controls, the prior's among them.
         controls, not_run: see :func:`~medvlm_r1.evaluate.controls.controls_of`.
-        train: what the prior is fitted on.
-        tests: the test sets' questions.
         audit: its plain form; empty without one.
-        trained: whether the run was trained on ``train``.
+        trained: whether the run was trained: a leak touches no other.
     """
     return {
-        name: _Answered(
-            [p for p in predictions if p.test_set == name],
-            prior_hits(train, list(source)) if PRIOR in controls else [],
-        ).contrasts(controls)
+        name: _Answered([p for p in predictions if p.test_set == name]).contrasts(controls)
         | {"not_run": dict(not_run), "labels": labels(audit, trained, name)}
-        for name, source in tests.items()
+        for name in dict.fromkeys(p.test_set for p in predictions)
     }
 
 
 class _Answered:
     """One test set's answers."""
 
-    def __init__(
-        self, predictions: Sequence[Prediction], prior: Sequence[tuple[VQASample, float]] = ()
-    ) -> None:
+    def __init__(self, predictions: Sequence[Prediction]) -> None:
         self.rows: dict[str, dict[str, Prediction]] = {}
         for row in predictions:
             self.rows.setdefault(row.control, {})[row.sample_id] = row
         self.plain = self.rows[PLAIN]
-        self.prior: Scores = {sample.id: chance for sample, chance in prior}
 
     def contrasts(self, controls: Sequence[str]) -> dict[str, Any]:
         found: dict[str, Any] = {"rates": {control: self._rates(control) for control in controls}}
@@ -89,8 +78,6 @@ class _Answered:
         return found | {"verdict": verdict(found.get("image_gain"))}
 
     def scores(self, control: str) -> Scores:
-        if control == PRIOR:
-            return self.prior
         return {name: float(row.correct) for name, row in self.rows.get(control, {}).items()}
 
     def _rates(self, control: str) -> dict[str, Any]:
@@ -136,8 +123,7 @@ class _Answered:
             return None
         names = sorted(scores)
         values, groups = [scores[name] for name in names], self._groups(names)
-        whole = set(values) <= {0.0, 1.0}
-        return (proportion if whole else expected_proportion)(values, groups).as_dict()
+        return proportion(values, groups).as_dict()
 
     def _groups(self, names: Sequence[str]) -> list[str]:
         return [self.plain[name].image_group for name in names]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.contrasts import GAINS, reading
-from medvlm_r1.evaluate.controls import BLANK, CONTROLS, PRIOR
+from medvlm_r1.evaluate.controls import BLANK, CONTROLS
 from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.audit import marks
 from medvlm_r1.report.comparison import Comparison
@@ -77,7 +77,7 @@ def control_figures(c: Comparison) -> dict[str, dict[str, dict]]:
 def rate(row: Row, test_set: str, control: str) -> Interval | None:
     """Accuracy over a row's seeds; ``None`` where nothing was asked."""
     found = _noted(row, test_set, lambda found: found["rates"].get(control, {}).get("accuracy"))
-    if control == PRIOR or (found and len(row.runs) == 1):
+    if found and len(row.runs) == 1:
         return found
     if not (asked := _asked(row, test_set, [control])):
         return None
@@ -90,7 +90,7 @@ def rate(row: Row, test_set: str, control: str) -> Interval | None:
 def difference(row: Row, test_set: str, control: str) -> Interval | None:
     """Plain accuracy less that under a control, on the questions that all seeds were asked under both."""
     found = _noted(row, test_set, lambda found: found.get(GAINS[control]))
-    if control == PRIOR or (found and len(row.runs) == 1):
+    if found and len(row.runs) == 1:
         return found
     if not (asked := _asked(row, test_set, [PLAIN, control])):
         return None
@@ -130,8 +130,6 @@ def _gain_cell(row: Row, test_set: str, control: str) -> Cell:
     if gain is None:
         return NONE
     note = span(gain, signed=True) + (f"; {reading(gain)}" if control == BLANK else "")
-    if control == PRIOR and len(row.runs) > 1:
-        note = f"mean of {len(row.runs)} seeds"
     return Cell(percent(gain.value, signed=True) + marks(row.runs, [test_set]), note)
 
 

@@ -70,6 +70,7 @@ class Run:
         if rows.empty:
             raise RunFolderError(f"{path} is missing or empty: run the evaluation again")
         rows = rows[rows["test_set"].isin(self.test_sets)]
+        rows = rows.assign(correct=rows["correct"].astype(float))  # the prior's is a chance
         rows = rows[rows["step"] == rows.groupby("test_set")["step"].transform("max")]
         if rows.duplicated(["test_set", "control", "sample_id"]).any():
             raise RunFolderError(f"{path} holds a question twice for one test set and control")

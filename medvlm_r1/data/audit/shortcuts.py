@@ -56,10 +56,10 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
     }
 
 
-def prior_hits(train: Sequence[VQASample], test: Sequence[VQASample]) -> list[tuple[VQASample, float]]:
-    """Each test question with options, and the chance that the option-text rule hits, fitted on ``train``."""
+def prior_guesses(train: Sequence[VQASample], test: Sequence[VQASample]) -> list[tuple[VQASample, list[str]]]:
+    """Each test question with options, and the letters that the option-text rule likes best, equally."""
     rule = option_text(_closed(train), _plain)
-    return [(sample, _hit(rule, sample)) for sample in _closed(test)]
+    return [(sample, _best(rule, sample)) for sample in _closed(test)]
 
 
 def option_text(train: Sequence[VQASample], read: Callable[[str], str]) -> Liking:
@@ -91,9 +91,17 @@ def _closed(samples: Sequence[VQASample]) -> list[VQASample]:
 
 
 def _hit(rule: Liking, sample: VQASample) -> float:
+    return hit(sample, _best(rule, sample))
+
+
+def hit(sample: VQASample, letters: Sequence[str]) -> float:
+    """The chance that a fair draw among letters is right."""
+    return (sample.answer in letters) / len(letters)
+
+
+def _best(rule: Liking, sample: VQASample) -> list[str]:
     liking = rule(sample)
-    best = [letter for letter, value in zip(sample.letters, liking, strict=True) if value == max(liking)]
-    return (sample.answer in best) / len(best)
+    return [letter for letter, value in zip(sample.letters, liking, strict=True) if value == max(liking)]
 
 
 def _plain(text: str) -> str:
