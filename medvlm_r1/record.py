@@ -17,7 +17,13 @@ from medvlm_r1.data.huatuo_bundle import HUB_ID
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.contrasts import summarise_controls
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
-from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
+from medvlm_r1.evaluate.predictions import (
+    Prediction,
+    in_order,
+    prior_predictions,
+    summarise,
+    write_predictions,
+)
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.checkpoint import RECORD
 from medvlm_r1.policy.export import whole_or_not_at_all
