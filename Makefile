@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 
 run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO, and a report (CPU, minutes)
 	$(BIN)/python run.py -m +experiment=zero_shot,sft_600,grpo_600 model=tiny data=phantom \
-		sweep=miniature overwrite=true
+		'controls=[image,blank]' sweep=miniature overwrite=true
 	$(BIN)/python -m medvlm_r1.compare outputs/sweeps/miniature
 
 test: $(VENV)/.dev  ## every test

@@ -63,6 +63,7 @@ def run(cfg: DictConfig) -> float:
     from medvlm_r1.endpoint import EndpointError
     from medvlm_r1.record import Clock, write_record
     from medvlm_r1.report.comparison import compare
+    from medvlm_r1.report.controls import control_summary
     from medvlm_r1.report.page import write_run_report
     from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
 
@@ -106,7 +107,9 @@ def run(cfg: DictConfig) -> float:
         found = findings.as_dict(pairs=20) if findings else {}
         write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock, found)
         page = write_run_report(folder)
-        table_console().print(as_rich(accuracy_table(compare([folder]))))
+        compared = compare([folder])
+        for table in filter(None, (accuracy_table(compared), control_summary(compared))):
+            table_console().print(as_rich(table))
         log.info("report: %s", page)
     return validation["validation/accuracy"]
 
@@ -114,12 +117,16 @@ def run(cfg: DictConfig) -> float:
 def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADataModule", "Trainer"]:
     """Instantiate every part that works on the questions."""
     from medvlm_r1.data.module import VQADataModule
+    from medvlm_r1.evaluate.controls import Variants, controls_of
 
     instantiate = hydra.utils.instantiate
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
     if (sample := questions.an_open_one) is not None:  # a prompt or reward that needs a letter says so here
         prompt.ask(sample, "evaluate")
         rewards.score([prompt.read("", sample)], [sample])
+    controls, not_run = controls_of(cfg.controls, prompt, served="url" in cfg.model)
+    for name, reason in not_run.items() if not is_later_rank() else ():
+        log.info("control %s is not run: %s", name, reason)
     policy = instantiate(cfg.model)
     engine = instantiate(cfg.rollout) if cfg.rollout else policy.engine
     method = instantiate(cfg.method)
@@ -133,6 +140,7 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
         evaluation_batch=cfg.model.recipe.evaluation_batch,
         seed=cfg.seed,
         workers=cfg.workers,
+        variants=functools.partial(Variants, controls=controls, opening=prompt.opening),
     )
     if cfg.select == "best" and not (module.trains and "best" in (cfg.watch or {})):
         raise ValueError("select=best needs a method that trains (grpo or sft), and watch.best")
@@ -158,6 +166,9 @@ def settle(cfg: DictConfig) -> Path:
         raise ValueError("plan=true needs Hydra's own sweeper")
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
+    from medvlm_r1.evaluate.controls import check_controls
+
+    check_controls(cfg.controls, served="url" in cfg.model)
     if "url" in cfg.model:
         cfg.rollout = None  # an endpoint brings its own engine
     if missing := OmegaConf.missing_keys(cfg):

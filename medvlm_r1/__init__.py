@@ -17,7 +17,7 @@ advantage    each completion relative to its group               ``objective.py`
 log-probs    policy (with gradient) and reference (without)      ``policy/policy.py``
 loss         clipped, KL-regularised                             ``objective.py``
 update       backward, clip, step                                ``update.py``, ``module.py``
-evaluate     greedy answers on every test set, the same read     ``module.py``, ``evaluate/``
+evaluate     greedy answers under every control, the same read   ``module.py``, ``evaluate/``
 report       intervals, comparison, the page                     ``report/``, ``compare.py``
 hand on      an ordinary Hugging Face directory with its card    ``policy/export.py``, ``card.py``
 ask again    one's own question, answered with a confidence      ``predict.py``, ``respond.py``

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medvlm_r1.report.comparison import Comparison, compare
+from medvlm_r1.report.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page import caveat, headline, write_page
 from medvlm_r1.report.paper_tables import as_csv, as_latex
@@ -73,6 +74,8 @@ def show(c: Comparison, console: Console) -> None:
     console.print(as_rich(accuracy_table(c)))
     if c.differences:
         console.print(as_rich(difference_table(c)))
+    if controls := control_summary(c):
+        console.print(as_rich(controls))
     for fairness in c.fairness:
         console.print("[bold]Fairness[/bold]")
         console.print(escape("\n".join(fairness_lines(fairness))), highlight=False)
@@ -89,15 +92,16 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
     """Write ``comparison.json``, ``.md``, ``.tex`` and ``.csv``, ``accuracy.png`` and ``report.html``."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"comparison.{ending}" for ending in ("json", "md", "tex", "csv")]
-    paths[0].write_text(json.dumps(c.as_dict(), indent=1) + "\n", encoding="utf-8")
-    parts = [headline(c), caveat(c), as_markdown(accuracy_table(c))]
-    parts += [as_markdown(difference_table(c))] if c.differences else []
+    figures = c.as_dict() | {"controls": control_figures(c)}
+    paths[0].write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    tables = [accuracy_table(c), difference_table(c) if c.differences else None, control_table(c)]
+    tables = [table for table in tables if table]
+    parts = [headline(c), caveat(c), *map(as_markdown, tables)]
     for fairness in c.fairness:
         parts.append("### Fairness\n\n" + "\n".join(f"- {line.strip()}" for line in fairness_lines(fairness)))
     parts += [f"Unfinished, left out: {folder}" for folder in c.unfinished]
     parts.append(f"Made by `{command}`")
     paths[1].write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
-    tables = [accuracy_table(c), *([difference_table(c)] if c.differences else [])]
     paths[2].write_text(f"% made by {command}\n{as_latex(tables, 'comparison')}", encoding="utf-8")
     paths[3].write_text(as_csv(c), encoding="utf-8")
     return [*paths, comparison_figure(c, out / "accuracy.png"), write_page(c, out, command)]

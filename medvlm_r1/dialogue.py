@@ -17,6 +17,7 @@ Departures from the papers' released code:
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,6 +125,16 @@ class PromptStyle:
                 raise ValueError(f"prompt.{phase} of {self.name!r} lacks the place holder {{Question}}")
         if self.layout not in ("lines", "inline"):
             raise ValueError(f"prompt.layout is {self.layout!r}: use 'lines' or 'inline'")
+
+    @property
+    def reasons(self) -> bool:
+        """Whether evaluation asks for reasoning before the answer."""
+        return self.tags and "<think>" in self.evaluate
+
+    @property
+    def opening(self) -> str:
+        """What an answer without reasoning begins with, as in :meth:`target`; nothing without tags."""
+        return "<answer>" if self.tags else ""
 
     def problem(self, sample: Question) -> str:
         """The question with its lettered options, as both papers' data files spell it.
@@ -242,6 +253,24 @@ def normalised(text: str) -> str:
     return plain or " ".join(text.lower().split())
 
 
+def reasoning_of(text: str) -> str | None:
+    """What a completion says between its first think tags; ``None`` without."""
+    return _inside(text, "think")
+
+
+def named(text: str, options: Sequence[str]) -> list[int]:
+    """Places of the options whose own text occurs, as whole words in any case.
+
+    An option that is a part of another one that occurs is not counted: "left kidney" also holds "kidney".
+    """
+    found = {
+        place: option.casefold()
+        for place, option in enumerate(options)
+        if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE)
+    }
+    return [p for p, o in found.items() if not any(o != other and o in other for other in found.values())]
+
+
 def token_overlap(said: str, gold: str) -> float:
     """F1 of the normalised words of two texts, counted with repetition (SQuAD's script, v1.1)."""
     ours, theirs = normalised(said).split(), normalised(gold).split()
@@ -285,11 +314,5 @@ def _lenient(said: str, sample: Question) -> str | None:
         found = {match.upper() for match in pattern.findall(said)}
         if found:
             return found.pop() if len(found) == 1 and found <= set(sample.letters) else None
-    named = {
-        letter: option.casefold()
-        for letter, option in zip(sample.letters, sample.options, strict=True)
-        if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said, re.IGNORECASE)
-    }
-    # "Left kidney" also holds "kidney": the longer one is meant.
-    meant = [a for a, o in named.items() if not any(o != other and o in other for other in named.values())]
-    return meant[0] if len(meant) == 1 else None
+    meant = named(said, sample.options)
+    return sample.letters[meant[0]] if len(meant) == 1 else None

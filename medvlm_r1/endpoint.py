@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from PIL import Image
 from torch import Tensor
 
 from medvlm_r1.data.picture_cache import PictureCache
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
+from medvlm_r1.data.variant import GREY, BlankImage
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import fitted
@@ -49,10 +51,12 @@ class Chat:
     Attributes:
         sample: the question itself, for reading and scoring the answer.
         messages: in the format of the chat completions API, pictures as data URLs.
+        said: nothing: the API cannot begin an answer.
     """
 
     sample: VQASample
     messages: list[dict[str, Any]]
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,33 @@ class ChatEncoder:
     max_pixels: int
 
     def encode(
-        self, sample: VQASample, phase: Phase, prompt: PromptStyle, cache: PictureCache | None = None
+        self,
+        sample: VQASample,
+        phase: Phase,
+        prompt: PromptStyle,
+        cache: PictureCache | None = None,
+        opening: str = "",
+        seen: dict[str, Image.Image] | None = None,
     ) -> Chat:
         """The prompt style's messages, with the pictures in their places.
 
+        Args:
+            opening: must be empty: how an answer begins is the server's.
+            seen: pictures of earlier calls, which these are added to.
+
         Raises:
             BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
+            ValueError: the answer is to begin with something.
         """
+        if opening:
+            raise ValueError(f"a served model's answer cannot be made to begin with {opening!r}")
+        seen = {} if seen is None else seen
         pictures = iter(sample.images)
         messages = [
             {
                 **message,
                 "content": [
-                    self._picture(next(pictures), sample, cache) if part["type"] == "image" else part
+                    self._picture(next(pictures), sample, cache, seen) if part["type"] == "image" else part
                     for part in message["content"]
                 ],
             }
@@ -89,12 +107,33 @@ class ChatEncoder:
         ]
         return Chat(sample, messages)
 
-    def _picture(self, image: ImageHandle, sample: VQASample, cache: PictureCache | None) -> dict[str, Any]:
+    def _picture(
+        self,
+        image: ImageHandle,
+        sample: VQASample,
+        cache: PictureCache | None,
+        seen: dict[str, Image.Image],
+    ) -> dict[str, Any]:
         png = io.BytesIO()
-        picture = fitted(image, sample, self.image_size, self.min_pixels, self.max_pixels, cache)
-        picture.save(png, "PNG")  # lossless: the server sees our pixels
+        self._fitted(image, sample, cache, seen).save(png, "PNG")  # lossless: the server sees our pixels
         data = base64.b64encode(png.getvalue()).decode()
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+    def _fitted(
+        self,
+        image: ImageHandle,
+        sample: VQASample,
+        cache: PictureCache | None,
+        seen: dict[str, Image.Image],
+    ) -> Image.Image:
+        if image.name not in seen:
+            if isinstance(image, BlankImage):
+                size = self._fitted(image.of, sample, cache, seen).size
+                seen[image.name] = Image.new("RGB", size, GREY)
+            else:
+                limits = (self.image_size, self.min_pixels, self.max_pixels)
+                seen[image.name] = fitted(image, sample, *limits, cache)
+        return seen[image.name]
 
 
 @dataclass(frozen=True)
@@ -142,6 +181,12 @@ class Endpoint:
 
     def prepare(self) -> None:
         """Nothing is kept here that an evaluation would have to bring up to date."""
+
+    def keep_pictures(self) -> None:
+        """Nor are there features to keep."""
+
+    def forget_pictures(self) -> None:
+        """Or to drop."""
 
     def engine(
         self, policy: "Endpoint", prompts: Sequence[Chat], sampling: Sampling, draws: DrawKey

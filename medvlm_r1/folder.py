@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
-UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card")
+UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
 UNNAMED += ("pictures", "pictures.folder", "pictures.limit")
 UNNAMED += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")

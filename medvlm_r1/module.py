@@ -18,7 +18,9 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import Answer, PromptStyle
+from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.evaluate.predictions import Prediction, predict
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
@@ -90,8 +92,10 @@ class VLMModule(LightningModule):
         """Roll out and read: completions, the question of each row, and what each row says."""
         rollout = self.engine(self.policy, prompts, sampling, DrawKey(self.seed, self.step))
         samples = rows_of([prompt.sample for prompt in prompts], sampling.group_size)
+        said = rows_of([prompt.said for prompt in prompts], sampling.group_size)
         answers = [
-            self.prompt.read(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)
+            self.prompt.read(begin + text, sample)
+            for begin, text, sample in zip(said, rollout.texts, samples, strict=True)
         ]
         return rollout, samples, answers
 
@@ -99,13 +103,15 @@ class VLMModule(LightningModule):
         """Count the seconds of a phase of a step."""
         return self.policy.counters.timed(phase)
 
-    def judge(self, prompts: list[EncodedPrompt], test_set: str) -> tuple[list[Prediction], Tensor]:
+    def judge(
+        self, asked: Sequence[Variant], prompts: Sequence[EncodedPrompt], test_set: str
+    ) -> tuple[list[Prediction], Tensor]:
         """Greedy answers: one row a question, and the total reward that each would earn."""
         rollout, samples, answers = self.answer(prompts, self.greedy)
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         rows = [
-            predict(sample, answer, tokens, cut, self.run_name, self.step, test_set)
-            for sample, answer, tokens, cut in zip(samples, answers, lengths, truncated, strict=True)
+            predict(variant, answer, tokens, cut, self.run_name, self.step, test_set)
+            for variant, answer, tokens, cut in zip(asked, answers, lengths, truncated, strict=True)
         ]
         return rows, self.rewards.score(answers, samples).total
 
@@ -118,7 +124,8 @@ class VLMModule(LightningModule):
         self.policy.prepare()
 
     def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
-        rows, rewards = self.judge(prompts, "validation")
+        asked = [Variant(PLAIN, prompt.sample) for prompt in prompts]
+        rows, rewards = self.judge(asked, prompts, "validation")
         values = {name: [getattr(row, field) for row in rows] for name, field in _VALIDATION.items()}
         for name, value in {**values, "reward": rewards.tolist()}.items():
             metric = self._validation[name]
@@ -130,14 +137,23 @@ class VLMModule(LightningModule):
 
     def on_test_start(self) -> None:
         self.policy.prepare()
+        self.policy.keep_pictures()  # several controls show the same ones
         self.predictions.clear()
 
-    def test_step(self, prompts: list[EncodedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(
+        self, questions: list[list[tuple[Variant, EncodedPrompt]]], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Answer a batch once under each control."""
         test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
-        self.predictions += self.judge(prompts, test_set)[0]
+        together: dict[str, list[tuple[Variant, EncodedPrompt]]] = {}
+        for variant, prompt in (pair for question in questions for pair in question):
+            together.setdefault(variant.control, []).append((variant, prompt))
+        for pairs in together.values():
+            self.predictions += self.judge(*zip(*pairs, strict=True), test_set)[0]
 
     def on_test_epoch_end(self) -> None:
-        """Bring what all ranks predicted and computed together, predictions in the order of the test sets."""
+        """Bring together what all ranks predicted and computed: by test set, control and question."""
+        self.policy.forget_pictures()
         self.count()
         self.computed = self.totals
         if self.trainer.world_size > 1:
@@ -151,7 +167,11 @@ class VLMModule(LightningModule):
             for place, sample in enumerate(source)
         }
         sets = list(self.trainer.datamodule.questions.test)
-        self.predictions.sort(key=lambda p: (sets.index(p.test_set), order[p.test_set, p.sample_id]))
+
+        def place(p: Prediction) -> tuple[int, int, int]:
+            return sets.index(p.test_set), CONTROLS.index(p.control), order[p.test_set, p.sample_id]
+
+        self.predictions.sort(key=place)
 
     def configure_optimizers(self) -> dict[str, Any]:
         assert self.optim is not None

@@ -14,7 +14,16 @@ import torch
 
 from medvlm_r1.card import model_card
 from medvlm_r1.data.huatuo_bundle import HUB_ID
-from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
+from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.evaluate.contrasts import summarise_controls
+from medvlm_r1.evaluate.controls import PRIOR, controls_of
+from medvlm_r1.evaluate.predictions import (
+    Prediction,
+    in_order,
+    prior_predictions,
+    summarise,
+    write_predictions,
+)
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.checkpoint import RECORD
 from medvlm_r1.policy.export import whole_or_not_at_all
@@ -54,9 +63,14 @@ def write_record(
     Rows that a source left out are listed in ``skipped.txt``. Clock, memory and hardware go to
     ``timing.json`` alone, so that the rest is the same for the same seed.
     """
-    write_predictions(folder / "predictions.jsonl", module.predictions)
+    controls, not_run = controls_of(config["controls"], module.prompt, served="url" in config["model"])
     method = config["method"]["_target_"].rsplit(".", 1)[-1].lower() if module.trains else "zero_shot"
     questions = module.trainer.datamodule.questions
+    predictions = module.predictions
+    if PRIOR in controls:
+        prior = prior_predictions(questions.train, questions.test, folder.name, module.step)
+        predictions = in_order([*predictions, *prior])
+    write_predictions(folder / "predictions.jsonl", predictions)
     run = {
         "name": folder.name,
         "experiment": config["experiment"],
@@ -77,9 +91,9 @@ def write_record(
     }
     metrics = {
         "run": run,
-        **summarise(module.predictions),
+        **summarise(predictions),
         "validation": {name.removeprefix("validation/"): value for name, value in validation.items()},
-        "controls": {},
+        "controls": summarise_controls(predictions, controls, not_run, audit, module.trains),
         "audit": audit,
         "counters": {
             "skipped_rows": len(questions.skipped),
@@ -133,7 +147,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
                 "strict": metrics["accuracy"][name],
                 "lenient": metrics["accuracy_lenient"][name],
                 "well_formed": metrics["format"][name]["well_formed"],
-                "chance": chance([p for p in module.predictions if p.test_set == name]),
+                "chance": chance([p for p in module.predictions if (p.test_set, p.control) == (name, PLAIN)]),
             }
             for name in metrics["accuracy"]
         },

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import io
 import json
 import threading
@@ -37,6 +38,10 @@ class Picture:
     """A picture as it came over the wire."""
 
     png: bytes
+
+    @property
+    def name(self):
+        return hashlib.sha256(self.png).hexdigest()
 
     def load(self):
         with Image.open(io.BytesIO(self.png)) as picture:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.evaluate.predictions import predict, summarise, write_predictions
 from medvlm_r1.objective import group_advantages
@@ -48,7 +49,15 @@ def write_large_run(folder: Path, steps: int = 500, prompts: int = 10, size: int
         samples = [sample(rng, "mri", "train", step * prompts + k) for k in range(prompts)]
         write_rows(folder / "rollouts" / f"step-{step}.jsonl", drawn(rng, step, samples, size))
     plain = [
-        predict(asked, PROMPT.read(completion(rng, asked), asked), 90, False, folder.name, steps, name)
+        predict(
+            Variant(PLAIN, asked),
+            PROMPT.read(completion(rng, asked), asked),
+            90,
+            False,
+            folder.name,
+            steps,
+            name,
+        )
         for name in SETS
         for asked in (sample(rng, name, "test", k) for k in range(n))
     ]

@@ -30,7 +30,7 @@ ALLOWED = {
     "grpo": {"module", "objective", "policy", "rewards", "rollout", "trace", "data", "dialogue"},
     "sft": {"module", "objective", "policy"},
     "record": {"card", "data", "evaluate", "module", "policy"},
-    "plan": {"data", "dialogue", "objective", "policy"},
+    "plan": {"data", "dialogue", "evaluate", "objective", "policy"},
     "report": {"data", "evaluate"},
     "compare": {"report"},
     "matrix": {"report"},

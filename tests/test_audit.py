@@ -280,6 +280,11 @@ def test_a_run_drops_or_fails(planted, tmp_path):
     page = path.with_name("report.html").read_text()
     assert "<li>2 training questions dropped for it.</li>" in page
     assert DAGGER not in page  # nothing that leaks was trained on
+    run_here(tmp_path, *command, "controls=[image,blank,prior]")
+    (warned,) = set(tmp_path.glob("outputs/runs/*/metrics.json")) - {path}
+    found = json.loads(warned.read_text())["controls"]["mri"]
+    assert "16.7 % of the questions show a copy of a training image" in found["labels"]
+    assert found["rates"]["blank"]["n"] == found["rates"]["prior"]["n"] == 12
 
 
 def test_findings_are_kept_by_content(planted, tmp_path):

@@ -26,6 +26,8 @@ from training import PROMPT
 
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.endpoint import ChatEncoder, EndpointError, check_endpoint, connect
+from medvlm_r1.evaluate.controls import blank as blank_variant
+from medvlm_r1.evaluate.controls import partners
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy
@@ -49,6 +51,7 @@ RUN = [
     "data.test.xray.n=4",
     "trainer.accelerator=cpu",
     "logger=csv",
+    "controls=[image]",
 ]
 QUESTIONS = 16  # of RUN
 
@@ -123,7 +126,8 @@ class TestPictures:
         limits = {"min_pixels": 56 * 84, "max_pixels": 84 * 84}
         local = load_policy(str(checkpoint), replace(RECIPE, image_size=side, **limits)).encoder
         remote = ChatEncoder(side, **limits)
-        for sample in questions.values():
+        blank = [variant.sample for q in questions.values() if (variant := blank_variant(q))]
+        for sample in [*questions.values(), *blank]:
             messages, pictures = parsed(
                 {
                     "model": NAME,
@@ -379,6 +383,28 @@ class TestRun:
         assert OmegaConf.load(folder / "config.yaml").rollout is None
         for path in tmp_path.rglob("*"):
             assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
+
+    def test_controls_are_asked_over_the_wire(self, server, tmp_path):
+        """All but the one that would have to begin the answer."""
+        command = [argument for argument in RUN if not argument.startswith("controls=")]
+        command += [f"model.url={server.url}", "workers=0", "data.test.mri.n=12"]
+        said = run_here(tmp_path, *command)
+        assert "control reasoning-cut is not run: a served model's answer cannot be begun" in said.stdout
+        (folder,) = (tmp_path / "outputs/runs").iterdir()
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        counts = Counter(row["control"] for row in rows if row["control"] != "prior")
+        assert counts["image"] == counts["blank"] == counts["permuted"] == 20
+        partnered = [len(partners(phantoms(n, m))) for m, n in (("mri", 12), ("ct", 4), ("xray", 4))]
+        assert counts["swapped"] == sum(partnered) > 0
+        assert len(set(server.answered)) == len(server.answered) <= sum(counts.values()) + 4  # validation
+        found = json.loads((folder / "metrics.json").read_text())["controls"]["mri"]
+        assert list(found["rates"]) == ["image", "blank", "swapped", "permuted", "prior"]
+        assert list(found["not_run"]) == ["reasoning-cut"]
+
+    def test_what_cannot_be_asked_is_refused_where_it_is_named(self, tmp_path):
+        command = [*RUN, f"model.url={nobody()}", "controls=[image,reasoning-cut]"]
+        err = run_here(tmp_path, *command, code=2).stderr
+        assert "reasoning-cut begins the model's answer for it, which the chat completions API cannot" in err
 
     def test_a_refusal_in_the_middle_is_told_plainly(self, server, tmp_path):
         server.poison = PROMPT.problem(phantoms(4, "ct")[2]).splitlines()[1]

@@ -281,7 +281,8 @@ class TestFile:
         file = str(finished.parents[2] / "questions.json")
         assert main(["--model", str(finished), "--questions", file, "--out", str(out), "--batch", "5"]) == 0
         assert "note:" not in capsys.readouterr().err  # the run says how it was asked
-        there = [row for row in answers(finished / "predictions.jsonl") if row["test_set"] != "ct"]
+        there = answers(finished / "predictions.jsonl")
+        there = [row for row in there if row["control"] == "image" and row["test_set"] != "ct"]
         found = answers(out)
         assert len(found) == 16
         for name in ("question", "options", "text", "answer", "well_formed", "tokens", "truncated"):

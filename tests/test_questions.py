@@ -109,12 +109,12 @@ def served(seed=0, rank=0, world=1, workers=0, epoch=0):
         PhantomSource("mri", 4, "validation"),
         {"mri": PhantomSource("mri", 7, "test")},
     )
-    module = VQADataModule(questions, lambda s, phase: (s.id, phase), 8, 3, seed, workers)
+    module = VQADataModule(questions, lambda s, phase, **_: (s.id, phase), 8, 3, seed, workers)
     module.trainer = SimpleNamespace(world_size=world, global_rank=rank)
     loader = module.train_dataloader()
     loader.sampler.set_epoch(epoch)
     (test,) = module.test_dataloader()
-    return [list(batch) for batch in loader], [item for batch in test for item in batch]
+    return [list(batch) for batch in loader], [item for batch in test for [(_, item)] in batch]
 
 
 def test_order_follows_from_seed_and_epoch_alone():

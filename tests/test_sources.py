@@ -23,6 +23,7 @@ from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
 from medvlm_r1.data.sources.parts import split_by_image
+from medvlm_r1.data.variant import Variant
 from medvlm_r1.evaluate.predictions import predict, summarise
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import load_policy
@@ -367,7 +368,10 @@ def test_open_answers_are_summed_up_beside_closed_ones():
     closed = VQASample("c", (), "Is it?", ("yes", "no"), "A", "mri", "closed", "made", "g")
     said = [(where, "The left lung."), (where, "right lung"), (where, None), (closed, "A")]
     texts = [(sample, f"<answer>{text}</answer>" if text else "lung") for sample, text in said]
-    rows = [predict(s, OPEN.read(t, s), 5, False, "run", 0, "s_open" if s.is_open else "s") for s, t in texts]
+    rows = [
+        predict(Variant("image", s), OPEN.read(t, s), 5, False, "run", 0, "s_open" if s.is_open else "s")
+        for s, t in texts
+    ]
     sections = summarise(rows)
     assert sections["open"].keys() == {"s_open"}
     assert sections["open"]["s_open"]["token_f1"] == pytest.approx(1.5 / 3)

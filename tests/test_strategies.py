@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,11 @@ def test_two_processes_make_the_step_of_one(strategy, scenario, seen):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_answers_are_those_of_one_process_in_its_order(strategy, seen):
     (alone,) = seen["single"]["grpo"]
-    assert [row[:2] for row in alone["answers"]] == [("mri", f"mri-test-0-{i:05d}") for i in range(7)] + [
-        ("xray", "xray-test-0-00000")
-    ]
+    asked = [(row[0], row[2]) for row in alone["answers"] if row[1] == "image"]
+    assert asked == [("mri", f"mri-test-0-{i:05d}") for i in range(7)] + [("xray", "xray-test-0-00000")]
+    controls = [row[1] for row in alone["answers"] if row[0] == "mri"]
+    assert list(dict.fromkeys(controls)) == ["image", "blank", "swapped", "permuted", "reasoning-cut"]
+    assert controls.count("swapped") < controls.count("blank") == 7  # some of seven have no partner
     for rank in seen[strategy]["grpo"]:
         assert rank["answers"] == alone["answers"]
 
@@ -184,7 +187,8 @@ def test_the_slurm_script_makes_one_run_of_two_machines(tmp_path):
     except AssertionError:
         raise AssertionError("".join(p.read_text()[-2000:] for p in tmp_path.glob("task-*.txt"))) from None
     (folder,) = (tmp_path / "outputs/runs").iterdir()
-    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 6
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if row["control"] == "image"]) == 6
     assert json.loads((folder / "metrics.json").read_text())["run"]["steps"] == 2
 
 
@@ -206,7 +210,9 @@ def test_only_the_first_process_writes(tmp_path):
     assert [line for line in log.read_text().splitlines() if not line.endswith(".json.lock")] == []
     (folder,) = (tmp_path / "outputs/runs").iterdir()
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert len(rows) == len({(row["test_set"], row["sample_id"]) for row in rows}) == 6
+    assert len(rows) == len({(row["test_set"], row["control"], row["sample_id"]) for row in rows})
+    counts = Counter(row["control"] for row in rows)
+    assert counts["image"] == counts["blank"] == counts["permuted"] == counts["reasoning-cut"] == 6
     for name in ("checkpoints/last.ckpt", "model/model.safetensors", "metrics.json", "report.html"):
         assert (folder / name).is_file(), name
     assert sorted(Path(folder / "rollouts").iterdir())

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
+from medvlm_r1.evaluate.controls import Variants
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import Recipe, load_policy
@@ -73,6 +74,13 @@ def phantoms(n=8):
     )
 
 
+def data_of(policy, questions, controls=("image",), workers=0, batch=4):
+    """The data module of a policy's questions."""
+    encode = functools.partial(policy.encoder.encode, prompt=PROMPT)
+    variants = functools.partial(Variants, controls=controls, opening=PROMPT.opening)
+    return VQADataModule(questions, encode, 4, batch, seed=0, workers=workers, variants=variants)
+
+
 def fit(
     kind,
     folder,
@@ -84,6 +92,7 @@ def fit(
     tuning=None,
     layout="packed",
     trainer=None,
+    controls=("image",),
     **settings,
 ):
     """Train a few steps as run.py does; returns the module.
@@ -93,8 +102,7 @@ def fit(
     seed_everything(0, verbose=False)
     policy = load_policy("embedded", recipe, tuning=tuning, layout=layout)
     module = module_of(kind, policy, **settings)
-    encode = functools.partial(policy.encoder.encode, prompt=PROMPT)
-    data = VQADataModule(questions or phantoms(n), encode, 4, 4, seed=0, workers=workers)
+    data = data_of(policy, questions or phantoms(n), controls, workers)
     arguments = {
         "accelerator": "cpu",
         "devices": 1,
@@ -109,7 +117,8 @@ def fit(
         "inference_mode": False,
     }
     trainer = Trainer(**arguments | (trainer or {}))
-    trainer.fit(module, data)
+    if kind is not VLMModule:
+        trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     return module
 

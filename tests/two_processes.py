@@ -16,6 +16,8 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from training import RECIPE, fit, phantoms, sgd
 
+from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.sft import SFT
@@ -99,12 +101,15 @@ def steps(strategy, folder):
         module = fit(
             settings.pop("kind"),
             folder / name,
+            controls=CONTROLS if name == "grpo" else (PLAIN,),
             steps=settings.get("inner_epochs", 1),
             questions=questions,
             trainer=STRATEGIES[strategy]() | {"callbacks": [witness]} | less,
             **settings,
         )
-        witness.seen["answers"] = [(p.test_set, p.sample_id, p.text) for p in module.predictions]
+        witness.seen["answers"] = [
+            (p.test_set, p.control, p.sample_id, p.text, p.order, p.picture_of) for p in module.predictions
+        ]
         folder.mkdir(exist_ok=True)
         torch.save(witness.seen, folder / f"{name}-{module.global_rank}.pt")
 

@@ -22,6 +22,7 @@ splits.py           held out by image group; nested subsets
 audit/              what the questions give away: leaks between sets, shortcuts, balance
 options.py          one function per option of ``conf/data``
 questions.py        what trains, validates and tests
+variant.py          a test question as a control puts it
 progress.py         a bar for what takes long
 module.py           the Lightning data module that serves questions to the trainer
 ==================  ==================================================================

@@ -1,15 +1,17 @@
 """Serve questions to training, validation and test, encoded in workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from medvlm_r1.data.questions import Questions, Source
-from medvlm_r1.data.sample import Phase, VQASample
+from medvlm_r1.data.sample import Phase
+from medvlm_r1.data.variant import Plain, Variant
 
-Encode = Callable[[VQASample, Phase], Any]
+Encode = Callable[..., Any]  # (question, phase); of a test question also what its answer begins with
+Variants = Callable[[Source], Sequence[list[Variant]]]
 
 
 class VQADataModule(LightningDataModule):
@@ -19,13 +21,17 @@ class VQADataModule(LightningDataModule):
     from (seed, epoch) alone, so methods that share a seed see the same questions in the same order,
     and the number of workers changes nothing.
 
+    A test loader's batches hold, for each question, its variants with their tensors.
+
     Args:
         questions: what trains, validates and tests.
-        encode: (question, phase) -> tensors, run in the workers.
+        encode: (question, phase) -> tensors, run in the workers. A test question's is also given ``opening``,
+            what the answer is made to begin with, and ``seen``, in which its variants share pictures.
         prompts_per_step: prompts in one optimiser step, over all devices.
         evaluation_batch: prompts answered at once in evaluation, per device.
         seed: of the order.
         workers: processes that decode and encode; 0 works in the main process.
+        variants: the ways in which each question of a test set is asked; as it stands by default.
 
     Raises:
         ValueError: the training questions do not fill one step.
@@ -39,13 +45,14 @@ class VQADataModule(LightningDataModule):
         evaluation_batch: int,
         seed: int,
         workers: int,
+        variants: Variants = Plain,
     ) -> None:
         super().__init__()
         # A test set may hold fewer questions than there are devices.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.questions, self.encode = questions, encode
         self.prompts_per_step, self.evaluation_batch = prompts_per_step, evaluation_batch
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.variants = seed, workers, variants
         if len(questions.train) < prompts_per_step:
             raise ValueError(
                 f"{len(questions.train)} training questions do not fill a step of {prompts_per_step}: "
@@ -69,24 +76,24 @@ class VQADataModule(LightningDataModule):
         sampler = DistributedSampler(
             self.questions.train, world, rank, shuffle=True, seed=self.seed, drop_last=True
         )
-        return self._loader(
-            self.questions.train, "train", self.prompts_per_step // world, sampler, drop_last=True
-        )
+        encoded = _Encoded(self.questions.train, self.encode, "train")
+        return self._loader(encoded, self.prompts_per_step // world, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.questions.validation)
+        encoded = _Encoded(self._share(self.questions.validation), self.encode, "evaluate")
+        return self._loader(encoded, self.evaluation_batch)
 
     def test_dataloader(self) -> list[DataLoader]:
-        return [self._evaluation_loader(source) for source in self.questions.test.values()]
+        shares = [self._share(self.variants(source)) for source in self.questions.test.values()]
+        return [self._loader(_EncodedVariants(share, self.encode), self.evaluation_batch) for share in shares]
 
-    def _evaluation_loader(self, source: Source) -> DataLoader:
+    def _share(self, source: Sequence) -> "_Share":
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        share = _Share(source, rank, world)
-        return self._loader(share, "evaluate", self.evaluation_batch, sampler=None, drop_last=False)
+        return _Share(source, rank, world)
 
-    def _loader(self, source, phase: Phase, batch_size: int, sampler, drop_last: bool) -> DataLoader:
+    def _loader(self, encoded: Dataset, batch_size: int, sampler=None, drop_last: bool = False) -> DataLoader:
         return DataLoader(
-            _Encoded(source, self.encode, phase),
+            encoded,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,
@@ -98,18 +105,18 @@ class VQADataModule(LightningDataModule):
 class _Share:
     """Every ``world``-th question: no question is answered twice, ranks may differ by one."""
 
-    def __init__(self, source: Source, rank: int, world: int) -> None:
+    def __init__(self, source: Sequence, rank: int, world: int) -> None:
         self.source, self.indices = source, range(rank, len(source), world)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> VQASample:
+    def __getitem__(self, index: int) -> Any:
         return self.source[self.indices[index]]
 
 
 class _Encoded(Dataset):
-    def __init__(self, source: Source, encode: Encode, phase: Phase) -> None:
+    def __init__(self, source: Source | _Share, encode: Encode, phase: Phase) -> None:
         self.source, self.encode, self.phase = source, encode, phase
 
     def __len__(self) -> int:
@@ -117,3 +124,20 @@ class _Encoded(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.encode(self.source[index], self.phase)
+
+
+class _EncodedVariants(Dataset):
+    """All variants of a question together, so that its pictures are decoded and cut into patches once."""
+
+    def __init__(self, source: _Share, encode: Encode) -> None:
+        self.source, self.encode = source, encode
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> list[tuple[Variant, Any]]:
+        seen: dict = {}
+        return [
+            (variant, self.encode(variant.sample, "evaluate", opening=variant.opening, seen=seen))
+            for variant in self.source[index]
+        ]

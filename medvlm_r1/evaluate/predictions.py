@@ -1,12 +1,15 @@
 """Predictions, one row each, and what they sum up to."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from medvlm_r1.data.audit.shortcuts import hit, prior_guesses
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import Answer, is_right, is_right_leniently, token_overlap
+from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import wilson
 
 
@@ -17,6 +20,12 @@ class Prediction:
     The key is (step, test_set, control, sample_id). ``answer`` is the strict letter, ``correct`` and
     ``correct_lenient`` judge the two readings; ``tokens`` counts the end of sequence. Of an open question
     ``options`` is empty, ``answer`` and ``gold`` are texts, and ``correct`` is their exact match.
+
+    The prior is no model and says nothing; where it likes several options equally, ``answer`` is ``None`` and
+    ``correct`` the chance that a fair draw among them hits.
+
+    ``options`` and ``gold`` are as they were asked; ``order`` and ``picture_of`` say what a control changed,
+    see :class:`~medvlm_r1.data.variant.Variant`.
     """
 
     run: str
@@ -32,18 +41,21 @@ class Prediction:
     text: str
     answer: str | None
     gold: str
-    correct: bool
-    correct_lenient: bool
+    correct: bool | float
+    correct_lenient: bool | float
     well_formed: bool
     answered: bool
     tokens: int
     truncated: bool
+    order: list[int] | None = None
+    picture_of: str | None = None
 
 
 def predict(
-    sample: VQASample, answer: Answer, tokens: int, truncated: bool, run: str, step: int, test_set: str
+    asked: Variant, answer: Answer, tokens: int, truncated: bool, run: str, step: int, test_set: str
 ) -> Prediction:
-    """The row of one answered question, under the plain control."""
+    """The row of one answered question."""
+    sample = asked.sample
     return Prediction(
         run=run,
         step=step,
@@ -52,7 +64,7 @@ def predict(
         image_group=sample.image_group,
         modality=sample.modality,
         question_type=sample.question_type,
-        control="image",
+        control=asked.control,
         question=sample.question,
         options=list(sample.options),
         text=answer.text,
@@ -64,7 +76,31 @@ def predict(
         answered=answer.answered,
         tokens=tokens,
         truncated=truncated,
+        order=None if asked.order is None else list(asked.order),
+        picture_of=asked.picture_of,
     )
+
+
+def prior_predictions(
+    train: Sequence[VQASample], tests: Mapping[str, Sequence[VQASample]], run: str, step: int
+) -> list[Prediction]:
+    """What the option-text prior, fitted on ``train``, answers to every test question with options."""
+    found = []
+    for name, source in tests.items():
+        for sample, letters in prior_guesses(train, list(source)):
+            decided, chance = len(letters) == 1, hit(sample, letters)
+            said = Answer("", None, letters[0] if decided else None, None, None, False, False)
+            row = predict(Variant(PRIOR, sample), said, 0, False, run, step, name)
+            row.correct = row.correct_lenient = bool(chance) if chance in (0, 1) else chance
+            found.append(row)
+    return found
+
+
+def in_order(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """By test set, as they come first, then by control; questions keep their order."""
+    rows = list(predictions)
+    sets = list(dict.fromkeys(row.test_set for row in rows))
+    return sorted(rows, key=lambda row: (sets.index(row.test_set), CONTROLS.index(row.control)))
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -77,13 +113,14 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
-    """The sections of ``metrics.json`` that follow from predictions, by test set.
+    """The sections of ``metrics.json`` that follow from the plain predictions, by test set.
 
     Values are fractions with Wilson intervals; ``tokens`` holds the mean completion length and the
     share of completions cut at the limit. Where there are open questions, ``open`` holds their exact
     match and their mean token F1, for each test set that has some.
     """
     sections: dict[str, dict] = {"accuracy": {}, "accuracy_lenient": {}, "format": {}, "tokens": {}}
+    predictions = [p for p in predictions if p.control == PLAIN]
     for name in dict.fromkeys(p.test_set for p in predictions):
         rows = [p for p in predictions if p.test_set == name]
 

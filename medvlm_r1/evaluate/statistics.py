@@ -18,7 +18,7 @@ Two choices that matter:
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -75,12 +75,26 @@ def wilson(correct: int, n: int) -> Interval:
     return Interval(correct / n, low, high, int(n), "wilson")
 
 
-def proportion(correct: Sequence[bool], groups: Groups = None, seed: int = 0) -> Interval:
-    """One run's rate: Wilson, or a cluster bootstrap where questions share an image group."""
+def proportion(correct: Sequence[float], groups: Groups = None, seed: int = 0) -> Interval:
+    """One run's rate: Wilson, or a cluster bootstrap where questions share an image group.
+
+    Args:
+        correct: right (1) or wrong (0); of a rule that guesses, the chance that it is right.
+        groups: image group of each question; ``None`` takes each question for itself.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no questions.
+    """
     outcome = np.asarray(correct, dtype=float)
-    if groups is None or len(set(groups)) == len(outcome):
-        return wilson(round(float(outcome.sum())), len(outcome))
-    return over_seeds([outcome[None]], [groups], seed)
+    whole = np.isin(outcome, (0, 1)).all()
+    if groups is not None and len(set(groups)) < len(outcome) and (whole or np.ptp(outcome) > 0):
+        return over_seeds([outcome[None]], [groups], seed)
+    found = wilson(round(float(outcome.sum())), len(outcome))
+    if whole:
+        return found
+    value = float(outcome.mean())  # which need not be a number of questions
+    return replace(found, value=value, low=min(found.low, value), high=max(found.high, value))
 
 
 def paired_difference(a: Sequence, b: Sequence, groups: Groups = None, seed: int = 0) -> Interval:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.plan.cards import Card, card_named
 from medvlm_r1.plan.measure import Lengths
 from medvlm_r1.policy.geometry import geometry, text_tokens
@@ -46,7 +47,7 @@ class Job:
         strategy: how devices share: single, ddp, fsdp or zero2.
         world: devices in all.
         steps: training steps; ``None`` if the number of questions is not in the configuration.
-        evaluations: questions answered greedily over the whole run; ``None`` likewise.
+        evaluations: greedy answers over the whole run, under all controls; ``None`` likewise.
         text, exact_text: tokens of a typical prompt besides its image; whether they were counted by the
             checkpoint's tokenizer.
         image: tokens of the largest image; ``grid`` its patches down and across.
@@ -138,7 +139,8 @@ def job(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle
         # the target and the end of the turn, in tokens of some 3.8 characters
         completion = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
     passes = method.get("inner_epochs", 1)
-    steps, evaluations = _counts(cfg, recipe, kind)
+    controls, _ = controls_of(cfg["controls"], prompt)
+    steps, evaluations = _counts(cfg, recipe, kind, answers=len(set(controls) - {PRIOR}))
     return Job(
         path=model["path"],
         revision=model["revision"],
@@ -192,8 +194,12 @@ def _grid(recipe: Recipe, side: int) -> tuple[int, int]:
     return 2, 2
 
 
-def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str) -> tuple[int | None, int | None]:
-    """Training steps, and questions answered in evaluation, where the configuration tells them."""
+def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tuple[int | None, int | None]:
+    """Training steps, and answers in evaluation, where the configuration tells them.
+
+    Args:
+        answers: to each test question, over all controls.
+    """
     data, trainer = cfg["data"], cfg["trainer"]
 
     def size(part: str) -> int | None:
@@ -204,6 +210,7 @@ def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str) -> tuple[int | None,
     test = sum(node["n"] for node in tests.values()) if _sized(tests) else None
     if test is None and data["_target_"].endswith("options.medvlm_r1"):
         test = _PUBLISHED_TEST
+    test = None if test is None else test * answers
     train, validation = size("train"), size("validation")
     if data.get("n_train_per"):  # so many of each class, and the data alone know how many classes
         train = None

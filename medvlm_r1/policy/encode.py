@@ -14,13 +14,18 @@ from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from medvlm_r1.data.picture_cache import PictureCache
-from medvlm_r1.data.sample import BadRowError, ImageHandle, Phase, Question
+from medvlm_r1.data.sample import LETTERS, BadRowError, ImageHandle, Phase, Question
+from medvlm_r1.data.variant import GREY, BlankImage
 from medvlm_r1.dialogue import PromptStyle
 
 PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 NARROWEST = 200  # ratio of sides above which the image processor gives up
 _SIZING = 1  # another number for other pixels of `fitted` or `decoded`: what is kept of them is made anew
+
+
+Seen = dict[tuple[str, ...], tuple[Tensor, Tensor, tuple[str, ...]]]
+"""Patches, grid and digests, by the names of pictures."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class EncodedPrompt:
         pixels: patches of all images of this question; no rows without an image.
         grid: patch grid (t, h, w) of each image.
         pictures: a digest of each image's patches: equal pictures have equal features.
+        said: what the answer was made to begin with; its tokens are the last of ``ids``.
     """
 
     sample: Question
@@ -42,6 +48,7 @@ class EncodedPrompt:
     pixels: Float[Tensor, "patches features"]
     grid: Int[Tensor, "images 3"]
     pictures: tuple[str, ...]
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,19 @@ class Encoder:
     image_size: int | None = None
 
     def encode(
-        self, sample: Question, phase: Phase, prompt: PromptStyle, cache: PictureCache | None = None
+        self,
+        sample: Question,
+        phase: Phase,
+        prompt: PromptStyle,
+        cache: PictureCache | None = None,
+        opening: str = "",
+        seen: Seen | None = None,
     ) -> EncodedPrompt:
         """Encode one question, decoding those of its images that are not in the cache.
+
+        Args:
+            opening: what the answer is made to begin with, see :meth:`begun`.
+            seen: pictures of earlier calls, which these are added to: the same ones are not cut again.
 
         Raises:
             ValueError: the prompt exceeds ``max_prompt_tokens``.
@@ -120,14 +137,7 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(
             prompt.ask(sample, phase), tokenize=False, add_generation_prompt=True
         )
-        pixels = torch.zeros(0, self._patch_features())
-        grid = torch.zeros(0, 3, dtype=torch.long)
-        if sample.images:
-            limits = self.image_processor.size
-            sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
-            pictures = [fitted(image, sample, *sides, cache) for image in sample.images]
-            seen = self.image_processor(pictures, do_resize=False, return_tensors="pt")
-            pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
+        pixels, grid, pictures = self._see(sample.images, sample, cache, {} if seen is None else seen)
         merge = self.image_processor.merge_size
         # Each image of the template holds one place holder: repeat it once per merged patch.
         pieces = text.split("<|image_pad|>")
@@ -142,9 +152,46 @@ class Encoder:
                 f"max_prompt_tokens={self.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
                 "model.recipe.max_pixels"
             )
+        if opening and text.endswith("<think>"):  # a template that opens the tag itself
+            opening = f"</think>\n{opening}"
+        said = self.begun(opening) if opening else []
+        ids = torch.cat([ids, torch.tensor(said, dtype=torch.long)])
         image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         positions = rope_positions(ids, grid, image_id, merge)
-        return EncodedPrompt(sample, ids, positions, pixels, grid, _digests(pixels, grid))
+        text = self.decode(torch.tensor(said)) if said else ""
+        return EncodedPrompt(sample, ids, positions, pixels, grid, pictures, text)
+
+    def begun(self, opening: str) -> list[int]:
+        """Token ids of a text that an answer goes on from.
+
+        Left out are tokens that depend on how it goes on: Qwen's tokenizer joins the end of ``<answer>`` with
+        the letter behind it, so a model that has learnt ``>B`` must be left to say it in one.
+        """
+        texts = [opening, *(f"{opening}{letter}</" for letter in LETTERS)]
+        whole, *others = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+        same = [len(set(column)) == 1 for column in zip(whole, *others, strict=False)]
+        return whole[: [*same, False].index(False)] or whole
+
+    def _see(
+        self, images: tuple[ImageHandle, ...], sample: Question, cache: PictureCache | None, seen: Seen
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Patches, grid and digests of pictures, from ``seen`` where they are in it."""
+        if not images:
+            return torch.zeros(0, self._patch_features()), torch.zeros(0, 3, dtype=torch.long), ()
+        key = tuple(image.name for image in images)
+        if key not in seen:
+            if all(isinstance(image, BlankImage) for image in images):
+                _, grid, _ = self._see(tuple(image.of for image in images), sample, cache, seen)
+                side = self.image_processor.patch_size
+                pictures = [Image.new("RGB", (w * side, h * side), GREY) for _, h, w in grid.tolist()]
+            else:
+                limits = self.image_processor.size
+                sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
+                pictures = [fitted(image, sample, *sides, cache) for image in images]
+            cut = self.image_processor(pictures, do_resize=False, return_tensors="pt")
+            pixels, grid = cut["pixel_values"], cut["image_grid_thw"]
+            seen[key] = pixels, grid, _digests(pixels, grid)
+        return seen[key]
 
     def encode_target(self, sample: Question, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the completion that SFT learns, end of turn included."""

@@ -58,6 +58,7 @@ class Policy(nn.Module):
         self._reference: list[PreTrainedModel] = []
         self._whole: list[PreTrainedModel] = []
         self._features, self._reference_features = FeatureCache(), FeatureCache()
+        self._keeps_features = self.tower_is_frozen
 
         tokenizer = encoder.tokenizer
         eos = model.generation_config.eos_token_id
@@ -131,8 +132,15 @@ class Policy(nn.Module):
         self._reference = []
         self.forget_pictures()
 
+    def keep_pictures(self) -> None:
+        """Run a trained tower once for each picture, until they are forgotten: while no weight moves."""
+        if not self._keeps_features:
+            self._features.clear()
+        self._keeps_features = True
+
     def forget_pictures(self) -> None:
         """Drop the kept features: the next pass runs the tower again."""
+        self._keeps_features = self.tower_is_frozen
         self._features.clear()
         self._reference_features.clear()
 
@@ -202,6 +210,8 @@ class Policy(nn.Module):
             model, cache = self.whole, self._features
         elif self._reference and model is self._reference[0]:
             cache = self._reference_features
+        elif self._keeps_features and model is self.whole:
+            cache = self._features
         if not len(prompts.grid):
             if cache is not None or not torch.distributed.is_initialized():
                 return None

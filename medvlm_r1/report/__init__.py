@@ -6,6 +6,7 @@
 | ``rows.py`` | groups runs by configuration, and refuses runs on different questions |
 | ``comparison.py`` | rates, paired differences, adjusted tests |
 | ``fairness.py`` | lists every setting in which two compared methods differ |
+| ``controls.py`` | what the controls say, in tables |
 | ``tables.py`` | the same cells for the console, Markdown and the page |
 | ``figures.py`` | curves and dot plots |
 | ``verdicts.py`` | leaks, shortcuts, alarms and blindness, in words |

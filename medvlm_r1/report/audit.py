@@ -1,11 +1,15 @@
-"""What a run's audit says about its numbers: daggers beside accuracies, and the section of the page."""
+"""What a run's audit says about its numbers: marks beside them, and the section of the page."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from medvlm_r1.data.audit.shortcuts import Shortcut
+from medvlm_r1.evaluate.labels import given_away
+from medvlm_r1.evaluate.labels import leaked as leaked_sets
 from medvlm_r1.report.run_folder import Run
 
-DAGGER = "\N{DAGGER}"
+DAGGER = "\N{DAGGER}"  # a leak
+GIVEN_AWAY = "\N{DOUBLE DAGGER}"  # a shortcut
 
 
 def leaked(run: Run) -> dict[str, float]:
@@ -13,14 +17,8 @@ def leaked(run: Run) -> dict[str, float]:
 
     Empty for a run that trained on nothing, has no audit, or dropped those training questions.
     """
-    found = run.metrics.get("audit") or {}
-    if run.method == "zero_shot" or found.get("dropped"):
-        return {}
-    return {
-        leak["target"]: leak["questions"] / leak["n"]
-        for leak in found.get("leaks", [])
-        if leak["source"] == "train" and leak["target"] in run.test_sets and leak["questions"]
-    }
+    found = leaked_sets(run.metrics.get("audit") or {}, trained=run.method != "zero_shot")
+    return {name: share for name, share in found.items() if name in run.test_sets}
 
 
 def leaked_over(runs: Sequence[Run]) -> dict[str, float]:
@@ -30,6 +28,21 @@ def leaked_over(runs: Sequence[Run]) -> dict[str, float]:
         for name, share in leaked(run).items():
             shares[name] = max(share, shares.get(name, 0.0))
     return shares
+
+
+def given_away_over(runs: Sequence[Run]) -> dict[str, tuple[str, Shortcut]]:
+    """Test set -> the best rule that sees no picture, where an audit of one of the runs found one."""
+    found: dict[str, tuple[str, Shortcut]] = {}
+    for run in runs:
+        found |= given_away(run.metrics.get("audit") or {})
+    return {name: shortcut for name, shortcut in found.items() if name in runs[0].test_sets}
+
+
+def marks(runs: Sequence[Run], test_sets: Collection[str]) -> str:
+    """What stands beside a number of these runs that rests on these test sets."""
+    leak = not leaked_over(runs).keys().isdisjoint(test_sets)
+    shortcut = not given_away_over(runs).keys().isdisjoint(test_sets)
+    return DAGGER * leak + GIVEN_AWAY * shortcut
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ BOOKKEEPING = (
     "overwrite",
     "workers",
     "pictures",
-)  # where a run lies, not what it does
+    "controls",
+)  # where a run lies and what else it was asked, not what it does
 # how a served model is reached
 BOOKKEEPING += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")

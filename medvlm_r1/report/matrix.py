@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from medvlm_r1.evaluate.controls import PRIOR
 from medvlm_r1.evaluate.statistics import Interval, holm, over_seeds, seeds_difference
 from medvlm_r1.report.audit import leaked_over
 from medvlm_r1.report.comparison import LEVEL
+from medvlm_r1.report.controls import difference, rate
 from medvlm_r1.report.fairness import settings
 from medvlm_r1.report.rows import Row, check_same_questions, group
 from medvlm_r1.report.run_folder import METHODS, Run, RunFolderError, find_runs
 
-PRIOR = "prior"  # the control that answers by the training questions' texts alone
 UNTRAINED = "untrained"
 
 
@@ -97,14 +98,10 @@ class Matrix:
         return self._outcomes(inside=False)
 
     def _cell(self, domain: str, row: Row, test: str) -> Cell:
-        asked = all((test, PRIOR) in run.asked for run in row.runs)
-        prior = gain = None
-        if asked:
-            prior = row.rate([test], control=PRIOR).value
-            paired = [row.outcomes(test)], [row.outcomes(test, control=PRIOR)]
-            gain = seeds_difference(*paired, [row.groups(test)])[0]
+        prior = rate(row, test, PRIOR)
         leaked = test in leaked_over(row.runs)
-        return Cell(row.rate([test]), domain == test, leaked, prior, gain)
+        gain = difference(row, test, PRIOR)
+        return Cell(row.rate([test]), domain == test, leaked, prior and prior.value, gain)
 
     def _outcomes(self, inside: bool) -> dict[str, np.ndarray]:
         found = {

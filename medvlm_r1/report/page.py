@@ -15,17 +15,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medvlm_r1.report import examples
-from medvlm_r1.report.audit import DAGGER, AuditSection, leaked_over, section
+from medvlm_r1.report.audit import AuditSection, section
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference, compare
+from medvlm_r1.report.controls import control_table
 from medvlm_r1.report.figures import curve_panels, dot_panels, series
 from medvlm_r1.report.rows import Row
-from medvlm_r1.report.run_folder import METHODS, PLAIN, Run, flatten
+from medvlm_r1.report.run_folder import METHODS, Run, flatten
 from medvlm_r1.report.tables import (
-    Cell,
-    Table,
     accuracy_table,
     difference_table,
-    leak_notes,
     p_text,
     percent,
     set_name,
@@ -180,25 +178,6 @@ def caveat(c: Comparison) -> str:
         f"Miniature: {_and(parts)}. It shows that the machinery works, and one mechanism at most; "
         f"it is no evidence about medical images, large models or the papers' claim.{start if tiny else ''}"
     )
-
-
-def control_table(c: Comparison) -> Table | None:
-    """Accuracy under every control that all runs were tested with; ``None`` with the plain one alone."""
-    shared = [
-        k for k in c.rows[0].runs[0].controls if all(k in r.controls for row in c.rows for r in row.runs)
-    ]
-    if shared in ([], [PLAIN]):
-        return None
-    rows = []
-    for row in c.rows:
-        for control in shared:
-            rates = [row.rate([t], control=control) for t in c.test_sets]
-            marks = [DAGGER * (t in leaked_over(row.runs)) for t in c.test_sets]
-            cells = [Cell(percent(i.value) + mark, span(i)) for i, mark in zip(rates, marks, strict=True)]
-            rows.append([Cell(row.label, control), *cells])
-    heads = [Cell("Method", "control"), *(Cell(set_name(t)) for t in c.test_sets)]
-    notes = [f"{PLAIN} is the plain question; the others change or remove a part of it.", *leak_notes(c)]
-    return Table("Controls", heads, rows, notes)
 
 
 def one_of_each(found: Sequence[AuditSection | None]) -> list[AuditSection]:

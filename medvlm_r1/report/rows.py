@@ -6,9 +6,10 @@ from itertools import combinations
 
 import numpy as np
 
+from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion
 from medvlm_r1.report.fairness import settings
-from medvlm_r1.report.run_folder import METHODS, PLAIN, Run, RunFolderError
+from medvlm_r1.report.run_folder import METHODS, Run, RunFolderError
 
 
 class UnpairedError(RunFolderError):

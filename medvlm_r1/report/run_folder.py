@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
+from medvlm_r1.data.variant import PLAIN
+
 METHODS = {"zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO"}  # in the order of every table
-PLAIN = "image"  # the control in which nothing was changed
 
 
 class RunFolderError(ValueError):
@@ -69,6 +70,7 @@ class Run:
         if rows.empty:
             raise RunFolderError(f"{path} is missing or empty: run the evaluation again")
         rows = rows[rows["test_set"].isin(self.test_sets)]
+        rows = rows.assign(correct=rows["correct"].astype(float))  # the prior's is a chance
         if rows.duplicated(["step", "test_set", "control", "sample_id"]).any():
             raise RunFolderError(f"{path} holds a question twice for one step, test set and control")
         return rows.reset_index(drop=True)
@@ -96,15 +98,14 @@ class Run:
         """One test set's rows under one control, indexed and sorted by sample id."""
         return self._tables[test_set, control]
 
+    def was_asked(self, test_set: str, control: str) -> bool:
+        """Whether a question of the test set was answered under a control."""
+        return (test_set, control) in self._tables
+
     @cached_property
     def _tables(self) -> dict[tuple[str, str], pd.DataFrame]:
         parts = self.predictions.groupby(["test_set", "control"], sort=False)
         return {key: part.set_index("sample_id").sort_index() for key, part in parts}
-
-    @property
-    def asked(self) -> set[tuple[str, str]]:
-        """Test sets and the controls that each was answered under."""
-        return set(self._tables)
 
     @property
     def controls(self) -> list[str]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from medvlm_r1.evaluate.statistics import Interval
-from medvlm_r1.report.audit import DAGGER, leaked_over
+from medvlm_r1.report.audit import DAGGER, GIVEN_AWAY, given_away_over, leaked_over, marks
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
 from medvlm_r1.report.fairness import Fairness
 
@@ -73,16 +73,18 @@ def accuracy_table(c: Comparison) -> Table:
     for row in c.rows:
         seeds = f"{len(row.runs)} seeds" if len(row.runs) > 1 else f"seed {row.seeds[0]}"
         cells = [Cell(row.label, f"{row.experiment}; {seeds}")]
-        shares = leaked_over(row.runs)
         for scope, i in c.accuracy[row.label].items():
-            mark = DAGGER if shares.keys() & set(c.scopes[scope]) else ""
+            mark = marks(row.runs, c.scopes[scope])
             cells.append(Cell(percent(i.value) + mark, span(i), best[scope] == row.label))
         overall = list(c.scopes)[-1]
         for rates in (c.well_formed, c.answered):
             cells.append(Cell(percent(rates[row.label][overall].value), span(rates[row.label][overall])))
         rows.append(cells)
         if row.method == "zero_shot":
-            lenient = [Cell(percent(i.value), span(i)) for i in c.lenient[row.label].values()]
+            lenient = [
+                Cell(percent(i.value) + marks(row.runs, c.scopes[scope]), span(i))
+                for scope, i in c.lenient[row.label].items()
+            ]
             rows.append([Cell(row.label, "read leniently"), *lenient, Cell("", ""), Cell("", "")])
     guess = [Cell(percent(c.chance[scope])) for scope in c.scopes]
     rows.append([Cell("Chance", "guessing an option"), *guess, Cell(""), Cell("")])
@@ -95,27 +97,36 @@ def accuracy_table(c: Comparison) -> Table:
         notes.append(
             f"Two unpaired runs of this size show {visible} points or more per test set at 80 % power."
         )
-    notes += leak_notes(c)
+    notes += mark_notes(c)
     return Table("Accuracy", heads, rows, notes)
 
 
-def leak_notes(c: Comparison) -> list[str]:
-    """The footnote of the daggers; none where no number is touched by a leak."""
-    shares = leaked_over([run for row in c.rows for run in row.runs])
+def mark_notes(c: Comparison) -> list[str]:
+    """The footnotes of the marks; none where no number is touched by a leak or a shortcut."""
+    runs = [run for row in c.rows for run in row.runs]
+    notes = []
+    shares = leaked_over(runs)
     told = [f"{percent(share)} % of the {set_name(name)} questions" for name, share in shares.items()]
-    return [f"{DAGGER} {', '.join(told)} show a copy of a training image."] if told else []
+    if told:
+        notes.append(f"{DAGGER} {', '.join(told)} show a copy of a training image.")
+    told = [
+        f"{rule} alone scores {percent(score.accuracy)} % on {set_name(name)} "
+        f"(chance {percent(score.chance)})"
+        for name, (rule, score) in given_away_over(runs).items()
+    ]
+    if told:
+        notes.append(f"{GIVEN_AWAY} Without looking at a picture, {', '.join(told)}.")
+    return notes
 
 
 def difference_table(c: Comparison) -> Table:
     """Paired differences in points; bold where the adjusted test supports one."""
     heads = [Cell("Difference")] + [Cell(set_name(scope)) for scope in c.scopes]
     found: dict[tuple[str, str], list[Cell]] = {}
-    touched = {row.label: leaked_over(row.runs).keys() for row in c.rows}
     for d in c.differences:
         cells = found.setdefault((d.first, d.second), [Cell(f"{d.first} \N{MINUS SIGN} {d.second}")])
-        cells.append(
-            _difference_cell(d, any(touched[label] & set(c.scopes[d.where]) for label in (d.first, d.second)))
-        )
+        runs = [run for row in c.rows if row.label in (d.first, d.second) for run in row.runs]
+        cells.append(_difference_cell(d, marks(runs, c.scopes[d.where])))
     tests = " / ".join(sorted({d.test for d in c.differences}))
     notes = [
         f"Points on the same questions, 95 % interval, adjusted p ({tests}, Holm over {len(c.differences)}"
@@ -123,7 +134,7 @@ def difference_table(c: Comparison) -> Table:
     ]
     if any(len(row.runs) > 1 for row in c.rows):
         notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
-    notes += leak_notes(c)
+    notes += mark_notes(c)
     return Table("Differences", heads, list(found.values()), notes if c.differences else [])
 
 
@@ -186,9 +197,9 @@ def as_markdown(table: Table) -> str:
     return "\n".join([f"### {table.title}", "", *lines, "", *table.notes, ""])
 
 
-def _difference_cell(d: Difference, touched: bool) -> Cell:
+def _difference_cell(d: Difference, mark: str) -> Cell:
     note = f"{span(d.interval, signed=True)}; p {p_text(d.adjusted)}"
-    return Cell(percent(d.interval.value, signed=True) + DAGGER * touched, note, d.supported)
+    return Cell(percent(d.interval.value, signed=True) + mark, note, d.supported)
 
 
 def _lines(cell: Cell) -> str:

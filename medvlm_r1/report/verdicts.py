@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlencode
 
-import numpy as np
-
 from medvlm_r1.data.audit.shortcuts import Shortcut
-from medvlm_r1.evaluate.statistics import Interval, seeds_difference
+from medvlm_r1.evaluate.controls import BLANK
+from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.audit import leaked_over
 from medvlm_r1.report.comparison import Comparison
+from medvlm_r1.report.controls import difference
 from medvlm_r1.report.rows import Row
-from medvlm_r1.report.run_folder import PLAIN
 from medvlm_r1.report.tables import percent, set_name, span
 
-BLANK = "blank"  # the control that takes the picture away
 OFTEN = 0.02  # share of answers without a reading, or cut at the limit, from which on it is said
 
 Level = Literal["clear", "note", "warning"]
@@ -44,20 +42,6 @@ def verdicts(c: Comparison, row: Row) -> list[Verdict]:
     """All verdicts on one configuration, over its seeds."""
     found = [*_leaks(row), *_shortcuts(row), *_alarms(row), *_looking(c, row), *_reading(c, row)]
     return sorted(found, key=lambda v: ("warning", "note", "clear").index(v.level))
-
-
-def image_gain(row: Row, test_set: str) -> Interval | None:
-    """Accuracy with the picture less accuracy without, on the same questions; ``None`` if never blanked."""
-    if not all(BLANK in run.controls for run in row.runs):
-        return None
-    blanked = set.intersection(*(set(run.answers(test_set, BLANK).index) for run in row.runs))
-    asked = [name for name in row.runs[0].answers(test_set).index if name in blanked]
-    plain, blank = (
-        np.stack([run.answers(test_set, control).loc[asked, "correct"] for run in row.runs]).astype(float)
-        for control in (PLAIN, BLANK)
-    )
-    groups = row.runs[0].answers(test_set).loc[asked, "image_group"].tolist()
-    return seeds_difference([plain], [blank], [groups])[0]
 
 
 def traces_link(**query: str) -> str:
@@ -119,7 +103,7 @@ def _alarms(row: Row) -> list[Verdict]:
 
 
 def _looking(c: Comparison, row: Row) -> list[Verdict]:
-    gains = {name: image_gain(row, name) for name in c.test_sets}
+    gains = {name: difference(row, name, BLANK) for name in c.test_sets}
     if None in gains.values():
         text = "Never tested with the picture blanked: how much it looks is unknown."
         return [Verdict("note", "Looking", text, "accuracy")]

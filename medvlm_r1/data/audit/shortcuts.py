@@ -39,7 +39,7 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
 
     Open questions have no options to like: a test set of them alone has no rules.
     """
-    train, test = ([sample for sample in part if sample.options] for part in (train, test))
+    train, test = _closed(train), _closed(test)
     if not test:
         return {}
     rules: dict[str, Liking] = {
@@ -54,6 +54,12 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
         name: Shortcut(round(sum(_hit(rule, s) for s in test) / len(test), 6), round(chance, 6), len(test))
         for name, rule in rules.items()
     }
+
+
+def prior_guesses(train: Sequence[VQASample], test: Sequence[VQASample]) -> list[tuple[VQASample, list[str]]]:
+    """Each test question with options, and the letters that the option-text rule likes best, equally."""
+    rule = option_text(_closed(train), _plain)
+    return [(sample, _best(rule, sample)) for sample in _closed(test)]
 
 
 def option_text(train: Sequence[VQASample], read: Callable[[str], str]) -> Liking:
@@ -80,10 +86,22 @@ def majority_letter(train: Sequence[VQASample]) -> Liking:
     return lambda sample: [float(gold[letter]) for letter in sample.letters]
 
 
+def _closed(samples: Sequence[VQASample]) -> list[VQASample]:
+    return [sample for sample in samples if sample.options]
+
+
 def _hit(rule: Liking, sample: VQASample) -> float:
+    return hit(sample, _best(rule, sample))
+
+
+def hit(sample: VQASample, letters: Sequence[str]) -> float:
+    """The chance that a fair draw among letters is right."""
+    return (sample.answer in letters) / len(letters)
+
+
+def _best(rule: Liking, sample: VQASample) -> list[str]:
     liking = rule(sample)
-    best = [letter for letter, value in zip(sample.letters, liking, strict=True) if value == max(liking)]
-    return (sample.answer in best) / len(best)
+    return [letter for letter, value in zip(sample.letters, liking, strict=True) if value == max(liking)]
 
 
 def _plain(text: str) -> str:
