@@ -1,10 +1,13 @@
 """Intervals and tests against published examples, and their coverage by simulation."""
 
 import time
+from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
 
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.evaluate.statistics import (
@@ -81,6 +84,21 @@ def test_mcnemar_exact():
     assert mcnemar(*runs(794, 150, 86, 570)) == pytest.approx(3.7e-5, rel=0.05)
     assert mcnemar(*runs(only_a=1, only_b=5)) == pytest.approx(2 * 7 / 64)  # on paper: 2 (1 + 6) / 2^6
     assert mcnemar(*runs(both=9, neither=3)) == 1.0
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(9, 3), (5, 6), (0, 7), (10, 0)])
+def test_mcnemar_is_the_permutation_test_of_paired_runs(only_a, only_b):
+    """Brute force: all ways to exchange the two runs' outcomes question by question."""
+    a, b = runs(4, only_a, only_b, 5)
+    gains = (a - b)[a != b]
+    sums = [abs(sum(signs * gains)) for signs in map(np.array, product((1, -1), repeat=len(gains)))]
+    assert mcnemar(a, b) == pytest.approx(np.mean(np.array(sums) >= abs(gains.sum())))
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_agrees_with_scipy(counts):
+    interval, other = wilson(*counts), binomtest(*counts).proportion_ci(method="wilson")
+    assert (interval.low, interval.high) == pytest.approx((other.low, other.high), abs=1e-12)
 
 
 def test_holm_worked_example():

@@ -184,15 +184,26 @@ class Matrices:
 
 
 def assemble(folders: Sequence[Path]) -> Matrices:
-    """Read runs that were trained on one domain each (``data.domain``) and put them in order.
+    """Read runs that were trained on one domain each, and put them in order; see :func:`arranged`.
 
     Raises:
         UnpairedError: the runs answered different questions.
-        RunFolderError: a folder cannot be read, no run names its domain, or two configurations differ in
-            more than domain, seed, method and prompt.
+        RunFolderError: a folder cannot be read, or the runs make no matrix.
     """
     runs, unfinished = find_runs(folders)
     check_same_questions(runs)
+    return Matrices(arranged(runs), unfinished)
+
+
+def arranged(runs: Sequence[Run]) -> list[Matrix]:
+    """One matrix of each method and prompt, from runs on the same questions.
+
+    What a run was trained on is its ``data.domain``.
+
+    Raises:
+        RunFolderError: no run names its domain, or two configurations differ in more than domain, seed,
+            method and prompt.
+    """
     rows = group([run for run in runs if run.method == "zero_shot" or _domain(run)])
     trained = [row for row in rows if row.method != "zero_shot"]
     if not trained:
@@ -200,7 +211,6 @@ def assemble(folders: Sequence[Path]) -> Matrices:
             "no run says what domain it was trained on: train with data.domain=NAME, once for each domain "
             "(data=phantom_modality, phantom_task, med_r1_modality or med_r1_task)"
         )
-    tests = runs[0].test_sets
     made: dict[tuple[str, str], dict[str, Row]] = {}
     for row in trained:
         lines = made.setdefault(_kind(row), {})
@@ -213,7 +223,17 @@ def assemble(folders: Sequence[Path]) -> Matrices:
             )
         lines[domain] = row
     untrained = {row.runs[0].config.get("prompt", {}).get("name"): row for row in rows if row not in trained}
-    return Matrices([_matrix(kind, made, untrained, tests) for kind in made], unfinished)
+    return [_matrix(kind, made, untrained, runs[0].test_sets) for kind in made]
+
+
+def matrices_among(runs: Sequence[Run]) -> Matrices | None:
+    """The matrices that compared runs make; ``None`` where fewer than two domains were trained on."""
+    if len({_domain(run) for run in runs} - {None}) < 2:
+        return None
+    try:
+        return Matrices(arranged(runs))
+    except RunFolderError:  # further settings differ: their comparison stands in the other tables
+        return None
 
 
 def _matrix(kind: tuple[str, str], made: dict, untrained: dict[str, Row], tests: list[str]) -> Matrix:

@@ -1,5 +1,6 @@
 """Matrices as tables (console, Markdown, LaTeX), as CSV and as a heat map."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from medvlm_r1.report.audit import DAGGER
-from medvlm_r1.report.figures import PRINT
+from medvlm_r1.report.figures import PAGE, PRINT, Palette, svg
 from medvlm_r1.report.matrix import UNTRAINED, Change, Matrices, Matrix
 from medvlm_r1.report.matrix import Cell as MatrixCell
 from medvlm_r1.report.tables import Cell, Table, p_text, percent, set_name, span
@@ -87,54 +88,68 @@ def matrices_csv(matrices: Matrices) -> str:
 
 
 def heat_map(matrices: Matrices, path: Path) -> Path:
-    """All matrices side by side on one scale; the diagonal is framed, its text prior written below.
+    """All matrices side by side on one scale, as a PNG on white.
 
     Args:
-        path: of the PNG to write.
+        path: of the file to write.
     """
-    columns, lines = len(matrices.matrices[0].test_sets), max(len(m.lines) for m in matrices.matrices)
-    size = ((0.72 * columns + 0.6) * len(matrices.matrices) + 1.4, 0.56 * lines + 1.5)
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(matrices.matrices), squeeze=False)[0]
-        for k, (axes, matrix) in enumerate(zip(panels, matrices.matrices, strict=True)):
-            shades = _shaded(axes, matrix)
-            axes.set_yticks(range(len(matrix.lines)), [set_name(d) for d in matrix.lines] if not k else [])
-        panels[0].set_ylabel("trained on", color=PRINT.muted, fontsize=9)
-        bar = figure.colorbar(shades, ax=panels, shrink=0.8, pad=0.01)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelsize=8, labelcolor=PRINT.ink)
-        figure.supxlabel(
-            "accuracy in percent; framed: in domain, with its text prior", fontsize=8.5, color=PRINT.muted
-        )
+        figure = _drawn(matrices.matrices, PRINT)
+        caption = "accuracy in percent; framed: in domain, with its text prior"
+        figure.supxlabel(caption, fontsize=8.5, color=PRINT.muted)
         figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
     return path
 
 
-def _shaded(axes: Axes, matrix: Matrix):
-    values = [[100 * cell.accuracy.value for cell in line.values()] for line in matrix.cells.values()]
-    shades = axes.imshow(values, cmap=_SHADES, vmin=0, vmax=100, aspect="auto")
+def heat_map_svg(matrix: Matrix) -> str:
+    """One matrix for the page."""
+    return svg(_drawn([matrix], PAGE), f"matrix {matrix.label}")
+
+
+def _drawn(matrices: Sequence[Matrix], palette: Palette) -> Figure:
+    columns, lines = len(matrices[0].test_sets), max(len(matrix.lines) for matrix in matrices)
+    size = ((0.72 * columns + 0.4) * len(matrices) + 1.4, 0.5 * lines + 1.3)
+    figure = Figure(figsize=size, layout="constrained")
+    for k, (axes, matrix) in enumerate(
+        zip(figure.subplots(1, len(matrices), squeeze=False)[0], matrices, strict=True)
+    ):
+        _shaded(axes, matrix, palette)
+        names = [set_name(domain) for domain in matrix.lines] if not k else []
+        axes.set_yticks([y + 0.5 for y in range(len(matrix.lines))][: len(names)], names)
+        if not k:
+            axes.set_ylabel("trained on", color=palette.muted, fontsize=9)
+    return figure
+
+
+def _shaded(axes: Axes, matrix: Matrix, palette: Palette) -> None:
+    values = [[cell.accuracy.value for cell in line.values()] for line in matrix.cells.values()]
+    axes.pcolormesh(values, cmap=_SHADES, vmin=0, vmax=1, edgecolors="none")
+    axes.invert_yaxis()
     for y, line in enumerate(matrix.cells.values()):
         for x, cell in enumerate(line.values()):
-            ink = "white" if cell.accuracy.value > 0.55 else PRINT.ink
-            text = percent(cell.accuracy.value) + DAGGER * cell.leaked
-            prior = cell.in_domain and cell.prior is not None
-            axes.annotate(text, (x, y - 0.16 * prior), color=ink, fontsize=8.5, ha="center", va="center")
-            if prior:
-                note = f"prior {percent(cell.prior)}"
-                axes.annotate(note, (x, y + 0.22), color=ink, fontsize=6, ha="center", va="center")
-            if cell.in_domain:
-                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec=ink))
-    axes.set_title(matrix.label, loc="left", fontsize=10, color=PRINT.ink)
-    axes.set_xticks(
-        range(len(matrix.test_sets)), [set_name(t) for t in matrix.test_sets], rotation=35, ha="right"
-    )
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=PRINT.ink)
+            _written(axes, cell, x + 0.5, y + 0.5)
+    axes.set_title(matrix.label, loc="left", fontsize=10, color=palette.ink)
+    names = [set_name(test) for test in matrix.test_sets]
+    axes.set_xticks([x + 0.5 for x in range(len(names))], names, rotation=35, ha="right")
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink)
     for side in axes.spines.values():
         side.set_visible(False)
     if UNTRAINED in matrix.lines:
-        axes.axhline(len(matrix.lines) - 1.5, color="white", lw=3)
-    return shades
+        axes.axhline(len(matrix.lines) - 1, color="white", lw=3)
+
+
+def _written(axes: Axes, cell: MatrixCell, x: float, y: float) -> None:
+    """The figure in its field; in domain also a frame and what the prior scores."""
+    # fields have the same colours in light and in dark, so what stands in them has too
+    style = {"color": "white" if cell.accuracy.value > 0.55 else PRINT.ink, "ha": "center", "va": "center"}
+    prior = cell.in_domain and cell.prior is not None
+    text = percent(cell.accuracy.value) + DAGGER * cell.leaked
+    axes.annotate(text, (x, y - 0.16 * prior), fontsize=8.5, **style)
+    if prior:
+        axes.annotate(f"prior {percent(cell.prior)}", (x, y + 0.22), fontsize=6, **style)
+    if cell.in_domain:
+        frame = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec=style["color"])
+        axes.add_patch(frame)
 
 
 def _cell(cell: MatrixCell) -> Cell:

@@ -19,9 +19,12 @@ from medvlm_r1.report.audit import AuditSection, section
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference, compare
 from medvlm_r1.report.controls import control_table
 from medvlm_r1.report.figures import curve_panels, dot_panels, series
+from medvlm_r1.report.matrix import matrices_among
+from medvlm_r1.report.matrix_tables import change_table, heat_map_svg, matrix_table
 from medvlm_r1.report.rows import Row
 from medvlm_r1.report.run_folder import METHODS, Run, flatten
 from medvlm_r1.report.tables import (
+    Table,
     accuracy_table,
     difference_table,
     p_text,
@@ -86,6 +89,7 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
         accuracy=accuracy_table(c),
         differences=difference_table(c) if c.differences else None,
         controls=control_table(c),
+        matrices=drawn(runs),
         number=series(c.rows),
         dots=dot_panels(c),
         curves=curve_panels(c),
@@ -117,6 +121,15 @@ def inline(names: Sequence[str]) -> Markup:
     """Styles or scripts of this package, one after another, to stand in the page."""
     folder = files("medvlm_r1.report")
     return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))
+
+
+def drawn(runs: Sequence[Run]) -> list[tuple[Table, Markup | None]]:
+    """Matrices that the runs make, each table with its heat map, and what changes between them."""
+    found = matrices_among(runs)
+    if found is None:
+        return []
+    changes = [(change_table(found, matrix.label), None) for matrix in found.matrices[1:]]
+    return [(matrix_table(matrix), Markup(heat_map_svg(matrix))) for matrix in found.matrices] + changes
 
 
 def pairs(c: Comparison) -> list[tuple[Row, Row]]:
