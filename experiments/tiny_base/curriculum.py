@@ -114,7 +114,7 @@ Pieces = list[tuple[str, bool]]  # text and whether it carries loss
 class Teacher:
     """Draws batches of every kind from one random stream."""
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, scenes: Scenes, words: list[tuple[str, ...]], seed: int):
+    def __init__(self, tokenizer: Qwen2Tokenizer, scenes: Scenes | None, words: list[tuple[str, ...]], seed: int):
         """``words``: groups of findings that exclude each other, the option sets of matching."""
         self.tokenizer, self.scenes, self.words = tokenizer, scenes, words
         self.random = random.Random(seed)

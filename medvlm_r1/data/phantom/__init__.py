@@ -12,9 +12,9 @@ A further modality is one function in ``physics.PHYSICS`` and one entry each in 
 ``questions.py`` (findings, wordings of the acquisition question, key of its random stream).
 """
 
+from medvlm_r1.data.phantom.modalities import MODALITIES
 from medvlm_r1.data.phantom.questions import (
     FINDINGS,
-    MODALITIES,
     QUESTION_TYPES,
     PhantomImage,
     PhantomSource,

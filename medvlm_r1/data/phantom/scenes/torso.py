@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid, Point, turned
+from medvlm_r1.data.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, turned
+from medvlm_r1.data.phantom.spec import SceneSpec
 
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
-COUNTS = ("one", "two", "three", "four")
 # Lesion radius in units, +-4 %; steps of a factor 1.5 or so, hence gaps between the grades.
 RADII = {"minimal": 3.7, "mild": 6.2, "moderate": 9.5, "severe": 14.0}
 DEPTH = 4.0  # half thickness of a lesion along the line of sight, units
@@ -46,25 +46,6 @@ _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
 )
 _BOWELS = 5  # loops of bowel beside the fixed one
 ORGANS = ("lung", "heart", "liver", "spleen", "kidney", "bladder")
-
-
-@dataclass(frozen=True)
-class SceneSpec:
-    """What a scene must hold; everything else about it follows from ``key``.
-
-    Attributes:
-        key: integers that seed the draw.
-        organ: where the lesion is; of several lesions, where the first one is.
-        disease: one of ``DISEASES``, shared by all lesions.
-        grade: one of ``RADII``, shared by all lesions.
-        count: number of lesions, 1 to 4.
-    """
-
-    key: tuple[int, ...]
-    organ: str
-    disease: str
-    grade: str
-    count: int
 
 
 @dataclass(frozen=True)
@@ -150,6 +131,9 @@ def draw_scene(spec: SceneSpec) -> Scene:
     )
 
 
+def draw_near(spec): ...
+
+
 def _draw_lesions(spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Generator) -> tuple[Lesion, ...]:
     """Draw ``spec.count`` lesions that keep apart in every view."""
     hosts = {name: [i for i, part in enumerate(organs) if part.tissue == name] for name in ORGANS}
@@ -160,7 +144,7 @@ def _draw_lesions(spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Gene
         tries += 1
         if tries % 60 == 0:  # a dead end: begin again, and ask for a little less
             places, apart = [], 0.97 * apart
-        organ = ORGANS[rng.integers(len(ORGANS))] if places else spec.organ
+        organ = ORGANS[rng.integers(len(ORGANS))] if places else spec.site
         host = hosts[organ][rng.integers(len(hosts[organ]))]
         centre = _site(organs[host], organ, RADII[spec.grade], rng)
         if all(

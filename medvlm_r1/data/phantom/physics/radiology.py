@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.phantom.geometry import (
+from medvlm_r1.data.phantom.scenes.geometry import (
     FIELD,
     VIEWS,
     Box,
@@ -23,8 +23,8 @@ from medvlm_r1.data.phantom.geometry import (
     coverage,
     turned,
 )
-from medvlm_r1.data.phantom.scene import DEPTH, Lesion, Piece, Scene
-from medvlm_r1.data.phantom.tissues import (
+from medvlm_r1.data.phantom.scenes.torso import DEPTH, Lesion, Piece, Scene
+from medvlm_r1.data.phantom.physics.tissues import (
     CT_TISSUES,
     CT_WINDOWS,
     MRI_ACQUISITIONS,

@@ -1,0 +1,3 @@
+PROBES = 'linear,curvilinear,phased,endocavity'.split(',')
+def ultrasound(scene, acquisition, rng, size): ...
+SOUNDED = ("heart", "liver", "spleen", "kidney", "bladder")
