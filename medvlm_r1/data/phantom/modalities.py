@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from medvlm_r1.data.phantom.physics.microscopy import STAINS, microscopy
 from medvlm_r1.data.phantom.physics.oct import OCT_DEVICES, oct_section
 from medvlm_r1.data.phantom.physics.radiology import ct, mri, xray
 from medvlm_r1.data.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, XRAY_WINDOWS
-from medvlm_r1.data.phantom.physics.ultrasound import PROBES, SOUNDED, ultrasound
+from medvlm_r1.data.phantom.physics.ultrasound import PROBES, REACH, SOUNDED, ultrasound
 from medvlm_r1.data.phantom.scenes import histology, retina, skin, torso
 from medvlm_r1.data.phantom.spec import COUNTS, Anatomy
 
@@ -23,7 +24,7 @@ _ORGAN_WORDINGS = (
 )
 TORSO = Anatomy(torso.ORGANS, torso.DISEASES, COUNTS, torso.draw_scene, _ORGAN_WORDINGS)
 # Sound ends at air, so nothing in a lung can be asked.
-ABDOMEN = Anatomy(SOUNDED, torso.DISEASES, COUNTS, torso.draw_near, _ORGAN_WORDINGS)
+ABDOMEN = Anatomy(SOUNDED, torso.DISEASES, COUNTS, partial(torso.draw_scene, hosts=SOUNDED, reach=REACH), _ORGAN_WORDINGS)
 SKIN = Anatomy(
     skin.SITES,
     skin.DISEASES,

@@ -130,7 +130,6 @@ def _drusen(cut: _Cut) -> None:
         away = np.clip(1.0 - inside, 0, 1)
         bumps = np.abs(np.cos(1.5 * math.pi * away)) * (inside > 0)
         lift = (3.0 + 3.0 * np.clip(inside, 0, 1)) * bumps
-        cut.thick["pigment"] = cut.thick["pigment"] + 0.0 * lift
         cut.depth = cut.depth - gaussian_filter1d(lift, 0.8)
         cut.thick["choroid"] = cut.thick["choroid"] + gaussian_filter1d(lift, 0.8)
         cut.thick["outer nuclear"] = np.maximum(cut.thick["outer nuclear"] - 0.7 * lift, 0.8)
@@ -245,9 +244,9 @@ def arriving(reflectivity: Picture, loss: Picture) -> Picture:
 def _timedomain(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:
     """Few scan lines, axially blurred."""
     size = len(reflectivity)
-    light = gaussian_filter1d(arriving(reflectivity, loss), 1.3, axis=0)
-    coarse = np.minimum(np.arange(size) // 4 * 4 + 2, size - 1)
-    return _displayed(_speckled(light, 3.0, rng, 0.5)[:, coarse], 0.020, rng)
+    light = gaussian_filter1d(arriving(reflectivity, loss), 1.2, axis=0)
+    coarse = np.minimum(np.arange(size) // 3 * 3 + 1, size - 1)
+    return _displayed(_speckled(light, 6.0, rng, 0.9)[:, coarse], 0.010, rng)
 
 
 def _spectral(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:
@@ -260,8 +259,8 @@ def _spectral(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.rando
 def _enhanced(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:
     """Focused below: the choroid is as bright as the retina, down to the sclera."""
     _, z = axes(len(reflectivity))
-    light = arriving(reflectivity, 0.45 * loss) * np.exp(np.clip(z + 12, -40, 60) / 22.0)
-    return _displayed(0.75 * _speckled(light, 5.0, rng, 0.6), 0.006, rng)
+    light = arriving(reflectivity, 0.6 * loss) * np.exp(np.clip(z + 12, -40, 40) / 30.0)
+    return _displayed(0.6 * _speckled(light, 5.0, rng, 0.6), 0.006, rng)
 
 
 def _angiography(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:

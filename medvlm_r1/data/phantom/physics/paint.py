@@ -56,10 +56,12 @@ def blobs(
     if not number:
         return full
     scale = size / FIELD
-    stretch, angles, values = (np.broadcast_to(part, number) for part in (stretch, angles, values))
+    radii, stretch, angles, values = (
+        np.broadcast_to(np.asarray(part, np.float32), number) for part in (radii, stretch, angles, values)
+    )
     reach = int(np.ceil((np.max(radii * np.sqrt(stretch)) + 1.0) * scale))
-    offsets = np.arange(-reach, reach + 1)
-    place = (centres + FIELD / 2) * scale - 0.5
+    offsets = np.arange(-reach, reach + 1, dtype=np.int32)
+    place = ((centres + FIELD / 2) * scale - 0.5).astype(np.float32)
     corner = np.rint(place).astype(int)
     columns, rows = corner[:, :1] + offsets, corner[:, 1:] + offsets
     dx = ((columns - place[:, :1]) / scale)[:, None, :]
@@ -71,7 +73,7 @@ def blobs(
     share = np.clip((1.0 - far) * (radii * scale)[:, None, None] + 0.5, 0.0, 1.0) * values[:, None, None]
     inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
     flat = rows[:, :, None] * size + columns[:, None, :]
-    np.maximum.at(full.ravel(), flat[inside], share[inside].astype(np.float32))
+    np.maximum.at(full.ravel(), flat[inside], share[inside])
     return full
 
 

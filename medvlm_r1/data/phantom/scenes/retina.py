@@ -181,7 +181,7 @@ def _branch(
     vessels.append(Vessel(path, width, artery, parent))
     if not depth:
         return
-    for turn, at in enumerate(range(4 + int(rng.integers(3)), len(path) - 2, 4)):
+    for turn, at in enumerate(range(4 + int(rng.integers(3)), len(path) - 2, 5)):
         way = path[at] - path[at - 1]
         heading = math.atan2(way[1], way[0]) + (1 if turn % 2 else -1) * rng.uniform(0.6, 1.0)
         branch = _walk(path[at], heading, rng.normal(0, 0.03), rng.uniform(10, 24), rng)
