@@ -71,8 +71,8 @@ class Scenes:
     @classmethod
     def render(cls, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
         """Render the ``base`` split; ``advance`` is called after each picture."""
-        # A quarter asks for the attribute, mostly the number of lesions: in the mixture of all types only few scenes have
-        # more than one, too few to learn to count from.
+        # A quarter asks for the attribute, mostly the number of lesions: in the mixture of all types only
+        # few scenes have more than one, too few to learn to count from.
         counting = per_modality // 4
         samples = [
             sample
@@ -114,7 +114,9 @@ Pieces = list[tuple[str, bool]]  # text and whether it carries loss
 class Teacher:
     """Draws batches of every kind from one random stream."""
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, scenes: Scenes | None, words: list[tuple[str, ...]], seed: int):
+    def __init__(
+        self, tokenizer: Qwen2Tokenizer, scenes: Scenes | None, words: list[tuple[str, ...]], seed: int
+    ):
         """``words``: groups of findings that exclude each other, the option sets of matching."""
         self.tokenizer, self.scenes, self.words = tokenizer, scenes, words
         self.random = random.Random(seed)

@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("medvlm_r1/tiny"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("outputs/tiny_base"), help="keeps finished stages")
-    parser.add_argument("--scenes", type=int, default=4000, help="rendered per modality")
+    parser.add_argument("--scenes", type=int, default=3000, help="rendered per modality")
     parser.add_argument("--look", type=int, default=3500, help="steps of the vision tower alone")
     parser.add_argument("--describe", type=int, default=2500, help="steps of captions")
     parser.add_argument("--reason", type=int, default=1500, help="steps of the whole task")
@@ -304,7 +304,9 @@ def main() -> None:
     school.stage("match, whole prompt", match(GAPS[-1:], True, 8, 0.95), 700)
     with Progress() as progress:
         bar = progress.add_task("render", total=args.scenes * len(MODALITIES))
-        school.scenes = Scenes.kept(args.work / "scenes.pkl", args.scenes, args.seed, lambda: progress.advance(bar))
+        school.scenes = Scenes.kept(
+            args.work / "scenes.pkl", args.scenes, args.seed, lambda: progress.advance(bar)
+        )
     school.stage("look", look(pooled=False), args.look)
     school.stage("look, pooled", look(pooled=True), args.look // 4)
     school.stage("describe", describe, args.describe)

@@ -24,7 +24,9 @@ _ORGAN_WORDINGS = (
 )
 TORSO = Anatomy(torso.ORGANS, torso.DISEASES, COUNTS, torso.draw_scene, _ORGAN_WORDINGS)
 # Sound ends at air, so nothing in a lung can be asked.
-ABDOMEN = Anatomy(SOUNDED, torso.DISEASES, COUNTS, partial(torso.draw_scene, hosts=SOUNDED, reach=REACH), _ORGAN_WORDINGS)
+ABDOMEN = Anatomy(
+    SOUNDED, torso.DISEASES, COUNTS, partial(torso.draw_scene, hosts=SOUNDED, reach=REACH), _ORGAN_WORDINGS
+)
 SKIN = Anatomy(
     skin.SITES,
     skin.DISEASES,

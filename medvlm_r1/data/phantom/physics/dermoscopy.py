@@ -153,7 +153,13 @@ def _network(layers: _Layers, spacing: float) -> Picture:
     bend = 1.2 * cloud(layers.rng, 10.0, layers.size)
     turns = layers.rng.uniform(0, math.pi) + np.arange(3) * 2 * math.pi / 3
     wave = sum(
-        np.cos(4.6 / spacing * math.pi * 0.5 * (math.cos(t) * (layers.x + bend) + math.sin(t) * (layers.y - bend)))
+        np.cos(
+            4.6
+            / spacing
+            * math.pi
+            * 0.5
+            * (math.cos(t) * (layers.x + bend) + math.sin(t) * (layers.y - bend))
+        )
         for t in turns
     )
     return np.clip(-wave / 1.5, -0.5, 1.0)
@@ -167,7 +173,10 @@ def _hairs(layers: _Layers, number: int, width: float) -> Picture:
         turn, offset, bend = course + rng.normal(0, 0.28), rng.uniform(-60, 60), rng.normal(0, 9)
         along, across = 80.0 * steps, offset + bend * steps**2
         points = np.stack(
-            [math.cos(turn) * along - math.sin(turn) * across, math.sin(turn) * along + math.cos(turn) * across],
+            [
+                math.cos(turn) * along - math.sin(turn) * across,
+                math.sin(turn) * along + math.cos(turn) * across,
+            ],
             -1,
         )
         lines.append((points, width * rng.uniform(0.8, 1.3)))
@@ -242,13 +251,21 @@ def _carcinoma(layers: _Layers, skin: Skin) -> None:
     )
     lines: list = []
     for turn in layers.rng.uniform(0, 2 * math.pi, 3):
-        start = np.asarray(skin.lesion.centre) + skin.lesion.radius * np.array([math.cos(turn), math.sin(turn)])
+        start = np.asarray(skin.lesion.centre) + skin.lesion.radius * np.array(
+            [math.cos(turn), math.sin(turn)]
+        )
         _grow(lines, start, turn + math.pi, 0.55 * skin.lesion.radius, 1.5, layers.rng, 3)
     layers.blood += 2.0 * strokes(lines, layers.size) * soft(layers.inside + 2.0, 2.0)
 
 
 def _grow(
-    lines: list, start: np.ndarray, turn: float, length: float, width: float, rng: np.random.Generator, depth: int
+    lines: list,
+    start: np.ndarray,
+    turn: float,
+    length: float,
+    width: float,
+    rng: np.random.Generator,
+    depth: int,
 ) -> None:
     """A branching vessel."""
     end = start + length * np.array([math.cos(turn), math.sin(turn)])

@@ -24,7 +24,8 @@ _XANTHOPHYLL = np.array([0.05, 0.30, 1.40], np.float32)
 _DISC = np.array([0.98, 0.78, 0.50], np.float32)
 _CUP = np.array([1.00, 0.93, 0.72], np.float32)
 _FAT = np.array([0.99, 0.89, 0.42], np.float32)  # drusen and exudates
-_GREY = np.array([0.74, 0.60, 0.42], np.float32)  # swollen retina
+_GREY = np.array([0.70, 0.62, 0.50], np.float32)  # swollen retina
+_SCLERA = np.array([0.98, 0.80, 0.58], np.float32)
 
 
 @dataclass
@@ -121,7 +122,7 @@ def _edema(scene: Retina, inside: Picture, rng: np.random.Generator, size: int) 
         dx, dy = x - lesion.centre[0], y - lesion.centre[1]
         far = np.hypot(dx, dy) / lesion.radius
         flower = np.cos(7 * np.arctan2(dy, dx) + rng.uniform(0, 6)) * soft(far - 0.18, 0.2)
-        petals = np.maximum(petals, soft(lesion.inside(x, y), 1.5) * (0.62 + 0.38 * flower))
+        petals = np.maximum(petals, soft(lesion.inside(x, y), 1.5) * (0.55 + 0.45 * flower))
     return petals
 
 
@@ -160,11 +161,11 @@ def _color(layers: _Layers) -> Float[np.ndarray, "size size 3"]:
     paint = _BASE * np.exp(
         -melanin[..., None] * _MELANIN - xanthophyll[..., None] * _XANTHOPHYLL - blood[..., None] * _BLOOD
     )
-    paint = _over(paint, _GREY * 1.15, 0.55 * layers.atrophy)
+    paint = _over(paint, _SCLERA, layers.atrophy * (0.75 - 0.4 * layers.choroid))
     paint = _over(paint, _DISC, layers.disc * (1 - 0.6 * layers.atrophy))
     paint = _over(paint, _CUP, 0.8 * layers.cup)
     paint = _over(paint, _FAT, 0.72 * layers.drusen)
-    paint = _over(paint, _GREY, 0.70 * layers.edema)
+    paint = _over(paint, _GREY, 0.80 * layers.edema)
     vessels = 0.75 * layers.arteries + 1.15 * layers.veins
     paint = paint * np.exp(-(vessels + 1.7 * layers.hemorrhage)[..., None] * _BLOOD)
     return _over(paint, _FAT * 1.02, 0.95 * layers.exudate)

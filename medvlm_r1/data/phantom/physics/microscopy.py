@@ -31,7 +31,7 @@ STAINS: dict[str, tuple[tuple[tuple[float, float, float], tuple[float, ...]], ..
 
 @dataclass
 class _Tissue:
-    """Amount of each part, pixel by pixel; ``cells`` lists nuclei as x, y, radius, stretch, angle, density."""
+    """Amount of each part, pixel by pixel, and nuclei: x, y, radius, stretch, angle and density of each."""
 
     size: int
     rng: np.random.Generator
@@ -82,11 +82,11 @@ def microscopy(
         cells[sampled(inside, cells[:, :2]) < 0.3, 2] = 0.0
     share = soft(inside, 1.5)
     parts = {name: healthy[name] + share * (tissue.parts[name] - healthy[name]) for name in _PARTS}
-    cells = np.concatenate([*before, *tissue.cells])
-    cells = cells[cells[:, 2] > 0]
-    parts["nuclei"] = parts["nuclei"] + blobs(
-        cells[:, :2], cells[:, 2], size, cells[:, 3], cells[:, 4], cells[:, 5]
-    )
+    seen = np.zeros((size, size), np.float32)
+    for cells in (*before, *tissue.cells):
+        cells = cells[(cells[:, 2] > 0) & (np.abs(cells[:, :2]).max(1) < 60)]
+        np.maximum(seen, blobs(cells[:, :2], cells[:, 2], size, *cells[:, 3:].T), out=seen)
+    parts["nuclei"] = parts["nuclei"] + seen
     return _stained(parts, acquisition, rng, size)
 
 
@@ -105,7 +105,9 @@ def _stained(
     for vector, amounts in STAINS[stain]:
         colour = np.asarray(vector) + rng.normal(0, 0.025, 3)
         taken = sum(amount * parts[name] for name, amount in zip(_PARTS, amounts, strict=True))
-        density += (taken * thick * rng.uniform(0.85, 1.2))[..., None] * np.maximum(colour, 0).astype(np.float32)
+        density += (taken * thick * rng.uniform(0.85, 1.2))[..., None] * np.maximum(colour, 0).astype(
+            np.float32
+        )
     grain = 0.012 * rng.standard_normal((size, size, 1), dtype=np.float32)
     return 0.97 * np.exp(-1.25 * density) + grain
 
@@ -166,7 +168,9 @@ def _kidney(tissue: _Tissue) -> None:
     glomerulus = rng.uniform(-30, 30, 2)
     centres = centres[np.hypot(*(centres - glomerulus).T) > 22.0]
     radii = rng.uniform(6.5, 7.6, len(centres))
-    tube = blobs(centres, radii, tissue.size, rng.uniform(1.0, 1.25, len(centres)), rng.uniform(0, 3, len(centres)))
+    tube = blobs(
+        centres, radii, tissue.size, rng.uniform(1.0, 1.25, len(centres)), rng.uniform(0, 3, len(centres))
+    )
     lumen = blobs(centres, 0.30 * radii, tissue.size)
     capsule = blobs(glomerulus[None], np.array([15.5]), tissue.size)
     tuft = blobs(glomerulus[None] + 0.8, np.array([12.6]), tissue.size)
@@ -196,14 +200,18 @@ def _muscle(tissue: _Tissue) -> None:
     striae = 0.06 * np.cos(2 * math.pi * along / 2.6)
     tissue.parts["fibres"] += 1.15 * soft(fibre - 0.16, 0.2) * (1.0 + striae)
     places = scattered(rng, 5.2, 0.4)
-    tissue.nuclei(places[sampled(fibre, places) < 0.34], 0.95, 3.2, np.full(np.sum(sampled(fibre, places) < 0.34), turn))
+    tissue.nuclei(
+        places[sampled(fibre, places) < 0.34], 0.95, 3.2, np.full(np.sum(sampled(fibre, places) < 0.34), turn)
+    )
 
 
 def _epidermis(tissue: _Tissue) -> None:
     """Skin: horn in layers above, living cells on a wavy base, fibres below."""
     rng = tissue.rng
     x, y = axes(tissue.size)
-    wave = 5.0 * np.sin(2 * math.pi * x / rng.uniform(26, 34) + rng.uniform(0, 6)) + 2.0 * cloud(rng, 16.0, tissue.size)
+    wave = 5.0 * np.sin(2 * math.pi * x / rng.uniform(26, 34) + rng.uniform(0, 6)) + 2.0 * cloud(
+        rng, 16.0, tissue.size
+    )
     top = rng.uniform(-34, -27)
     base = rng.uniform(6, 13) + wave
     horn = soft(top + 0.25 * wave - y, 1.5) * soft(y + 53 + 0.2 * wave, 1.5)
@@ -219,7 +227,9 @@ def _epidermis(tissue: _Tissue) -> None:
     columns = np.arange(-56, 56, 1.9)
     level = base[np.clip(np.rint((40 + 56) * tissue.size / 112).astype(int), 0, tissue.size - 1)]
     level = np.interp(columns, x[0], level)
-    tissue.nuclei(np.stack([columns, level - 1.6], -1), 1.0, 1.7, np.full(len(columns), math.pi / 2), density=1.0)
+    tissue.nuclei(
+        np.stack([columns, level - 1.6], -1), 1.0, 1.7, np.full(len(columns), math.pi / 2), density=1.0
+    )
     few = scattered(rng, 8.5, 0.4)
     tissue.nuclei(few[sampled(dermis, few) > 0.9], 0.7, 2.4)
 

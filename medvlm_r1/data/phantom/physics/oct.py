@@ -101,7 +101,8 @@ def _cut(scene: Retina, rng: np.random.Generator, size: int) -> _Cut:
     bundle = np.exp(-((to_vessel / 5.0) ** 2))
     ends = soft(to_disc - scene.disc_radius, 2.0)  # all but nerve fibres end at the disc
     thick = {
-        "nerve fibre": (1.0 + 4.5 * np.exp(-rim / 8.0) + 2.6 * gaussian_filter1d(bundle, 3)) * (1 - 0.95 * pit),
+        "nerve fibre": (1.0 + 4.5 * np.exp(-rim / 8.0) + 2.6 * gaussian_filter1d(bundle, 3))
+        * (1 - 0.95 * pit),
         "ganglion": 8.0 * far * (1 - 0.95 * pit) * ends,
         "inner nuclear": 4.5 * far * (1 - 0.95 * pit) * ends,
         "outer plexiform": 2.4 * (1 - 0.6 * pit) * ends,
@@ -174,7 +175,12 @@ _LESIONS = {
 
 
 def _details(
-    scene: Retina, cut: _Cut, tops: list[Column], rng: np.random.Generator, reflectivity: Picture, loss: Picture
+    scene: Retina,
+    cut: _Cut,
+    tops: list[Column],
+    rng: np.random.Generator,
+    reflectivity: Picture,
+    loss: Picture,
 ) -> None:
     """What a lesion adds within the layers: deposits, blood, fluid."""
     size = len(cut.x)

@@ -71,9 +71,11 @@ def blobs(
     short = (radii / np.sqrt(stretch))[:, None, None]
     far = np.hypot((cos * dx + sin * dy) / long, (cos * dy - sin * dx) / short)
     share = np.clip((1.0 - far) * (radii * scale)[:, None, None] + 0.5, 0.0, 1.0) * values[:, None, None]
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
-    flat = rows[:, :, None] * size + columns[:, None, :]
-    np.maximum.at(full.ravel(), flat[inside], share[inside])
+    blob, down, across = np.nonzero(share)
+    rows, columns = rows[blob, down], columns[blob, across]
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    flat = rows[inside] * size + columns[inside]
+    np.maximum.at(full.ravel(), flat, share[blob, down, across][inside])
     return full
 
 

@@ -7,6 +7,17 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
+from medvlm_r1.data.phantom.physics.tissues import (
+    CT_TISSUES,
+    CT_WINDOWS,
+    MRI_ACQUISITIONS,
+    MRI_TISSUES,
+    XRAY_CONTRAST,
+    XRAY_PHOTONS,
+    XRAY_TISSUES,
+    XRAY_WATER,
+    XRAY_WINDOWS,
+)
 from medvlm_r1.data.phantom.scenes.geometry import (
     FIELD,
     VIEWS,
@@ -19,17 +30,6 @@ from medvlm_r1.data.phantom.scenes.geometry import (
     turned,
 )
 from medvlm_r1.data.phantom.scenes.torso import DEPTH, Lesion, Piece, Scene
-from medvlm_r1.data.phantom.physics.tissues import (
-    CT_TISSUES,
-    CT_WINDOWS,
-    MRI_ACQUISITIONS,
-    MRI_TISSUES,
-    XRAY_CONTRAST,
-    XRAY_PHOTONS,
-    XRAY_TISSUES,
-    XRAY_WATER,
-    XRAY_WINDOWS,
-)
 
 Picture = Float[np.ndarray, "size size"]
 

@@ -117,7 +117,10 @@ def echoes(
 def _grid(probe: Probe, size: int) -> tuple[np.ndarray, np.ndarray, Picture]:
     """Pixels (row, column) of each beam's samples; beam and sample of each pixel; and the field's mask."""
     scale, top = size / FIELD, -FIELD / 2 + 4.0
-    share, depth = np.linspace(-1, 1, _BEAMS)[:, None], (np.arange(_SAMPLES)[None] + 0.5) * probe.depth / _SAMPLES
+    share, depth = (
+        np.linspace(-1, 1, _BEAMS)[:, None],
+        (np.arange(_SAMPLES)[None] + 0.5) * probe.depth / _SAMPLES,
+    )
     axis = (np.arange(size) + 0.5) / scale - FIELD / 2
     x, y = axis[None] + np.zeros((size, 1)), axis[:, None] + np.zeros(size)
     if math.isinf(probe.radius):
@@ -150,6 +153,8 @@ def _painted(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Picture
     for index, part in enumerate(scene.organs):
         if index not in hosts and abs(part.solid.centre[2] - level) > part.solid.radii[2]:
             continue  # in front of the plane or behind it
+        if len(scene.lesions) > 1 and part.tissue in ("lung", "bone"):
+            continue  # the plane is tilted until nothing hides a lesion
         solid = near.placed(part.solid)
         if math.dist(solid.centre[:2], (0, 0)) > 80 + max(solid.radii[:2]):
             continue
@@ -185,11 +190,13 @@ class _View:
         self.angle = -math.radians(degrees)
 
     def placed(self, solid: Ellipsoid) -> Ellipsoid:
-        """The solid in units of the enlarged picture; the lesions' middle comes to lie a bit below its own."""
+        """The solid in units of the enlarged picture, whose middle is that of the lesions."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         dx, dy = solid.centre[0] - self.middle[0], solid.centre[1] - self.middle[1]
         x, y = _ZOOM * (cos * dx - sin * dy), _ZOOM * (sin * dx + cos * dy) + 2.0
-        return Ellipsoid((x, y, solid.centre[2]), tuple(_ZOOM * r for r in solid.radii), solid.angle + self.angle)
+        return Ellipsoid(
+            (x, y, solid.centre[2]), tuple(_ZOOM * r for r in solid.radii), solid.angle + self.angle
+        )
 
 
 def _inside(tissue: str, solid: Ellipsoid, rng: np.random.Generator) -> list[tuple[str, Ellipsoid]]:
