@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
 
 from medvlm_r1.data.phantom.physics.paint import Picture, axes, blobs, cloud, soft, strokes
 from medvlm_r1.data.phantom.scenes.retina import Retina
@@ -177,20 +178,23 @@ def _redfree(layers: _Layers) -> Picture:
 
 
 def _angiography(layers: _Layers) -> Picture:
-    """Early venous phase: vessels are full, the pigment hides the choroid, blood and fat block."""
+    """Early venous phase: vessels are full, the pigment hides the choroid, blood blocks."""
     choroid = (0.24 + 0.03 * layers.tissue) * (1.0 - 0.75 * layers.macula)
     choroid = np.maximum(choroid, layers.atrophy * (0.55 + 0.25 * layers.choroid))
     picture = np.maximum(choroid, 0.42 * layers.disc)
     picture = np.maximum(picture, 0.62 * layers.drusen)
     picture = np.maximum(picture, np.maximum(0.95 * layers.arteries, 0.90 * layers.veins))
     picture = np.maximum(picture, 0.98 * layers.edema)
-    return picture * (1.0 - 0.92 * np.maximum(layers.hemorrhage, layers.exudate))
+    picture = np.maximum(picture, 0.85 * layers.exudate)  # capillaries leak where fat collects
+    return picture * (1.0 - 0.92 * layers.hemorrhage)
 
 
 def _autofluorescence(layers: _Layers) -> Picture:
     """Lipofuscin of the pigment epithelium: none in the disc or in atrophy, and vessels cover it."""
     picture = (0.52 + 0.04 * layers.tissue) * (1.0 - 0.55 * layers.macula)
     picture = picture + 0.38 * layers.drusen + 0.30 * layers.edema
+    dying = np.clip(2.5 * gaussian_filter(layers.atrophy, 2.0), 0, 1)  # cells around atrophy are overfull
+    picture = picture + 0.40 * dying
     picture = picture * (1.0 - 0.92 * np.maximum(layers.disc, layers.atrophy))
     covered = np.maximum(0.65 * np.maximum(layers.arteries, layers.veins), 0.92 * layers.hemorrhage)
     return picture * (1.0 - np.maximum(covered, 0.85 * layers.exudate))
