@@ -11,13 +11,23 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from medvlm_r1.data.phantom import FINDINGS, MODALITIES, QUESTION_TYPES, PhantomImage, PhantomSource
-from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid, chords, coverage, turned
-from medvlm_r1.data.phantom.physics import ct, line_integral, mri_signal
-from medvlm_r1.data.phantom.scene import DISEASES, ORGANS, RADII, SceneSpec, draw_scene
-from medvlm_r1.data.phantom.tissues import CT_WINDOWS, MRI_ACQUISITIONS, MRI_TISSUES, XRAY_PHOTONS
+from medvlm_r1.data.phantom import (
+    FINDINGS,
+    MODALITIES,
+    QUESTION_TYPES,
+    PhantomImage,
+    PhantomSource,
+    phantom_domains,
+)
+from medvlm_r1.data.phantom.physics.radiology import ct, line_integral, mri_signal
+from medvlm_r1.data.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, MRI_TISSUES, XRAY_PHOTONS
+from medvlm_r1.data.phantom.scenes.geometry import VIEWS, Ellipsoid, chords, coverage, turned
+from medvlm_r1.data.phantom.scenes.torso import DISEASES, ORGANS, RADII, draw_scene
+from medvlm_r1.data.phantom.spec import COUNTS, GRADES, SceneSpec
 
 ANATOMY, _, _, ACQUISITION, ATTRIBUTE = QUESTION_TYPES
+TORSO = ("mri", "ct", "xray")
+STAINS = {"HE", "PAS", "IHC", "Giemsa"}
 
 
 @cache
@@ -25,7 +35,7 @@ def questions(modality, n, split):
     return list(PhantomSource(modality, n, split))
 
 
-def picture(modality, acquisition, key=7, organ="liver", disease="cyst", grade="moderate", count=1):
+def picture(modality, acquisition, key=7, organ="liver", disease="cyst", grade="moderate", count="one"):
     spec = SceneSpec((key,), organ, disease, grade, count)
     image = PhantomImage(modality, acquisition, spec, 112, "one")
     return np.asarray(image.load())[..., 0].astype(float)
@@ -95,7 +105,7 @@ def test_classes_and_letters_are_balanced(modality):
 
 def test_every_option_is_one_short_word():
     words = {word for types in FINDINGS.values() for names in types.values() for word in names}
-    assert all(word.isalnum() and (word.islower() or word in MRI_ACQUISITIONS) for word in words)
+    assert all(word.isalnum() and (word.islower() or word in {*MRI_ACQUISITIONS, *STAINS}) for word in words)
     for types in FINDINGS.values():
         assert sum(map(len, types.values())) == len({word for names in types.values() for word in names})
 
@@ -110,54 +120,112 @@ def shares(samples, reading):
     return {what: gold[what] / shown[what] for what in shown}
 
 
+READINGS = {
+    "option": lambda sample, letter, option: (sample.question_type, option),
+    "letter": lambda sample, letter, option: (sample.question_type, letter),
+    "wording-letter": lambda sample, letter, option: (sample.question, letter),
+    "wording-option": lambda sample, letter, option: (sample.question, option),
+    "bare-option": lambda sample, letter, option: option,
+    "bare-letter": lambda sample, letter, option: letter,
+}
+
+
+@cache
+def prior_of(modality, reading):
+    return shares(questions(modality, 600, "train"), READINGS[reading])
+
+
+def right_of(asked, prior, reading):
+    """How many questions a prior answers rightly that takes the option worth most to it."""
+    right = 0
+    for sample in asked:
+        worth = [
+            prior.get(READINGS[reading](sample, letter, option), 0.25)
+            for letter, option in zip(sample.letters, sample.options, strict=True)
+        ]
+        right += sample.letters[int(np.argmax(worth))] == sample.answer
+    return right
+
+
 @pytest.mark.parametrize("test_modality", MODALITIES)
-@pytest.mark.parametrize(
-    "reading",
-    [
-        lambda sample, letter, option: (sample.question_type, option),
-        lambda sample, letter, option: (sample.question_type, letter),
-        lambda sample, letter, option: (sample.question, letter),
-        lambda sample, letter, option: (sample.question, option),
-    ],
-    ids=["option", "letter", "wording-letter", "wording-option"],
-)
+@pytest.mark.parametrize("reading", READINGS)
 def test_a_prior_without_the_picture_scores_at_chance(reading, test_modality):
-    tests = questions(test_modality, 2000, "test")
+    tests = questions(test_modality, 1000, "test")
     for modality in MODALITIES:
-        prior = shares(questions(modality, 600, "train"), reading)
         for question_type in QUESTION_TYPES:
             asked = [sample for sample in tests if sample.question_type == question_type]
-            right = 0
-            for sample in asked:
-                worth = [
-                    prior.get(reading(sample, letter, option), 0.25)
-                    for letter, option in zip(sample.letters, sample.options, strict=True)
-                ]
-                right += sample.letters[int(np.argmax(worth))] == sample.answer
-            # 99.9 % for one look; there are 180 looks, so the bound is shared out among them.
-            low, high = binom.interval(1 - 0.001 / 180, len(asked), 0.25)
+            right = right_of(asked, prior_of(modality, reading), reading)
+            # 99.9 % for one look; the bound is shared out among all of them.
+            looks = len(MODALITIES) ** 2 * len(QUESTION_TYPES) * len(READINGS)
+            low, high = binom.interval(1 - 0.001 / looks, len(asked), 0.25)
             assert low <= right <= high, (modality, question_type, right / len(asked))
+
+
+@cache
+def asked_of_all(question_type, n, split):
+    return list(PhantomSource(tuple(MODALITIES), n, split, question_types=[question_type]))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_prior_of_one_question_type_scores_at_chance_on_all(reading):
+    for trained in QUESTION_TYPES:
+        prior = shares(asked_of_all(trained, 600, "train"), READINGS[reading])
+        for tested in QUESTION_TYPES:
+            asked = asked_of_all(tested, 800, "test")
+            low, high = binom.interval(1 - 0.001 / 150, len(asked), 0.25)
+            assert low <= right_of(asked, prior, reading) <= high, (trained, tested)
+
+
+def test_several_modalities_take_turns_and_serve_their_own_questions():
+    mixed = PhantomSource(("xray", "mri"), 20, "test", 3, [ANATOMY])
+    assert [sample.modality for sample in mixed] == ["mri", "xray"] * 10
+    for name in ("mri", "xray"):
+        own = list(PhantomSource(name, 10, "test", 3, [ANATOMY]))
+        assert [sample for sample in mixed if sample.modality == name] == own
+    fewer = list(PhantomSource(("xray", "mri"), 7, "test", 3, [ANATOMY]))
+    assert list(mixed)[:7] == fewer
+
+
+def test_domains_are_one_row_of_a_matrix():
+    made = phantom_domains("modality", "oct", n_train=30, n_validation=10, n_test=8)
+    assert tuple(made.test) == tuple(MODALITIES)
+    assert {s.modality for s in made.train} == {s.modality for s in made.validation} == {"oct"}
+    assert all({s.modality for s in source} == {name} for name, source in made.test.items())
+    made = phantom_domains("question_type", "lesion_grading", ["disease_diagnosis"], 30, 10, 16)
+    assert {s.question_type for s in made.train} == {"Lesion Grading"}
+    assert Counter(s.modality for s in made.test["disease_diagnosis"]) == dict.fromkeys(MODALITIES, 2)
+    with pytest.raises(ValueError, match="no domain 'pet' by modality: use one of mri, ct"):
+        phantom_domains("modality", "pet")
+    with pytest.raises(ValueError, match="'mri' by question_type: use one of anatomy_identification"):
+        phantom_domains("question_type", "lesion_grading", ["mri"])
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_findings_agree_with_gold_and_with_the_scene(modality):
     for sample in PhantomSource(modality, 300, "base"):
-        image = sample.images[0]
-        found = image.findings()
+        spec, found = sample.images[0].spec, sample.images[0].findings()
         assert found[sample.question_type] == sample.answer_text
         assert all(found[name] in FINDINGS[modality][name] for name in found)
-        scene = draw_scene(image.spec)
-        assert len(scene.lesions) == image.spec.count
-        assert (ANATOMY in found) == (image.spec.count == 1)
-        assert image.spec.count == 1 or sample.question_type == ATTRIBUTE
-        first = scene.lesions[0]
-        assert first.organ == image.spec.organ
-        assert abs(first.radius / RADII[image.spec.grade] - 1) <= 0.04
+        assert (ANATOMY in found) == (spec.count == 1)
+        assert spec.count == 1 or sample.question_type == ATTRIBUTE
+        if FINDINGS[modality][ATTRIBUTE] == COUNTS:
+            assert COUNTS.index(found[ATTRIBUTE]) + 1 == spec.count
+
+
+@pytest.mark.parametrize("modality", [*TORSO, "ultrasound"])
+def test_torsos_hold_what_was_asked_for(modality):
+    for sample in PhantomSource(modality, 100, "base"):
+        spec = sample.images[0].spec
+        lesions = MODALITIES[modality].anatomy.draw(spec).lesions
+        assert len(lesions) == spec.count
+        assert lesions[0].organ == spec.site
+        assert all(abs(lesion.radius / RADII[spec.grade] - 1) <= 0.04 for lesion in lesions)
+        assert {lesion.organ for lesion in lesions} <= set(FINDINGS[modality][ANATOMY])
 
 
 def test_lesions_of_one_scene_keep_apart_in_every_view():
     for key in range(60):
-        lesions = draw_scene(SceneSpec((key,), "lung", "cyst", "mild", 4)).lesions
+        lesions = draw_scene(SceneSpec((key,), "lung", "cyst", "mild", "four")).lesions
         for view in VIEWS.values():
             spots = [turned(lesion.centre, view)[:2] for lesion in lesions]
             gaps = [math.dist(a, b) for i, a in enumerate(spots) for b in spots[:i]]
@@ -166,6 +234,7 @@ def test_lesions_of_one_scene_keep_apart_in_every_view():
 
 def test_grades_leave_gaps():
     radii = list(RADII.values())
+    assert tuple(RADII) == GRADES
     assert all(0.96 * b > 1.2 * 1.04 * a for a, b in itertools.pairwise(radii))
 
 
@@ -189,7 +258,7 @@ def test_fluid_is_bright_in_t2_and_dark_in_t1():
     for fluid in ("cyst", "bladder"):
         assert mri_signal(fluid, "T2") > 1.5 * mri_signal("liver", "T2")
         assert mri_signal(fluid, "T1") < 0.7 * mri_signal("liver", "T1")
-    scene = draw_scene(SceneSpec((7,), "heart", "cyst", "moderate", 1))
+    scene = draw_scene(SceneSpec((7,), "heart", "cyst", "moderate"))
     cyst, kidney = scene.lesions[0].centre, next(p for p in scene.organs if p.tissue == "kidney").solid.centre
     t2, t1 = (picture("mri", weighting, organ="heart") for weighting in ("T2", "T1"))
     assert at(t2, cyst) > at(t2, kidney)
@@ -215,7 +284,7 @@ def test_mri_background_is_rayleigh():
 
 
 def test_bone_is_brightest_in_the_bone_window():
-    scene = draw_scene(SceneSpec((7,), "heart", "cyst", "mild", 1))
+    scene = draw_scene(SceneSpec((7,), "heart", "cyst", "mild"))
     centres = {
         part.tissue: part.solid.centre for part in reversed(scene.organs) if part.solid.centre[1] > -40
     }
@@ -226,7 +295,7 @@ def test_bone_is_brightest_in_the_bone_window():
 
 
 def test_ct_noise_has_a_ramp_spectrum():
-    scene = draw_scene(SceneSpec((3,), "lung", "cyst", "minimal", 1))
+    scene = draw_scene(SceneSpec((3,), "lung", "cyst", "minimal"))
     one, other = (ct(scene, "bone", np.random.default_rng(seed), 112) for seed in (0, 1))
     power = np.abs(np.fft.fft2(one - other)) ** 2  # two noises of one patient: the difference is noise alone
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(112), np.fft.fftfreq(112)))
@@ -238,7 +307,7 @@ def test_ct_noise_has_a_ramp_spectrum():
 
 
 def test_a_thicker_body_is_brighter_in_xray():
-    scene = draw_scene(SceneSpec((3,), "liver", "cyst", "mild", 1))
+    scene = draw_scene(SceneSpec((3,), "liver", "cyst", "mild"))
     thick = replace(
         scene,
         body=tuple(Ellipsoid(s.centre, (*s.radii[:2], 1.3 * s.radii[2])) for s in scene.body),
@@ -257,7 +326,7 @@ def test_a_thicker_body_is_brighter_in_xray():
 @pytest.mark.parametrize("organ", ORGANS)
 @pytest.mark.parametrize("disease", DISEASES)
 def test_every_lesion_can_be_seen_in_every_acquisition(organ, disease):
-    for modality in MODALITIES:
+    for modality in TORSO:
         for acquisition in FINDINGS[modality][ACQUISITION]:
             sick = picture(modality, acquisition, 11, organ, disease, "minimal")
             big = picture(modality, acquisition, 11, organ, disease, "severe")
@@ -268,6 +337,8 @@ def test_every_lesion_can_be_seen_in_every_acquisition(organ, disease):
     ("change", "valid"),
     [
         ({"modality": "pet"}, "mri, ct, xray"),
+        ({"modality": ["mri", "pet"]}, "pet"),
+        ({"modality": []}, "0 modalities"),
         ({"split": "dev"}, "train, validation, test, base"),
         ({"question_types": ["Colour"]}, "Anatomy Identification, Disease Diagnosis"),
     ],

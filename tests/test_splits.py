@@ -12,7 +12,7 @@ from PIL import Image
 
 from medvlm_r1.data.medvlm_r1_set import MedVLMR1Set
 from medvlm_r1.data.options import image_folder, mcq_json, medvlm_r1, table
-from medvlm_r1.data.phantom import PhantomSource
+from medvlm_r1.data.phantom import PhantomSource, phantom_domains
 from medvlm_r1.data.sources.parts import draw
 from medvlm_r1.data.splits import choose, hold_out
 from medvlm_r1.data.table import Columns
@@ -54,6 +54,9 @@ def n_of(option: str, files: Path, n: int, seed: int = 0):
     sizes = {"n_train": n, "n_validation": 20, "check_images": False}
     if option == "phantom":
         return PhantomSource("mri", n)
+    if option in ("phantom_modality", "phantom_task"):
+        by, domain = {"y": ("modality", "mri"), "k": ("question_type", "lesion_grading")}[option[-1]]
+        return phantom_domains(by, domain, n_train=n, n_validation=20, n_test=5).train
     if option == "mcq_json":
         return mcq_json(train, tests, split_seed=seed, **sizes).train
     if option == "table":

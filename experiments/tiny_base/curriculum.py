@@ -49,7 +49,7 @@ class Scenes:
     """Rendered pictures with all that is true of them.
 
     Attributes:
-        pixels: ``[scenes, 112, 112]``, uint8, grey.
+        pixels: ``[scenes, 112, 112, 3]``, uint8.
         findings: the words that describe each scene, in one order of question types throughout.
         samples: the question that the phantom asks about each scene.
     """
@@ -61,18 +61,18 @@ class Scenes:
     @classmethod
     def kept(cls, file: Path, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
         """The scenes kept in ``file``, or else rendered and kept there."""
-        if file.exists():
-            return pickle.loads(file.read_bytes())
-        scenes = cls.render(per_modality, seed, advance)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(pickle.dumps(scenes))
-        return scenes
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as kept:
+                pickle.dump(cls.render(per_modality, seed, advance), kept, protocol=5)
+        with file.open("rb") as kept:
+            return pickle.load(kept)
 
     @classmethod
     def render(cls, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
         """Render the ``base`` split; ``advance`` is called after each picture."""
-        # A quarter asks for the number of lesions: in the mixture of all types only few scenes have
-        # more than one, too few to learn to count from.
+        # A quarter asks for the attribute, mostly the number of lesions: in the mixture of all types only
+        # few scenes have more than one, too few to learn to count from.
         counting = per_modality // 4
         samples = [
             sample
@@ -82,9 +82,9 @@ class Scenes:
                 *PhantomSource(modality, counting, "base", seed + 1_000_000, (QUESTION_TYPES[-1],)),
             )
         ]
-        pixels = np.empty((len(samples), 112, 112), np.uint8)
+        pixels = np.empty((len(samples), 112, 112, 3), np.uint8)
         for i, sample in enumerate(samples):
-            pixels[i] = np.asarray(sample.images[0].load())[..., 0]
+            pixels[i] = np.asarray(sample.images[0].load())
             advance()
         # The organ goes last, as scenes of several lesions have none: its place is then left out
         # and no other word moves.
@@ -114,7 +114,9 @@ Pieces = list[tuple[str, bool]]  # text and whether it carries loss
 class Teacher:
     """Draws batches of every kind from one random stream."""
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, scenes: Scenes, words: list[tuple[str, ...]], seed: int):
+    def __init__(
+        self, tokenizer: Qwen2Tokenizer, scenes: Scenes | None, words: list[tuple[str, ...]], seed: int
+    ):
         """``words``: groups of findings that exclude each other, the option sets of matching."""
         self.tokenizer, self.scenes, self.words = tokenizer, scenes, words
         self.random = random.Random(seed)

@@ -29,7 +29,7 @@ class EyeLesson:
 
     Args:
         model: whose vision tower learns; quickened.
-        pixels: ``[scenes, 112, 112]``, uint8.
+        pixels: ``[scenes, 112, 112, 3]``, uint8.
         findings: the words that describe each scene, one for each question type; fewer where a type
             has no answer.
         rng: draws the pictures and their shifts.

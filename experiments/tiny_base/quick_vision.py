@@ -1,8 +1,8 @@
 """The vision tower's slow parts on a CPU, exchanged for equal ones while the tiny model trains.
 
 The strided 3-D convolution that embeds patches took 1.3 s of a step of 2 s (32 pictures), although it is
-one matrix product. A grey picture needs only a sixth of that: its three colours and two frames are equal,
-so their weights can be added up first. Attention goes picture by picture in a Python loop; pictures of one
+one matrix product. A still picture needs only half of that: its two frames are equal, so their weights can
+be added up first. Attention goes picture by picture in a Python loop; pictures of one
 size need none.
 """
 
@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 def quicken(model: Qwen2VLForConditionalGeneration) -> None:
     """Exchange both on this instance; weights and their gradients stay what they are.
 
-    From here on pixels are grey patches in the range 0 to 1, ``[patches, height * width]``, not yet
+    From here on pixels are patches in the range 0 to 1, ``[patches, colours * height * width]``, not yet
     normalised, and all pictures of a call are of one size. :func:`restore` undoes it.
     """
     vision = model.model.visual
@@ -36,20 +36,20 @@ def restore(model: Qwen2VLForConditionalGeneration) -> None:
 
 
 def patches(pixels: Tensor) -> Tensor:
-    """Grey uint8 ``[pictures, 112, 112]`` as ``[pictures * 64, 14 * 14]`` in 0 to 1.
+    """Uint8 ``[pictures, 112, 112, 3]`` as ``[pictures * 64, 3 * 14 * 14]`` in 0 to 1.
 
     The order is the image processor's: the four patches that become one token stand together.
     """
     grid = 112 // (14 * 2)
-    x = (pixels / 255).view(-1, grid, 2, 14, grid, 2, 14)
-    return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, 14 * 14)
+    x = (pixels / 255).view(-1, grid, 2, 14, grid, 2, 14, 3)
+    return x.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * 14 * 14)
 
 
-def _embed(self, grey: Tensor) -> Tensor:
-    """``[patches, height * width] -> [patches, embed]``, normalisation included."""
+def _embed(self, patch: Tensor) -> Tensor:
+    """``[patches, colours * height * width] -> [patches, embed]``, normalisation included."""
     mean, std = (torch.tensor(values)[:, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     weight = self.proj.weight.sum(2).flatten(2) / std  # [embed, colours, height * width]
-    return F.linear(grey, weight.sum(1), -(weight * mean).sum((1, 2)))
+    return F.linear(patch, weight.flatten(1), -(weight * mean).sum((1, 2)))
 
 
 def _attend(self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings=None, **_) -> Tensor:

@@ -91,7 +91,7 @@ def image_processor() -> Qwen2VLImageProcessorPil:
 class Learner:
     """The model, its optimiser and the step that all stages share."""
 
-    def __init__(self, model: Qwen2VLForConditionalGeneration, scenes: Scenes, seed: int):
+    def __init__(self, model: Qwen2VLForConditionalGeneration, scenes: Scenes | None, seed: int):
         # The fused CPU attention takes most of a step at these lengths, nearly all of it backward.
         model.set_attn_implementation("eager")
         self.model, self.scenes = model, scenes
@@ -148,15 +148,9 @@ class School:
     is read from there and the following ones come out the same.
     """
 
-    def __init__(self, model: Model, scenes: Scenes, tokenizer: Qwen2Tokenizer, folder: Path, seed: int):
-        self.model, self.scenes, self.tokenizer, self.folder, self.seed = (
-            model,
-            scenes,
-            tokenizer,
-            folder,
-            seed,
-        )
-        self.examiner = Examiner(tokenizer, image_processor(), questions=300)
+    def __init__(self, model: Model, tokenizer: Qwen2Tokenizer, folder: Path, seed: int):
+        self.model, self.tokenizer, self.folder, self.seed = model, tokenizer, folder, seed
+        self.scenes: Scenes | None = None  # matching needs none
         self.report: list[dict] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -173,7 +167,8 @@ class School:
             row = self._run(name, lesson, steps, seed)
             restore(self.model)  # examined as everyone else will use it
             if examine:
-                row["accuracy"] = self.examiner.examine(self.model)
+                examiner = Examiner(self.tokenizer, image_processor(), questions=300)
+                row["accuracy"] = examiner.examine(self.model)
             torch.save((self.model.state_dict(), row), kept)
         self.report.append(row)
         print(json.dumps(row), flush=True)
@@ -289,7 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("medvlm_r1/tiny"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("outputs/tiny_base"), help="keeps finished stages")
-    parser.add_argument("--scenes", type=int, default=4000, help="rendered per modality")
+    parser.add_argument("--scenes", type=int, default=3000, help="rendered per modality")
     parser.add_argument("--look", type=int, default=3500, help="steps of the vision tower alone")
     parser.add_argument("--describe", type=int, default=2500, help="steps of captions")
     parser.add_argument("--reason", type=int, default=1500, help="steps of the whole task")
@@ -300,16 +295,18 @@ def main() -> None:
 
     tokenizer = build_tokenizer(corpus())
     model = build_model(tokenizer)
-    with Progress() as progress:
-        bar = progress.add_task("render", total=args.scenes * len(MODALITIES))
-        scenes = Scenes.kept(args.work / "scenes.pkl", args.scenes, args.seed, lambda: progress.advance(bar))
-    school = School(model, scenes, tokenizer, args.work, args.seed)
+    school = School(model, tokenizer, args.work, args.seed)
     # The letter circuit forms only if name and letter start out as neighbours; trained from the start
     # on the whole task it does not form at all.
     school.stage("match, beside", match(("",), False, 24, 0.97), 3000)
     school.stage("match, apart", match((".",), False, 24, 0.97), 1500)
     school.stage("match, farther", match(GAPS, False, 24, 0.97), 2000)
     school.stage("match, whole prompt", match(GAPS[-1:], True, 8, 0.95), 700)
+    with Progress() as progress:
+        bar = progress.add_task("render", total=args.scenes * len(MODALITIES))
+        school.scenes = Scenes.kept(
+            args.work / "scenes.pkl", args.scenes, args.seed, lambda: progress.advance(bar)
+        )
     school.stage("look", look(pooled=False), args.look)
     school.stage("look, pooled", look(pooled=True), args.look // 4)
     school.stage("describe", describe, args.describe)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from medvlm_r1.data.phantom.physics import PHYSICS
-from medvlm_r1.data.phantom.scene import COUNTS, DISEASES, ORGANS, RADII, SceneSpec, draw_scene
-from medvlm_r1.data.phantom.tissues import CT_WINDOWS, MRI_ACQUISITIONS, XRAY_WINDOWS
+from medvlm_r1.data.phantom.modalities import MODALITIES
+from medvlm_r1.data.phantom.spec import COUNTS, GRADES, SceneSpec
 from medvlm_r1.data.sample import LETTERS, VQASample
 
 ANATOMY, DISEASE, GRADING, ACQUISITION, ATTRIBUTE = QUESTION_TYPES = (
@@ -29,26 +28,23 @@ ANATOMY, DISEASE, GRADING, ACQUISITION, ATTRIBUTE = QUESTION_TYPES = (
 )
 OPTIONS = 4  # options a question
 
-_TORSO = {ANATOMY: ORGANS, DISEASE: DISEASES, GRADING: tuple(RADII), ATTRIBUTE: COUNTS}
 FINDINGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "mri": {**_TORSO, ACQUISITION: tuple(MRI_ACQUISITIONS)},
-    "ct": {**_TORSO, ACQUISITION: tuple(CT_WINDOWS)},
-    "xray": {**_TORSO, ACQUISITION: tuple(XRAY_WINDOWS)},
+    # The order is that in which truths are drawn: never change it.
+    name: {
+        ANATOMY: modality.anatomy.sites,
+        DISEASE: modality.anatomy.diseases,
+        GRADING: GRADES,
+        ATTRIBUTE: modality.anatomy.attributes,
+        ACQUISITION: modality.acquisitions,
+    }
+    for name, modality in MODALITIES.items()
 }
 """Every true or false answer there is, by modality and question type."""
 
-MODALITIES = tuple(PHYSICS)
-
 # Stable keys of the random streams: never reorder, only append.
-_MODALITY_KEYS = {"mri": 1, "ct": 2, "xray": 3}
 _SPLIT_KEYS = {"train": 1, "validation": 2, "test": 3, "base": 4}
 
 _WORDINGS: dict[str, tuple[str, ...]] = {
-    ANATOMY: (
-        "Which organ holds the lesion?",
-        "In which organ is the lesion located?",
-        "Where is the lesion in this image?",
-    ),
     DISEASE: (
         "What is the most likely diagnosis?",
         "Which disease does this image show?",
@@ -59,29 +55,18 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
         "Which grade fits the size of the lesion?",
         "How large is the lesion in this image?",
     ),
-    ATTRIBUTE: (
-        "How many lesions are there?",
-        "How many lesions does this image show?",
-        "What is the number of lesions in this image?",
-    ),
 }
-_ACQUISITION_WORDINGS: dict[str, tuple[str, ...]] = {
-    "mri": (
-        "Which weighting does this image have?",
-        "Which sequence was this image acquired with?",
-        "What is the contrast of this image?",
-    ),
-    "ct": (
-        "Which window is this image shown in?",
-        "Which display window was chosen for this image?",
-        "What is the window of this image?",
-    ),
-    "xray": (
-        "Which view does this image show?",
-        "From which direction was this image taken?",
-        "What is the projection of this image?",
-    ),
-}
+
+
+def wordings(modality: str, question_type: str) -> tuple[str, ...]:
+    """The ways in which a question of this type is put."""
+    looks = MODALITIES[modality]
+    own = {
+        ANATOMY: looks.anatomy.site_wordings,
+        ACQUISITION: looks.wordings,
+        ATTRIBUTE: looks.anatomy.attribute_wordings,
+    }
+    return {**_WORDINGS, **own}[question_type]
 
 
 @dataclass(frozen=True)
@@ -103,20 +88,20 @@ class PhantomImage:
     name: str
 
     def load(self) -> Image.Image:
-        """Render the picture: RGB, grey, ``size`` by ``size``; the same bytes every time."""
-        key = (*self.spec.key, _MODALITY_KEYS[self.modality], 1)
-        rng = np.random.default_rng(np.random.SeedSequence(key))
-        grey = PHYSICS[self.modality](draw_scene(self.spec), self.acquisition, rng, self.size)
-        return Image.fromarray((np.clip(grey, 0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
+        """Render the picture: RGB, ``size`` by ``size``; the same bytes every time."""
+        modality = MODALITIES[self.modality]
+        rng = np.random.default_rng(np.random.SeedSequence((*self.spec.key, modality.key, 1)))
+        picture = modality.render(modality.anatomy.draw(self.spec), self.acquisition, rng, self.size)
+        return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
 
     def findings(self) -> dict[str, str]:
-        """The true answer by question type; of several lesions in several organs, none for anatomy."""
+        """The true answer by question type; of several lesions in several places, none for anatomy."""
         found = {
-            ANATOMY: self.spec.organ,
+            ANATOMY: self.spec.site,
             DISEASE: self.spec.disease,
             GRADING: self.spec.grade,
             ACQUISITION: self.acquisition,
-            ATTRIBUTE: COUNTS[self.spec.count - 1],
+            ATTRIBUTE: self.spec.attribute,
         }
         if self.spec.count > 1:
             del found[ANATOMY]
@@ -124,10 +109,10 @@ class PhantomImage:
 
 
 class PhantomSource(Sequence[VQASample]):
-    """``n`` phantom questions of one modality.
+    """``n`` phantom questions of one modality, or of several by turns.
 
     Args:
-        modality: one of ``MODALITIES``.
+        modality: one of ``MODALITIES``, or several.
         n: number of questions.
         split: ``train``, ``validation``, ``test`` or ``base``; their streams are disjoint.
         seed: another seed gives other questions.
@@ -140,22 +125,25 @@ class PhantomSource(Sequence[VQASample]):
 
     def __init__(
         self,
-        modality: str,
+        modality: str | Sequence[str],
         n: int,
         split: str = "train",
         seed: int = 0,
         question_types: Sequence[str] | None = None,
         size: int = 112,
     ) -> None:
+        named = (modality,) if isinstance(modality, str) else tuple(modality)
         wanted = QUESTION_TYPES if question_types is None else tuple(question_types)
-        _check("modality", [modality], MODALITIES)
+        _check("modality", named, tuple(MODALITIES))
         _check("split", [split], tuple(_SPLIT_KEYS))
         _check("question type", wanted, QUESTION_TYPES)
-        if n < 0 or seed < 0 or not wanted:
+        if n < 0 or seed < 0 or not wanted or not named:
             raise ValueError(
-                f"n={n}, seed={seed}, {len(wanted)} question types: use n, seed >= 0 and a type or more"
+                f"n={n}, seed={seed}, {len(named)} modalities, {len(wanted)} question types: "
+                "use n, seed >= 0, and a modality and a type or more"
             )
-        self.modality, self.n, self.split, self.seed, self.size = modality, n, split, seed, size
+        self.n, self.split, self.seed, self.size = n, split, seed, size
+        self.modalities = tuple(name for name in MODALITIES if name in named)
         self.question_types = tuple(name for name in QUESTION_TYPES if name in wanted)
 
     def __len__(self) -> int:
@@ -169,18 +157,32 @@ class PhantomSource(Sequence[VQASample]):
         """
         if not -self.n <= index < self.n:
             raise IndexError(f"index {index} is out of range for {self.n} questions")
-        block, rank = divmod(index % self.n, len(self.question_types))
-        order = [QUESTION_TYPES[i] for i in self._rng(0, block).permutation(len(QUESTION_TYPES))]
-        question_type = [name for name in order if name in self.question_types][rank]
-        number = block * len(QUESTION_TYPES) + order.index(question_type)
-        return self._question(number, question_type, block)
+        place, turn = divmod(index % self.n, len(self.modalities))
+        return _Stream(self.modalities[turn], self.split, self.seed, self.size).at(place, self.question_types)
 
-    def _rng(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence((*self._stream, *key)))
+
+@dataclass(frozen=True)
+class _Stream:
+    """All questions of one modality, split and seed."""
+
+    modality: str
+    split: str
+    seed: int
+    size: int
+
+    def at(self, place: int, question_types: tuple[str, ...]) -> VQASample:
+        """The question at ``place`` among those of these types."""
+        block, rank = divmod(place, len(question_types))
+        order = [QUESTION_TYPES[i] for i in self._rng(0, block).permutation(len(QUESTION_TYPES))]
+        question_type = [name for name in order if name in question_types][rank]
+        return self._question(block * len(QUESTION_TYPES) + order.index(question_type), question_type, block)
 
     @property
-    def _stream(self) -> tuple[int, ...]:
-        return _MODALITY_KEYS[self.modality], _SPLIT_KEYS[self.split], self.seed
+    def _key(self) -> tuple[int, ...]:
+        return MODALITIES[self.modality].key, _SPLIT_KEYS[self.split], self.seed
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence((*self._key, *key)))
 
     def _question(self, number: int, question_type: str, turn: int) -> VQASample:
         """Question ``number`` of the stream, which is question ``turn`` of its type."""
@@ -191,23 +193,27 @@ class PhantomSource(Sequence[VQASample]):
         options = [others[i] for i in rng.permutation(len(others))[: OPTIONS - 1]]
         options.insert(letter, gold)
         truth = {name: str(rng.choice(names)) for name, names in classes.items()} | {question_type: gold}
-        count = 1
-        if question_type == ATTRIBUTE:  # the two smaller grades, for four large lesions would fill the body
-            count, truth[GRADING] = COUNTS.index(gold) + 1, tuple(RADII)[int(rng.integers(2))]
+        if classes[ATTRIBUTE] == COUNTS:
+            if question_type != ATTRIBUTE:
+                truth[ATTRIBUTE] = COUNTS[0]
+            else:  # the two smaller grades, for four large lesions would fill the picture
+                truth[GRADING] = GRADES[int(rng.integers(2))]
         if question_type == DISEASE:  # the smallest lesions show too little shape
-            truth[GRADING] = tuple(RADII)[1 + int(rng.integers(3))]
-        spec = SceneSpec((*self._stream, 2, number), truth[ANATOMY], truth[DISEASE], truth[GRADING], count)
+            truth[GRADING] = GRADES[1 + int(rng.integers(3))]
+        scene = (truth[ANATOMY], truth[DISEASE], truth[GRADING], truth[ATTRIBUTE])
         label = f"{self.split}-{self.seed}-{number:05d}"
         image = PhantomImage(
-            self.modality, truth[ACQUISITION], spec, self.size, f"phantom/{self.modality}/{label}"
+            self.modality,
+            truth[ACQUISITION],
+            SceneSpec((*self._key, 2, number), *scene),
+            self.size,
+            f"phantom/{self.modality}/{label}",
         )
-        wordings = (
-            _ACQUISITION_WORDINGS[self.modality] if question_type == ACQUISITION else _WORDINGS[question_type]
-        )
+        ways = wordings(self.modality, question_type)
         return VQASample(
             id=f"{self.modality}-{label}",
             images=(image,),
-            question=wordings[rng.integers(len(wordings))],
+            question=ways[rng.integers(len(ways))],
             options=tuple(options),
             answer=LETTERS[letter],
             modality=self.modality,

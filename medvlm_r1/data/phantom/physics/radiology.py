@@ -1,30 +1,13 @@
-"""One function per modality: scene and acquisition in, picture out.
-
-Every function has the signature ``(scene, acquisition, rng, size) -> [size, size]`` with grey values
-nominally from 0 to 1 (what lies outside is clipped when it becomes a picture), and stands in ``PHYSICS``
-under its modality's name.
-"""
+"""Magnetic resonance, computed tomography and radiographs of the torso."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.phantom.geometry import (
-    FIELD,
-    VIEWS,
-    Box,
-    Ellipsoid,
-    View,
-    chords,
-    coordinates,
-    coverage,
-    turned,
-)
-from medvlm_r1.data.phantom.scene import DEPTH, Lesion, Piece, Scene
-from medvlm_r1.data.phantom.tissues import (
+from medvlm_r1.data.phantom.physics.tissues import (
     CT_TISSUES,
     CT_WINDOWS,
     MRI_ACQUISITIONS,
@@ -35,6 +18,18 @@ from medvlm_r1.data.phantom.tissues import (
     XRAY_WATER,
     XRAY_WINDOWS,
 )
+from medvlm_r1.data.phantom.scenes.geometry import (
+    FIELD,
+    VIEWS,
+    Box,
+    Ellipsoid,
+    View,
+    chords,
+    coordinates,
+    coverage,
+    turned,
+)
+from medvlm_r1.data.phantom.scenes.torso import DEPTH, Lesion, Piece, Scene
 
 Picture = Float[np.ndarray, "size size"]
 
@@ -99,13 +94,6 @@ def xray(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) ->
     return (measured - black) / (white - black)
 
 
-PHYSICS: dict[str, Callable[[Scene, str, np.random.Generator, int], Picture]] = {
-    "mri": mri,
-    "ct": ct,
-    "xray": xray,
-}
-
-
 def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
     """Paint the coronal reformat: each solid covers what was painted before it."""
     picture = np.full((size, size), values["air"], dtype=np.float32)
@@ -130,8 +118,8 @@ def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
     for part in scene.organs:
         paint(*coverage(part.solid, view, size), part.tissue)
     for lesion in scene.lesions:
-        for piece in _seen(lesion, view):
-            paint(*_share(piece, size), piece.tissue)
+        for piece in seen_pieces(lesion, view):
+            paint(*share_of(piece, size), piece.tissue)
     return picture
 
 
@@ -153,15 +141,15 @@ def line_integral(scene: Scene, view_name: str, size: int) -> Picture:
         box, length = chords(part.solid, view, size)
         total[box] += (value - mu["muscle"]) * length
     for lesion in scene.lesions:
-        pieces = list(_seen(lesion, view))
+        pieces = list(seen_pieces(lesion, view))
         for tissue in {piece.tissue: None for piece in pieces}:
-            shares = [_share(piece, size) for piece in pieces if piece.tissue == tissue]
+            shares = [share_of(piece, size) for piece in pieces if piece.tissue == tissue]
             thickness = 2.0 * DEPTH * _largest(shares, size)
             total += (mu[tissue] - attenuation[lesion.host]) * thickness
     return total
 
 
-def _share(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
+def share_of(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
     """Share of each pixel that a lesion's piece covers, less what is cut out of it."""
     box, share = coverage(piece.solid, _FLAT, size)
     if piece.minus:
@@ -170,7 +158,7 @@ def _share(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
     return box, share
 
 
-def _seen(lesion: Lesion, view: View) -> Iterator[Piece]:
+def seen_pieces(lesion: Lesion, view: View) -> Iterator[Piece]:
     """The lesion's pieces at its place in the picture."""
     u, v, w = turned(lesion.centre, view)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlm_r1.data.phantom.geometry import VIEWS, Ellipsoid, Point, turned
+from medvlm_r1.data.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, turned
+from medvlm_r1.data.phantom.spec import SceneSpec
 
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
-COUNTS = ("one", "two", "three", "four")
 # Lesion radius in units, +-4 %; steps of a factor 1.5 or so, hence gaps between the grades.
 RADII = {"minimal": 3.7, "mild": 6.2, "moderate": 9.5, "severe": 14.0}
 DEPTH = 4.0  # half thickness of a lesion along the line of sight, units
@@ -46,25 +46,6 @@ _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
 )
 _BOWELS = 5  # loops of bowel beside the fixed one
 ORGANS = ("lung", "heart", "liver", "spleen", "kidney", "bladder")
-
-
-@dataclass(frozen=True)
-class SceneSpec:
-    """What a scene must hold; everything else about it follows from ``key``.
-
-    Attributes:
-        key: integers that seed the draw.
-        organ: where the lesion is; of several lesions, where the first one is.
-        disease: one of ``DISEASES``, shared by all lesions.
-        grade: one of ``RADII``, shared by all lesions.
-        count: number of lesions, 1 to 4.
-    """
-
-    key: tuple[int, ...]
-    organ: str
-    disease: str
-    grade: str
-    count: int
 
 
 @dataclass(frozen=True)
@@ -116,8 +97,14 @@ class Scene:
     lesions: tuple[Lesion, ...]
 
 
-def draw_scene(spec: SceneSpec) -> Scene:
-    """Draw the scene that ``spec`` describes; the same spec always gives the same scene."""
+def draw_scene(spec: SceneSpec, hosts: tuple[str, ...] = ORGANS, reach: float = math.inf) -> Scene:
+    """Draw the scene that ``spec`` describes; the same spec always gives the same scene.
+
+    Args:
+        spec: what it holds.
+        hosts: organs that lesions beside the first one may lie in.
+        reach: how far from the first one, in units of the picture's plane.
+    """
     rng = np.random.default_rng(np.random.SeedSequence(spec.key))
     width, height = float(rng.uniform(0.94, 1.05)), float(rng.uniform(0.96, 1.03))
     shift = rng.uniform(-2.0, 2.0, size=2).tolist()
@@ -146,13 +133,15 @@ def draw_scene(spec: SceneSpec) -> Scene:
         fat=float(rng.uniform(2.0, 4.0)),
         ribs=float(rng.uniform(0, 1)),
         organs=organs,
-        lesions=_draw_lesions(spec, organs, rng),
+        lesions=_draw_lesions(spec, organs, rng, hosts, reach),
     )
 
 
-def _draw_lesions(spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Generator) -> tuple[Lesion, ...]:
+def _draw_lesions(
+    spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Generator, hosts: tuple[str, ...], reach: float
+) -> tuple[Lesion, ...]:
     """Draw ``spec.count`` lesions that keep apart in every view."""
-    hosts = {name: [i for i, part in enumerate(organs) if part.tissue == name] for name in ORGANS}
+    parts = {name: [i for i, part in enumerate(organs) if part.tissue == name] for name in ORGANS}
     apart = 2 * RADII[spec.grade] + 3.0
     places: list[tuple[int, Point]] = []
     tries = 0
@@ -160,9 +149,11 @@ def _draw_lesions(spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Gene
         tries += 1
         if tries % 60 == 0:  # a dead end: begin again, and ask for a little less
             places, apart = [], 0.97 * apart
-        organ = ORGANS[rng.integers(len(ORGANS))] if places else spec.organ
-        host = hosts[organ][rng.integers(len(hosts[organ]))]
+        organ = hosts[rng.integers(len(hosts))] if places else spec.site
+        host = parts[organ][rng.integers(len(parts[organ]))]
         centre = _site(organs[host], organ, RADII[spec.grade], rng)
+        if places and math.dist(centre[:2], places[0][1][:2]) > reach:
+            continue
         if all(
             math.dist(turned(centre, view)[:2], turned(other, view)[:2]) >= apart
             for _, other in places

@@ -1,0 +1,1 @@
+"""How each modality shows a scene."""

@@ -1,0 +1,291 @@
+"""Bright-field microscopy: dyes absorb by Beer-Lambert, each with its optical density in red, green and blue.
+
+Vectors of haematoxylin and eosin after Macenko et al. 2009, of diaminobenzidine after Ruifrok and Johnston
+2001; those of Schiff's reagent and of Giemsa's azure after the colour deconvolution of Fiji (Landini).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from medvlm_r1.data.phantom.physics.paint import Picture, axes, blobs, cloud, sampled, scattered, soft
+from medvlm_r1.data.phantom.scenes.histology import Section
+
+_HEMATOXYLIN = (0.563, 0.720, 0.406)
+_EOSIN = (0.216, 0.801, 0.558)
+_DAB = (0.268, 0.570, 0.776)
+_SCHIFF = (0.175, 0.972, 0.155)
+_AZURE = (0.834, 0.513, 0.202)
+
+# Optical density of each part of the tissue per dye: nuclei, cytoplasm, fibres, mucin, red cells.
+_PARTS = ("nuclei", "cytoplasm", "fibres", "mucin", "blood")
+STAINS: dict[str, tuple[tuple[tuple[float, float, float], tuple[float, ...]], ...]] = {
+    "HE": ((_HEMATOXYLIN, (1.35, 0.10, 0.04, 0.16, 0.0)), (_EOSIN, (0.25, 0.42, 0.62, 0.06, 1.15))),
+    "PAS": ((_HEMATOXYLIN, (0.70, 0.02, 0.0, 0.0, 0.0)), (_SCHIFF, (0.10, 0.18, 0.75, 1.5, 0.85))),
+    "IHC": ((_HEMATOXYLIN, (0.75, 0.10, 0.10, 0.03, 0.12)), (_DAB, (0.15, 0.75, 0.12, 0.05, 0.25))),
+    "Giemsa": ((_AZURE, (1.45, 0.42, 0.16, 0.30, 0.10)), (_EOSIN, (0.55, 0.12, 0.22, 0.02, 0.55))),
+}
+
+
+@dataclass
+class _Tissue:
+    """Amount of each part, pixel by pixel, and nuclei: x, y, radius, stretch, angle and density of each."""
+
+    size: int
+    rng: np.random.Generator
+    parts: dict[str, Picture]
+    cells: list[Float[np.ndarray, "n 6"]]
+
+    def nuclei(
+        self,
+        places: Float[np.ndarray, "n 2"],
+        radius: float,
+        stretch: float = 1.2,
+        angles: Float[np.ndarray, "n"] | None = None,
+        spread: float = 0.12,
+        density: float = 0.8,
+    ) -> None:
+        """Add nuclei at these places."""
+        n, rng = len(places), self.rng
+        turns = rng.uniform(0, math.pi, n) if angles is None else angles + rng.normal(0, 0.12, n)
+        rows = [
+            *places.T,
+            radius * np.exp(spread * rng.standard_normal(n)),
+            1.0 + (stretch - 1.0) * rng.uniform(0.7, 1.3, n),
+            turns,
+            density * rng.uniform(0.8, 1.2, n),
+        ]
+        self.cells.append(np.stack(rows, -1))
+
+
+def microscopy(
+    scene: Section, acquisition: str, rng: np.random.Generator, size: int
+) -> Float[np.ndarray, "size size 3"]:
+    """Photomicrograph of a stained section, in colour."""
+    tissue = _Tissue(
+        size,
+        np.random.default_rng(np.random.SeedSequence(scene.key)),
+        {name: np.zeros((size, size), np.float32) for name in _PARTS},
+        [],
+    )
+    _SITES[scene.site](tissue)
+    x, y = axes(size)
+    inside = np.max([lesion.inside(x, y) for lesion in scene.lesions], axis=0)
+    _spare(tissue, inside)
+    healthy, tissue.parts = tissue.parts, {name: np.zeros((size, size), np.float32) for name in _PARTS}
+    before = tissue.cells
+    tissue.cells = []
+    _LESIONS[scene.disease](tissue, scene)
+    for cells in tissue.cells:
+        cells[sampled(inside, cells[:, :2]) < 0.3, 2] = 0.0
+    share = soft(inside, 1.5)
+    parts = {name: healthy[name] + share * (tissue.parts[name] - healthy[name]) for name in _PARTS}
+    seen = np.zeros((size, size), np.float32)
+    for cells in (*before, *tissue.cells):
+        cells = cells[(cells[:, 2] > 0) & (np.abs(cells[:, :2]).max(1) < 60)]
+        np.maximum(seen, blobs(cells[:, :2], cells[:, 2], size, *cells[:, 3:].T), out=seen)
+    parts["nuclei"] = parts["nuclei"] + seen
+    return _stained(parts, acquisition, rng, size)
+
+
+def _spare(tissue: _Tissue, inside: Picture) -> None:
+    """No healthy nucleus inside a focus."""
+    for cells in tissue.cells:
+        cells[sampled(inside, cells[:, :2]) > -0.8, 2] = 0.0
+
+
+def _stained(
+    parts: dict[str, Picture], stain: str, rng: np.random.Generator, size: int
+) -> Float[np.ndarray, "size size 3"]:
+    """Light that passes: dyes vary from slide to slide; the slide is as thick as it was cut."""
+    density = np.zeros((size, size, 3), np.float32)
+    thick = 1.0 + 0.07 * cloud(rng, 22.0, size)
+    for vector, amounts in STAINS[stain]:
+        colour = np.asarray(vector) + rng.normal(0, 0.025, 3)
+        taken = sum(amount * parts[name] for name, amount in zip(_PARTS, amounts, strict=True))
+        density += (taken * thick * rng.uniform(0.85, 1.2))[..., None] * np.maximum(colour, 0).astype(
+            np.float32
+        )
+    grain = 0.012 * rng.standard_normal((size, size, 1), dtype=np.float32)
+    return 0.97 * np.exp(-1.25 * density) + grain
+
+
+def _stroma(tissue: _Tissue, amount: float = 0.5) -> None:
+    """Loose connective tissue everywhere."""
+    fibres = cloud(tissue.rng, 2.6, tissue.size)
+    tissue.parts["fibres"] += np.clip(amount * (0.75 + 0.35 * fibres), 0, 1)
+
+
+# Sites -------------------------------------------------------------------------------------------------
+
+
+def _colon(tissue: _Tissue) -> None:
+    """Crypts cut across: a lumen, goblet cells full of mucin, nuclei along the outside."""
+    _stroma(tissue)
+    centres = scattered(tissue.rng, 25.0, 0.08)
+    radii = tissue.rng.uniform(9.8, 11.4, len(centres))
+    crypt = blobs(centres, radii, tissue.size)
+    lumen = blobs(centres, 0.20 * radii, tissue.size, 1.6, tissue.rng.uniform(0, 3, len(centres)))
+    turn = np.linspace(0, 2 * math.pi, 11)[:-1]
+    ring = np.stack([np.cos(turn), np.sin(turn)], -1)
+    goblets = (centres[:, None] + 0.56 * radii[:, None, None] * ring).reshape(-1, 2)
+    mucin = blobs(goblets, np.full(len(goblets), 2.1), tissue.size)
+    tissue.parts["fibres"] *= 1.0 - crypt
+    tissue.parts["cytoplasm"] += crypt * (1.0 - mucin) * (1.0 - lumen)
+    tissue.parts["mucin"] += 0.75 * mucin * (1.0 - lumen)
+    turn = np.linspace(0, 2 * math.pi, 19)[:-1]
+    ring = np.stack([np.cos(turn), np.sin(turn)], -1)
+    basal = (centres[:, None] + 0.87 * radii[:, None, None] * ring).reshape(-1, 2)
+    tissue.nuclei(basal, 0.95, 1.7, np.tile(turn, len(centres)))
+    loose = scattered(tissue.rng, 5.0, 0.4)
+    tissue.nuclei(loose[sampled(crypt, loose) < 0.1], 0.8, 1.4)
+
+
+def _lung(tissue: _Tissue) -> None:
+    """Air spaces between thin walls: the edges of Voronoi cells."""
+    seeds = scattered(tissue.rng, 22.0, 0.28)
+    x, y = axes(tissue.size)
+    bend = 1.6 * cloud(tissue.rng, 9.0, tissue.size)
+    nearest = second = np.full((tissue.size, tissue.size), 1e9, np.float32)
+    for u, v in seeds.astype(np.float32):
+        far = np.hypot(x + bend - u, y - bend - v)
+        second = np.minimum(second, np.maximum(nearest, far))
+        nearest = np.minimum(nearest, far)
+    wall = soft(2.6 - (second - nearest), 1.4)
+    tissue.parts["cytoplasm"] += 0.55 * wall
+    tissue.parts["fibres"] += 0.40 * wall
+    places = scattered(tissue.rng, 3.0, 0.4)
+    tissue.nuclei(places[sampled(wall, places) > 0.8], 0.85, 1.5)
+
+
+def _kidney(tissue: _Tissue) -> None:
+    """Tubules side by side, and a glomerulus in its capsule."""
+    _stroma(tissue, 0.35)
+    rng = tissue.rng
+    centres = scattered(rng, 15.0, 0.06)
+    glomerulus = rng.uniform(-30, 30, 2)
+    centres = centres[np.hypot(*(centres - glomerulus).T) > 22.0]
+    radii = rng.uniform(6.5, 7.6, len(centres))
+    tube = blobs(
+        centres, radii, tissue.size, rng.uniform(1.0, 1.25, len(centres)), rng.uniform(0, 3, len(centres))
+    )
+    lumen = blobs(centres, 0.30 * radii, tissue.size)
+    capsule = blobs(glomerulus[None], np.array([15.5]), tissue.size)
+    tuft = blobs(glomerulus[None] + 0.8, np.array([12.6]), tissue.size)
+    for name in tissue.parts:
+        tissue.parts[name] *= 1.0 - capsule
+    tissue.parts["fibres"] *= 1.0 - tube
+    tissue.parts["cytoplasm"] += 1.15 * tube * (1.0 - lumen)
+    loops = 0.55 + 0.35 * np.sign(cloud(rng, 2.2, tissue.size))
+    tissue.parts["cytoplasm"] += 0.8 * tuft * loops
+    tissue.parts["mucin"] += 0.22 * tuft * loops
+    turn = np.linspace(0, 2 * math.pi, 7)[:-1]
+    ring = np.stack([np.cos(turn), np.sin(turn)], -1)
+    around = (centres[:, None] + 0.62 * radii[:, None, None] * ring).reshape(-1, 2)
+    tissue.nuclei(around + rng.normal(0, 0.3, around.shape), 1.05, 1.1)
+    inner = scattered(rng, 2.9, 0.35)
+    tissue.nuclei(inner[np.hypot(*(inner - glomerulus - 0.8).T) < 11.0], 0.9, 1.3)
+
+
+def _muscle(tissue: _Tissue) -> None:
+    """Fibres side by side, cut lengthwise, with flat nuclei between them."""
+    rng = tissue.rng
+    turn = rng.uniform(-0.6, 0.6)
+    x, y = axes(tissue.size)
+    across = math.cos(turn) * y - math.sin(turn) * x + 1.6 * cloud(rng, 26.0, tissue.size)
+    along = math.cos(turn) * x + math.sin(turn) * y
+    fibre = np.abs(np.cos(math.pi * across / 8.5))
+    striae = 0.06 * np.cos(2 * math.pi * along / 2.6)
+    tissue.parts["fibres"] += 1.15 * soft(fibre - 0.16, 0.2) * (1.0 + striae)
+    places = scattered(rng, 5.2, 0.4)
+    tissue.nuclei(
+        places[sampled(fibre, places) < 0.34], 0.95, 3.2, np.full(np.sum(sampled(fibre, places) < 0.34), turn)
+    )
+
+
+def _epidermis(tissue: _Tissue) -> None:
+    """Skin: horn in layers above, living cells on a wavy base, fibres below."""
+    rng = tissue.rng
+    x, y = axes(tissue.size)
+    wave = 5.0 * np.sin(2 * math.pi * x / rng.uniform(26, 34) + rng.uniform(0, 6)) + 2.0 * cloud(
+        rng, 16.0, tissue.size
+    )
+    top = rng.uniform(-34, -27)
+    base = rng.uniform(6, 13) + wave
+    horn = soft(top + 0.25 * wave - y, 1.5) * soft(y + 53 + 0.2 * wave, 1.5)
+    living = soft(y - top - 0.25 * wave, 1.5) * soft(base - y, 1.5)
+    dermis = soft(y - base, 1.5)
+    lamellae = 0.5 + 0.5 * np.sin(2 * math.pi * (y - 0.25 * wave + 0.8 * cloud(rng, 9.0, tissue.size)) / 3.4)
+    tissue.parts["fibres"] += 1.3 * horn * (0.35 + 0.65 * lamellae)
+    tissue.parts["cytoplasm"] += 1.0 * living
+    tissue.parts["nuclei"] += 0.10 * living
+    tissue.parts["fibres"] += dermis * np.clip(0.62 + 0.3 * cloud(rng, 3.2, tissue.size), 0, 1)
+    cells = scattered(rng, 4.3, 0.25)
+    tissue.nuclei(cells[sampled(living, cells) > 0.9], 1.05, 1.2)
+    columns = np.arange(-56, 56, 1.9)
+    level = base[np.clip(np.rint((40 + 56) * tissue.size / 112).astype(int), 0, tissue.size - 1)]
+    level = np.interp(columns, x[0], level)
+    tissue.nuclei(
+        np.stack([columns, level - 1.6], -1), 1.0, 1.7, np.full(len(columns), math.pi / 2), density=1.0
+    )
+    few = scattered(rng, 8.5, 0.4)
+    tissue.nuclei(few[sampled(dermis, few) > 0.9], 0.7, 2.4)
+
+
+_SITES = {"colon": _colon, "lung": _lung, "kidney": _kidney, "muscle": _muscle, "epidermis": _epidermis}
+
+
+# Lesions: what the inside of a focus is; it is cut out along its outline. ----------------------------------
+
+
+def _inflammation(tissue: _Tissue, scene: Section) -> None:
+    """Lymphocytes: small, round and dark, with hardly any cytoplasm."""
+    tissue.parts["fibres"] += 0.22
+    tissue.nuclei(scattered(tissue.rng, 2.7, 0.25), 1.0, 1.05, spread=0.06, density=1.25)
+
+
+def _necrosis(tissue: _Tissue, scene: Section) -> None:
+    """Ghosts: smooth and pink, no nuclei but their dust."""
+    tissue.parts["cytoplasm"] += 0.75 + 0.12 * cloud(tissue.rng, 5.0, tissue.size)
+    tissue.parts["fibres"] += 0.45
+    tissue.nuclei(scattered(tissue.rng, 5.5, 0.5), 0.34, 1.2, spread=0.3)
+
+
+def _fibrosis(tissue: _Tissue, scene: Section) -> None:
+    """Collagen in whorls with a few thin nuclei."""
+    x, y = axes(tissue.size)
+    bend = 1.2 * cloud(tissue.rng, 8.0, tissue.size)
+    far = np.min([np.hypot(x - o.centre[0], y - o.centre[1]) for o in scene.lesions], axis=0)
+    band = 0.5 + 0.5 * np.cos(2 * math.pi * (far + bend) / 4.2)
+    tissue.parts["fibres"] += 0.25 + 1.0 * band
+    places = scattered(tissue.rng, 7.0, 0.4)
+    centres = np.array([o.centre for o in scene.lesions])
+    away = places[:, None] - centres
+    nearest = np.hypot(*np.moveaxis(away, -1, 0)).argmin(1)
+    way = away[np.arange(len(places)), nearest]
+    tissue.nuclei(places, 0.85, 4.5, np.arctan2(way[:, 1], way[:, 0]) + math.pi / 2)
+
+
+def _carcinoma(tissue: _Tissue, scene: Section) -> None:
+    """Crowded nuclei, large and of all sizes and shapes; some in division."""
+    tissue.parts["cytoplasm"] += 0.75
+    places = scattered(tissue.rng, 5.0, 0.22)
+    tissue.nuclei(places, 1.95, 1.35, spread=0.28, density=0.85)
+    tissue.nuclei(places[tissue.rng.uniform(size=len(places)) < 0.08] + 1.2, 1.3, 3.0, density=1.7)
+
+
+def _hemorrhage(tissue: _Tissue, scene: Section) -> None:
+    """A lake of red cells: discs without nuclei."""
+    cells = scattered(tissue.rng, 2.9, 0.2)
+    tissue.parts["blood"] += 0.35 + 0.75 * blobs(cells, np.full(len(cells), 1.2), tissue.size)
+
+
+_LESIONS = {
+    "inflammation": _inflammation,
+    "necrosis": _necrosis,
+    "fibrosis": _fibrosis,
+    "carcinoma": _carcinoma,
+    "hemorrhage": _hemorrhage,
+}

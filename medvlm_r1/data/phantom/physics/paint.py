@@ -1,0 +1,107 @@
+"""Brushes that several modalities share. Lengths are in units, as everywhere (112 across the picture)."""
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
+
+from medvlm_r1.data.phantom.scenes.geometry import FIELD, coordinates
+
+Picture = Float[np.ndarray, "size size"]
+Points = Float[np.ndarray, "n 2"]
+
+
+def axes(size: int) -> tuple[Float[np.ndarray, "1 size"], Float[np.ndarray, "size 1"]]:
+    """x and y of the pixels in units, to be broadcast."""
+    axis = coordinates(size)
+    return axis[None], axis[:, None]
+
+
+def soft(signed: Float[np.ndarray, "..."], width: float = 1.0) -> Float[np.ndarray, "..."]:
+    """1 where ``signed`` (units) is positive, 0 where negative, with an edge ``width`` units wide."""
+    return np.clip(signed / width + 0.5, 0.0, 1.0)
+
+
+def cloud(rng: np.random.Generator, scale: float, size: int) -> Picture:
+    """Smooth noise of mean 0 and variance 1 whose blobs are about ``scale`` units wide."""
+    coarse = max(8, min(size, round(3 * FIELD / scale)))  # a smooth field needs few samples
+    white = gaussian_filter(rng.standard_normal((coarse, coarse)), scale * coarse / FIELD, mode="wrap")
+    white = (white - white.mean()) / white.std()
+    if coarse < size:
+        picture = Image.fromarray(white.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(picture)
+    return white.astype(np.float32)
+
+
+def blobs(
+    centres: Points,
+    radii: Float[np.ndarray, "n"],
+    size: int,
+    stretch: Float[np.ndarray, "n"] | float = 1.0,
+    angles: Float[np.ndarray, "n"] | float = 0.0,
+    values: Float[np.ndarray, "n"] | float = 1.0,
+) -> Picture:
+    """Filled ellipses with soft edges, pixel by pixel the largest of their values.
+
+    Args:
+        centres: units.
+        radii: units, the mean radius of each.
+        size: edge of the picture in pixels.
+        stretch: ratio of the longer to the shorter radius.
+        angles: of the longer radius, radians.
+        values: what each is painted with.
+    """
+    full = np.zeros((size, size), np.float32)
+    number = len(centres)
+    if not number:
+        return full
+    scale = size / FIELD
+    radii, stretch, angles, values = (
+        np.broadcast_to(np.asarray(part, np.float32), number) for part in (radii, stretch, angles, values)
+    )
+    reach = int(np.ceil((np.max(radii * np.sqrt(stretch)) + 1.0) * scale))
+    offsets = np.arange(-reach, reach + 1, dtype=np.int32)
+    place = ((centres + FIELD / 2) * scale - 0.5).astype(np.float32)
+    corner = np.rint(place).astype(int)
+    columns, rows = corner[:, :1] + offsets, corner[:, 1:] + offsets
+    dx = ((columns - place[:, :1]) / scale)[:, None, :]
+    dy = ((rows - place[:, 1:]) / scale)[:, :, None]
+    cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
+    long = (radii * np.sqrt(stretch))[:, None, None]
+    short = (radii / np.sqrt(stretch))[:, None, None]
+    far = np.hypot((cos * dx + sin * dy) / long, (cos * dy - sin * dx) / short)
+    share = np.clip((1.0 - far) * (radii * scale)[:, None, None] + 0.5, 0.0, 1.0) * values[:, None, None]
+    blob, down, across = np.nonzero(share)
+    rows, columns = rows[blob, down], columns[blob, across]
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    flat = rows[inside] * size + columns[inside]
+    np.maximum.at(full.ravel(), flat, share[blob, down, across][inside])
+    return full
+
+
+def strokes(lines: list[tuple[Points, float]], size: int, fine: int = 3) -> Picture:
+    """Polylines, each with its width in units; 1 on a line, 0 beside it."""
+    edge = size * fine
+    canvas = Image.new("L", (edge, edge))
+    draw = ImageDraw.Draw(canvas)
+    scale = edge / FIELD
+    for points, width in lines:
+        path = [tuple(p) for p in ((np.asarray(points) + FIELD / 2) * scale).tolist()]
+        draw.line(path, fill=255, width=max(1, round(width * scale)), joint="curve")
+    return np.asarray(canvas.reduce(fine), np.float32) / 255.0
+
+
+def scattered(rng: np.random.Generator, spacing: float, jitter: float = 0.3) -> Points:
+    """Points of a hexagonal lattice over the picture, each moved at random by ``jitter`` spacings."""
+    reach = np.arange(-FIELD / 2 - spacing, FIELD / 2 + spacing, spacing)
+    x, y = np.meshgrid(reach, np.arange(reach[0], -reach[0], 0.866 * spacing))
+    x = x + 0.5 * spacing * (np.arange(len(y)) % 2)[:, None]
+    points = np.stack([x.ravel(), y.ravel()], -1)
+    return points + rng.uniform(-jitter, jitter, points.shape) * spacing
+
+
+def sampled(picture: Picture, points: Points) -> Float[np.ndarray, "n"]:
+    """What ``picture`` holds at the pixels nearest to the points; the edge goes on outside."""
+    size = len(picture)
+    index = np.clip(np.rint((points + FIELD / 2) * size / FIELD - 0.5).astype(int), 0, size - 1)
+    return picture[index[:, 1], index[:, 0]]

@@ -1,0 +1,1 @@
+"""Anatomies and their lesions, drawn from a seed."""

@@ -1,0 +1,52 @@
+"""A section of tissue with foci of disease. No stain and no optics here.
+
+The field is about 0.5 mm wide, so one unit is 4.5 micrometres, the radius of a resting nucleus about one.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from medvlm_r1.data.phantom.scenes.outline import Outline, draw_outline
+from medvlm_r1.data.phantom.spec import SceneSpec
+
+SITES = ("colon", "lung", "kidney", "muscle", "epidermis")
+DISEASES = ("inflammation", "necrosis", "fibrosis", "carcinoma", "hemorrhage")
+# Radius of a focus in units, +-4 %.
+RADII = {"minimal": 8.0, "mild": 13.0, "moderate": 20.0, "severe": 31.0}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section.
+
+    Attributes:
+        site: one of ``SITES``.
+        disease: one of ``DISEASES``.
+        lesions: outlines of the foci, one to four, apart from each other.
+        key: integers that seed what has no truth of its own (the places of cells).
+    """
+
+    site: str
+    disease: str
+    lesions: tuple[Outline, ...]
+    key: tuple[int, ...]
+
+
+def draw_section(spec: SceneSpec) -> Section:
+    """Draw the scene that ``spec`` describes; the same spec always gives the same scene."""
+    rng = np.random.default_rng(np.random.SeedSequence(spec.key))
+    largest = RADII[spec.grade]
+    room, apart = max(4.0, 50.0 - 1.1 * largest), 2.3 * largest + 3.0
+    places: list[tuple[float, float]] = []
+    tries = 0
+    while len(places) < spec.count:
+        tries += 1
+        if tries % 60 == 0:  # a dead end: begin again, and ask for a little less
+            places, apart = [], 0.97 * apart
+        place = tuple(rng.uniform(-room, room, 2).tolist())
+        if all(math.dist(place, other) >= apart for other in places):
+            places.append(place)
+    lesions = tuple(draw_outline(p, largest * float(rng.uniform(0.96, 1.04)), 0.08, rng) for p in places)
+    return Section(spec.site, spec.disease, lesions, (*spec.key, 1))

@@ -1,0 +1,36 @@
+"""Outlines of flat lesions: a circle with waves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A closed curve: distance from the centre in direction t is ``radius (1 + sum a_k cos(k t + p_k))``.
+
+    Attributes:
+        centre: x and y, units.
+        radius: mean radius, units.
+        waves: k, a_k and p_k.
+    """
+
+    centre: tuple[float, float]
+    radius: float
+    waves: tuple[tuple[int, float, float], ...] = ()
+
+    def inside(self, x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """How far inside the curve a point lies along its radius, units; negative outside."""
+        dx, dy = x - self.centre[0], y - self.centre[1]
+        turn = np.arctan2(dy, dx)
+        reach = 1.0 + sum(a * np.cos(k * turn + p) for k, a, p in self.waves)
+        return self.radius * reach - np.hypot(dx, dy)
+
+
+def draw_outline(
+    centre: tuple[float, float], radius: float, roughness: float, rng: np.random.Generator, waves: int = 6
+) -> Outline:
+    """An outline whose waves fade with their number; ``roughness`` is the amplitude of the longest."""
+    amplitudes = [(k, roughness * float(rng.uniform(0.5, 1)) / (k - 1)) for k in range(2, 2 + waves)]
+    return Outline(centre, radius, tuple((k, a, float(rng.uniform(0, 6.3))) for k, a in amplitudes))
