@@ -64,13 +64,13 @@ class Answer:
     """
 
     text: str
-    content: str | None
-    letter: str | None
-    lenient: str | None
-    reasoning: str | None
-    well_formed: bool
-    answer_only: bool
-    answer_first: bool
+    content: str | None = None
+    letter: str | None = None
+    lenient: str | None = None
+    reasoning: str | None = None
+    well_formed: bool = False
+    answer_only: bool = False
+    answer_first: bool = False
 
     @property
     def answered(self) -> bool:

@@ -7,9 +7,11 @@ import pytest
 from run_folders import audit, write_run, write_sweep
 
 from medvlm_r1.evaluate import statistics
+from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.report.comparison import compare
+from medvlm_r1.report.controls import difference
 from medvlm_r1.report.page import write_comparison_report
-from medvlm_r1.report.verdicts import image_gain, verdicts
+from medvlm_r1.report.verdicts import verdicts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +84,7 @@ def test_alarms_name_step_and_seed(tmp_path):
 def test_the_gain_from_the_picture_is_that_of_paired_answers(tmp_path):
     folder = write_run(tmp_path, "grpo")
     row = compare([folder]).rows[0]
-    gain = image_gain(row, "mri")
+    gain = difference(row, "mri", BLANK)
     assert gain.value == pytest.approx(row.rate(["mri"]).value - row.rate(["mri"], control="blank").value)
     assert gain.low <= gain.value <= gain.high
     ((level, text),) = told(folder, "Looking")

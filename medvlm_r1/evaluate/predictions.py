@@ -89,7 +89,7 @@ def prior_predictions(
     for name, source in tests.items():
         for sample, letters in prior_guesses(train, list(source)):
             decided, chance = len(letters) == 1, hit(sample, letters)
-            said = Answer("", None, letters[0] if decided else None, None, None, False, False)
+            said = Answer("", letter=letters[0] if decided else None)
             row = predict(Variant(PRIOR, sample), said, 0, False, run, step, name)
             row.correct = row.correct_lenient = bool(chance) if chance in (0, 1) else chance
             found.append(row)
