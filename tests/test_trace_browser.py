@@ -192,7 +192,7 @@ def test_changes_between_two_runs_are_those_of_the_predictions(chromium, page, s
     sft, grpo = (row.runs[1] for row in c.rows[1:])
     won = lost = 0
     for name in c.test_sets:
-        a, b = (run.answers(name)["correct"] for run in (sft, grpo))
+        a, b = (run.answers(name)["correct"].astype(bool) for run in (sft, grpo))
         won, lost = won + (b & ~a).sum(), lost + (a & ~b).sum()
     assert won > 0
     assert lost > 0
@@ -215,7 +215,7 @@ def test_filters_of_test_answers(chromium, page, sweep):
     run = compare([sweep]).rows[2].runs[0]
     choose(chromium, "run", run.name)
     choose(chromium, "outcome", "right")
-    assert chromium.evaluate(COUNT) == f"{run.answers('ct')['correct'].sum()} of 180 test answers"
+    assert chromium.evaluate(COUNT) == f"{run.answers('ct')['correct'].sum():.0f} of 180 test answers"
     chromium.evaluate("document.querySelector('#traces button[type=reset]').click()")
     assert chromium.evaluate(COUNT) == "90 of 180 test answers"
 
