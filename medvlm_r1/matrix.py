@@ -16,7 +16,8 @@ from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables import as_markdown, as_rich, table_console
 
 EXAMPLES = """examples:
-  python run.py -m +experiment=med_r1_modality 'data.domain=glob(*)' sweep=modalities
+  python run.py -m +experiment=med_r1_modality model=tiny data=phantom_modality data.domain=mri,ct,xray \\
+      'controls=[image,prior]' sweep=modalities
   python -m medvlm_r1.matrix outputs/sweeps/modalities
 
 Every run was trained on one domain (data.domain) and tested on all. Seeds of one configuration share a cell;

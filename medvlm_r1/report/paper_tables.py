@@ -20,7 +20,7 @@ _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def as_latex(tables: list[Table], label: str = "medvlm_r1") -> str:
-    """``table`` environments for ``\\usepackage{booktabs}``; notes stand below as a comment and a caption.
+    """``table`` environments for ``\\usepackage{booktabs}``; notes stand in the caption.
 
     Args:
         tables: bold where a cell's adjusted test supports it, as in every other form of the table.
