@@ -22,6 +22,7 @@ from transformers import (
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.evaluate import statistics
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.encode import Encoder
 from medvlm_r1.policy.policy import Policy
@@ -37,6 +38,14 @@ LONGEST = ("strategies", "training", "run", "real_size", "plan", "endpoint", "ex
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}": index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """A tenth of the usual resamples, for tests of what is shown."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 1000)
+        yield
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,9 @@ import pytest
 from run_folders import write_run, write_sweep
 
 from medvlm_r1.compare import main
-from medvlm_r1.evaluate import statistics
 from medvlm_r1.report.paper_tables import escaped
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    """A tenth of the usual resamples: these tests are about what is shown."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 1000)
-        yield
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 @pytest.fixture(scope="module")

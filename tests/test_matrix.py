@@ -13,13 +13,7 @@ from medvlm_r1.matrix import main
 from medvlm_r1.report.matrix import UNTRAINED, assemble
 from medvlm_r1.report.run_folder import RunFolderError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    """A tenth of the usual resamples: these tests are about what is shown."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 1000)
-        yield
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 def trained_on(parent, domain, seed=0, prompt="med_r1", **more):

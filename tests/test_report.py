@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from run_folders import audit, write_run, write_sweep
 
-from medvlm_r1.evaluate import statistics
 from medvlm_r1.report import examples
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, compare
 from medvlm_r1.report.fairness import compare_settings
@@ -19,13 +18,7 @@ from medvlm_r1.report.rows import UnpairedError
 from medvlm_r1.report.run_folder import RunFolderError, find_runs, read_run
 from medvlm_r1.report.tables import accuracy_table, as_markdown, difference_table, percent
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    """A tenth of the usual resamples: these tests are about what is shown."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 1000)
-        yield
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from chromium import EXECUTABLE, Chromium
 from large_run import write_large_run
-from run_folders import audit, write_sweep
+from run_folders import audit, write_run, write_sweep
 
-from medvlm_r1.evaluate import statistics
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.page import write_comparison_report, write_run_report
 
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on this machine to open the page in")
+pytestmark = [
+    pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on this machine to open the page in"),
+    pytest.mark.usefixtures("few_draws"),
+]
 
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 READY = "performance.getEntriesByName('traces ready').length > 0"
@@ -50,13 +52,6 @@ CONTRAST = r"""(() => {
   }
   return poor;
 })()"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 1000)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +213,22 @@ def test_filters_of_test_answers(chromium, page, sweep):
     assert chromium.evaluate(COUNT) == f"{run.answers('ct')['correct'].sum():.0f} of 180 test answers"
     chromium.evaluate("document.querySelector('#traces button[type=reset]').click()")
     assert chromium.evaluate(COUNT) == "90 of 180 test answers"
+
+
+def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(chromium, tmp_path):
+    folder = write_run(tmp_path, "grpo", n=6)
+    path = folder / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    torn = {"control": "prior", "text": "", "answer": None, "correct": 0.25, "correct_lenient": 0.25}
+    path.write_text("".join(json.dumps(r | torn if r["control"] == "blank" else r) + "\n" for r in rows))
+    show(chromium, write_run_report(folder))
+    choose(chromium, "control", "prior")
+    told = chromium.evaluate("document.getElementById('trace-detail').textContent")
+    assert "undecided, a chance of 0.25" in told
+    assert "several options are equally frequent" in told
+    for outcome, count in (("right", 0), ("wrong", 0), ("unread", 0), ("", 18)):
+        choose(chromium, "outcome", outcome)
+        assert chromium.evaluate(COUNT) == f"{count} of 36 test answers"
 
 
 def test_a_choice_of_what_to_compare_with_takes_the_other_run(chromium, page):

@@ -8,18 +8,12 @@ import pandas as pd
 import pytest
 from run_folders import write_run, write_sweep
 
-from medvlm_r1.evaluate import statistics
 from medvlm_r1.report import traces
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.run_folder import read_run
 from medvlm_r1.report.traces import NOTHING, gather
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 1000)
-        yield
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +82,30 @@ def test_a_control_of_one_run_alone_leaves_gaps_in_the_others(tmp_path):
     for columns in tests["replies"]:
         assert sum(right == NOTHING for right in columns["right"]) == 18
         assert [t == NOTHING for t in columns["text"]] == [r == NOTHING for r in columns["right"]]
+
+
+def as_prior(row):
+    """The blank control's rows as the text prior has them: sure of the first test set, torn in the others."""
+    if row["control"] != "blank":
+        return row
+    torn = {"correct": 0.5, "correct_lenient": 0.5, "answer": None} if row["test_set"] != "mri" else {}
+    return row | {"control": "prior", "text": ""} | torn
+
+
+def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(tmp_path):
+    folder = write_run(tmp_path, "grpo", n=6)
+    edit_lines(folder / "predictions.jsonl", as_prior)
+    data = unpacked(gather(compare([folder])))
+    say, tests = data["texts"].__getitem__, data["tests"]
+    marks = {
+        (say(name), mark)
+        for name, control, mark in zip(
+            tests["set"], tests["control"], tests["replies"][0]["right"], strict=True
+        )
+        if say(control) == "prior"
+    }
+    assert {mark for name, mark in marks if name == "mri"} <= {0, 1}
+    assert {mark for name, mark in marks if name != "mri"} == {0.5}
 
 
 def test_an_earlier_evaluation_is_a_reply_of_its_own(tmp_path):

@@ -6,19 +6,13 @@ import re
 import pytest
 from run_folders import audit, write_run, write_sweep
 
-from medvlm_r1.evaluate import statistics
 from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.controls import difference
 from medvlm_r1.report.page import write_comparison_report
 from medvlm_r1.report.verdicts import verdicts
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 1000)
-        yield
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 def edit_metrics(folder, found):

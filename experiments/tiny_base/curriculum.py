@@ -8,6 +8,7 @@ always stands at the same place, rows are padded on the right, and one table of 
 import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from medvlm_r1.dialogue import PromptStyle
 
 IMAGE_TOKENS = 16  # of a 112 x 112 picture: 8 x 8 patches, merged 2 x 2
 IGNORE = -100
+TEMPLATES = {"medvlm_r1": 60, "med_r1": 20, "med_r1_no_think": 10, "med_r1_think_after": 10}  # per cent
 PROMPTS = Path(__file__).parents[2] / "conf" / "prompt"
 
 
@@ -37,6 +39,11 @@ def prompt_style(name: str) -> PromptStyle:
 def reasoned(finding: str, letter: str) -> str:
     """A completion that names what it sees before it answers."""
     return f"<think>The image shows {finding}.</think>\n<answer>{letter}</answer>"
+
+
+def answered_first(finding: str, letter: str) -> str:
+    """A completion that answers and says afterwards what it saw."""
+    return f"{direct(letter)}\n<think>The image shows {finding}.</think>"
 
 
 def direct(letter: str) -> str:
@@ -83,14 +90,19 @@ class Scenes:
             )
         ]
         pixels = np.empty((len(samples), 112, 112, 3), np.uint8)
-        for i, sample in enumerate(samples):
-            pixels[i] = np.asarray(sample.images[0].load())
-            advance()
+        with ProcessPoolExecutor() as workers:
+            for i, picture in enumerate(workers.map(_picture, samples, chunksize=32)):
+                pixels[i] = picture
+                advance()
         # The organ goes last, as scenes of several lesions have none: its place is then left out
         # and no other word moves.
         types = [*QUESTION_TYPES[1:], QUESTION_TYPES[0]]
         truths = [sample.images[0].findings() for sample in samples]
         return cls(pixels, [tuple(t[name] for name in types if name in t) for t in truths], samples)
+
+
+def _picture(sample: VQASample) -> np.ndarray:
+    return np.asarray(sample.images[0].load())
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,8 @@ class Teacher:
             style, phase = self._template()
             sample = self.shuffled(self.scenes.samples[scene])
             straight = style.name == "med_r1_no_think" or self.random.random() < direct_share
-            said = direct(sample.answer) if straight else reasoned(sample.answer_text, sample.answer)
+            reason = answered_first if style.name == "med_r1_think_after" else reasoned
+            said = direct(sample.answer) if straight else reason(sample.answer_text, sample.answer)
             chat = self.tokenizer.apply_chat_template(
                 style.ask(sample, phase), tokenize=False, add_generation_prompt=True
             )
@@ -167,7 +180,7 @@ class Teacher:
         return replace(sample, options=tuple(options), answer=LETTERS[options.index(sample.answer_text)])
 
     def _template(self) -> tuple[PromptStyle, str]:
-        name = self.random.choices(("medvlm_r1", "med_r1", "med_r1_no_think"), (70, 20, 10))[0]
+        name = self.random.choices(*zip(*TEMPLATES.items(), strict=True))[0]
         return prompt_style(name), self.random.choice(("train", "evaluate"))
 
     def _match(self, gap: str, full: bool) -> Pieces:

@@ -209,7 +209,8 @@ def _replies(said: pd.DataFrame, asked: pd.DataFrame, texts: Pool) -> dict[str, 
         "answer": texts.column(said["answer"]),
         "gold": texts.column(said["gold"]),
         "options": own,
-        "right": [int(r) if here else NOTHING for here, r in zip(there, said["correct"], strict=True)],
+        # a share of 1 where the text prior cannot decide
+        "right": [_short(float(r)) if here else NOTHING for here, r in zip(there, said["correct"], strict=True)],
         "lenient": [int(r) if here else 0 for here, r in zip(there, said["correct_lenient"], strict=True)],
         "tokens": [int(n) if here else 0 for here, n in zip(there, said["tokens"], strict=True)],
         "truncated": [int(t) if here else 0 for here, t in zip(there, said["truncated"], strict=True)],
@@ -272,6 +273,8 @@ def _kept(runs: Sequence[Run], sample_id: str) -> Path | None:
     return next((path for run in runs if (path := run.image(sample_id))), None)
 
 
-def _short(value: float | None) -> float | None:
-    """Four decimals; what is not finite has no place in JSON."""
-    return round(value, 4) if value is not None and math.isfinite(value) else None
+def _short(value: float | None) -> float | int | None:
+    """Four decimals, none of a whole number; what is not finite has no place in JSON."""
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else round(value, 4)

@@ -2,6 +2,7 @@
 
 const NOTHING = -1; // in a column that points into the pool of texts
 const PLAIN = "image"; // the control in which nothing was changed
+const undecided = (mark) => mark > 0 && mark < 1; // the text prior likes several options: the chance of a hit
 
 /** base64 of gzip of JSON -> object. A page from disk may fetch nothing, so the browser's own parts do it. */
 async function unpack(base64) {
@@ -12,7 +13,7 @@ async function unpack(base64) {
   return JSON.parse(await new Response(plain).text());
 }
 
-/** One entry per test question and control. `marks` holds right (1), wrong (0) or not asked (-1) by reply. */
+/** One entry per test question and control. `marks`, by reply: right (1), wrong (0), undecided, not asked (-1). */
 function testEntries({ tests, texts, runs }) {
   const say = (number) => (number === NOTHING ? "" : texts[number]);
   const { replies } = tests;

@@ -37,7 +37,8 @@ function testOutcome(traces, entry, outcome, chosen) {
   const { replies } = traces.tests;
   const asked = replies.map((_, k) => k).filter(
     (k) => entry.marks[k] !== NOTHING && (chosen === NOTHING || k === chosen));
-  if (outcome === "unread") return asked.some((k) => replies[k].answer[entry.row] === NOTHING);
+  const unread = (k) => replies[k].answer[entry.row] === NOTHING && !undecided(entry.marks[k]);
+  if (outcome === "unread") return asked.some(unread);
   if (outcome === "truncated") return asked.some((k) => replies[k].truncated[entry.row]);
   return asked.length > 0 && TEST_OUTCOMES[outcome](asked.map((k) => entry.marks[k]));
 }

@@ -1,24 +1,25 @@
 // How an entry looks: as a row of the list, and whole.
 
 const LETTERS = "ABCDEFGHIJ";
-const SIGNS = { 1: "✓", 0: "✗", [NOTHING]: "·" };
+const SIGNS = { right: "✓", wrong: "✗", undecided: "?", "not asked": "·" };
 const WORDS = { 1: "right", 0: "wrong", [NOTHING]: "not asked" };
+const wordOf = (mark) => WORDS[mark] ?? "undecided";
 
 const titled = (traces, name) => traces.names[name] ?? name;
 const fixed = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits).replace("-", "−"));
 const signed = (value) => (value === null ? "–" : (value > 0 ? "+" : "") + fixed(value));
-const badge = (right, text) => make("span", { class: `badge ${right ? "right" : "wrong"}` }, text);
+const badge = (mark, text) => make("span", { class: `badge ${wordOf(Number(mark))}` }, text);
 const several = (n, one) => `${n.toLocaleString("en")} ${one}${n === 1 ? "" : "s"}`;
 
 function testRow(traces, entry) {
   const names = traces.replyNames;
-  const told = entry.marks.map((mark, k) => `${names[k].label} ${WORDS[mark]}`).join(", ");
+  const told = entry.marks.map((mark, k) => `${names[k].label} ${wordOf(mark)}`).join(", ");
   const control = entry.control === PLAIN ? "" : ` · ${entry.control}`;
   return [
     make("span", { class: "asked" }, entry.question),
     make("span", { class: "about" }, `${titled(traces, entry.set)}${control} · ${entry.type || entry.id}`),
     make("span", { class: "marks", role: "img", "aria-label": told },
-      entry.marks.map((mark) => make("i", { class: WORDS[mark].replace(" ", "-") }, SIGNS[mark]))),
+      entry.marks.map((mark) => make("i", { class: wordOf(mark).replace(" ", "-") }, SIGNS[wordOf(mark)]))),
   ];
 }
 
@@ -92,12 +93,15 @@ function otherControls(traces, entry, link) {
 
 function reply(traces, entry, k, words) {
   const columns = traces.tests.replies[k], name = traces.replyNames[k], { row } = entry;
-  if (entry.marks[k] === NOTHING) return null;
-  const lenient = columns.lenient[row] && !entry.marks[k] ? ", right if read leniently" : "";
+  const mark = entry.marks[k];
+  if (mark === NOTHING) return null;
+  const lenient = columns.lenient[row] && !mark ? ", right if read leniently" : "";
+  const told = undecided(mark) ? `undecided, a chance of ${fixed(mark)}` : WORDS[mark] + lenient;
   const own = columns.options[row];
-  const read = columns.answer[row] === NOTHING ? "no answer read" : `read as ${traces.say(columns.answer[row])}`;
+  const read = undecided(mark) ? "several options are equally frequent"
+    : columns.answer[row] === NOTHING ? "no answer read" : `read as ${traces.say(columns.answer[row])}`;
   return make("div", { class: "reply", style: `--c: var(--series-${name.colour})` },
-    make("h4", {}, make("span", {}, name.label), badge(entry.marks[k], WORDS[entry.marks[k]] + lenient)),
+    make("h4", {}, make("span", {}, name.label), badge(mark, told)),
     own ? make("div", { class: "small" }, "Shown the options in this order:",
       optionList(traces, own, traces.say(columns.gold[row]))) : null,
     said(traces, columns.text[row], words),

@@ -66,11 +66,19 @@ def blobs(
     columns, rows = corner[:, :1] + offsets, corner[:, 1:] + offsets
     dx = ((columns - place[:, :1]) / scale)[:, None, :]
     dy = ((rows - place[:, 1:]) / scale)[:, :, None]
+    # (x / long)^2 + (y / short)^2 along the turned axes, multiplied out: one product as large as the result
     cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    long = (radii * np.sqrt(stretch))[:, None, None]
-    short = (radii / np.sqrt(stretch))[:, None, None]
-    far = np.hypot((cos * dx + sin * dy) / long, (cos * dy - sin * dx) / short)
-    share = np.clip((1.0 - far) * (radii * scale)[:, None, None] + 0.5, 0.0, 1.0) * values[:, None, None]
+    long, short = (1.0 / (radii**2 * part) for part in (stretch, 1.0 / stretch))
+    long, short = long[:, None, None], short[:, None, None]
+    square = (2 * cos * sin * (long - short) * dx) * dy
+    square += (cos**2 * long + sin**2 * short) * dx**2
+    square += (sin**2 * long + cos**2 * short) * dy**2
+    edge = (radii * scale)[:, None, None]
+    share = np.sqrt(np.maximum(square, 0.0, out=square), out=square)
+    share *= -edge
+    share += edge + 0.5
+    share = np.clip(share, 0.0, 1.0, out=share)
+    share *= values[:, None, None]
     blob, down, across = np.nonzero(share)
     rows, columns = rows[blob, down], columns[blob, across]
     inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)

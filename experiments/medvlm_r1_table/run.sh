@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
-here=experiments/miniature
+here=experiments/medvlm_r1_table
 tiny="model=tiny data=phantom workers=0 overwrite=true"
 
 # 1. Three learning rates for each method, one seed, judged on the 100 validation questions alone.

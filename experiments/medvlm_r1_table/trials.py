@@ -1,6 +1,6 @@
 """Print the learning-rate trials of a sweep as JSON: method, rate, validation accuracy.
 
-python experiments/miniature/trials.py outputs/sweeps/miniature_trials
+python experiments/medvlm_r1_table/trials.py outputs/sweeps/miniature_trials
 """
 
 import json
