@@ -82,6 +82,24 @@ def test_the_mean_outside_averages_lines_before_it_draws_questions(tmp_path):
     assert (matrix.outside.low, matrix.outside.high) == (alone.low, alone.high)
 
 
+def test_a_test_set_of_open_questions_has_cells_without_a_prior(tmp_path):
+    for domain in SETS:
+        folder = trained_on(tmp_path, domain)
+        rewrite(folder, lambda test, number: number % 2 == 0, lambda test, number: number % 4 == 0)
+        path = folder / "predictions.jsonl"
+        rows = pd.read_json(path, lines=True)
+        told = rows["test_set"] == "xray"
+        rows.loc[told, "options"] = rows.loc[told, "options"].map(lambda options: [])
+        rows.loc[told, "gold"] = "cyst"
+        rows = rows[~(told & (rows["control"] == "prior"))]
+        rows.to_json(path, orient="records", lines=True)
+    (matrix,) = assemble([tmp_path]).matrices
+    assert (matrix.cells["ct"]["ct"].prior, matrix.cells["ct"]["ct"].gain.value) == (0.25, 0.25)
+    assert (matrix.cells["ct"]["xray"].prior, matrix.cells["ct"]["xray"].gain) == (None, None)
+    assert matrix.cells["ct"]["xray"].accuracy.value == 0.5
+    assert main([str(tmp_path)]) == 0  # and every form of the table is written
+
+
 def test_prompts_stand_side_by_side(tmp_path):
     for domain in SETS:
         trained_on(tmp_path, domain)

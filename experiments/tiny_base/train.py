@@ -160,7 +160,12 @@ class School:
         seed = 1000 * self.seed + len(self.report)
         if kept.exists():
             weights, row = torch.load(kept, weights_only=True)
-            self.model.load_state_dict(weights)
+            try:
+                self.model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise SystemExit(
+                    f"{kept} is of another recipe ({error}): delete {self.folder}, or name another --work"
+                ) from None
         else:
             torch.manual_seed(seed)
             quicken(self.model)
@@ -285,9 +290,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("outputs/tiny_base"), help="keeps finished stages")
     parser.add_argument("--scenes", type=int, default=3000, help="rendered per modality")
-    parser.add_argument("--look", type=int, default=3500, help="steps of the vision tower alone")
-    parser.add_argument("--describe", type=int, default=2500, help="steps of captions")
-    parser.add_argument("--reason", type=int, default=1500, help="steps of the whole task")
+    parser.add_argument("--look", type=int, default=8000, help="steps of the vision tower alone")
+    parser.add_argument("--describe", type=int, default=4000, help="steps of captions")
+    parser.add_argument("--reason", type=int, default=2500, help="steps of the whole task")
     parser.add_argument("--straight", type=int, default=900, help="steps with mostly direct answers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
