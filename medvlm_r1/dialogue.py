@@ -129,7 +129,7 @@ class PromptStyle:
     @property
     def reasons(self) -> bool:
         """Whether evaluation asks for reasoning before the answer."""
-        return self.tags and "<think>" in self.evaluate
+        return self.tags and "<think>" in self.evaluate.partition("<answer>")[0]
 
     @property
     def opening(self) -> str:

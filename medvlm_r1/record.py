@@ -147,6 +147,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
                 "strict": metrics["accuracy"][name],
                 "lenient": metrics["accuracy_lenient"][name],
                 "well_formed": metrics["format"][name]["well_formed"],
+                "labels": metrics["controls"].get(name, {}).get("labels", []),
                 "chance": chance([p for p in module.predictions if (p.test_set, p.control) == (name, PLAIN)]),
             }
             for name in metrics["accuracy"]

@@ -101,6 +101,10 @@ class TestNumbers:
         if counted:
             assert (found["value"], found["n"]) == (float(contradicts), 4)
 
+    def test_the_word_no_is_not_the_option(self):
+        asked = rows("image", [say("A", "no doubt, there is a mass")] * 4, ("Yes", "No"))
+        assert summary(asked, ("image",))["reasoning_contradicts"] is None
+
     def test_an_unread_letter_contradicts_nothing(self):
         assert (
             summary(rows("image", ["<think>liver</think>"] * 4), ("image",))["reasoning_contradicts"] is None

@@ -355,7 +355,9 @@ class TestChoice:
         assert controls_of("all", PROMPT) == (CONTROLS, {})
         names, left = controls_of("all", TAGLESS)
         assert names == CONTROLS[:-1]
-        assert left == {"reasoning-cut": "the prompt simple asks for no reasoning"}
+        assert left == {"reasoning-cut": "the prompt simple asks for no reasoning before the answer"}
+        after = PromptStyle("after", "{Question}", "{Question} <answer>, then <think>")
+        assert controls_of("all", after)[0] == CONTROLS[:-1]  # nothing that could be cut
         names, left = controls_of(["reasoning-cut", "image"], PROMPT, served=True)
         assert (names, list(left)) == (("image",), ["reasoning-cut"])
 

@@ -10,7 +10,9 @@ from run_folders import SETS, write_run
 
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.matrix import main
+from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.matrix import UNTRAINED, assemble
+from medvlm_r1.report.matrix_tables import matrices_tables, matrix_table
 from medvlm_r1.report.run_folder import RunFolderError
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -115,6 +117,64 @@ def test_prompts_stand_side_by_side(tmp_path):
     assert all(change.adjusted >= change.p for change in matrices.changes)
 
 
+def test_an_incomplete_sweep_compares_the_domains_that_both_have(tmp_path):
+    """Alike in every cell that both have: then nothing differs, whatever the third line scores."""
+    easy = {"mri": 2, "ct": 2, "xray": 1}  # one question in two is right, or every one
+    for domain in SETS:
+        rewrite(trained_on(tmp_path, domain), lambda test, number, k=easy[domain]: number % k == 0)
+    for domain in ("mri", "ct"):
+        other = trained_on(tmp_path, domain, prompt="med_r1_no_think")
+        rewrite(other, lambda test, number, k=easy[domain]: number % k == 0)
+    matrices = assemble([tmp_path])
+    assert {change.interval.value for change in matrices.changes} == {0.0}
+    notes = matrices_tables(matrices)[-1].notes
+    assert "Left out, as only one of both was trained on it: X-ray." in notes
+
+
+def test_means_are_of_the_seeds_that_all_lines_have(tmp_path):
+    for domain in SETS:
+        for seed in (0, 1, 2) if domain == "ct" else (0, 2):
+            rewrite(
+                trained_on(tmp_path, domain, seed), lambda test, number, k=seed: number % 4 < 2 + (k == 1)
+            )
+    (matrix,) = assemble([tmp_path]).matrices
+    assert matrix.seeds == [0, 2]
+    assert matrix.outside.value == 0.5
+    assert matrix.cells["ct"]["mri"].accuracy.value == pytest.approx((0.5 + 0.75 + 0.5) / 3)
+    assert "Means are of the seeds that all lines have: 0, 2." in matrix_table(matrix).notes
+
+
+def test_one_seed_is_tested_exactly(tmp_path):
+    """Five questions of forty differ, all one way: a bootstrap would call that p = 0.01."""
+    for domain in SETS:
+        rewrite(trained_on(tmp_path, domain), lambda test, number: number < 20)
+        other = trained_on(tmp_path, domain, prompt="med_r1_no_think")
+        rewrite(other, lambda test, number: number < 25)
+    changes = [change for change in assemble([tmp_path]).changes if change.domain]
+    assert {(change.test, change.p) for change in changes} == {("mcnemar exact", 2 * 0.5**5)}
+    assert not any(change.supported for change in changes)
+
+
+def test_several_domains_at_once_make_no_line(tmp_path):
+    for domain in ("mri", ["ct"], ["ct", "xray"]):
+        changes = {"data.domain": domain, "data.train.modality": domain}
+        write_run(tmp_path, "grpo", n=8, name=f"grpo-{domain}", changes=changes)
+    (matrix,) = assemble([tmp_path]).matrices
+    assert list(matrix.lines) == ["mri", "ct"]
+    assert compare([tmp_path]).in_domain == []  # no column is in domain for every row
+
+
+def test_the_untrained_line_is_of_the_same_weights(tmp_path):
+    for domain in SETS:
+        trained_on(tmp_path, domain)
+    named = {"prompt.name": "med_r1"}
+    write_run(tmp_path, "zero_shot", n=40, name="other", changes=named | {"model.path": "elsewhere"})
+    assert UNTRAINED not in assemble([tmp_path]).matrices[0].lines
+    write_run(tmp_path, "zero_shot", n=40, name="own", changes=named)
+    (run,) = assemble([tmp_path]).matrices[0].lines[UNTRAINED].runs
+    assert run.name == "own"
+
+
 def test_everything_is_written(sweep, tmp_path, capsys):
     assert main([str(sweep), "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -148,6 +208,16 @@ def test_what_cannot_be_assembled(tmp_path, capsys):
     )
     with pytest.raises(RunFolderError, match=r"both trained on ct .* differ in .*method\.beta"):
         assemble([tmp_path / "b"])
+    trained_on(tmp_path / "c", "ct")
+    trained_on(tmp_path / "c", "mri", **{"method.beta": 0.0})
+    with pytest.raises(
+        RunFolderError, match=r"on mri and ct .*, and differ in method\.beta too|on ct and mri"
+    ):
+        assemble([tmp_path / "c"])
+    trained_on(tmp_path / "d", "ct")
+    trained_on(tmp_path / "d", "mri", seed=1)
+    with pytest.raises(RunFolderError, match=r"no seed was run on every domain"):
+        assemble([tmp_path / "d"])
     assert main([str(tmp_path / "b")]) == 2
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "--out" in capsys.readouterr().err

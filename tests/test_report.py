@@ -202,6 +202,8 @@ def test_fairness_names_each_difference(tmp_path, sweep):
     other = write_run(
         tmp_path, "grpo", n=6, changes={"data.train.n": 1200, "model.recipe.epochs": 4, "trainer.devices": 2}
     )
+    again = write_run(tmp_path, "grpo", seed=1, n=6)
+    assert not compare_settings(sft, read_run(again), ("SFT", "GRPO")).fair  # another order of questions
     unfair = compare_settings(sft, read_run(other), ("SFT", "GRPO"))
     assert not unfair.fair
     assert [(s.key, s.first, s.second) for s in unfair.differences] == [

@@ -55,6 +55,8 @@ def test_all_correct_keeps_a_lower_bound():
     assert wilson(300, 300).high == 1.0
     assert wilson(300, 300).low == pytest.approx(0.9874, abs=1e-4)
     assert over_seeds([np.ones((3, 300))]).low == pytest.approx(0.9874, abs=1e-4)
+    torn = over_seeds([np.full((3, 100), 0.25)])  # a prior that likes all four options, over three seeds
+    assert (torn.low, torn.value, torn.high) == (wilson(25, 100).low, 0.25, wilson(25, 100).high)
 
 
 @pytest.mark.parametrize(
@@ -223,3 +225,10 @@ def test_proportion_clusters_only_where_images_are_shared():
     right = np.array([1, 1, 0, 1, 0, 0, 1, 1])
     assert proportion(right, list("abcdefgh")).method == "wilson"
     assert proportion(right, list("aabbccdd")).method == "cluster bootstrap"
+
+
+def test_a_difference_without_variation_has_the_sign_tests_p():
+    """Three questions that all differ one way: no draw varies, and chance does that once in four times."""
+    interval, p = seeds_difference([np.ones((1, 3))], [np.zeros((1, 3))])
+    assert p == 0.25
+    assert interval.low < 0 < interval.high

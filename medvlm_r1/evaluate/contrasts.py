@@ -11,7 +11,8 @@ prior_gain             the same less the option-text prior
 order_consistency      share of questions for which the same option text is chosen in both orders, of
                        those with a strict letter in both
 reasoning_contradicts  share of the plain answers whose letter is another option than the one named in
-                       think tags, of those with a strict letter and exactly one option's text named there
+                       think tags, of those with a strict letter and exactly one option's text named there;
+                       without yes/no questions, as a "no" in a sentence need not be the option
 not_run                controls that were wanted, and why they are not there
 labels                 what the audit found that touches every one of these numbers
 verdict                whether the picture is used, in words
@@ -112,6 +113,8 @@ class _Answered:
     def _contradicting(self) -> Scores:
         found = {}
         for name, row in self.plain.items():
+            if {"yes", "no"} & {option.casefold() for option in row.options}:
+                continue
             places = named(reasoning_of(row.text) or "", row.options)
             chosen = _chosen(row)
             if len(places) == 1 and chosen is not None:

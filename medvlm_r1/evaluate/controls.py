@@ -20,8 +20,8 @@ reasoning-cut  the answer has to begin with the prompt's answer tag   none
 3. What is cut is all that a model writes before its answer. The prompt, which asks for reasoning, stays;
    the completion is begun for it with ``<answer>``, or as much of it as is spelt alike before every
    letter, and it goes on. So it answers at once, and never in the think format. A think tag that the
-   checkpoint's chat template opens is closed first. Where the prompt asks for no reasoning, this would
-   be the plain control and is not run.
+   checkpoint's chat template opens is closed first. Where the prompt asks for no reasoning, or for it
+   after the answer, this would be the plain control and is not run.
 4. Which picture and which order do not depend on the run's seed: all runs on a test set are asked alike.
 """
 
@@ -34,7 +34,7 @@ import numpy as np
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.variant import PLAIN, BlankImage, Variant
-from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.dialogue import PromptStyle, normalised
 
 BLANK, SWAPPED, PERMUTED, PRIOR, CUT = "blank", "swapped", "permuted", "prior", "reasoning-cut"
 CONTROLS = (PLAIN, BLANK, SWAPPED, PERMUTED, PRIOR, CUT)
@@ -82,7 +82,7 @@ def controls_of(
     if CUT in names and served:
         left[CUT] = "a served model's answer cannot be begun for it"
     elif CUT in names and not prompt.reasons:
-        left[CUT] = f"the prompt {prompt.name} asks for no reasoning"
+        left[CUT] = f"the prompt {prompt.name} asks for no reasoning before the answer"
     return tuple(name for name in names if name not in left), left
 
 
@@ -171,7 +171,7 @@ def _deranged(samples: Sequence[VQASample], places: Sequence[int]) -> dict[int, 
     answer while no block is larger than all others together. What meets its own picture changes partners with
     the first question with which both come out right.
     """
-    gold = _numbered([sample.answer_text for sample in samples])
+    gold = _numbered([normalised(sample.answer_text) for sample in samples])
     sizes = np.bincount(gold)
     order = np.lexsort((np.arange(len(gold)), gold, -sizes[gold]))
     shown = np.empty_like(order)

@@ -10,7 +10,7 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import Answer, is_right, is_right_leniently, token_overlap
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
-from medvlm_r1.evaluate.statistics import wilson
+from medvlm_r1.evaluate.statistics import proportion
 
 
 @dataclass
@@ -115,9 +115,10 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
     """The sections of ``metrics.json`` that follow from the plain predictions, by test set.
 
-    Values are fractions with Wilson intervals; ``tokens`` holds the mean completion length and the
-    share of completions cut at the limit. Where there are open questions, ``open`` holds their exact
-    match and their mean token F1, for each test set that has some.
+    Values are fractions with intervals (Wilson, or a bootstrap over image groups where questions share one);
+    ``tokens`` holds the mean completion length and the share of completions cut at the limit.
+    Where there are open questions, ``open`` holds their exact match and their mean token F1, for each test
+    set that has some.
     """
     sections: dict[str, dict] = {"accuracy": {}, "accuracy_lenient": {}, "format": {}, "tokens": {}}
     predictions = [p for p in predictions if p.control == PLAIN]
@@ -125,7 +126,7 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
         rows = [p for p in predictions if p.test_set == name]
 
         def share(field: str, rows: list[Prediction] = rows) -> dict:
-            return wilson(sum(getattr(p, field) for p in rows), len(rows)).as_dict()
+            return proportion([getattr(p, field) for p in rows], [p.image_group for p in rows]).as_dict()
 
         sections["accuracy"][name] = share("correct")
         sections["accuracy_lenient"][name] = share("correct_lenient")

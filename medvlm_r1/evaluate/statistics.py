@@ -149,8 +149,9 @@ def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = Non
     value = float(np.mean([s.mean() for s in sets]))
     n = sum(s.shape[1] for s in sets)
     if np.ptp(np.concatenate([s.ravel() for s in sets])) == 0:  # all right or all wrong: no spread to draw
-        bound = wilson(round(value) * (count := min(len(s) for s in sizes)), count)
-        return Interval(value, bound.low, bound.high, n, "wilson (no variation)")
+        bound = wilson(round(value * (count := min(len(s) for s in sizes))), count)
+        low, high = min(value, bound.low), max(value, bound.high)  # a share of no whole number is rounded
+        return Interval(value, low, high, n, "wilson (no variation)")
     # Deviations of seeds and of questions are added, so a draw may leave the range of a share.
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).clip(0, 1)
     kind = "hierarchical bootstrap" if seeds > 1 else "cluster bootstrap"
@@ -198,7 +199,7 @@ def seeds_difference(
         # differ otherwise is at most Wilson's upper end for 0 of the groups.
         rare = wilson(0, min(len(s) for s in sizes)).high
         low, high = max(-1.0, (1 - rare) * value - rare), min(1.0, (1 - rare) * value + rare)
-        p = 1.0 if value == 0 else 2 / (RESAMPLES + 1)
+        p = 1.0 if value == 0 else min(1.0, 2 * 0.5 ** sum(len(s) for s in sizes))  # all signs alike
         return Interval(value, low, high, n, "wilson bound (no variation)"), p
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     kind = "hierarchical bootstrap" if max(seeds_a, seeds_b) > 1 else "paired bootstrap"

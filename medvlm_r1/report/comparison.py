@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medvlm_r1.evaluate.statistics import Interval, holm, mcnemar, seeds_difference, smallest_difference
+from medvlm_r1.evaluate.statistics import Interval, holm, smallest_difference
 from medvlm_r1.report.fairness import Fairness, compare_settings
-from medvlm_r1.report.rows import Row, check_same_questions, group
+from medvlm_r1.report.rows import Row, check_same_questions, group, paired
 from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs
 
 MEAN, OUTSIDE = (
@@ -54,7 +54,7 @@ class Comparison:
     Attributes:
         rows: zero-shot, SFT, GRPO.
         test_sets: in the order of the runs.
-        in_domain: test sets of the training modality, as far as it is known.
+        in_domain: test sets of the training modality, as far as it is known and the same for all.
         baseline: label of the row from which differences are taken; ``None`` without one.
         differences: all tests of the family.
         fairness: SFT beside GRPO.
@@ -171,7 +171,9 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     rows = group(runs)
     base = _baseline(rows, baseline)
     first = runs[0]
-    in_domain = next((run.in_domain for run in runs if run.in_domain), [])
+    trained = [run for run in runs if run.method != "zero_shot"] or runs
+    domains = {tuple(run.in_domain) for run in trained if run.in_domain}
+    in_domain = list(domains.pop()) if len(domains) == 1 else []  # of several domains no column is everyone's
     pairs = [(row, base) for row in rows if base and row is not base]
     tuned = [(a, b) for a in rows for b in rows if (a.method, b.method) == ("grpo", "sft")]
     pairs += [(a, b) for a, b in tuned if base is not b]
@@ -187,24 +189,12 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
 
 
 def differences(pairs: Sequence[tuple[Row, Row]], scopes: dict[str, list[str]]) -> list[Difference]:
-    """Paired differences of each pair of rows in each column, Holm-adjusted as one family.
-
-    One seed and independent questions: McNemar's exact test. Several seeds, shared images or a
-    mean over test sets: the bootstrap that also gives the interval.
-    """
-    found = []
-    for first, second in pairs:
-        for where, sets in scopes.items():
-            groups = [first.groups(t) for t in sets]
-            a, b = ([row.outcomes(t) for t in sets] for row in (first, second))
-            interval, p = seeds_difference(a, b, groups)
-            single = len(sets) == len(first.runs) == len(second.runs) == 1
-            if single and len(set(groups[0])) == len(groups[0]):
-                found.append(
-                    (first.label, second.label, where, interval, mcnemar(a[0][0], b[0][0]), "mcnemar exact")
-                )
-            else:
-                found.append((first.label, second.label, where, interval, p, "bootstrap"))
+    """Paired differences of each pair of rows in each column, Holm-adjusted as one family."""
+    found = [
+        (first.label, second.label, where, *paired(first, second, sets))
+        for first, second in pairs
+        for where, sets in scopes.items()
+    ]
     adjusted = holm([f[4] for f in found])
     return [Difference(*f[:5], q, f[5]) for f, q in zip(found, adjusted, strict=True)]
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.contrasts import GAINS, reading
-from medvlm_r1.evaluate.controls import BLANK, CONTROLS
+from medvlm_r1.evaluate.controls import BLANK, CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.audit import marks
 from medvlm_r1.report.comparison import Comparison
@@ -26,7 +28,7 @@ _NOTES = (
     "Accuracy in percent under each control, with 95 % intervals. image: as it stands. blank: grey pictures. "
     "swapped: those of another question of the same modality and type with another gold answer. permuted: "
     "options in another order. reasoning-cut: made to answer at once. prior: no model, the option that was "
-    "gold most often in training.",
+    "gold most often in training. in tags: share of answers in answer tags, where some are not.",
     "Gains: points that image is above blank, swapped, reasoning-cut and the prior, on the same questions. "
     "Where questions were left out, it says how many.",
 )
@@ -39,7 +41,7 @@ def control_table(c: Comparison) -> Table | None:
         return None
     first = Cell("Control") if len(c.rows) == 1 else Cell("Method", "control")
     heads = [first, *(Cell(set_name(t)) for t in c.test_sets)]
-    return Table("Controls", heads, rows, [*_NOTES, *_reasons(c), *mark_notes(c)])
+    return Table("Controls", heads, rows, [*_NOTES, *_reasons(c), *mark_notes(c.rows)])
 
 
 def control_summary(c: Comparison) -> Table | None:
@@ -55,7 +57,7 @@ def control_summary(c: Comparison) -> Table | None:
             name = set_name(t) if len(c.rows) == 1 else f"{row.label}, {set_name(t)}"
             rows.append([Cell(name), *map(Cell, figures), Cell(reading(gain))])
     heads = [Cell(head) for head in ("Controls", "Image", "Blank", "Image gain (95 %)", "Verdict")]
-    return Table("", heads, rows, mark_notes(c)) if rows else None
+    return Table("", heads, rows, mark_notes(c.rows)) if rows else None
 
 
 def control_figures(c: Comparison) -> dict[str, dict[str, dict]]:
@@ -122,6 +124,9 @@ def _rate_cell(row: Row, test_set: str, control: str) -> Cell:
         return NONE
     left_out = len(row.runs[0].answers(test_set)) - found.n
     note = span(found) + (f"; {left_out} left out" if left_out else "")
+    if control != PRIOR:
+        tags = np.mean([run.answers(test_set, control)["answered"].mean() for run in row.runs])
+        note += f"; {percent(tags)} in tags" if tags < 1 else ""
     return Cell(percent(found.value) + marks(row.runs, [test_set]), note)
 
 
@@ -149,7 +154,7 @@ def _noted(row: Row, test_set: str, pick: Callable[[dict], dict | None]) -> Inte
     """
     summaries = [run.metrics.get("controls", {}).get(test_set) for run in row.runs]
     found = [Interval(**plain) for summary in summaries if summary and (plain := pick(summary))]
-    if not found:
+    if len(found) < len(row.runs):
         return None
     value = sum(interval.value for interval in found) / len(found)
     first = found[0]

@@ -100,7 +100,10 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
     return Fairness(
         *labels,
         differences=tuple(s for s in pairs if not s.equal and (_is_shared(s.key) or s in common)),
-        same_work=tuple(s for s in pairs if s.key.rsplit(".", 1)[-1] in SAME_WORK),
+        same_work=(
+            *(s for s in pairs if s.key.rsplit(".", 1)[-1] in SAME_WORK),
+            Setting("seed", first.seed, second.seed),
+        ),
         tuned=tuple(s for s in pairs if s.key in TUNED),
         known=bool(first.config and second.config),
     )

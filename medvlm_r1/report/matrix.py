@@ -4,7 +4,7 @@ A line is what a model was trained on, a column what it was tested on. Cells of 
 there a text prior of the training questions may answer as well, so they are kept apart from the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,11 @@ import numpy as np
 
 from medvlm_r1.evaluate.controls import PRIOR
 from medvlm_r1.evaluate.statistics import Interval, holm, over_seeds, seeds_difference
-from medvlm_r1.report.audit import leaked_over
+from medvlm_r1.report.audit import marks
 from medvlm_r1.report.comparison import LEVEL
 from medvlm_r1.report.controls import difference, rate
 from medvlm_r1.report.fairness import settings
-from medvlm_r1.report.rows import Row, check_same_questions, group
+from medvlm_r1.report.rows import Row, check_same_questions, group, paired
 from medvlm_r1.report.run_folder import METHODS, Run, RunFolderError, find_runs
 
 UNTRAINED = "untrained"
@@ -30,14 +30,14 @@ class Cell:
     Attributes:
         accuracy: strict, with its interval.
         in_domain: whether the model was trained on the test set's domain.
-        leaked: whether training showed pictures of the test set.
+        marks: of what the audit found that touches the number (a leak, a shortcut).
         prior: accuracy of the text prior fitted on the training questions; ``None`` where it was not asked.
         gain: accuracy minus that prior, paired; ``None`` likewise.
     """
 
     accuracy: Interval
     in_domain: bool
-    leaked: bool
+    marks: str = ""
     prior: float | None = None
     gain: Interval | None = None
 
@@ -71,7 +71,7 @@ class Matrix:
 
     @cached_property
     def outside(self) -> Interval | None:
-        """Mean of all cells off the diagonal.
+        """Mean off the diagonal: of each test set over the lines not trained on it, then over test sets.
 
         Lines are no draw of anything, questions and seeds are: the lines' outcomes on one question are
         averaged first, because they share its difficulty.
@@ -93,22 +93,34 @@ class Matrix:
         """Image group of each question of a column."""
         return next(iter(self.lines.values())).groups(test_set)
 
-    def outcomes_outside(self) -> dict[str, np.ndarray]:
-        """Test set -> ``[seeds, questions]``, mean over the lines that were not trained on it."""
-        return self._outcomes(inside=False)
+    @property
+    def trained(self) -> dict[str, Row]:
+        """The lines that were trained on something."""
+        return {domain: row for domain, row in self.lines.items() if domain != UNTRAINED}
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Seeds that every trained line has: means over lines are of these."""
+        return sorted(set.intersection(*(set(row.seeds) for row in self.trained.values())))
+
+    def outcomes_outside(self, domains: Collection[str]) -> dict[str, np.ndarray]:
+        """Test set -> ``[seeds, questions]``, mean over those lines of ``domains`` not trained on it."""
+        return self._outcomes(inside=False, domains=domains)
 
     def _cell(self, domain: str, row: Row, test: str) -> Cell:
+        found = marks(row.runs, [test])
+        if domain == UNTRAINED:  # no questions that it could know the priors of
+            return Cell(row.rate([test]), False, found)
         prior = rate(row, test, PRIOR)
-        leaked = test in leaked_over(row.runs)
         gain = difference(row, test, PRIOR)
-        return Cell(row.rate([test]), domain == test, leaked, prior and prior.value, gain)
+        return Cell(row.rate([test]), domain == test, found, prior and prior.value, gain)
 
-    def _outcomes(self, inside: bool) -> dict[str, np.ndarray]:
+    def _outcomes(self, inside: bool, domains: Collection[str] | None = None) -> dict[str, np.ndarray]:
         found = {
             test: [
-                row.outcomes(test)
-                for domain, row in self.lines.items()
-                if (domain == test) == inside and domain != UNTRAINED
+                row.outcomes(test)[[row.seeds.index(seed) for seed in self.seeds]]
+                for domain, row in self.trained.items()
+                if (domain == test) == inside and (domains is None or domain in domains)
             ]
             for test in self.test_sets
         }
@@ -139,6 +151,7 @@ class Change:
     test_set: str | None
     interval: Interval
     p: float
+    test: str
     adjusted: float
 
     @property
@@ -160,18 +173,22 @@ class Matrices:
         first, *rest = self.matrices
         found = []
         for other in rest:
-            for domain in first.lines.keys() & other.lines.keys() - {UNTRAINED}:
-                a, b = other.lines[domain], first.lines[domain]
+            domains = self.shared(other)
+            for domain in domains:
                 for test in first.test_sets:
-                    tested = seeds_difference([a.outcomes(test)], [b.outcomes(test)], [a.groups(test)])
+                    tested = paired(other.lines[domain], first.lines[domain], [test])
                     found.append((other.label, domain, test, *tested))
-            a, b = other.outcomes_outside(), first.outcomes_outside()
-            if shared := [test for test in a if test in b]:
-                groups = [first.groups(t) for t in shared]
-                tested = seeds_difference([a[t] for t in shared], [b[t] for t in shared], groups)
-                found.append((other.label, None, None, *tested))
-        adjusted = holm([p for *_, p in found])
+            a, b = (matrix.outcomes_outside(domains) for matrix in (other, first))
+            if a:
+                groups = [first.groups(t) for t in a]
+                tested = seeds_difference(list(a.values()), list(b.values()), groups)
+                found.append((other.label, None, None, *tested, "bootstrap"))
+        adjusted = holm([p for *_, p, _ in found])
         return [Change(*parts, q) for parts, q in zip(found, adjusted, strict=True)]
+
+    def shared(self, other: Matrix) -> list[str]:
+        """Domains that both the first matrix and ``other`` have lines of."""
+        return [domain for domain in self.matrices[0].trained if domain in other.trained]
 
     def as_dict(self) -> dict:
         """Plain types for ``matrix.json``."""
@@ -201,8 +218,8 @@ def arranged(runs: Sequence[Run]) -> list[Matrix]:
     What a run was trained on is its ``data.domain``.
 
     Raises:
-        RunFolderError: no run names its domain, or two configurations differ in more than domain, seed,
-            method and prompt.
+        RunFolderError: no run names its domain, two configurations of one method and prompt differ in more
+            than domain and seed, or they share no seed.
     """
     rows = group([run for run in runs if run.method == "zero_shot" or _domain(run)])
     trained = [row for row in rows if row.method != "zero_shot"]
@@ -222,7 +239,9 @@ def arranged(runs: Sequence[Run]) -> list[Matrix]:
                 "them one after the other"
             )
         lines[domain] = row
-    untrained = {row.runs[0].config.get("prompt", {}).get("name"): row for row in rows if row not in trained}
+    for kind, lines in made.items():
+        _check_alike(kind, lines)
+    untrained = [row for row in rows if row.method == "zero_shot"]
     return [_matrix(kind, made, untrained, runs[0].test_sets) for kind in made]
 
 
@@ -236,11 +255,42 @@ def matrices_among(runs: Sequence[Run]) -> Matrices | None:
         return None
 
 
-def _matrix(kind: tuple[str, str], made: dict, untrained: dict[str, Row], tests: list[str]) -> Matrix:
+def _check_alike(kind: tuple[str, str], lines: dict[str, Row]) -> None:
+    """All lines must differ in the domain alone, and have a seed in common."""
+    (domain, first), *rest = lines.items()
+    for other, row in rest:
+        if odd := _odd(first, row, {domain, other}):
+            raise RunFolderError(
+                f"{first.runs[0].folder} and {row.runs[0].folder} were trained on {domain} and {other} by "
+                f"{' under prompt '.join(kind)}, and differ in {odd} too: a matrix needs one configuration"
+            )
+    if not set.intersection(*(set(row.seeds) for row in lines.values())):
+        had = "; ".join(f"{name}: {', '.join(map(str, row.seeds))}" for name, row in lines.items())
+        raise RunFolderError(f"no seed was run on every domain ({had}): run the missing ones")
+
+
+def _untrained(line: Row, prompt: str, candidates: Sequence[Row]) -> Row | None:
+    """The zero-shot row of a line's prompt and starting weights."""
+
+    def start(row: Row) -> dict:
+        flat = settings(row.runs[0])
+        return {k: v for k, v in flat.items() if k.startswith("model.") and not k.startswith("model.tuning")}
+
+    fitting = [row for row in candidates if _kind(row)[1] == prompt and start(row) == start(line)]
+    if len(fitting) > 1:
+        a, b = fitting[:2]
+        raise RunFolderError(
+            f"{a.runs[0].folder} and {b.runs[0].folder} are both untrained under prompt {prompt}, and differ "
+            f"in {_odd(a, b)}: give one of them"
+        )
+    return fitting[0] if fitting else None
+
+
+def _matrix(kind: tuple[str, str], made: dict, zero_shot: Sequence[Row], tests: list[str]) -> Matrix:
     method, prompt = kind
     lines = {domain: made[kind][domain] for domain in [*tests, *made[kind]] if domain in made[kind]}
-    if prompt in untrained:
-        lines[UNTRAINED] = untrained[prompt]
+    if untrained := _untrained(next(iter(lines.values())), prompt, zero_shot):
+        lines[UNTRAINED] = untrained
     parts = [METHODS[method]] if len({m for m, _ in made}) > 1 or len(made) == 1 else []
     parts += [prompt] if len({p for _, p in made}) > 1 else []
     return Matrix(", ".join(parts), lines, tests)
@@ -251,10 +301,21 @@ def _kind(row: Row) -> tuple[str, str]:
 
 
 def _domain(run: Run) -> str | None:
-    return (run.config.get("data") or {}).get("domain")
+    """The one domain that a run was trained on, if it names one and no more."""
+    named = (run.config.get("data") or {}).get("domain")
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
+    return named if isinstance(named, str) else None
 
 
-def _odd(a: Row, b: Row) -> str:
-    """Keys in which two configurations differ."""
+def _odd(a: Row, b: Row, domains: Collection[str] = ()) -> str:
+    """Keys in which two configurations differ, but for those that say what was trained on."""
     one, other = (settings(row.runs[0]) for row in (a, b))
-    return ", ".join(sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k)))
+    said = {repr(value) for name in domains for value in (name, [name])}
+    return ", ".join(
+        sorted(
+            key
+            for key in one.keys() | other.keys() - {"experiment"}
+            if one.get(key) != other.get(key) and not {repr(one.get(key)), repr(other.get(key))} <= said
+        )
+    )

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from medvlm_r1.data.variant import PLAIN
-from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion
+from medvlm_r1.evaluate.statistics import Interval, mcnemar, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.fairness import settings
 from medvlm_r1.report.run_folder import METHODS, Run, RunFolderError
 
@@ -78,6 +78,21 @@ def group(runs: Sequence[Run]) -> list[Row]:
                     f"{a.folder} and {b.folder} are one configuration and seed: give one of them"
                 )
     return [Row(_label(c[0], [d[0] for d in clusters]), tuple(c)) for c in clusters]
+
+
+def paired(first: Row, second: Row, test_sets: Sequence[str]) -> tuple[Interval, float, str]:
+    """``first`` minus ``second`` on the same questions: the interval, p, and the test that p is of.
+
+    One seed and independent questions: McNemar's exact test. Several seeds, shared images or a mean over
+    test sets: the bootstrap that also gives the interval.
+    """
+    groups = [first.groups(t) for t in test_sets]
+    a, b = ([row.outcomes(t) for t in test_sets] for row in (first, second))
+    interval, p = seeds_difference(a, b, groups)
+    single = len(test_sets) == len(first.runs) == len(second.runs) == 1
+    if single and len(set(groups[0])) == len(groups[0]):
+        return interval, mcnemar(a[0][0], b[0][0]), "mcnemar exact"
+    return interval, p, "bootstrap"
 
 
 def check_same_questions(runs: Sequence[Run]) -> None:

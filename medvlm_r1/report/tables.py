@@ -1,6 +1,7 @@
 """The same cells for the console, Markdown and the page. Numbers are points in percent, one decimal."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich import box
@@ -12,6 +13,7 @@ from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.audit import DAGGER, GIVEN_AWAY, given_away_over, leaked_over, marks
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
 from medvlm_r1.report.fairness import Fairness
+from medvlm_r1.report.rows import Row
 
 SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", OUTSIDE: "Out of domain"}
 
@@ -97,13 +99,13 @@ def accuracy_table(c: Comparison) -> Table:
         notes.append(
             f"Two unpaired runs of this size show {visible} points or more per test set at 80 % power."
         )
-    notes += mark_notes(c)
+    notes += mark_notes(c.rows)
     return Table("Accuracy", heads, rows, notes)
 
 
-def mark_notes(c: Comparison) -> list[str]:
+def mark_notes(rows: Iterable[Row]) -> list[str]:
     """The footnotes of the marks; none where no number is touched by a leak or a shortcut."""
-    runs = [run for row in c.rows for run in row.runs]
+    runs = [run for row in rows for run in row.runs]
     notes = []
     shares = leaked_over(runs)
     told = [f"{percent(share)} % of the {set_name(name)} questions" for name, share in shares.items()]
@@ -134,7 +136,7 @@ def difference_table(c: Comparison) -> Table:
     ]
     if any(len(row.runs) > 1 for row in c.rows):
         notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
-    notes += mark_notes(c)
+    notes += mark_notes(c.rows)
     return Table("Differences", heads, list(found.values()), notes if c.differences else [])
 
 

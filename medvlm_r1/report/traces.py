@@ -210,7 +210,9 @@ def _replies(said: pd.DataFrame, asked: pd.DataFrame, texts: Pool) -> dict[str, 
         "gold": texts.column(said["gold"]),
         "options": own,
         # a share of 1 where the text prior cannot decide
-        "right": [_short(float(r)) if here else NOTHING for here, r in zip(there, said["correct"], strict=True)],
+        "right": [
+            _short(float(r)) if here else NOTHING for here, r in zip(there, said["correct"], strict=True)
+        ],
         "lenient": [int(r) if here else 0 for here, r in zip(there, said["correct_lenient"], strict=True)],
         "tokens": [int(n) if here else 0 for here, n in zip(there, said["tokens"], strict=True)],
         "truncated": [int(t) if here else 0 for here, t in zip(there, said["truncated"], strict=True)],
