@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medvlm_r1.report.matrix import Matrices, assemble
+from medvlm_r1.report.matrix import Matrices
+from medvlm_r1.report.matrix_lines import assemble
 from medvlm_r1.report.matrix_tables import heat_map, matrices_csv, matrices_tables
 from medvlm_r1.report.paper_tables import as_latex
 from medvlm_r1.report.run_folder import RunFolderError

@@ -11,7 +11,8 @@ from run_folders import SETS, write_run
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.matrix import main
 from medvlm_r1.report.comparison import compare
-from medvlm_r1.report.matrix import UNTRAINED, assemble
+from medvlm_r1.report.matrix import UNTRAINED
+from medvlm_r1.report.matrix_lines import assemble
 from medvlm_r1.report.matrix_tables import matrices_tables, matrix_table
 from medvlm_r1.report.run_folder import RunFolderError
 

@@ -19,7 +19,7 @@ from medvlm_r1.report.audit import AuditSection, section
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference, compare
 from medvlm_r1.report.controls import control_table
 from medvlm_r1.report.figures import curve_panels, dot_panels, series
-from medvlm_r1.report.matrix import matrices_among
+from medvlm_r1.report.matrix_lines import matrices_among
 from medvlm_r1.report.matrix_tables import change_table, heat_map_svg, matrix_table
 from medvlm_r1.report.rows import Row
 from medvlm_r1.report.run_folder import METHODS, Run, flatten
