@@ -1,8 +1,9 @@
 """What the tiny model is taught with: batches of token sequences, with loss on completions only.
 
-Three kinds, one for each thing that has to be learnt: captions (seeing), matching (from a name to its
-letter) and questions (the whole task). All rows of a batch start with the same chat prefix, so a picture
-always stands at the same place, rows are padded on the right, and one table of positions serves all.
+Four kinds, one for each thing that has to be learnt: captions and asked findings (reading the vision
+tower, in a fixed order and as a question wants it), matching (from a name to its letter) and questions
+(the whole task). All rows of a batch start with the same chat prefix, so a picture always stands at the
+same place, rows are padded on the right, and one table of positions serves all.
 """
 
 import pickle
@@ -124,7 +125,7 @@ Pieces = list[tuple[str, bool]]  # text and whether it carries loss
 
 
 class Teacher:
-    """Draws batches of every kind from one random stream."""
+    """Draws batches of every kind from ``random``; ``numbers`` is a stream for whoever draws pictures."""
 
     def __init__(
         self, tokenizer: Qwen2Tokenizer, scenes: Scenes | None, words: list[tuple[str, ...]], seed: int
@@ -132,8 +133,14 @@ class Teacher:
         """``words``: groups of findings that exclude each other, the option sets of matching."""
         self.tokenizer, self.scenes, self.words = tokenizer, scenes, words
         self.random = random.Random(seed)
+        self.numbers = np.random.default_rng(seed)
         self.encode = lru_cache(maxsize=10_000)(lambda text: tokenizer(text)["input_ids"])
         self.all_words = sorted({word for group in words for word in group})
+        self.wordings: dict[tuple[str, str], list[str]] = {}  # of modality and question type
+        for sample in scenes.samples if scenes else []:
+            known = self.wordings.setdefault((sample.modality, sample.question_type), [])
+            if sample.question not in known:
+                known.append(sample.question)
 
     # Kinds of batches ------------------------------------------------------------------------------
 
@@ -144,6 +151,11 @@ class Teacher:
         return self._batch(
             [[(self._chat("Findings:", True), False), (text, True)] for text in completions], index
         )
+
+    def asked(self, rows: int) -> Batch:
+        """Picture, then a question for each of its findings, in random order, with its answer in words."""
+        index = [self.random.randrange(len(self.scenes.findings)) for _ in range(rows)]
+        return self._batch([self._ask(self.scenes.samples[i]) for i in index], index)
 
     def matching(self, rows: int, gaps: tuple[str, ...], full: bool = False) -> Batch:
         """Text only: lettered options, then every option's name with its letter, in random order.
@@ -178,6 +190,14 @@ class Teacher:
         """The same question with its options in another order: letters must be read, not remembered."""
         options = self.random.sample(sample.options, len(sample.options))
         return replace(sample, options=tuple(options), answer=LETTERS[options.index(sample.answer_text)])
+
+    def _ask(self, sample: VQASample) -> Pieces:
+        truths = sample.images[0].findings()
+        pieces: Pieces = [(self._chat("Findings:", True), False)]
+        for kind in self.random.sample(sorted(truths), len(truths)):
+            wording = self.random.choice(self.wordings[sample.modality, kind])
+            pieces += [(f"{wording} The image shows", False), (f" {truths[kind]}", True)]
+        return pieces
 
     def _template(self) -> tuple[PromptStyle, str]:
         name = self.random.choices(*zip(*TEMPLATES.items(), strict=True))[0]

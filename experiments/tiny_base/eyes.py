@@ -33,8 +33,6 @@ class EyeLesson:
         findings: the words that describe each scene, one for each question type; fewer where a type
             has no answer.
         rng: draws the pictures and their shifts.
-        pooled: whether the heads read the mean of all tokens, or all tokens side by side. The mean is
-            slower to learn, but the language model can read it without knowing where to look.
     """
 
     def __init__(
@@ -43,17 +41,16 @@ class EyeLesson:
         pixels: np.ndarray,
         findings: list[tuple[str, ...]],
         rng: np.random.Generator,
-        pooled: bool,
     ):
         self.vision = model.model.visual
         self.pixels = torch.from_numpy(pixels)
-        self.rng, self.pooled = rng, pooled
+        self.rng = rng
         places = range(max(map(len, findings)))
         classes = [sorted({words[k] for words in findings if k < len(words)}) for k in places]
         self.labels = torch.tensor(
             [[classes[k].index(words[k]) if k < len(words) else IGNORE for k in places] for words in findings]
         )
-        width = model.config.text_config.hidden_size * (1 if pooled else (GRID // 2) ** 2)
+        width = model.config.text_config.hidden_size * (GRID // 2) ** 2
         self.heads = nn.ModuleList(nn.Linear(width, len(names)) for names in classes)
         weights = [*self.vision.parameters(), *self.heads.parameters()]
         self.optimiser = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.05)
@@ -72,9 +69,7 @@ class EyeLesson:
             grid = torch.tensor([[1, GRID, GRID]]).expand(rows, 3)
             with torch.autocast("cpu", torch.bfloat16):
                 seen = self.vision(patches(shifted(self.pixels[index], self.rng)), grid).pooler_output
-                seen = seen.view(rows, (GRID // 2) ** 2, -1)
-                seen = seen.mean(1) if self.pooled else seen.flatten(1)
-                scores = [head(seen).float() for head in self.heads]
+                scores = [head(seen.view(rows, -1)).float() for head in self.heads]
             loss = sum(
                 F.cross_entropy(score, label, ignore_index=IGNORE)
                 for score, label in zip(scores, labels.T, strict=True)
