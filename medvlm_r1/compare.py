@@ -1,8 +1,6 @@
 """Compare runs: ``python -m medvlm_r1.compare FOLDER...`` prints the table and writes the page."""
 
-import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from medvlm_r1.report.command import as_typed, destination, folder_parser
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.figures import comparison_figure
@@ -25,6 +24,7 @@ from medvlm_r1.report.tables import (
     table_console,
 )
 
+PROG = "python -m medvlm_r1.compare"
 EXAMPLES = """examples:
   python -m medvlm_r1.compare outputs/sweeps/main_table
   python -m medvlm_r1.compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
@@ -37,30 +37,19 @@ Exit code 2: a folder cannot be compared; the line says why."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medvlm_r1.compare",
-        description="Compare finished runs on the same questions: intervals, paired tests, fairness, a page.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="a run folder, or a folder of run folders"
+    parser = folder_parser(
+        PROG,
+        "Compare finished runs on the same questions: intervals, paired tests, fairness, a page.",
+        EXAMPLES,
     )
     parser.add_argument(
         "--baseline", help="experiment, method or row label to take differences from (default: zero_shot)"
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: FOLDER, if only one is given)"
-    )
     given = parser.parse_args(arguments)
-    if given.out is None and len(given.folders) > 1:
-        print("several folders: name the folder to write into with --out DIR", file=sys.stderr)
-        return 2
     try:
+        out = destination(given)
         comparison = compare(given.folders, given.baseline)
-        out = given.out or given.folders[0]
-        typed = sys.argv[1:] if arguments is None else arguments
-        written = write(comparison, out, shlex.join(["python", "-m", "medvlm_r1.compare", *map(str, typed)]))
+        written = write(comparison, out, as_typed(PROG, arguments))
     except RunFolderError as error:
         print(error, file=sys.stderr)
         return 2

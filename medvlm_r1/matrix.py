@@ -1,14 +1,13 @@
 """Assemble a generalisation matrix: ``python -m medvlm_r1.matrix FOLDER...``."""
 
-import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from medvlm_r1.report.command import as_typed, destination, folder_parser
 from medvlm_r1.report.matrix import Matrices
 from medvlm_r1.report.matrix_lines import assemble
 from medvlm_r1.report.matrix_tables import heat_map, matrices_csv, matrices_tables
@@ -16,6 +15,7 @@ from medvlm_r1.report.paper_tables import as_latex
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables import as_markdown, as_rich, table_console
 
+PROG = "python -m medvlm_r1.matrix"
 EXAMPLES = """examples:
   python run.py -m +experiment=med_r1_modality model=tiny data=phantom_modality data.domain=mri,ct,xray \\
       'controls=[image,prior]' sweep=modalities
@@ -28,38 +28,23 @@ matrix.csv and matrix.png. Exit code 2: a folder cannot be used; the line says w
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medvlm_r1.matrix",
-        description="Trained on one of several domains, tested on all: accuracy, intervals, a heat map.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep, or run folders")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: FOLDER, if only one is given)"
-    )
-    given = parser.parse_args(arguments)
-    if given.out is None and len(given.folders) > 1:
-        print("several folders: name the folder to write into with --out DIR", file=sys.stderr)
-        return 2
+    described = "Trained on one of several domains, tested on all: accuracy, intervals, a heat map."
+    given = folder_parser(PROG, described, EXAMPLES).parse_args(arguments)
     try:
+        out = destination(given)
         matrices = assemble(given.folders)
     except RunFolderError as error:
         print(error, file=sys.stderr)
         return 2
-    typed = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "medvlm_r1.matrix", *map(str, typed)])
     show(matrices, table_console())
-    print("wrote " + ", ".join(map(str, write(matrices, given.out or given.folders[0], command))))
+    print("wrote " + ", ".join(map(str, write(matrices, out, as_typed(PROG, arguments)))))
     return 0
 
 
 def show(matrices: Matrices, console: Console) -> None:
-    """Print every table, and which runs are missing."""
+    """Print every table."""
     for table in matrices_tables(matrices):
         console.print(as_rich(table))
-    for folder in matrices.unfinished:
-        console.print(f"unfinished, left out: {folder} (no metrics.json)", highlight=False, markup=False)
 
 
 def write(matrices: Matrices, out: Path, command: str) -> list[Path]:

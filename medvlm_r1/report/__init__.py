@@ -3,6 +3,7 @@
 | file | what it does |
 |---|---|
 | ``run_folder.py`` | reads what one run left behind |
+| ``command.py`` | folders and ``--out`` of the commands that read them |
 | ``rows.py`` | groups runs by configuration, and refuses runs on different questions |
 | ``comparison.py`` | rates, paired differences, adjusted tests |
 | ``matrix.py`` | trained on one, tested on all: cells, means, changes between prompts |
