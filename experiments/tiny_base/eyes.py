@@ -1,8 +1,9 @@
-"""First lesson: the vision tower alone, with a linear head for each question type on all its tokens.
+"""First lessons: the vision tower alone, with a head for each question type on its tokens.
 
 Read through the language model, which has to learn to look while it learns to speak, the tower stays at
 the acquisition and the count for thousands of steps; with heads of its own, each of its steps costs a
-third and teaches every finding at once. The heads are thrown away.
+third and teaches every finding at once. First the heads see all tokens side by side, which is quick to
+learn; then they attend to them, as the language model will. The heads are thrown away.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import Qwen2VLForConditionalGeneration
 
 GRID = 8  # patches along an edge of 112 pixels
+TOKENS = (GRID // 2) ** 2
 IGNORE = -100
 
 
@@ -22,6 +24,24 @@ def shifted(pixels: Tensor, rng: np.random.Generator, most: int = 5) -> Tensor:
     """The pictures moved by up to ``most`` pixels, together: cheap variety that changes no finding."""
     down, right = rng.integers(-most, most + 1, size=2)
     return torch.roll(pixels, (int(down), int(right)), dims=(1, 2))
+
+
+class Glance(nn.Module):
+    """Reads tokens as one attention layer of the language model does: where to look, then what is there."""
+
+    def __init__(self, width: int, classes: int, heads: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(heads, width // heads) * 0.1)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.place = nn.Parameter(torch.zeros(TOKENS, heads))
+        self.answer = nn.Linear(width, classes)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """``[pictures, tokens, width] -> [pictures, classes]``."""
+        key, value = (part(seen).unflatten(-1, (self.heads, -1)) for part in (self.key, self.value))
+        weights = (key * self.query).sum(-1) / key.shape[-1] ** 0.5 + self.place
+        return self.answer((weights.softmax(1)[..., None] * value).sum(1).flatten(1))
 
 
 class EyeLesson:
@@ -33,6 +53,7 @@ class EyeLesson:
         findings: the words that describe each scene, one for each question type; fewer where a type
             has no answer.
         rng: draws the pictures and their shifts.
+        attending: whether the heads attend to the tokens, or see all of them side by side.
     """
 
     def __init__(
@@ -41,6 +62,7 @@ class EyeLesson:
         pixels: np.ndarray,
         findings: list[tuple[str, ...]],
         rng: np.random.Generator,
+        attending: bool,
     ):
         self.vision = model.model.visual
         self.pixels = torch.from_numpy(pixels)
@@ -50,8 +72,13 @@ class EyeLesson:
         self.labels = torch.tensor(
             [[classes[k].index(words[k]) if k < len(words) else IGNORE for k in places] for words in findings]
         )
-        width = model.config.text_config.hidden_size * (GRID // 2) ** 2
-        self.heads = nn.ModuleList(nn.Linear(width, len(names)) for names in classes)
+        width = model.config.text_config.hidden_size
+        self.heads = nn.ModuleList(
+            Glance(width, len(names))
+            if attending
+            else nn.Sequential(nn.Flatten(), nn.Linear(TOKENS * width, len(names)))
+            for names in classes
+        )
         weights = [*self.vision.parameters(), *self.heads.parameters()]
         self.optimiser = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.05)
 
@@ -69,7 +96,7 @@ class EyeLesson:
             grid = torch.tensor([[1, GRID, GRID]]).expand(rows, 3)
             with torch.autocast("cpu", torch.bfloat16):
                 seen = self.vision(patches(shifted(self.pixels[index], self.rng)), grid).pooler_output
-                scores = [head(seen.view(rows, -1)).float() for head in self.heads]
+                scores = [head(seen.view(rows, TOKENS, -1)).float() for head in self.heads]
             loss = sum(
                 F.cross_entropy(score, label, ignore_index=IGNORE)
                 for score, label in zip(scores, labels.T, strict=True)

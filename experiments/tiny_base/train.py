@@ -238,12 +238,17 @@ def match(gaps: tuple[str, ...], whole: bool, rows: int, enough: float) -> Lesso
     return lesson
 
 
-def look(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+def look(attending: bool, peak: float) -> Lesson:
     """The vision tower alone, see ``eyes.py``."""
-    quicken(learner.model)
-    eyes = EyeLesson(learner.model, teacher.scenes.pixels, teacher.scenes.findings, teacher.numbers)
-    yield from eyes.run(steps, rows=64, peak=1e-3)
-    restore(learner.model)
+
+    def lesson(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+        scenes = teacher.scenes
+        quicken(learner.model)
+        eyes = EyeLesson(learner.model, scenes.pixels, scenes.findings, teacher.numbers, attending)
+        yield from eyes.run(steps, rows=64, peak=peak)
+        restore(learner.model)
+
+    return lesson
 
 
 def read(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
@@ -336,7 +341,8 @@ def main() -> None:
         school.scenes = Scenes.kept(
             args.work / "scenes.pkl", args.scenes, args.seed, lambda: progress.advance(bar)
         )
-    school.stage("look", look, args.look)
+    school.stage("look", look(attending=False, peak=1e-3), args.look)
+    school.stage("look, attending", look(attending=True, peak=5e-4), args.look // 2)
     school.rest_the_eyes()
     school.stage("read", read, args.read)
     school.stage("reason", reason, args.reason, examine=True)
