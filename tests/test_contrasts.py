@@ -242,6 +242,17 @@ class TestTables:
         assert [cell.main for cell in summary[:3]] == ["MRI", image.main, blank.main]
         assert summary[3].main.startswith(gain.main)
 
+    def test_answers_out_of_tags_are_counted_under_each_control(self, tmp_path):
+        folder = write_run(tmp_path, "grpo", n=40)
+        path = folder / "predictions.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for k, row in enumerate(rows):
+            row["answered"] = row["control"] == "image" or k % 8 > 1
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        image, blank = (row[1].note for row in control_table(compare([folder])).rows[:2])
+        assert "in tags" not in image
+        assert blank.endswith("75.0 in tags")
+
     def test_several_methods_stand_below_each_other(self, tmp_path):
         for method in ("zero_shot", "grpo"):
             write_run(tmp_path, method)

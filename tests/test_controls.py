@@ -101,6 +101,12 @@ class TestSwapped:
         assert len(partners(samples)) == 12
         assert partners(samples[:3]) == {}
 
+    def test_another_spelling_is_no_other_answer(self):
+        names = ("Lung", "lung.", "liver")
+        one, two, other = (question(i, name, options=names) for i, name in enumerate(names))
+        assert partners([one, two]) == {}
+        assert set(partners([one, other])) == {0, 1}
+
     def test_what_was_asked_about_something_else_is_no_partner(self):
         assert partners([question(0, "a", kind="x"), question(1, "b", kind="y")]) == {}
 
