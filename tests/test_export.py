@@ -14,6 +14,7 @@ from command import python
 from safetensors.torch import load_file, save_file
 from training import PROMPT, RECIPE, ROOT, SHORT, launch
 
+from medvlm_r1.card import model_card
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.export import files_to_upload, main
@@ -90,6 +91,11 @@ class TestCard:
         (folder / "README.md").write_text("lost")
         assert main([str(folder), "--card"]) == 0
         assert (folder / "README.md").read_text() == before
+
+    def test_it_says_what_touches_a_number(self, runs):
+        asked = json.loads((runs["full"] / "model" / "medvlm_r1.json").read_text())
+        asked["results"]["ct"]["labels"] = ["a leak", "a shortcut"]
+        assert "\nCT: a leak; a shortcut.\n" in model_card(asked, adapter=False)
 
 
 class TestCommand:
