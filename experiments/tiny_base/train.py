@@ -92,8 +92,7 @@ def image_processor() -> Qwen2VLImageProcessorPil:
 def tokens_of(model: Model, pixels: np.ndarray) -> Tensor:
     """What the finished tower makes of every picture: ``[pictures, 16, width]``.
 
-    It rests from then on, so each picture goes through it once, and a step of the language model alone takes
-    a third of the time.
+    It rests from then on, so each picture goes through it once and not in every step.
     """
     seen = []
     with torch.autocast("cpu", torch.bfloat16):

@@ -68,11 +68,12 @@ def blobs(
     dy = ((rows - place[:, 1:]) / scale)[:, :, None]
     # (x / long)^2 + (y / short)^2 along the turned axes, multiplied out: one product as large as the result
     cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    long, short = (1.0 / (radii**2 * part) for part in (stretch, 1.0 / stretch))
-    long, short = long[:, None, None], short[:, None, None]
-    square = (2 * cos * sin * (long - short) * dx) * dy
-    square += (cos**2 * long + sin**2 * short) * dx**2
-    square += (sin**2 * long + cos**2 * short) * dy**2
+    by_long, by_short = (  # 1 / long^2 and 1 / short^2
+        (1.0 / (radii**2 * part))[:, None, None] for part in (stretch, 1.0 / stretch)
+    )
+    square = (2 * cos * sin * (by_long - by_short) * dx) * dy
+    square += (cos**2 * by_long + sin**2 * by_short) * dx**2
+    square += (sin**2 * by_long + cos**2 * by_short) * dy**2
     edge = (radii * scale)[:, None, None]
     share = np.sqrt(np.maximum(square, 0.0, out=square), out=square)
     share *= -edge
