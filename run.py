@@ -226,14 +226,14 @@ def hush() -> None:
 def describe(cfg: DictConfig, module, data) -> str:
     """One line that says what is about to happen."""
     from medvlm_r1.record import model_name
+    from medvlm_r1.report.run_folder import METHODS
 
     counts = ", ".join(f"{len(source)} {name}" for name, source in data.questions.test.items())
-    method = cfg.method._target_.rsplit(".", 1)[-1] if module.trains else "zero-shot"
     training = ""
     if module.trains:
         trained = sum(p.numel() for p in module.policy.trained)
         training = f"{len(data.questions.train)} training questions, {trained:,} parameters trained; "
-    return f"{method} of {model_name(cfg.model)}; {training}tests: {counts}"
+    return f"{METHODS[module.method]} of {model_name(cfg.model)}; {training}tests: {counts}"
 
 
 def devices_in_all(*, _root_: DictConfig) -> int:
@@ -244,7 +244,12 @@ def devices_in_all(*, _root_: DictConfig) -> int:
     return devices * nodes
 
 
-for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, devices_in_all):
+def fifth_of(tokens: int) -> int:
+    """A fifth, rounded down."""
+    return tokens // 5
+
+
+for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, devices_in_all, fifth_of):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)
 
 

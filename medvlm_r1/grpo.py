@@ -1,4 +1,4 @@
-"""GRPO: sample a group of completions for each question, and prefer what beats its group.
+"""GRPO and its family: sample a group of completions for each question, and prefer what beats the others.
 
 Departures from the papers' released trainers:
 
@@ -6,57 +6,50 @@ Departures from the papers' released trainers:
 2. The papers' single on-policy update is the default; more updates a rollout are clipped against the
    log-probabilities that the policy had before the first of them.
 3. A prompt above the limit is an error, never cut.
+4. DAPO's dynamic sampling stops after ``redraws`` rounds instead of drawing until the step is full; groups
+   that still have no spread stay, without advantage, and count in the loss's denominator.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer, is_right
+from medvlm_r1.advantage import Advantages, GroupRelative, spread_over, to_go
+from medvlm_r1.drawn import Drawn, MicroBatch
 from medvlm_r1.module import VLMModule
-from medvlm_r1.objective import group_advantages, grpo_loss
-from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
-from medvlm_r1.rewards import RewardTable
-from medvlm_r1.rollout.engine import Rollout, Sampling
+from medvlm_r1.objective import grpo_loss
+from medvlm_r1.policy.encode import EncodedPrompt
+from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.trace import rollout_rows
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Some prompts of a rollout with all their completions; what one forward pass holds.
-
-    Attributes:
-        sampled: log-probabilities that the sampler recorded.
-        silent: no advantage among them and no KL term, so there is no gradient: they only count.
-    """
-
-    prompts: PromptBatch
-    tokens: Int[Tensor, "rows tokens"]
-    mask: Bool[Tensor, "rows tokens"]
-    advantages: Float[Tensor, " rows"]
-    sampled: Float[Tensor, "rows tokens"]
-    silent: bool = False
-    old_logprobs: Float[Tensor, "rows tokens"] | None = None
-    ref_logprobs: Float[Tensor, "rows tokens"] | None = None
-
-
 class GRPO(VLMModule):
-    """Group relative policy optimisation (arXiv 2402.03300).
+    """Group relative policy optimisation (arXiv 2402.03300), and what came of it.
 
     Args:
         sampling: group size, temperature, truncation and completion limit of rollouts.
         micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
         inner_epochs: passes over one rollout.
         minibatches: optimiser steps in one pass.
-        clip_low, clip_high, beta, aggregate: see :func:`~medvlm_r1.objective.grpo_loss`.
-        advantage_scale: see :func:`~medvlm_r1.objective.group_advantages`.
+        clip_low, clip_high, beta, ratio, surrogate: see :func:`~medvlm_r1.objective.grpo_loss`.
+        aggregate: ``sequence`` and ``token`` as there; ``limit`` divides the sum over all tokens by rows
+            times the limit of a completion (Dr. GRPO, arXiv 2503.20783).
+        advantages: from rewards to advantages, see :mod:`~medvlm_r1.advantage`.
+        kl_in: where the KL estimate goes. ``loss``: into the loss, k3. ``reward``: the completion's sum of k1
+            is a term of its reward (RLOO). ``token``: each token's advantage loses the k1 that is still to
+            come (REINFORCE++, arXiv 2501.03262, equation 8).
+        whiten: advantages minus their mean, over their standard deviation, over all tokens of the step
+            (REINFORCE++, equation 10).
+        redraws: rounds in which groups without reward spread are replaced by other questions' (dynamic
+            sampling of DAPO, arXiv 2503.14476).
+        overlong: tokens below the completion limit over which a reward term falls from 0 to -1 (DAPO,
+            equation 13); 0 leaves it out.
         importance_cap: weigh each token by how much likelier the trainer finds it than the sampler did,
             up to this (truncated importance sampling); ``None`` leaves tokens alone.
         shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
@@ -72,8 +65,14 @@ class GRPO(VLMModule):
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         beta: float = 0.04,
-        advantage_scale: Literal["std", "none"] = "std",
-        aggregate: Literal["sequence", "token"] = "sequence",
+        advantages: Advantages | None = None,
+        aggregate: Literal["sequence", "token", "limit"] = "sequence",
+        ratio: Literal["token", "sequence", "completion"] = "token",
+        surrogate: Literal["clipped", "weighted"] = "clipped",
+        kl_in: Literal["loss", "reward", "token"] = "loss",
+        whiten: bool = False,
+        redraws: int = 0,
+        overlong: int = 0,
         importance_cap: float | None = None,
         **shared: Any,
     ) -> None:
@@ -83,16 +82,32 @@ class GRPO(VLMModule):
                 f"GRPO compares completions of one prompt: group_size {sampling.group_size} must be at "
                 f"least 2 and temperature {sampling.temperature} above 0"
             )
-        if min(micro_batch, inner_epochs, minibatches) < 1 or beta < 0:
+        if min(micro_batch, inner_epochs, minibatches) < 1 or min(beta, redraws, overlong) < 0:
             raise ValueError(
-                "micro_batch, inner_epochs and minibatches must be at least 1, beta not negative"
+                "micro_batch, inner_epochs and minibatches must be at least 1, beta, redraws and overlong at "
+                "least 0"
             )
+        if overlong >= sampling.max_tokens:
+            raise ValueError(
+                f"overlong is {overlong}: it must stay below the completion limit of {sampling.max_tokens}"
+            )
+        for name, value, known in (
+            ("aggregate", aggregate, ("sequence", "token", "limit")),
+            ("ratio", ratio, ("token", "sequence", "completion")),
+            ("surrogate", surrogate, ("clipped", "weighted")),
+            ("kl_in", kl_in, ("loss", "reward", "token")),
+        ):
+            if value not in known:
+                raise ValueError(f"method.{name} is {value!r}: use {', '.join(map(repr, known))}")
         if importance_cap is not None and importance_cap < 1:
             raise ValueError(f"importance_cap is {importance_cap}: it must be at least 1, or null")
         self.sampling, self.micro_batch = sampling, micro_batch
         self.inner_epochs, self.minibatches = inner_epochs, minibatches
         self.clip_low, self.clip_high, self.beta = clip_low, clip_high, beta
-        self.advantage_scale, self.aggregate = advantage_scale, aggregate
+        self.advantages, self.aggregate = advantages or GroupRelative(), aggregate
+        self.ratio, self.surrogate = ratio, surrogate
+        self.kl_in, self.whiten = kl_in, whiten
+        self.redraws, self.overlong = redraws, overlong
         self.importance_cap = importance_cap
         self.updates_per_step = inner_epochs * minibatches
 
@@ -116,42 +131,129 @@ class GRPO(VLMModule):
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
         """One rollout over all prompts of this step, and the updates that follow from it."""
         self.policy.refresh_whole()
-        with self.timed("sample"):
-            rollout, samples, answers = self.answer(prompts, self.sampling)
-        with self.timed("score"):
-            table = self.rewards.score(answers, samples)
-        advantages = group_advantages(table.total, self.sampling.group_size, self.advantage_scale)
-        batches = self.compared(self.split(prompts, rollout, advantages.to(self.device)))
+        drawn = self.draw(prompts)
+        drawn, advantages, batches = self.weighed(drawn)
         with self.timed("train"):
             updates = [
                 self.descend(minibatch)
                 for _ in range(self.inner_epochs)
                 for minibatch in _parts(batches, self.minibatches)
             ]
-        self.log_step(rollout, table, answers, samples, updates)
-        rows = rollout_rows(self.step, samples, rollout, answers, table, advantages, self.sampling.group_size)
+        self.log_step(drawn, updates)
+        rows = rollout_rows(
+            self.step, drawn.samples, drawn.rollout, drawn.answers, drawn.table, advantages, drawn.group_size
+        )
         self.end_step()
         return {"rollout": rows}
 
-    def split(
-        self, prompts: Sequence[EncodedPrompt], rollout: Rollout, advantages: Float[Tensor, " rows"]
-    ) -> list[MicroBatch]:
+    def weighed(self, drawn: Drawn) -> tuple[Drawn, Float[Tensor, " rows"], list[MicroBatch]]:
+        """What was drawn with all terms of its reward, each row's advantage, and the micro-batches."""
+        advantages = self.judged(drawn)
+        batches = self.compared(self.split(drawn, advantages))
+        if self.beta and self.kl_in == "reward":
+            penalties = torch.cat([batch.penalty.sum(1) for batch in batches])
+            drawn = replace(drawn, table=drawn.table.plus("kl", penalties.cpu(), -self.beta))
+            advantages = self.judged(drawn)
+            parts = advantages.to(self.device).split([len(batch.tokens) for batch in batches])
+            batches = [replace(b, advantages=part) for b, part in zip(batches, parts, strict=True)]
+        if self.whiten or (self.beta and self.kl_in == "token"):
+            batches = self.by_token(batches)
+        return drawn, advantages, batches
+
+    def draw(self, prompts: list[EncodedPrompt]) -> Drawn:
+        """Completions of the prompts, and of other questions in the place of groups that teach nothing."""
+        drawn = self.rolled(prompts)
+        for attempt in range(self.redraws):
+            spread = drawn.spread
+            wanted = int(self.all_gather((~spread).sum().to(self.device)).max())
+            if not wanted:
+                break
+            fresh = self.trainer.datamodule.spare(wanted, self.step, attempt, self._taken(drawn))
+            if not fresh:
+                break
+            other = self.rolled(fresh)
+            good = other.spread.nonzero().flatten().tolist()
+            # the places that good ones fill are in the order of the prompts
+            order = list(range(len(spread)))
+            for place, found in zip((~spread).nonzero().flatten().tolist(), good, strict=False):
+                order[place] = len(spread) + found
+            drawn = drawn.beside(other, self.policy.pad_id).groups(order)
+        return drawn
+
+    def rolled(self, prompts: list[EncodedPrompt]) -> Drawn:
+        """Completions with their rewards."""
+        with self.timed("sample"):
+            rollout, samples, answers = self.answer(prompts, self.sampling)
+        with self.timed("score"):
+            table = self.rewards.score(answers, samples)
+            if self.overlong:
+                free = self.sampling.max_tokens - self.overlong
+                beyond = (free - rollout.lengths.cpu()) / self.overlong
+                table = table.plus("overlong", beyond.clamp(-1, 0))
+        return Drawn(prompts, rollout, samples, answers, table)
+
+    def _taken(self, drawn: Drawn) -> set[str]:
+        """Ids of the questions that any rank has in this step."""
+        mine = [prompt.sample.id for prompt in drawn.prompts]
+        if self.trainer.world_size == 1:
+            return set(mine)
+        every: list = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(every, mine)
+        return {name for names in every for name in names}
+
+    def judged(self, drawn: Drawn) -> Float[Tensor, " rows"]:
+        """The advantages of this rank's rows among those of all ranks."""
+        table, right = drawn.table, drawn.right
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        if world > 1:
+
+            def gathered(values: Tensor) -> Tensor:
+                return self.all_gather(values.to(self.device)).flatten().cpu()
+
+            table, right = table.each(gathered), gathered(right.float()).bool()
+        return self.advantages(table, right, self.sampling.group_size).chunk(world)[rank]
+
+    def by_token(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """With an advantage for each token: less the KL that is still to come, and whitened."""
+        advantages = [batch.advantages[:, None].expand(batch.mask.shape) for batch in batches]
+        if self.beta and self.kl_in == "token":
+            advantages = [
+                values - self.beta * to_go(batch.penalty)
+                for values, batch in zip(advantages, batches, strict=True)
+            ]
+        if self.whiten:
+            flat, mask = (
+                torch.cat([part.flatten() for part in parts])[None]
+                for parts in (advantages, [batch.mask for batch in batches])
+            )
+            mean, std = spread_over(flat, mask, self.over_ranks)
+            advantages = [(values - mean) / (std + 1e-8) for values in advantages]
+        return [
+            replace(batch, advantages=torch.where(batch.mask, values, 0.0))
+            for batch, values in zip(batches, advantages, strict=True)
+        ]
+
+    def over_ranks(self, sums: Tensor) -> Tensor:
+        """Added up over ranks."""
+        return self.all_gather(sums).reshape(-1, *sums.shape).sum(0)
+
+    def split(self, drawn: Drawn, advantages: Float[Tensor, " rows"]) -> list[MicroBatch]:
         """Cut a rollout into micro-batches of whole groups, trimmed to their longest completion.
 
         Groups that cannot move the weights come last, and are silent.
         """
-        loud, silent = self._by_gradient(advantages.view(len(prompts), -1))
+        advantages, pad_id = advantages.to(self.device), self.policy.pad_id
+        loud, silent = self._by_gradient(advantages.view(len(drawn.prompts), -1))
         parts = [loud[start : start + self.micro_batch] for start in range(0, len(loud), self.micro_batch)]
-        batches = [self._micro_batch(prompts, rollout, advantages, part) for part in parts]
+        batches = [MicroBatch.of(drawn, advantages, part, pad_id) for part in parts]
         if silent:
-            rest = self._micro_batch(prompts, rollout, advantages, silent)
-            batches.append(replace(rest, silent=True))
+            batches.append(replace(MicroBatch.of(drawn, advantages, silent, pad_id), silent=True))
         return batches
 
     def _by_gradient(self, advantages: Float[Tensor, "prompts group"]) -> tuple[list[int], list[int]]:
         """Prompts whose groups have a gradient, and the others; all where it matters which are together."""
         every = list(range(len(advantages)))
-        if self.beta or self.minibatches > 1:
+        if self.beta or self.whiten or self.minibatches > 1:
             return every, []
         loud = advantages.ne(0).any(1)
         # Every rank makes as many passes, and at least one, so that the optimiser steps as it would.
@@ -159,29 +261,11 @@ class GRPO(VLMModule):
         order = loud.int().argsort(descending=True, stable=True).tolist()
         return sorted(order[:count]), sorted(order[count:])
 
-    def _micro_batch(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        rollout: Rollout,
-        advantages: Float[Tensor, " rows"],
-        chosen: Sequence[int],
-    ) -> MicroBatch:
-        group = torch.arange(self.sampling.group_size)
-        rows = (torch.tensor(chosen)[:, None] * len(group) + group).flatten().to(rollout.tokens.device)
-        length = int(rollout.lengths[rows].max())
-        return MicroBatch(
-            prompts=collate([prompts[i] for i in chosen], self.policy.pad_id, self.device),
-            tokens=rollout.tokens[rows, :length],
-            mask=rollout.mask[rows, :length],
-            advantages=advantages[rows],
-            sampled=rollout.logprobs[rows, :length],
-        )
-
     @torch.no_grad()
     def compared(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """With log-probabilities from before the first of several updates, and of the reference."""
         with self.timed("reference"):
-            if self.updates_per_step > 1:
+            if self.updates_per_step > 1 or (self.beta and self.kl_in != "loss"):
                 batches = [b if b.silent else replace(b, old_logprobs=self.logprobs(b)) for b in batches]
             if self.beta:
                 batches = [replace(b, ref_logprobs=self.reference(b)) for b in batches]
@@ -202,11 +286,7 @@ class GRPO(VLMModule):
             The loss, the gradients' norm before clipping, :func:`grpo_loss`'s sums over tokens, and by
             ``gap`` how far each token's log-probability lies from the sampler's.
         """
-        rows = sum(len(batch.tokens) for batch in minibatch)
-        tokens = sum(batch.mask.sum() for batch in minibatch)
-        # The strategy averages gradients over ranks, so a token mean over all ranks divides by the
-        # ranks' mean count.
-        denominator = rows if self.aggregate == "sequence" else self.all_gather(tokens).float().mean()
+        denominator = self._denominator(minibatch)
         sums: dict[str, Tensor] = {}
         gaps = []
         for batch in minibatch:
@@ -223,10 +303,12 @@ class GRPO(VLMModule):
                 batch.mask,
                 self.clip_low,
                 self.clip_high,
-                self.beta,
-                self.aggregate,
+                self.beta if self.kl_in == "loss" else 0.0,
+                "sequence" if self.aggregate == "sequence" else "token",
                 denominator,
                 None if self.importance_cap is None else gap.exp().clamp(max=self.importance_cap),
+                self.ratio,
+                self.surrogate,
             )
             self.manual_backward(loss)
             gaps.append(gap[batch.mask].abs())
@@ -236,16 +318,22 @@ class GRPO(VLMModule):
             norm = self.apply_gradients()
         return {**sums, "grad_norm": norm, "gap": torch.cat(gaps)}
 
-    def log_step(
-        self,
-        rollout: Rollout,
-        table: RewardTable,
-        answers: Sequence[Answer],
-        samples: Sequence[VQASample],
-        updates: Sequence[dict[str, Tensor]],
-    ) -> None:
+    def _denominator(self, minibatch: Sequence[MicroBatch]) -> float | Tensor:
+        """What the loss's sum over rows or tokens is divided by.
+
+        The strategy averages gradients over ranks, so a token mean over all ranks divides by the ranks' mean
+        count.
+        """
+        rows = sum(len(batch.tokens) for batch in minibatch)
+        if self.aggregate == "sequence":
+            return rows
+        if self.aggregate == "limit":
+            return rows * self.sampling.max_tokens
+        return self.all_gather(sum(batch.mask.sum() for batch in minibatch)).float().mean()
+
+    def log_step(self, drawn: Drawn, updates: Sequence[dict[str, Tensor]]) -> None:
         """What the rollout and its updates were like, averaged over rows, updates and ranks."""
-        groups = table.total.view(-1, self.sampling.group_size)
+        rollout, table = drawn.rollout, drawn.table
         gap = updates[0].pop("gap")
         for update in updates[1:]:
             del update["gap"]
@@ -254,11 +342,11 @@ class GRPO(VLMModule):
         values = {
             "reward": table.total,
             **{f"reward_{name}": value for name, value in table.terms.items()},
-            "accuracy": torch.tensor([is_right(a, s) for a, s in zip(answers, samples, strict=True)]),
-            "well_formed": torch.tensor([a.well_formed for a in answers]),
+            "accuracy": drawn.right,
+            "well_formed": torch.tensor([answer.well_formed for answer in drawn.answers]),
             "tokens": rollout.lengths,
             "truncated": rollout.truncated,
-            "groups_with_spread": groups.amax(1) > groups.amin(1),
+            "groups_with_spread": drawn.spread,
             "kept_mass": rollout.kept_mass[rollout.mask],
             "loss": summed["loss"] / len(updates),
             "grad_norm": summed["grad_norm"] / len(updates),

@@ -54,6 +54,7 @@ class VLMModule(LightningModule):
         policy, prompt, engine, rewards, seed: built from the other parts of the configuration.
         max_completion_tokens: limit of an answer in evaluation.
         optim: how weights change; ``None`` evaluates only.
+        name: what tables call the method.
     """
 
     updates_per_step = 1  # optimiser steps in one training step
@@ -67,8 +68,10 @@ class VLMModule(LightningModule):
         seed: int,
         max_completion_tokens: int,
         optim: Optimisation | None = None,
+        name: str = "zero_shot",
     ) -> None:
         super().__init__()
+        self.method = name
         self.strict_loading = False  # checkpoints hold what is trained
         # Rollouts, several updates a rollout and clipping are loops of our own.
         self.automatic_optimization = False

@@ -1,4 +1,4 @@
-"""The formulas: advantages, KL estimate, the clipped GRPO loss and the SFT loss.
+"""The formulas: KL estimate, the policy losses of the GRPO family and the SFT loss.
 
 Pure functions of tensors. Rows are prompt-major: row = prompt * group_size + completion.
 
@@ -7,6 +7,7 @@ Departures from the papers' released trainers:
 1. Completions and rewards share one row order. (MedVLM-R1's trainer scores half the rows with
    another prompt's answer as soon as a device holds two prompts.)
 2. A row whose mask is empty contributes 0 instead of NaN, and is counted by the caller.
+3. CISPO's weight has the upper bound alone that its paper works with, written as 1 + clip_high.
 """
 
 from typing import Literal
@@ -22,32 +23,6 @@ PerToken = Float[Tensor, "rows tokens"]
 _MAX_LOG_RATIO = 20.0
 
 
-def group_advantages(
-    rewards: Rows, group_size: int, scale: Literal["std", "none"] = "std", eps: float = 1e-4
-) -> Rows:
-    """Advantage of each completion relative to its own group (GRPO, arXiv 2402.03300, section 4.1).
-
-    Args:
-        rewards: prompt-major total rewards.
-        group_size: completions per prompt, G.
-        scale: ``std`` divides by the group's unbiased standard deviation, as the papers' trainer
-            does; ``none`` does not (Dr. GRPO, arXiv 2503.20783).
-        eps: added to the standard deviation.
-
-    Raises:
-        ValueError: the rows are no whole number of groups, or a group has fewer than two rows.
-    """
-    if group_size < 2 or len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} rows do not form groups of {group_size} (at least 2 a group)")
-    groups = rewards.view(-1, group_size)
-    advantages = groups - groups.mean(dim=1, keepdim=True)  # A = r - mean(r)
-    if scale == "std":
-        advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)  # A = (r - mean) / (std + eps)
-    elif scale != "none":
-        raise ValueError(f"scale is {scale!r}: use 'std' or 'none'")
-    return advantages.reshape(-1)
-
-
 def kl_k3(logprobs: PerToken, ref_logprobs: PerToken) -> PerToken:
     """Per-token estimate of KL(policy || reference): exp(d) - d - 1 with d = ref - policy.
 
@@ -58,11 +33,32 @@ def kl_k3(logprobs: PerToken, ref_logprobs: PerToken) -> PerToken:
     return torch.expm1(d) - d
 
 
+def importance(
+    log_ratio: PerToken, mask: Bool[Tensor, "rows tokens"], level: Literal["token", "sequence", "completion"]
+) -> PerToken:
+    """How much likelier the policy finds a token, or the completion that it stands in, than the sampler did.
+
+    Args:
+        log_ratio: log pi - log pi_old of each token.
+        level: ``token``; ``sequence``: the geometric mean over the completion, at each of its tokens (GSPO,
+            arXiv 2507.18071, equation 7); ``completion``: the product, as of one single action (RLOO).
+    """
+    log_ratio = torch.where(mask, log_ratio, 0.0)
+    if level != "token":
+        summed = log_ratio.sum(1, keepdim=True)
+        if level == "sequence":
+            summed = summed / mask.sum(1, keepdim=True).clamp(min=1)
+        elif level != "completion":
+            raise ValueError(f"ratio is {level!r}: use 'token', 'sequence' or 'completion'")
+        log_ratio = summed.expand_as(log_ratio)
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+
+
 def grpo_loss(
     logprobs: PerToken,
     old_logprobs: PerToken,
     ref_logprobs: PerToken | None,
-    advantages: Rows,
+    advantages: Rows | PerToken,
     mask: Bool[Tensor, "rows tokens"],
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -70,14 +66,16 @@ def grpo_loss(
     aggregate: Literal["sequence", "token"] = "sequence",
     denominator: float | None = None,
     weights: PerToken | None = None,
+    ratio: Literal["token", "sequence", "completion"] = "token",
+    surrogate: Literal["clipped", "weighted"] = "clipped",
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Clipped, KL-regularised policy loss (GRPO, arXiv 2402.03300, equation 3).
+    """Policy loss with a KL term (GRPO, arXiv 2402.03300, equation 3, and its family).
 
     Args:
         logprobs: log-probability of each completion token under the policy; carries the gradient.
         old_logprobs: the same under the policy that sampled.
         ref_logprobs: the same under the reference; may be ``None`` when ``beta`` is 0.
-        advantages: one per row.
+        advantages: one per row, or one per token.
         mask: true on completion tokens up to and including the end of sequence.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
         beta: weight of the KL estimate.
@@ -87,6 +85,10 @@ def grpo_loss(
             this call sees only a part of them; by default what this call sees.
         weights: of each token's policy term, the KL estimate aside; truncated importance weights of
             the policy against the sampler (Ionides 2008, doi 10.1198/106186008X320456). No gradient.
+        ratio: see :func:`importance`.
+        surrogate: ``clipped`` is min(w A, clip(w) A), without gradient where the clip holds a token;
+            ``weighted`` is sg(min(w, 1 + clip_high)) A log pi, in which every token keeps its gradient
+            (CISPO, arXiv 2506.13585, equation 4).
 
     Returns:
         The loss, and sums for logging: ``tokens``, ``kl``, ``clipped`` (tokens held by the clip) and
@@ -95,10 +97,17 @@ def grpo_loss(
     Raises:
         ValueError: ``beta`` is positive without reference log-probabilities.
     """
-    ratio = (logprobs - old_logprobs).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()  # w = pi / pi_old
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    gain = advantages.unsqueeze(1)
-    per_token = -torch.min(ratio * gain, clipped * gain)  # -min[w A, clip(w, 1-e, 1+e) A]
+    w = importance(logprobs - old_logprobs, mask, ratio)  # pi / pi_old
+    gain = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
+    if surrogate == "clipped":
+        clipped = w.clamp(1 - clip_low, 1 + clip_high)
+        per_token = -torch.min(w * gain, clipped * gain)  # -min[w A, clip(w, 1-e, 1+e) A]
+        held = w * gain > clipped * gain
+    elif surrogate == "weighted":
+        per_token = -w.detach().clamp(max=1 + clip_high) * gain * logprobs  # -sg(min(w, 1+e)) A log pi
+        held = w > 1 + clip_high
+    else:
+        raise ValueError(f"surrogate is {surrogate!r}: use 'clipped' or 'weighted'")
     if weights is not None:
         per_token = per_token * weights
     kl = torch.zeros_like(logprobs)
@@ -119,12 +128,11 @@ def grpo_loss(
         raise ValueError(f"aggregate is {aggregate!r}: use 'sequence' or 'token'")
 
     with torch.no_grad():
-        held = (ratio * gain > clipped * gain) & mask
         stats = {
             "tokens": mask.sum(),
             "kl": torch.where(mask, kl, 0.0).sum(),
-            "clipped": held.sum(),
-            "ratio": torch.where(mask, ratio, 0.0).sum(),
+            "clipped": (held & mask).sum(),
+            "ratio": torch.where(mask, w, 0.0).sum(),
         }
     return loss, stats
 

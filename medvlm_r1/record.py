@@ -64,7 +64,6 @@ def write_record(
     ``timing.json`` alone, so that the rest is the same for the same seed.
     """
     controls, not_run = controls_of(config["controls"], module.prompt, served="url" in config["model"])
-    method = config["method"]["_target_"].rsplit(".", 1)[-1].lower() if module.trains else "zero_shot"
     questions = module.trainer.datamodule.questions
     predictions = module.predictions
     if PRIOR in controls:
@@ -74,7 +73,7 @@ def write_record(
     run = {
         "name": folder.name,
         "experiment": config["experiment"],
-        "method": method,
+        "method": module.method,
         "seed": config["seed"],
         "model": model_name(config["model"]),
         "prompt": config["prompt"]["name"],

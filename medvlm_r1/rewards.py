@@ -114,11 +114,24 @@ class RewardTable:
 
     Attributes:
         terms: each term's unweighted value per row, by name.
-        total: the weighted sum per row.
+        weights: the factor of each term.
     """
 
     terms: dict[str, Float[Tensor, " rows"]]
-    total: Float[Tensor, " rows"]
+    weights: dict[str, float]
+
+    @property
+    def total(self) -> Float[Tensor, " rows"]:
+        """The weighted sum per row."""
+        return sum(self.weights[name] * value for name, value in self.terms.items())
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "RewardTable":
+        """The same terms with ``change`` applied to each one's rows."""
+        return RewardTable({name: change(value) for name, value in self.terms.items()}, self.weights)
+
+    def plus(self, name: str, values: Float[Tensor, " rows"], weight: float = 1.0) -> "RewardTable":
+        """With one term more."""
+        return RewardTable({**self.terms, name: values}, {**self.weights, name: weight})
 
 
 @dataclass(frozen=True)
@@ -150,5 +163,4 @@ class Rewards:
             name: torch.tensor([term(a, s) for a, s in zip(answers, samples, strict=True)])
             for name, term in self.terms.items()
         }
-        total = sum(self.weights.get(name, 1.0) * value for name, value in terms.items())
-        return RewardTable(terms=terms, total=total)
+        return RewardTable(terms, {name: self.weights.get(name, 1.0) for name in terms})

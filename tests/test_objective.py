@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medvlm_r1.module import rows_of
-from medvlm_r1.objective import group_advantages, grpo_loss, kl_k3, sft_loss
+from medvlm_r1.objective import grpo_loss, importance, kl_k3, sft_loss
 from medvlm_r1.update import Optimisation
 
 LN2 = math.log(2.0)
@@ -30,42 +30,12 @@ def one_token(ratio, advantage, **how):
     return loss.item(), logprobs.grad.item(), stats
 
 
-class TestAdvantages:
-    def test_standardises_each_group_with_the_unbiased_deviation(self):
-        # 1 1 1 5: mean 2, deviations -1 -1 -1 3, variance (1 + 1 + 1 + 9) / (4 - 1) = 4, std 2
-        # 0 3 6 3: mean 3, deviations -3 0 3 0, variance 18 / 3 = 6
-        rewards = torch.tensor([1.0, 1, 1, 5, 0, 3, 6, 3])
-        s = 3 / math.sqrt(6)
-        close(group_advantages(rewards, 4, eps=0), torch.tensor([-0.5, -0.5, -0.5, 1.5, -s, 0, s, 0]))
-
-    def test_eps_is_added_to_the_deviation(self):
-        # std 2 + eps 0.5: -1 / 2.5, 3 / 2.5
-        close(group_advantages(torch.tensor([1.0, 1, 1, 5]), 4, eps=0.5), [-0.4, -0.4, -0.4, 1.2])
-
-    def test_eps_is_the_papers_by_default(self):
-        # 0 2e-4: std = sqrt(2) * 1e-4, A = 1e-4 / (sqrt(2) * 1e-4 + 1e-4) = sqrt(2) - 1
-        a = math.sqrt(2) - 1
-        close(group_advantages(torch.tensor([0.0, 2e-4], dtype=torch.float64), 2).float(), [-a, a])
-
-    @pytest.mark.parametrize("reward", [0.0, 0.5, 2.0])
-    def test_equal_rewards_give_zero(self, reward):
-        assert group_advantages(torch.full((8,), reward), 4).tolist() == [0.0] * 8
-
-    def test_without_scale_it_is_the_distance_to_the_mean(self):
-        close(group_advantages(torch.tensor([1.0, 1, 1, 5]), 4, scale="none"), [-1.0, -1, -1, 3])
-
-    def test_groups_are_prompt_major(self):
-        # Generation-major reading would mix 0 1 with 10 11 and give advantages of +-5.
-        close(group_advantages(torch.tensor([0.0, 1, 10, 11]), 2, scale="none"), [-0.5, 0.5, -0.5, 0.5])
-
-    @pytest.mark.parametrize(("rows", "group"), [(5, 2), (3, 4), (4, 1)])
-    def test_broken_groups_are_refused(self, rows, group):
-        with pytest.raises(ValueError, match=f"{rows} rows do not form groups of {group}"):
-            group_advantages(torch.ones(rows), group)
-
-    def test_unknown_scale_is_refused(self):
-        with pytest.raises(ValueError, match="'std' or 'none'"):
-            group_advantages(torch.ones(4), 2, scale="batch")
+# What sets a method's loss apart from GRPO's.
+VARIANTS = {
+    "gspo": {"ratio": "sequence"},
+    "rloo": {"ratio": "completion"},
+    "cispo": {"surrogate": "weighted"},
+}
 
 
 class TestKL:
@@ -167,14 +137,15 @@ class TestGRPOLoss:
         assert loss.item() == 0.0
         assert logprobs.grad.abs().sum() == 0.0
 
+    @pytest.mark.parametrize("how", [{}, *VARIANTS.values()], ids=["grpo", *VARIANTS])
     @pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf, 1e30])
-    def test_rubbish_outside_the_mask_reaches_neither_loss_nor_gradient(self, rubbish):
+    def test_rubbish_outside_the_mask_reaches_neither_loss_nor_gradient(self, rubbish, how):
         mask = torch.tensor([[True, False]])
         results = []
         for outside in (0.0, rubbish):
             logprobs = torch.tensor([[-1.0, outside]], requires_grad=True)
             old, reference = torch.tensor([[-1.1, outside]]), torch.tensor([[-0.8, outside]])
-            loss, stats = grpo_loss(logprobs, old, reference, torch.tensor([0.7]), mask)
+            loss, stats = grpo_loss(logprobs, old, reference, torch.tensor([0.7]), mask, **how)
             loss.backward()
             results.append((loss.item(), logprobs.grad.tolist(), [s.item() for s in stats.values()]))
         assert results[0] == results[1]
@@ -190,16 +161,17 @@ class TestGRPOLoss:
             assert logprobs.grad.isfinite().all()
             assert all(torch.as_tensor(s).isfinite() for s in stats.values())
 
+    @pytest.mark.parametrize("how", [{}, *VARIANTS.values()], ids=["grpo", *VARIANTS])
     @pytest.mark.parametrize("aggregate", ["sequence", "token"])
-    def test_micro_batches_add_up_to_the_whole(self, aggregate):
+    def test_micro_batches_add_up_to_the_whole(self, aggregate, how):
         logprobs, old, reference, advantages, mask = random_rows(10, 7)
-        whole, stats = grpo_loss(logprobs, old, reference, advantages, mask, aggregate=aggregate)
+        whole, stats = grpo_loss(logprobs, old, reference, advantages, mask, aggregate=aggregate, **how)
         whole_gradient = torch.autograd.grad(whole, logprobs)[0]
         denominator = 10 if aggregate == "sequence" else mask.sum()
         parts, counts = [], []
         for rows in (slice(0, 1), slice(1, 6), slice(6, 10)):
             given = [t[rows] for t in (logprobs, old, reference, advantages, mask)]
-            loss, part = grpo_loss(*given, aggregate=aggregate, denominator=denominator)
+            loss, part = grpo_loss(*given, aggregate=aggregate, denominator=denominator, **how)
             parts.append(loss)
             counts.append(part)
         close(sum(parts), whole, 1e-12)
@@ -212,10 +184,74 @@ class TestGRPOLoss:
         with pytest.raises(ValueError, match=r"beta is 0\.04"):
             grpo_loss(zeros, zeros, None, torch.ones(1), mask)
 
-    def test_unknown_aggregate_is_refused(self):
+    @pytest.mark.parametrize("wrong", [{"aggregate": "batch"}, {"ratio": "word"}, {"surrogate": "none"}])
+    def test_unknown_choices_are_refused(self, wrong):
         zeros, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
-        with pytest.raises(ValueError, match="'sequence' or 'token'"):
-            grpo_loss(zeros, zeros, None, torch.ones(1), mask, beta=0, aggregate="batch")
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*: use '"):
+            grpo_loss(zeros, zeros, None, torch.ones(1), mask, beta=0, **wrong)
+
+    def test_an_advantage_for_each_token(self):
+        # on policy: -(1 - 2 + 3) / 3 and gradient -A / 3; the same for a row where all three are 2
+        logprobs, mask = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3, dtype=torch.bool)
+        advantages = torch.tensor([[1.0, -2.0, 3.0], [2.0, 2.0, 2.0]])
+        loss, _ = grpo_loss(logprobs, logprobs.detach(), None, advantages, mask, beta=0)
+        loss.backward()
+        close(loss.item(), -(2 / 3 + 2) / 2)
+        close(logprobs.grad, -advantages / 6)
+
+
+class TestImportance:
+    def test_levels_on_paper(self):
+        # ratios 2 and 8 over two tokens: geometric mean 4, product 16; the third token is padding
+        log_ratio = torch.tensor([[math.log(2), math.log(8), 5.0]])
+        mask = torch.tensor([[True, True, False]])
+        for level, expected in (
+            ("token", [2.0, 8.0]),
+            ("sequence", [4.0, 4.0]),
+            ("completion", [16.0, 16.0]),
+        ):
+            close(importance(log_ratio, mask, level)[0, :2], expected, 1e-5)
+
+    def test_one_update_on_policy_is_the_same_under_every_ratio(self):
+        logprobs, _, _, advantages, mask = random_rows(6, 5)
+        gradients = []
+        for ratio in ("token", "sequence"):
+            loss, _ = grpo_loss(logprobs, logprobs.detach(), None, advantages, mask, beta=0, ratio=ratio)
+            gradients.append(torch.autograd.grad(loss, logprobs)[0])
+        # one action: a completion's gradient is its sum over tokens, not its mean
+        loss, _ = grpo_loss(logprobs, logprobs.detach(), None, advantages, mask, beta=0, ratio="completion")
+        gradients.append(torch.autograd.grad(loss, logprobs)[0] / mask.sum(1, keepdim=True))
+        close(gradients[1], gradients[0], 1e-12)
+        close(gradients[2], gradients[0], 1e-12)
+
+    def test_weighted_tokens_keep_their_gradient_above_the_clip(self):
+        # w = 3, bound 1.5: loss -1.5 A log pi = -1.5 ln 3, gradient -1.5; clipped, it would be 0
+        got, slope, stats = one_token(3.0, 1.0, surrogate="weighted", clip_high=0.5)
+        close(got, -1.5 * math.log(3))
+        close(slope, -1.5)
+        assert stats["clipped"] == 1
+        # no lower bound: w = 0.5, A = -1
+        close(one_token(0.5, -1.0, surrogate="weighted", clip_high=0.5)[1], 0.5)
+
+    def test_weighted_and_clipped_are_one_on_policy(self):
+        logprobs, _, _, advantages, mask = random_rows(6, 5)
+        gradients = [
+            torch.autograd.grad(
+                grpo_loss(
+                    logprobs,
+                    logprobs.detach(),
+                    None,
+                    advantages,
+                    mask,
+                    beta=0,
+                    aggregate="token",
+                    surrogate=s,
+                )[0],
+                logprobs,
+            )[0]
+            for s in ("clipped", "weighted")
+        ]
+        close(gradients[0], gradients[1], 1e-12)
 
 
 def random_rows(rows, tokens, seed=0):
@@ -232,7 +268,7 @@ def random_rows(rows, tokens, seed=0):
     return logprobs.requires_grad_(), old, reference, draw(rows, scale=1.0), mask
 
 
-def trl_loss(logprobs, old, reference, advantages, mask, loss_type, beta, clip, longest):
+def trl_loss(logprobs, old, reference, advantages, mask, loss_type, beta, clip, longest, level="token"):
     """The loss that TRL's trainer computes from these log-probabilities, and what it logs."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -249,7 +285,7 @@ def trl_loss(logprobs, old, reference, advantages, mask, loss_type, beta, clip, 
         current_gradient_accumulation_steps=1,
         epsilon_low=clip[0],
         epsilon_high=clip[1],
-        importance_sampling_level="token",
+        importance_sampling_level=level,
         loss_type=loss_type,
         max_completion_length=longest,
         model=SimpleNamespace(training=True),
@@ -289,6 +325,55 @@ def test_trl_computes_the_same(loss_type, aggregate, beta, clip):
     close(stats["clipped"] / mask.sum(), logged["clip_ratio/region_mean"][0])
     if beta:
         close(stats["kl"] / mask.sum(), logged["kl"][0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_trl_computes_the_same_for_gspo(beta):
+    rows = random_rows(12, 9, seed=3)
+    clip = (3e-2, 4e-2)  # wide enough that some are held and some are not
+    theirs, _ = trl_loss(*rows, "grpo", beta, clip, longest=16, level="sequence")
+    ours, stats = grpo_loss(*rows, *clip, beta, ratio="sequence")
+    assert 0 < stats["clipped"] < rows[-1].sum()
+    close(ours, theirs)
+    close(torch.autograd.grad(ours, rows[0])[0], torch.autograd.grad(theirs, rows[0])[0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_trl_computes_the_same_for_cispo(beta):
+    rows = random_rows(12, 9, seed=3)
+    theirs, _ = trl_loss(*rows, "cispo", beta, (0.2, 1.2), longest=16)  # TRL's is the bound itself
+    ours, stats = grpo_loss(*rows, 0.2, 0.2, beta, "token", surrogate="weighted")
+    assert 0 < stats["clipped"] < rows[-1].sum()
+    close(ours, theirs)
+    close(torch.autograd.grad(ours, rows[0])[0], torch.autograd.grad(theirs, rows[0])[0])
+
+
+def test_trl_computes_the_same_for_rloo():
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    logprobs, old, _, advantages, mask = random_rows(12, 9, seed=3)
+    trainer = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        _metrics={"train": defaultdict(list)},
+        accelerator=SimpleNamespace(gather=lambda value: value, reduce=lambda value, reduction: value),
+        aux_loss_enabled=False,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        model=SimpleNamespace(training=True),
+    )
+    inputs = {
+        "prompt_ids": torch.zeros(len(mask), 1, dtype=torch.long),
+        "prompt_mask": torch.ones(len(mask), 1, dtype=torch.long),
+        "completion_ids": torch.zeros(mask.shape, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_logps": (old * mask).sum(1),
+    }
+    theirs = RLOOTrainer._compute_loss(trainer, None, inputs)
+    ours, stats = grpo_loss(logprobs, old, None, advantages, mask, beta=0, ratio="completion")
+    assert 0 < stats["clipped"] < mask.sum()
+    close(ours, theirs)
+    close(torch.autograd.grad(ours, logprobs)[0], torch.autograd.grad(theirs, logprobs)[0])
 
 
 class TestSFTLoss:

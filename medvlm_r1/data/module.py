@@ -1,8 +1,10 @@
 """Serve questions to training, validation and test, encoded in workers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from itertools import islice
 from typing import Any
 
+import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -78,6 +80,24 @@ class VQADataModule(LightningDataModule):
         )
         encoded = _Encoded(self.questions.train, self.encode, "train")
         return self._loader(encoded, self.prompts_per_step // world, sampler, drop_last=True)
+
+    def spare(self, count: int, step: int, attempt: int, taken: Set[str]) -> list:
+        """Further training questions for this device, encoded; other devices get others.
+
+        They follow from (seed, step, attempt), so a resumed run draws the same ones.
+
+        Args:
+            count: wanted on each device; fewer come, equally many everywhere, where too few are left.
+            taken: ids of the questions that all devices already have in this step.
+        """
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        source = self.questions.train
+        order = np.random.default_rng([self.seed, step, attempt]).permutation(len(source))
+        free = (place for place in order.tolist() if source[place].id not in taken)
+        chosen = list(islice(free, count * world))
+        count = len(chosen) // world
+        mine = chosen[rank * count : (rank + 1) * count]
+        return [self.encode(source[place], "train") for place in mine]
 
     def val_dataloader(self) -> DataLoader:
         encoded = _Encoded(self._share(self.questions.validation), self.encode, "evaluate")

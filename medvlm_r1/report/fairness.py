@@ -95,7 +95,7 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
         for s in pairs
         if s.key.startswith("method.")
         and s.key in a.keys() & b.keys()
-        and s.key not in (*TUNED, "method._target_")
+        and s.key not in (*TUNED, "method._target_", "method.name")
     ]
     return Fairness(
         *labels,

@@ -11,7 +11,18 @@ from omegaconf import OmegaConf
 
 from medvlm_r1.data.variant import PLAIN
 
-METHODS = {"zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO"}  # in the order of every table
+METHODS = {  # in the order of every table
+    "zero_shot": "Zero-shot",
+    "sft": "SFT",
+    "grpo": "GRPO",
+    "dr_grpo": "Dr. GRPO",
+    "dapo": "DAPO",
+    "gspo": "GSPO",
+    "cispo": "CISPO",
+    "rloo": "RLOO",
+    "reinforce_pp": "REINFORCE++",
+    "gdpo": "GDPO",
+}
 
 
 class RunFolderError(ValueError):

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
@@ -73,6 +74,34 @@ class Rollout:
     def lengths(self) -> Int[Tensor, " rows"]:
         """Tokens per completion, end of sequence included."""
         return self.mask.sum(1)
+
+    def rows(self, chosen: Int[Tensor, " rows"]) -> "Rollout":
+        """Some of the rows, in this order."""
+        return Rollout(
+            tokens=self.tokens[chosen],
+            mask=self.mask[chosen],
+            logprobs=self.logprobs[chosen],
+            kept_mass=self.kept_mass[chosen],
+            texts=[self.texts[row] for row in chosen.tolist()],
+            truncated=self.truncated[chosen],
+        )
+
+    def beside(self, other: "Rollout", pad_id: int) -> "Rollout":
+        """The rows of both, one's below the other's, padded to the longer."""
+        longest = max(self.tokens.shape[1], other.tokens.shape[1])
+
+        def stacked(name: str, fill: float) -> Tensor:
+            parts = [getattr(rollout, name) for rollout in (self, other)]
+            return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts])
+
+        return Rollout(
+            tokens=stacked("tokens", pad_id),
+            mask=stacked("mask", False),
+            logprobs=stacked("logprobs", 0.0),
+            kept_mass=stacked("kept_mass", 1.0),
+            texts=self.texts + other.texts,
+            truncated=torch.cat([self.truncated, other.truncated]),
+        )
 
 
 class Completions(Protocol):
