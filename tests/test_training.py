@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from command import run_alone
-from training import FORMAT, RECIPE, SHORT, fit, launch, module_of, sgd
+from training import RECIPE, SHORT, fit, launch, module_of, sgd
 
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
@@ -52,16 +52,6 @@ def test_sft_learns_its_targets(tmp_path):
     assert sum(p.answered and not p.well_formed for p in after.predictions) > 0.9 * len(after.predictions)
     assert before.step == 1
     assert after.step == 12
-
-
-def test_grpo_raises_what_it_rewards(tmp_path):
-    """Rewarding the think format alone must make completions think."""
-    before = fit(GRPO, tmp_path / "a", steps=1, lr=1e-9)
-    settings = {"steps": 12, "n": 48, "lr": 3e-4, "beta": 0.0, "rewards": FORMAT}
-    after = fit(GRPO, tmp_path / "b", **settings)
-    thinks = [sum(p.well_formed for p in m.predictions) for m in (before, after)]
-    assert thinks[1] > thinks[0]
-    assert thinks[1] > 0.8 * len(after.predictions)
 
 
 def test_predictions_follow_the_order_of_the_test_sets(tmp_path):

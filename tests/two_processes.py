@@ -16,6 +16,7 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from training import RECIPE, fit, phantoms, sgd
 
+from medvlm_r1.advantage import PerTerm
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.grpo import GRPO
@@ -36,6 +37,14 @@ STRATEGIES = {
 SCENARIOS = {
     "sft": {"kind": SFT},
     "grpo": {"kind": GRPO, "aggregate": "token"},
+    "normalised": {
+        "kind": GRPO,
+        "aggregate": "token",
+        "advantages": PerTerm(),
+        "kl_in": "token",
+        "whiten": True,
+        "inner_epochs": 2,
+    },
     "grpo_two_passes": {"kind": GRPO, "inner_epochs": 2, "micro_batch": 1},
     "lora": {"kind": GRPO, "aggregate": "token", "tuning": LORA},
     "language_model": {"kind": GRPO, "tuning": Tuning("language_model")},

@@ -1,0 +1,193 @@
+"""The GRPO family in training: every member learns, ranks and micro-batches change nothing, options do what
+they say."""
+
+import math
+
+import pytest
+import torch
+from command import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import Callback
+from training import FORMAT, RECIPE, fit, module_of, sgd
+
+import run  # noqa: F401  it registers the resolvers
+from medvlm_r1.advantage import GroupRelative, LeaveOneOut, NoBaseline
+from medvlm_r1.grpo import GRPO
+from medvlm_r1.module import VLMModule
+from medvlm_r1.policy.load import load_policy
+from medvlm_r1.rollout.engine import Sampling
+
+FAMILY = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "gdpo")
+
+
+def settings_of(method, *overrides):
+    """What an option of the method group gives GRPO, at the sizes of these tests."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose(
+            "config", overrides=[f"method={method}", "model.recipe.max_completion_tokens=24", *overrides]
+        )
+    settings = instantiate(cfg.method).keywords
+    for key in ("optim", "max_completion_tokens"):
+        del settings[key]
+    return settings | {"sampling": Sampling(group_size=4, max_tokens=24), "micro_batch": 4}
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+
+
+class Steps(Callback):
+    """Keeps the rows and the logged values of every training step."""
+
+    def __init__(self):
+        self.rows, self.logged = [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.rows.append(outputs["rollout"])
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def steps_of(folder, **settings):
+    """One step by plain SGD; returns the change of the weights and what the step left."""
+    start = weights(module_of(VLMModule, load_policy("embedded", RECIPE)))
+    seen = Steps()
+    settings = {"steps": 1, "optimizer": sgd, "lr": 0.1, "trainer": {"callbacks": [seen]}} | settings
+    return weights(fit(GRPO, folder, **settings)) - start, seen
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    return fit(GRPO, tmp_path_factory.mktemp("untrained"), steps=1, lr=1e-9)
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_every_member_raises_what_it_rewards(method, untrained, tmp_path):
+    """Rewarding the think format alone must make completions think."""
+    after = fit(GRPO, tmp_path, steps=12, n=48, lr=3e-4, rewards=FORMAT, **settings_of(method))
+    thinks = [sum(p.well_formed for p in m.predictions) for m in (untrained, after)]
+    assert after.method == method
+    assert thinks[1] > thinks[0]
+    assert thinks[1] > 0.8 * len(after.predictions)
+
+
+@pytest.mark.parametrize("method", ["rloo", "reinforce_pp", "gdpo"])
+def test_micro_batches_change_memory_and_not_the_update(method, tmp_path):
+    settings = settings_of(method) | {"inner_epochs": 2}
+    whole, _ = steps_of(tmp_path / "a", **settings)
+    parts, _ = steps_of(tmp_path / "b", **settings | {"micro_batch": 1})
+    assert whole.norm() > 0
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_one_update_of_gspo_and_cispo_is_grpos(tmp_path):
+    """On policy all ratios are 1, so only the mean over tokens sets CISPO apart."""
+    grpo, _ = steps_of(tmp_path / "grpo", beta=0.0)
+    gspo, _ = steps_of(tmp_path / "gspo", **settings_of("gspo"))
+    torch.testing.assert_close(gspo, grpo, rtol=1e-3, atol=1e-6)
+    by_token, _ = steps_of(tmp_path / "token", beta=0.0, aggregate="token")
+    cispo, _ = steps_of(tmp_path / "cispo", **settings_of("cispo"))
+    torch.testing.assert_close(cispo, by_token, rtol=1e-3, atol=1e-6)
+    assert (grpo - by_token).norm() > 1e-3 * grpo.norm()
+
+
+def test_rloo_without_kl_is_dr_grpo_up_to_the_lengths(tmp_path):
+    """A completion as one action is the sum over its tokens, which the limit divides: G / (G - 1) * limit."""
+    dr_grpo, its = steps_of(tmp_path / "a", **settings_of("dr_grpo"))
+    rloo, other = steps_of(tmp_path / "b", **settings_of("rloo") | {"beta": 0.0})
+    norms = [seen.logged[0]["train/grad_norm"] for seen in (its, other)]  # before they are clipped
+    assert norms[1] == pytest.approx(norms[0] * 24 * 4 / 3, rel=1e-3)
+    assert torch.cosine_similarity(rloo, dr_grpo, dim=0) > 0.9999
+
+
+def test_kl_in_the_reward_is_a_term_of_it(tmp_path):
+    """After an update the policy has left the reference, so the penalty of the second step is not 0."""
+    _, seen = steps_of(
+        tmp_path, steps=2, beta=0.5, kl_in="reward", ratio="completion", advantages=LeaveOneOut()
+    )
+    first, second = seen.rows
+    assert all(abs(row["rewards"]["kl"]) < 1e-4 for row in first)
+    assert any(abs(row["rewards"]["kl"]) > 1e-3 for row in second)
+    for row in second:
+        terms = row["rewards"]
+        assert row["total"] == pytest.approx(
+            terms["format"] + terms["accuracy"] - 0.5 * terms["kl"], abs=1e-5
+        )
+    for start in range(0, len(second), 4):
+        totals = [row["total"] for row in second[start : start + 4]]
+        for row, total in zip(second[start : start + 4], totals, strict=True):
+            others = (sum(totals) - total) / 3
+            assert row["advantage"] == pytest.approx(total - others, abs=1e-5)
+
+
+def test_kl_in_the_tokens_moves_the_policy_back(tmp_path):
+    """Without any reward, what is left of REINFORCE++ is the pull towards the reference."""
+    pushed = settings_of("reinforce_pp") | {"advantages": NoBaseline(), "whiten": False}
+    _, seen = steps_of(tmp_path, steps=2, **pushed | {"beta": 1.0})
+    assert seen.logged[1]["train/kl"] > 0
+    assert math.isfinite(seen.logged[1]["train/loss"])
+
+
+def test_dynamic_sampling_replaces_groups_without_spread(tmp_path):
+    settings = {"n": 48, "beta": 0.0, "sampling": Sampling(group_size=4, max_tokens=24, temperature=0.1)}
+    plain, before = steps_of(tmp_path / "a", **settings)
+    drawn, after = steps_of(tmp_path / "b", redraws=4, **settings)
+    (before,), (after,) = before.rows, after.rows
+
+    def groups(rows):
+        return [rows[start : start + 4] for start in range(0, len(rows), 4)]
+
+    def spread(group):
+        return len({row["total"] for row in group}) > 1
+
+    kept = 0
+    for old, new in zip(groups(before), groups(after), strict=True):
+        if spread(old):
+            assert new == old
+            kept += 1
+        else:
+            assert spread(new) or new == old
+            assert len({row["sample_id"] for row in new}) == 1
+    assert kept < 4, "these draws no longer test anything: take another seed"
+    assert sum(map(spread, groups(after))) > kept
+    assert len({row["sample_id"] for row in after}) == 4  # no question twice
+    assert not torch.equal(plain, drawn)
+
+
+def test_dynamic_sampling_ends_where_no_question_is_left(tmp_path):
+    _, seen = steps_of(tmp_path, n=4, beta=0.0, redraws=4)
+    assert len({row["sample_id"] for row in seen.rows[0]}) == 4
+
+
+def test_over_long_completions_lose_reward(tmp_path):
+    """At a limit of 24 with 8 tokens of slope: nothing up to 16, a half at 20, 1 at the limit."""
+    _, seen = steps_of(tmp_path, overlong=8, sampling=Sampling(group_size=4, max_tokens=24, temperature=2.0))
+    rows = seen.rows[0]
+    for row in rows:
+        assert row["rewards"]["overlong"] == pytest.approx(-max(0, row["tokens"] - 16) / 8)
+    assert {row["rewards"]["overlong"] for row in rows} >= {-1.0}
+    assert any(row["rewards"]["overlong"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"redraws": -1},
+        {"overlong": 24},
+        {"aggregate": "rows"},
+        {"kl_in": "everywhere"},
+        {"ratio": "word"},
+        {"surrogate": "soft"},
+    ],
+)
+def test_wrong_choices_are_refused_by_name(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        module_of(GRPO, load_policy("embedded", RECIPE), **wrong)
+
+
+def test_asymmetric_advantages_go_with_every_scale(tmp_path):
+    settings = settings_of("dr_grpo", "method/advantages=asymmetric", "method.advantages.of.scale=none")
+    assert settings["advantages"].of == GroupRelative("none")
+    change, _ = steps_of(tmp_path, **settings)
+    assert change.norm() > 0
