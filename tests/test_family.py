@@ -18,7 +18,7 @@ from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.rollout.engine import Sampling
 
-FAMILY = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "gdpo")
+FAMILY = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "gdpo", "a_grae")
 
 
 def settings_of(method, *overrides):

@@ -22,6 +22,7 @@ METHODS = {  # in the order of every table
     "rloo": "RLOO",
     "reinforce_pp": "REINFORCE++",
     "gdpo": "GDPO",
+    "a_grae": "A-GRAE",
 }
 
 
