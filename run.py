@@ -143,7 +143,7 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
         variants=functools.partial(Variants, controls=controls, opening=prompt.opening),
     )
     if cfg.select == "best" and not (module.trains and "best" in (cfg.watch or {})):
-        raise ValueError("select=best needs a method that trains (grpo or sft), and watch.best")
+        raise ValueError("select=best needs a method that trains (grpo, sft, ...), and watch.best")
     trainer = instantiate(
         cfg.trainer,
         callbacks=[instantiate(node) for node in (cfg.watch or {}).values()],
@@ -226,14 +226,14 @@ def hush() -> None:
 def describe(cfg: DictConfig, module, data) -> str:
     """One line that says what is about to happen."""
     from medvlm_r1.record import model_name
-    from medvlm_r1.report.run_folder import METHODS
+    from medvlm_r1.report.run_folder import method_title
 
     counts = ", ".join(f"{len(source)} {name}" for name, source in data.questions.test.items())
     training = ""
     if module.trains:
         trained = sum(p.numel() for p in module.policy.trained)
         training = f"{len(data.questions.train)} training questions, {trained:,} parameters trained; "
-    return f"{METHODS[module.method]} of {model_name(cfg.model)}; {training}tests: {counts}"
+    return f"{method_title(module.method)} of {model_name(cfg.model)}; {training}tests: {counts}"
 
 
 def devices_in_all(*, _root_: DictConfig) -> int:
@@ -244,12 +244,7 @@ def devices_in_all(*, _root_: DictConfig) -> int:
     return devices * nodes
 
 
-def fifth_of(tokens: int) -> int:
-    """A fifth, rounded down."""
-    return tokens // 5
-
-
-for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, devices_in_all, fifth_of):
+for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, devices_in_all):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)
 
 
@@ -339,7 +334,7 @@ def explained(error: Exception, known: DictConfig | None) -> str:
     """Hydra's message, with the nearest right spelling."""
     message = str(error)
     if key := re.search(r"Could not override '([^']+)'", message):
-        near = get_close_matches(key[1], keys_of(known or OmegaConf.create()), n=3, cutoff=0.6)
+        near = nearest(key[1], keys_of(known or OmegaConf.create()))
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
         return f"there is no key {key[1]!r} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
@@ -349,6 +344,15 @@ def explained(error: Exception, known: DictConfig | None) -> str:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"{group} has no option {name!r}: {hint}The options are {', '.join(options)}"
     return message
+
+
+def nearest(key: str, known: list[str]) -> list[str]:
+    """Keys that may be meant: first those of the same group whose last word is nearly the same."""
+    group, _, word = key.rpartition(".")
+    beside = [name for name in known if name.startswith(group.split(".")[0] + ".")]
+    words = get_close_matches(word, {name.rpartition(".")[2] for name in beside}, n=1, cutoff=0.7)
+    close = [name for name in beside if name.rpartition(".")[2] in words]
+    return list(dict.fromkeys(close + get_close_matches(key, known, n=3, cutoff=0.6)))[:3]
 
 
 def keys_of(cfg: DictConfig) -> list[str]:

@@ -13,7 +13,7 @@ encode       the chat becomes tensors, once per prompt           ``policy/encode
 roll out     an engine draws G completions per prompt            ``rollout/``
 read         the same prompt style parses each completion        ``dialogue.py``: ``PromptStyle.read``
 score        reward terms                                        ``rewards.py``
-advantage    each completion relative to its group               ``objective.py``
+advantage    each completion relative to its group               ``advantage.py``
 log-probs    policy (with gradient) and reference (without)      ``policy/policy.py``
 loss         clipped, KL-regularised                             ``objective.py``
 update       backward, clip, step                                ``update.py``, ``module.py``

@@ -5,11 +5,14 @@ prompt-major: row = prompt * group_size + completion.
 
 Departures from the papers:
 
-1. GDPO's last step divides by the batch's standard deviation without subtracting its mean, which is 0: each
-   normalised term sums to 0 over its group. Groups without spread stay at exactly 0 that way.
-2. A-GRAE takes the share of right answers where the paper takes the mean reward, which is a rate only where
-   the reward is nothing but right or wrong. (Its released code divides by 1 - sqrt(p) where its equation
-   12 has sqrt(1 - p); this follows the equation.)
+1. Equal rewards give exactly 0. Their mean may differ from them in the last bit, and what is left, divided by
+   ``eps``, would be an advantage.
+2. GDPO's last step divides by the batch's standard deviation without subtracting its mean, which is 0: each
+   normalised term sums to 0 over its group. Groups without spread stay at 0 that way.
+3. A-GRAE takes the share of right answers where the paper takes the mean reward, which is a rate only where
+   the reward is nothing but right or wrong. A group that is all right or all wrong can still differ in its
+   format; it is left alone. (The released code divides by 1 - sqrt(p) where equation 12 has sqrt(1 - p); this
+   follows the equation.)
 """
 
 from collections.abc import Callable
@@ -43,6 +46,12 @@ def in_groups(values: Rows, group_size: int) -> Float[Tensor, "prompts group"]:
     return values.view(-1, group_size)
 
 
+def centred(groups: Float[Tensor, "prompts group"]) -> Float[Tensor, "prompts group"]:
+    """Each value minus its group's mean; exactly 0 where all are equal."""
+    equal = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
+    return torch.where(equal, 0.0, groups - groups.mean(dim=1, keepdim=True))
+
+
 @dataclass(frozen=True)
 class GroupRelative:
     """The reward relative to its own group (GRPO, arXiv 2402.03300, section 4.1).
@@ -61,12 +70,12 @@ class GroupRelative:
             raise ValueError(f"method.advantages.scale is {self.scale!r}: use 'std' or 'none'")
 
     def __call__(self, table: RewardTable, right: Bool[Tensor, " rows"], group_size: int) -> Rows:
-        return self.of(table.total, group_size)
+        return self.relative(table.total, group_size)
 
-    def of(self, rewards: Rows, group_size: int) -> Rows:
+    def relative(self, rewards: Rows, group_size: int) -> Rows:
         """Of plain rewards."""
         groups = in_groups(rewards, group_size)
-        advantages = groups - groups.mean(dim=1, keepdim=True)  # A = r - mean(r)
+        advantages = centred(groups)  # A = r - mean(r)
         if self.scale == "std":
             advantages = advantages / (groups.std(dim=1, keepdim=True) + self.eps)  # (r - mean) / (std + eps)
         return advantages.reshape(-1)
@@ -77,9 +86,8 @@ class LeaveOneOut:
     """The reward minus the mean of the group's others (RLOO, arXiv 2402.14740, equation 8)."""
 
     def __call__(self, table: RewardTable, right: Bool[Tensor, " rows"], group_size: int) -> Rows:
-        groups = in_groups(table.total, group_size)
-        others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
-        return (groups - others).reshape(-1)
+        # r - (sum - r) / (G - 1) = (r - mean) G / (G - 1)
+        return centred(in_groups(table.total, group_size)).reshape(-1) * group_size / (group_size - 1)
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,8 @@ class PerTerm:
     eps: float = 1e-4
 
     def __call__(self, table: RewardTable, right: Bool[Tensor, " rows"], group_size: int) -> Rows:
-        relative = GroupRelative("std", self.eps)
-        summed = sum(table.weights[name] * relative.of(v, group_size) for name, v in table.terms.items())
+        group = GroupRelative("std", self.eps)
+        summed = sum(table.weights[name] * group.relative(v, group_size) for name, v in table.terms.items())
         return summed / (summed.std() + self.eps)
 
 
@@ -135,9 +143,8 @@ class Asymmetric:
         skill = right.float().mean()  # w
         hard, easy = advantages / rate.sqrt(), advantages / (1 - rate).sqrt()
         shifted = skill / 2 * hard + (1 - skill) / 2 * easy
-        advantages = torch.where((rate > 0) & (rate < 1), shifted, advantages)
-        held = advantages * (skill / self.alpha).clamp(max=1)
-        return torch.where(advantages > 0, held, advantages).reshape(-1)
+        shifted = torch.where(shifted > 0, shifted * (skill / self.alpha).clamp(max=1), shifted)
+        return torch.where((rate > 0) & (rate < 1), shifted, advantages).reshape(-1)
 
 
 def to_go(per_token: PerToken) -> PerToken:
@@ -145,7 +152,7 @@ def to_go(per_token: PerToken) -> PerToken:
     return per_token.flip(1).cumsum(1).flip(1)
 
 
-def spread_over(
+def mean_and_deviation(
     values: PerToken, mask: Bool[Tensor, "rows tokens"], total: Callable[[Tensor], Tensor] = lambda sums: sums
 ) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation of the masked tokens, over all ranks.

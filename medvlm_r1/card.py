@@ -3,7 +3,7 @@
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medvlm_r1.evaluate.statistics import Interval
-from medvlm_r1.report.run_folder import METHODS
+from medvlm_r1.report.run_folder import method_title
 from medvlm_r1.report.tables import percent, set_name, span
 
 _SNIPPET = """\
@@ -87,7 +87,7 @@ def model_card(asked: dict, adapter: bool) -> str:
         adapter=adapter,
         merged=not adapter and asked["training"]["adapter"],
         base="the embedded tiny model" if asked["base"] == "embedded" else f"`{asked['base']}`",
-        methods=METHODS,
+        method_title=method_title,
         snippet=environment.from_string(_SNIPPET).render(asked=asked, adapter=adapter),
     )
 

@@ -14,6 +14,8 @@ from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 
+OVERLONG = "overlong"  # the reward term of completions near their limit
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -38,9 +40,10 @@ class Drawn:
 
     @property
     def spread(self) -> Bool[Tensor, " prompts"]:
-        """Whether a prompt's completions earned different rewards."""
-        groups = in_groups(self.table.total, self.group_size)
-        return groups.amax(1) > groups.amin(1)
+        """Whether a prompt's completions earned different rewards, their lengths aside."""
+        terms = [values for name, values in self.table.terms.items() if name != OVERLONG]
+        groups = [in_groups(values, self.group_size) for values in terms]
+        return torch.stack([values.amax(1) > values.amin(1) for values in groups]).any(0)
 
     def rows_of(self, chosen: Sequence[int]) -> Int[Tensor, " rows"]:
         """All rows of some of the prompts, in this order."""

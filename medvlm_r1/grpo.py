@@ -7,7 +7,10 @@ Departures from the papers' released trainers:
    log-probabilities that the policy had before the first of them.
 3. A prompt above the limit is an error, never cut.
 4. DAPO's dynamic sampling stops after ``redraws`` rounds instead of drawing until the step is full; groups
-   that still have no spread stay, without advantage, and count in the loss's denominator.
+   that still have no spread stay, without advantage, and count in the loss's denominator. A group is drawn
+   again if its rewards are all equal, over-long shaping aside; the paper asks for some right and some wrong,
+   which says the same where the reward is nothing else. Which questions come in depends on the number of
+   ranks, since each fills its own places.
 """
 
 import math
@@ -20,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medvlm_r1.advantage import Advantages, GroupRelative, spread_over, to_go
-from medvlm_r1.drawn import Drawn, MicroBatch
+from medvlm_r1.advantage import Advantages, GroupRelative, NoBaseline, mean_and_deviation, to_go
+from medvlm_r1.drawn import OVERLONG, Drawn, MicroBatch
 from medvlm_r1.module import VLMModule
 from medvlm_r1.objective import grpo_loss
 from medvlm_r1.policy.encode import EncodedPrompt
@@ -48,7 +51,7 @@ class GRPO(VLMModule):
             (REINFORCE++, equation 10).
         redraws: rounds in which groups without reward spread are replaced by other questions' (dynamic
             sampling of DAPO, arXiv 2503.14476).
-        overlong: tokens below the completion limit over which a reward term falls from 0 to -1 (DAPO,
+        overlong: share of the completion limit, up to it, over which a reward term falls from 0 to -1 (DAPO,
             equation 13); 0 leaves it out.
         importance_cap: weigh each token by how much likelier the trainer finds it than the sampler did,
             up to this (truncated importance sampling); ``None`` leaves tokens alone.
@@ -72,7 +75,7 @@ class GRPO(VLMModule):
         kl_in: Literal["loss", "reward", "token"] = "loss",
         whiten: bool = False,
         redraws: int = 0,
-        overlong: int = 0,
+        overlong: float = 0.0,
         importance_cap: float | None = None,
         **shared: Any,
     ) -> None:
@@ -82,15 +85,12 @@ class GRPO(VLMModule):
                 f"GRPO compares completions of one prompt: group_size {sampling.group_size} must be at "
                 f"least 2 and temperature {sampling.temperature} above 0"
             )
-        if min(micro_batch, inner_epochs, minibatches) < 1 or min(beta, redraws, overlong) < 0:
+        if min(micro_batch, inner_epochs, minibatches) < 1 or min(beta, redraws) < 0:
             raise ValueError(
-                "micro_batch, inner_epochs and minibatches must be at least 1, beta, redraws and overlong at "
-                "least 0"
+                "micro_batch, inner_epochs and minibatches must be at least 1, beta and redraws not negative"
             )
-        if overlong >= sampling.max_tokens:
-            raise ValueError(
-                f"overlong is {overlong}: it must stay below the completion limit of {sampling.max_tokens}"
-            )
+        if not 0 <= overlong < 1:
+            raise ValueError(f"overlong is {overlong}: it is a share of the completion limit, below 1")
         for name, value, known in (
             ("aggregate", aggregate, ("sequence", "token", "limit")),
             ("ratio", ratio, ("token", "sequence", "completion")),
@@ -99,6 +99,15 @@ class GRPO(VLMModule):
         ):
             if value not in known:
                 raise ValueError(f"method.{name} is {value!r}: use {', '.join(map(repr, known))}")
+        if ratio != "token" and (surrogate != "clipped" or kl_in == "token" or importance_cap is not None):
+            raise ValueError(
+                f"ratio={ratio} is one number a completion: surrogate=weighted, kl_in=token and "
+                "importance_cap, which are of single tokens, do not go with it"
+            )
+        if ratio == "completion" and aggregate != "sequence":
+            raise ValueError("ratio=completion counts a completion once: it goes with aggregate=sequence")
+        if isinstance(advantages, NoBaseline) and not whiten:
+            raise ValueError("advantages without a baseline only push up: they need whiten=true")
         if importance_cap is not None and importance_cap < 1:
             raise ValueError(f"importance_cap is {importance_cap}: it must be at least 1, or null")
         self.sampling, self.micro_batch = sampling, micro_batch
@@ -131,47 +140,53 @@ class GRPO(VLMModule):
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
         """One rollout over all prompts of this step, and the updates that follow from it."""
         self.policy.refresh_whole()
-        drawn = self.draw(prompts)
-        drawn, advantages, batches = self.weighed(drawn)
+        first = self.rolled(prompts)
+        drawn = self.redrawn(first)
+        advantages, batches = self.weighed(drawn)
         with self.timed("train"):
             updates = [
                 self.descend(minibatch)
                 for _ in range(self.inner_epochs)
                 for minibatch in _parts(batches, self.minibatches)
             ]
-        self.log_step(drawn, updates)
+        self.log_step(first, drawn, advantages, updates)
         rows = rollout_rows(
             self.step, drawn.samples, drawn.rollout, drawn.answers, drawn.table, advantages, drawn.group_size
         )
         self.end_step()
-        return {"rollout": rows}
+        return {"rollout": rows, "samples": [prompt.sample for prompt in drawn.prompts]}
 
-    def weighed(self, drawn: Drawn) -> tuple[Drawn, Float[Tensor, " rows"], list[MicroBatch]]:
-        """What was drawn with all terms of its reward, each row's advantage, and the micro-batches."""
+    def weighed(self, drawn: Drawn) -> tuple[Float[Tensor, " rows"], list[MicroBatch]]:
+        """Each row's advantage, over its tokens on average, and the micro-batches that are trained with."""
         advantages = self.judged(drawn)
         batches = self.compared(self.split(drawn, advantages))
         if self.beta and self.kl_in == "reward":
-            penalties = torch.cat([batch.penalty.sum(1) for batch in batches])
-            drawn = replace(drawn, table=drawn.table.plus("kl", penalties.cpu(), -self.beta))
-            advantages = self.judged(drawn)
+            # all groups have a gradient with a KL term, so the rows are in the order in which they were drawn
+            penalties = torch.cat([batch.penalty.sum(1) for batch in batches]).cpu()
+            advantages = self.judged(replace(drawn, table=drawn.table.plus("kl", penalties, -self.beta)))
             parts = advantages.to(self.device).split([len(batch.tokens) for batch in batches])
             batches = [replace(b, advantages=part) for b, part in zip(batches, parts, strict=True)]
         if self.whiten or (self.beta and self.kl_in == "token"):
             batches = self.by_token(batches)
-        return drawn, advantages, batches
+            # masked tokens are 0, and all rows are in their order, as above
+            means = [batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1) for batch in batches]
+            advantages = torch.cat(means).cpu()
+        return advantages, batches
 
-    def draw(self, prompts: list[EncodedPrompt]) -> Drawn:
-        """Completions of the prompts, and of other questions in the place of groups that teach nothing."""
-        drawn = self.rolled(prompts)
+    def redrawn(self, drawn: Drawn) -> Drawn:
+        """With other questions in the place of groups that teach nothing."""
+        tried = self._on_all_ranks(drawn)
         for attempt in range(self.redraws):
             spread = drawn.spread
             wanted = int(self.all_gather((~spread).sum().to(self.device)).max())
             if not wanted:
                 break
-            fresh = self.trainer.datamodule.spare(wanted, self.step, attempt, self._taken(drawn))
+            with self.timed("redraw"):
+                fresh = self.trainer.datamodule.spare(wanted, self.step, attempt, tried)
             if not fresh:
                 break
             other = self.rolled(fresh)
+            tried |= self._on_all_ranks(other)  # a question draws the same completions within a step
             good = other.spread.nonzero().flatten().tolist()
             # the places that good ones fill are in the order of the prompts
             order = list(range(len(spread)))
@@ -187,13 +202,13 @@ class GRPO(VLMModule):
         with self.timed("score"):
             table = self.rewards.score(answers, samples)
             if self.overlong:
-                free = self.sampling.max_tokens - self.overlong
-                beyond = (free - rollout.lengths.cpu()) / self.overlong
-                table = table.plus("overlong", beyond.clamp(-1, 0))
+                slope = self.overlong * self.sampling.max_tokens
+                beyond = (self.sampling.max_tokens - slope - rollout.lengths.cpu()) / slope
+                table = table.plus(OVERLONG, beyond.clamp(-1, 0))
         return Drawn(prompts, rollout, samples, answers, table)
 
-    def _taken(self, drawn: Drawn) -> set[str]:
-        """Ids of the questions that any rank has in this step."""
+    def _on_all_ranks(self, drawn: Drawn) -> set[str]:
+        """Ids of the questions, of all ranks."""
         mine = [prompt.sample.id for prompt in drawn.prompts]
         if self.trainer.world_size == 1:
             return set(mine)
@@ -226,7 +241,7 @@ class GRPO(VLMModule):
                 torch.cat([part.flatten() for part in parts])[None]
                 for parts in (advantages, [batch.mask for batch in batches])
             )
-            mean, std = spread_over(flat, mask, self.over_ranks)
+            mean, std = mean_and_deviation(flat, mask, self.over_ranks)
             advantages = [(values - mean) / (std + 1e-8) for values in advantages]
         return [
             replace(batch, advantages=torch.where(batch.mask, values, 0.0))
@@ -331,9 +346,19 @@ class GRPO(VLMModule):
             return rows * self.sampling.max_tokens
         return self.all_gather(sum(batch.mask.sum() for batch in minibatch)).float().mean()
 
-    def log_step(self, drawn: Drawn, updates: Sequence[dict[str, Tensor]]) -> None:
-        """What the rollout and its updates were like, averaged over rows, updates and ranks."""
-        rollout, table = drawn.rollout, drawn.table
+    def log_step(
+        self,
+        first: Drawn,
+        drawn: Drawn,
+        advantages: Float[Tensor, " rows"],
+        updates: Sequence[dict[str, Tensor]],
+    ) -> None:
+        """What the rollout and its updates were like, averaged over rows, updates and ranks.
+
+        Rewards and answers are of the step's own questions, before others took the place of some.
+        """
+        rollout, table = first.rollout, first.table
+        redrawn = sum(a is not b for a, b in zip(first.prompts, drawn.prompts, strict=True))
         gap = updates[0].pop("gap")
         for update in updates[1:]:
             del update["gap"]
@@ -342,11 +367,12 @@ class GRPO(VLMModule):
         values = {
             "reward": table.total,
             **{f"reward_{name}": value for name, value in table.terms.items()},
-            "accuracy": drawn.right,
-            "well_formed": torch.tensor([answer.well_formed for answer in drawn.answers]),
+            "accuracy": first.right,
+            "well_formed": torch.tensor([answer.well_formed for answer in first.answers]),
             "tokens": rollout.lengths,
             "truncated": rollout.truncated,
-            "groups_with_spread": drawn.spread,
+            "groups_with_spread": advantages.view(len(drawn.prompts), -1).ne(0).any(1),
+            **({"redrawn": torch.tensor(redrawn / len(first.prompts))} if self.redraws else {}),
             "kept_mass": rollout.kept_mass[rollout.mask],
             "loss": summed["loss"] / len(updates),
             "grad_norm": summed["grad_norm"] / len(updates),

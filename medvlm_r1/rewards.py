@@ -130,7 +130,15 @@ class RewardTable:
         return RewardTable({name: change(value) for name, value in self.terms.items()}, self.weights)
 
     def plus(self, name: str, values: Float[Tensor, " rows"], weight: float = 1.0) -> "RewardTable":
-        """With one term more."""
+        """With one term more.
+
+        Raises:
+            ValueError: there is one of this name.
+        """
+        if name in self.terms:
+            raise ValueError(
+                f"the method adds a reward term {name!r}: give your own in reward.terms another name"
+            )
         return RewardTable({**self.terms, name: values}, {**self.weights, name: weight})
 
 

@@ -109,8 +109,8 @@ class RolloutTrace(Callback):
         write_rows(folder / "rollouts" / f"step-{step}.jsonl", rows)
         last = module.step >= trainer.estimated_stepping_batches
         if last or (self.pictures_every and step % self.pictures_every == 0):
-            for prompt in batch[: self.pictures]:
-                save_picture(prompt.sample, folder / "images")
+            for sample in outputs["samples"][: self.pictures]:
+                save_picture(sample, folder / "images")
         if self.show_every and step % self.show_every == 0:
             self._show(max(rows, key=lambda row: row["total"]))
 

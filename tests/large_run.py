@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from medvlm_r1.advantage import GroupRelative
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.evaluate.predictions import predict, summarise, write_predictions
-from medvlm_r1.objective import group_advantages
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Rollout
 from medvlm_r1.trace import rollout_rows, write_rows
@@ -84,6 +84,6 @@ def drawn(rng: random.Random, step: int, samples: list[VQASample], size: int) ->
         rollout(logprobs=blanks, kept_mass=blanks + 1, texts=texts),
         answers,
         table,
-        group_advantages(table.total, size),
+        GroupRelative().relative(table.total, size),
         size,
     )

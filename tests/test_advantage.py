@@ -1,4 +1,4 @@
-"""Advantages: worked out on paper, against each other, and against TRL's own trainer."""
+"""Advantages: worked out on paper, and against each other."""
 
 import math
 
@@ -11,7 +11,7 @@ from medvlm_r1.advantage import (
     LeaveOneOut,
     NoBaseline,
     PerTerm,
-    spread_over,
+    mean_and_deviation,
     to_go,
 )
 from medvlm_r1.rewards import RewardTable
@@ -48,8 +48,9 @@ class TestGroupRelative:
         rewards = torch.tensor([0.0, 2e-4], dtype=torch.float64)
         close(advantages(GroupRelative(), rewards, 2).float(), [-a, a])
 
-    @pytest.mark.parametrize("reward", [0.0, 0.5, 2.0])
+    @pytest.mark.parametrize("reward", [0.0, 0.5, 2.0, 0.7, 2 / 3])
     def test_equal_rewards_give_zero(self, reward):
+        """Also where a mean of eight equal numbers is not that number."""
         for how in (
             GroupRelative(),
             GroupRelative("none"),
@@ -57,7 +58,7 @@ class TestGroupRelative:
             PerTerm(),
             Asymmetric(LeaveOneOut()),
         ):
-            assert advantages(how, [reward] * 8, 4).tolist() == [0.0] * 8
+            assert advantages(how, [reward] * 16, 8).tolist() == [0.0] * 16
 
     def test_without_scale_it_is_the_distance_to_the_mean(self):
         close(advantages(GroupRelative("none"), [1.0, 1, 1, 5], 4), [-1.0, -1, -1, 3])
@@ -148,25 +149,25 @@ class TestTokens:
     def test_what_is_still_to_come(self):
         close(to_go(torch.tensor([[1.0, 2, 3], [0.0, 0, 5]])), [[6.0, 5, 3], [5.0, 5, 5]])
 
-    def test_spread_over_masked_tokens(self):
+    def test_mean_and_deviation_of_masked_tokens(self):
         # 1 2 3 6: mean 3, deviations -2 -1 0 3, variance 14 / 3
         values, mask = (
             torch.tensor([[1.0, 2, 99], [3, 6, math.nan]]),
             torch.tensor([[1, 1, 0], [1, 1, 0]]) > 0,
         )
-        mean, std = spread_over(values, mask)
+        mean, std = mean_and_deviation(values, mask)
         close(mean, 3.0)
         close(std, math.sqrt(14 / 3))
 
-    def test_spread_over_ranks_is_that_of_all(self):
+    def test_mean_and_deviation_over_ranks_are_those_of_all(self):
         values, mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), torch.ones(4, 6) > 0
         mask[:, 4:] = False
-        whole = spread_over(values, mask)
+        whole = mean_and_deviation(values, mask)
         rest = values[2:, :4].double()  # the other rank's
         theirs = iter(
             [torch.tensor([rest.numel(), rest.sum()]).double(), (rest - whole[0].double()).square().sum()]
         )
-        got = spread_over(values[:2], mask[:2], lambda mine: mine + next(theirs))
+        got = mean_and_deviation(values[:2], mask[:2], lambda mine: mine + next(theirs))
         close(got[0], whole[0])
         close(got[1], whole[1])
 

@@ -104,7 +104,7 @@ def test_the_papers_run():
     assert cfg.data.n_train == 600
     assert cfg.data.n_train * recipe.epochs / recipe.prompts_per_step == 300
     assert (cfg.method.beta, cfg.method.sampling.temperature, cfg.method.inner_epochs) == (0.04, 1.0, 1)
-    assert (cfg.method.optim.schedule, cfg.method.advantage_scale) == ("linear", "std")
+    assert (cfg.method.optim.schedule, cfg.method.advantages.scale) == ("linear", "std")
     assert cfg.model.path == "Qwen/Qwen2-VL-2B-Instruct"
     assert dict(cfg.reward.weights) == {"format": 1.0, "accuracy": 1.0}
 
@@ -147,6 +147,7 @@ def test_the_compared_methods_differ_in_the_method_alone():
     ("arguments", "message"),
     [
         (["method.lrr=1"], "method.optim.lr"),
+        (["method.advantages.skale=none"], "did you mean method.advantages.scale"),
         (["seeed=1"], "did you mean seed"),
         (["model=tinny"], "did you mean tiny"),
         (["+experiment=grpo_60"], "did you mean grpo_600"),

@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
+from medvlm_r1.advantage import GroupRelative
 from medvlm_r1.grpo import GRPO
-from medvlm_r1.objective import group_advantages, grpo_loss
+from medvlm_r1.objective import grpo_loss
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Rollout, Sampling, completion_mask
@@ -275,7 +276,7 @@ class TestGroupOrder:
         answers = [style.read(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)]
         if rewards is None:
             rewards = method.rewards.score(answers, samples).total
-        advantages = group_advantages(rewards, GROUP)
+        advantages = GroupRelative().relative(rewards, GROUP)
         total = 0.0
         with torch.no_grad():
             for batch in method.split(chosen, rollout, advantages):

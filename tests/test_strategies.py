@@ -20,7 +20,17 @@ from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.load import load_policy
 
-SCENARIOS = ("sft", "grpo", "normalised", "grpo_two_passes", "lora", "language_model", "pictureless")
+SCENARIOS = (
+    "sft",
+    "grpo",
+    "normalised",
+    "rloo",
+    "limit",
+    "grpo_two_passes",
+    "lora",
+    "language_model",
+    "pictureless",
+)
 # Notes every file that a process other than the first opens for writing.
 WATCHER = """
 import os, sys

@@ -55,7 +55,8 @@ def sgd(parameters, lr):
 
 def module_of(kind, policy, **settings):
     optim = Optimisation(lr=settings.pop("lr", 1e-3), optimizer=settings.pop("optimizer", torch.optim.AdamW))
-    shared = {"policy": policy, "prompt": PROMPT, "seed": 0}
+    name = settings.pop("name", "zero_shot" if kind is VLMModule else kind.__name__.lower())
+    shared = {"policy": policy, "prompt": PROMPT, "seed": 0, "name": name}
     shared["engine"] = settings.pop("engine", SharedPrefixEngine())
     shared["rewards"] = settings.pop("rewards", REWARDS)
     if issubclass(kind, GRPO):

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from training import RECIPE, fit, phantoms, sgd
 
-from medvlm_r1.advantage import PerTerm
+from medvlm_r1.advantage import Asymmetric, GroupRelative, LeaveOneOut, PerTerm
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.grpo import GRPO
@@ -45,6 +45,10 @@ SCENARIOS = {
         "whiten": True,
         "inner_epochs": 2,
     },
+    "rloo": {"kind": GRPO, "advantages": LeaveOneOut(), "kl_in": "reward", "ratio": "completion"},
+    "limit": {"kind": GRPO, "advantages": Asymmetric(GroupRelative("none")), "aggregate": "limit"},
+    # ranks fill their own places, so this need not agree; it must end
+    "redraws": {"kind": GRPO, "redraws": 2, "questions": 16},
     "grpo_two_passes": {"kind": GRPO, "inner_epochs": 2, "micro_batch": 1},
     "lora": {"kind": GRPO, "aggregate": "token", "tuning": LORA},
     "language_model": {"kind": GRPO, "tuning": Tuning("language_model")},
@@ -99,7 +103,7 @@ def steps(strategy, folder):
     for name, scenario in SCENARIOS.items():
         scenario, witness = dict(scenario), Witness()
         less = {} if name == "grpo" else NO_ANSWERS
-        questions = phantoms(4)
+        questions = phantoms(scenario.pop("questions", 4))
         # ranks answer 4 and 3 questions of one set, 1 and 0 of the other
         questions = dataclasses.replace(
             questions, test={"mri": list(questions.test["mri"])[:7], "xray": list(questions.test["xray"])[:1]}

@@ -39,6 +39,8 @@ class Job:
         method: grpo, sft or zero_shot.
         keeps_reference: whether GRPO compares with the starting weights (beta above 0).
         passes: passes over one rollout; ``updates`` optimiser steps in them.
+        scores_before: whether the policy's log-probabilities are computed once more, before the first update.
+        redraws: rounds in which groups without reward spread are replaced, at most.
         micro_batch, group_size, completion: of training; the last one in tokens, at most.
         answer: tokens of an answer in evaluation, at most.
         optimizer: full name of its constructor; ``momentum`` of SGD.
@@ -62,6 +64,8 @@ class Job:
     keeps_reference: bool
     passes: int
     updates: int
+    scores_before: bool
+    redraws: int
     micro_batch: int
     group_size: int
     completion: int
@@ -150,6 +154,9 @@ def job(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle
         keeps_reference=kind == "grpo" and method["beta"] > 0,
         passes=passes,
         updates=passes * method.get("minibatches", 1),
+        scores_before=kind == "grpo"
+        and (passes * method["minibatches"] > 1 or (method["beta"] > 0 and method["kl_in"] != "loss")),
+        redraws=method.get("redraws", 0),
         micro_batch=min(method.get("micro_batch", 1), recipe.prompts_per_step // world),
         group_size=sampling.get("group_size", 1),
         completion=completion,

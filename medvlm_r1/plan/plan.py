@@ -161,7 +161,7 @@ def _step(job: Job, stock: Inventory, meter: Meter) -> tuple[Work, ...]:
             Work("sampling", *_generate(job, stock, meter, job.prompts, job.group_size, job.completion))
         )
     lengths = job.lengths(job.micro_batch, job.group_size, job.mean)
-    scored = int(job.keeps_reference) + int(job.method == "grpo" and job.updates > 1)
+    scored = int(job.keeps_reference) + int(job.scores_before)
     if scored:
         flops = scored * job.micro_batches * meter.scoring(lengths).flops
         work.append(Work("reference", flops, flops / _speed(job)))
@@ -209,6 +209,11 @@ def _notes(job: Job, meter: Meter) -> list[str]:
         f"bandwidth in updates, and at least {launch:.1f} ms for one decoding step (launching "
         f"{meter.config.text_config.num_hidden_layers} layers from the host).",
     ]
+    if job.redraws:
+        notes.append(
+            f"Sampling is of one round; dynamic sampling adds up to {job.redraws} more, of the groups "
+            "without reward spread."
+        )
     if job.world > 1:
         notes.append("What devices send each other is not in the times.")
     if job.tuning.quantize:

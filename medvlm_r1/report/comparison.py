@@ -10,7 +10,7 @@ import numpy as np
 from medvlm_r1.evaluate.statistics import Interval, holm, smallest_difference
 from medvlm_r1.report.fairness import Fairness, compare_settings
 from medvlm_r1.report.rows import Row, check_same_questions, group, paired
-from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs
+from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs, rl_beside_sft
 
 MEAN, OUTSIDE = (
     "mean",
@@ -175,7 +175,7 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     domains = {tuple(run.in_domain) for run in trained if run.in_domain}
     in_domain = list(domains.pop()) if len(domains) == 1 else []  # of several domains no column is everyone's
     pairs = [(row, base) for row in rows if base and row is not base]
-    tuned = [(a, b) for a in rows for b in rows if (a.method, b.method) == ("grpo", "sft")]
+    tuned = [(a, b) for a in rows for b in rows if rl_beside_sft(a.method, b.method)]
     pairs += [(a, b) for a, b in tuned if base is not b]
     return Comparison(
         rows=rows,

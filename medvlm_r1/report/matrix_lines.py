@@ -6,7 +6,7 @@ from pathlib import Path
 from medvlm_r1.report.fairness import settings
 from medvlm_r1.report.matrix import UNTRAINED, Matrices, Matrix
 from medvlm_r1.report.rows import Row, check_same_questions, group
-from medvlm_r1.report.run_folder import METHODS, Run, RunFolderError, find_runs
+from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs, method_title
 
 
 def assemble(folders: Sequence[Path]) -> Matrices:
@@ -100,7 +100,7 @@ def _matrix(kind: tuple[str, str], made: dict, zero_shot: Sequence[Row], tests: 
     lines = {domain: made[kind][domain] for domain in [*tests, *made[kind]] if domain in made[kind]}
     if untrained := _untrained(next(iter(lines.values())), prompt, zero_shot):
         lines[UNTRAINED] = untrained
-    parts = [METHODS[method]] if len({m for m, _ in made}) > 1 or len(made) == 1 else []
+    parts = [method_title(method)] if len({m for m, _ in made}) > 1 or len(made) == 1 else []
     parts += [prompt] if len({p for _, p in made}) > 1 else []
     return Matrix(", ".join(parts), lines, tests)
 

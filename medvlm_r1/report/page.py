@@ -22,7 +22,7 @@ from medvlm_r1.report.figures import curve_panels, dot_panels, series
 from medvlm_r1.report.matrix_lines import matrices_among
 from medvlm_r1.report.matrix_tables import change_table, heat_map_svg, matrix_table
 from medvlm_r1.report.rows import Row
-from medvlm_r1.report.run_folder import METHODS, Run, flatten
+from medvlm_r1.report.run_folder import Run, flatten, method_title, rl_beside_sft
 from medvlm_r1.report.tables import (
     Table,
     accuracy_table,
@@ -103,7 +103,7 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
         findings={k: flatten(runs[0].metrics.get(k) or {}) for k in ("counters",)},
         audits=one_of_each([section(run) for run in runs]),
         command=command,
-        methods=METHODS,
+        method_title=method_title,
         verdicts=[(row, verdicts(c, row)) for row in c.rows],
         pairs=pairs(c),
         traces=traces,
@@ -143,13 +143,14 @@ def title(c: Comparison) -> str:
     sets = _and([set_name(t) for t in c.test_sets])
     if len(c.rows) == 1:
         return f"{c.rows[0].label} on {sets}"
-    names = list(dict.fromkeys(METHODS[row.method] for row in reversed(c.rows)))
-    return f"{_and([n if n.isupper() else n.lower() for n in names])} on {sets}"
+    names = [method_title(row.method) for row in reversed(c.rows)]
+    names = [name.lower() if name == method_title("zero_shot") else name for name in dict.fromkeys(names)]
+    return f"{_and(names)} on {sets}"
 
 
 def headline(c: Comparison) -> str:
     """The result in plain sentences, with its uncertainty and whether a test supports it."""
-    main = next((d for d in c.differences if _methods(c, d) == ("grpo", "sft")), None)
+    main = next((d for d in c.differences if rl_beside_sft(*_methods(c, d))), None)
     main = main or next(iter(reversed(c.differences)), None)
     caution = " " + _seeds([r for r in c.rows if main is None or r.label in (main.first, main.second)])
     if main is None:

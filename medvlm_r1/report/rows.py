@@ -9,7 +9,7 @@ import numpy as np
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.statistics import Interval, mcnemar, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.fairness import settings
-from medvlm_r1.report.run_folder import METHODS, Run, RunFolderError
+from medvlm_r1.report.run_folder import Run, RunFolderError, method_place, method_title
 
 
 class UnpairedError(RunFolderError):
@@ -64,7 +64,7 @@ def group(runs: Sequence[Run]) -> list[Row]:
         RunFolderError: one configuration and seed occurs twice.
     """
     clusters: list[list[Run]] = []
-    for run in sorted(runs, key=lambda r: (list(METHODS).index(r.method), r.experiment, r.seed, r.name)):
+    for run in sorted(runs, key=lambda r: (method_place(r.method), r.method, r.experiment, r.seed, r.name)):
         for cluster in clusters:
             if cluster[0].experiment == run.experiment and settings(cluster[0]) == settings(run):
                 cluster.append(run)
@@ -123,8 +123,8 @@ def _label(run: Run, peers: Sequence[Run]) -> str:
     """The method's name, and beside rows of the same method what sets this one apart."""
     same = [p for p in peers if p.method == run.method]
     if len(same) == 1:
-        return METHODS[run.method]
-    parts = [METHODS[run.method]]
+        return method_title(run.method)
+    parts = [method_title(run.method)]
     if len({p.experiment for p in same}) > 1:
         parts.append(run.experiment)
     alike = [settings(p) for p in same if p.experiment == run.experiment]
