@@ -12,6 +12,7 @@ file that knows Hydra.
 """
 
 import functools
+import json
 import logging
 import os
 import re
@@ -53,6 +54,9 @@ def run(cfg: DictConfig) -> float:
     """
     with told_plainly():
         folder = settle(cfg)
+        if (cfg.resume or cfg.ckpt_path) and (finished := folder / "metrics.json").exists():
+            log.info("run %s: finished already (overwrite=true starts it again)", folder)
+            return json.loads(finished.read_text())["validation"]["accuracy"]
     # Imports come late, so that --help, a mistyped option and missing weights are answered at once.
     with told_plainly():
         check_model(cfg)
@@ -61,6 +65,7 @@ def run(cfg: DictConfig) -> float:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     from medvlm_r1.endpoint import EndpointError
+    from medvlm_r1.evaluate.journal import Journal
     from medvlm_r1.record import Clock, write_record
     from medvlm_r1.report.comparison import compare
     from medvlm_r1.report.controls import control_summary
@@ -82,15 +87,19 @@ def run(cfg: DictConfig) -> float:
             log.info("audit: %s", findings.verdict)
     with clock.phase("build"), told_plainly():
         module, data, trainer = build(cfg, questions)
-    if cfg.overwrite and not is_later_rank():
+    with told_plainly():
+        checkpoint = checkpoint_of(cfg, folder)
+    if not is_later_rank() and (cfg.overwrite or (cfg.resume and module.trains and not checkpoint)):
         empty(folder)
     if not is_later_rank():
         log.info("run %s: %s", folder, describe(cfg, module, data))
     if module.trains:
-        trainer.validate(module, data, verbose=False)  # where the curve starts
+        if checkpoint:
+            log.info("going on from %s", checkpoint)
+        else:
+            trainer.validate(module, data, verbose=False)  # where the curve starts
         with clock.phase("fit"):
-            trainer.fit(module, data)
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         trainer.strategy.optimizers = []  # their fp32 copies would stay on the device
     with clock.phase("validate"), told_plainly(EndpointError):
         (validation,) = trainer.validate(module, data, verbose=False)
@@ -101,11 +110,18 @@ def run(cfg: DictConfig) -> float:
             how = StateDictOptions(full_state_dict=True, strict=False)
             set_model_state_dict(module, state["state_dict"], options=how)
             (validation,) = trainer.validate(module, data, verbose=False)
+    about = {"step": module.step, "select": cfg.select, "devices": trainer.world_size}
+    module.journal = Journal(folder / f"predictions-{trainer.global_rank}.journal", about)
+    data.answered = module.journal.answered
+    if data.answered and not is_later_rank():
+        log.info("%d test questions are answered already", len(data.answered))
     with clock.phase("test"), told_plainly(EndpointError):
         trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
         found = findings.as_dict(pairs=20) if findings else {}
         write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock, found)
+        for journal in folder.glob("predictions-*.journal"):
+            journal.unlink()
         page = write_run_report(folder)
         compared = compare([folder])
         for table in filter(None, (accuracy_table(compared), control_summary(compared))):
@@ -152,6 +168,43 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
     return module, data, trainer
 
 
+def checkpoint_of(cfg: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint that this run goes on from."""
+    from medvlm_r1.resume import damage, newest_whole
+
+    if cfg.ckpt_path not in (None, "last"):
+        path = Path(cfg.ckpt_path)
+        if not path.exists():
+            raise ValueError(f"ckpt_path: there is no {path}")
+        if fault := damage(path):
+            raise ValueError(f"ckpt_path: {path} is damaged ({fault})")
+        return path
+    found = newest_whole(folder / "checkpoints") if cfg.resume or cfg.ckpt_path else None
+    if cfg.ckpt_path and not found:
+        raise ValueError(f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}")
+    return found
+
+
+def check_same_run(cfg: DictConfig, folder: Path) -> None:
+    """What goes on must be what was begun."""
+    from medvlm_r1.report.run_folder import flatten
+
+    begun = folder / "config.yaml"
+    if not begun.exists():
+        return
+    was, now = (flatten(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(begun), cfg))
+    free = ("resume", "ckpt_path", "overwrite", "workers", "pictures", "logger", "watch", "run_folder")
+    changed = [
+        k for k in sorted(was.keys() | now.keys()) if k.split(".")[0] not in free and was.get(k) != now.get(k)
+    ]
+    if changed:
+        listed = ", ".join(f"{key} was {was.get(key)} and is {now.get(key)}" for key in changed[:4])
+        raise ValueError(
+            f"{folder} was begun with other settings ({listed}): give the command that it was begun with, or "
+            "leave resume out"
+        )
+
+
 def settle(cfg: DictConfig) -> Path:
     """Fill in what only Hydra knows, and write the resolved configuration; returns the run folder."""
     hydra_cfg = HydraConfig.get()
@@ -171,8 +224,14 @@ def settle(cfg: DictConfig) -> Path:
     check_controls(cfg.controls, served="url" in cfg.model)
     if "url" in cfg.model:
         cfg.rollout = None  # an endpoint brings its own engine
+    if cfg.resume not in (None, "auto"):
+        raise ValueError(f"resume is {cfg.resume!r}: use auto, or leave it out")
+    if cfg.overwrite and (cfg.resume or cfg.ckpt_path):
+        raise ValueError("overwrite=true deletes what resume or ckpt_path would go on from: give one of them")
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
+    if cfg.resume or cfg.ckpt_path:
+        check_same_run(cfg, folder)
     if not is_later_rank():
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     return folder

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
-UNNAMED += ("pictures", "pictures.folder", "pictures.limit")
+UNNAMED += ("pictures", "pictures.folder", "pictures.limit", "resume", "ckpt_path")
 UNNAMED += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
 )
@@ -34,7 +34,7 @@ def run_name(*, _root_: DictConfig) -> str:
 
 def new_run_folder(*, _root_: DictConfig) -> str:
     """The folder of a single run."""
-    return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), _root_.overwrite))
+    return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), reused(_root_)))
 
 
 def new_sweep_folder(*, _root_: DictConfig) -> str:
@@ -51,7 +51,12 @@ def new_sweep_folder(*, _root_: DictConfig) -> str:
 def new_run_name(*, _root_: DictConfig) -> str:
     """The name of one job's folder within that of its multirun."""
     sweep = OUTPUTS / "sweeps" / _root_.sweep
-    return free_folder(sweep / run_name(_root_=_root_), _root_.overwrite).name
+    return free_folder(sweep / run_name(_root_=_root_), reused(_root_)).name
+
+
+def reused(cfg: DictConfig) -> bool:
+    """Whether the run goes into the folder of the last one with its name."""
+    return bool(cfg.overwrite or cfg.resume or cfg.ckpt_path)
 
 
 def run_log(folder: str) -> str:
@@ -65,9 +70,9 @@ def is_later_rank() -> bool:
     return any(rank not in ("", "0") for rank in ranks)
 
 
-def free_folder(folder: Path, overwrite: bool) -> Path:
-    """``folder`` if it may be overwritten; else the first of folder, folder-2, ... that is not in use."""
-    if overwrite:
+def free_folder(folder: Path, reuse: bool) -> Path:
+    """``folder`` if it may be used again; else the first of folder, folder-2, ... that is not in use."""
+    if reuse:
         return folder
     number, candidate = 1, folder
     while any((candidate / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints")):

@@ -21,6 +21,7 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import Answer, PromptStyle
 from medvlm_r1.evaluate.controls import CONTROLS
+from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.evaluate.predictions import Prediction, predict
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
@@ -82,6 +83,7 @@ class VLMModule(LightningModule):
         self.totals: Counter[str] = Counter()  # what this rank computed, see :class:`Counters`
         self.computed: Counter[str] = Counter()  # the same of all ranks, once a test is over
         self.predictions: list[Prediction] = []
+        self.journal: Journal | None = None  # keeps answers of a test as they come
         self._validation = nn.ModuleDict({name: MeanMetric() for name in (*_VALIDATION, "reward")})
 
     @property
@@ -142,6 +144,9 @@ class VLMModule(LightningModule):
         self.policy.prepare()
         self.policy.keep_pictures()  # several controls show the same ones
         self.predictions.clear()
+        if self.journal:
+            self.predictions += self.journal.rows
+            self.totals = self.journal.totals or self.totals
 
     def test_step(
         self, questions: list[list[tuple[Variant, EncodedPrompt]]], batch_idx: int, dataloader_idx: int = 0
@@ -151,8 +156,13 @@ class VLMModule(LightningModule):
         together: dict[str, list[tuple[Variant, EncodedPrompt]]] = {}
         for variant, prompt in (pair for question in questions for pair in question):
             together.setdefault(variant.control, []).append((variant, prompt))
-        for pairs in together.values():
-            self.predictions += self.judge(*zip(*pairs, strict=True), test_set)[0]
+        rows = [
+            row for pairs in together.values() for row in self.judge(*zip(*pairs, strict=True), test_set)[0]
+        ]
+        self.predictions += rows
+        self.count()
+        if self.journal:
+            self.journal.add(rows, self.totals)
 
     def on_test_epoch_end(self) -> None:
         """Bring together what all ranks predicted and computed: by test set, control and question."""

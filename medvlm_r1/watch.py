@@ -81,6 +81,12 @@ class Alarms(Callback):
                 self._raise(trainer, module.step - 1, name, message)
             (self._standing.add if stands else self._standing.discard)(name)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"flat": self._flat, "standing": sorted(self._standing)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._flat, self._standing = state_dict["flat"], set(state_dict["standing"])
+
     def _raise(self, trainer: Trainer, step: int, name: str, message: str) -> None:
         Console().print(f"[bold red]ALARM[/] step {step}: {escape(message)}")
         with (Path(trainer.default_root_dir) / "alarms.jsonl").open("a", encoding="utf-8") as file:

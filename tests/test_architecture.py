@@ -28,6 +28,7 @@ ALLOWED = {
     "update": set(),
     "module": {"data", "dialogue", "evaluate", "policy", "rewards", "rollout", "update"},
     "watch": {"data", "trace"},
+    "resume": set(),
     "drawn": {"advantage", "data", "dialogue", "policy", "rewards", "rollout"},
     "grpo": {"advantage", "drawn", "module", "objective", "policy", "rollout", "trace"},
     "sft": {"module", "objective", "policy"},

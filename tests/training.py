@@ -12,6 +12,7 @@ from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.evaluate.controls import Variants
+from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import Recipe, load_policy
@@ -94,11 +95,14 @@ def fit(
     layout="packed",
     trainer=None,
     controls=("image",),
+    ckpt_path=None,
+    journal=None,
     **settings,
 ):
     """Train a few steps as run.py does; returns the module.
 
-    ``trainer`` holds further arguments of Lightning's trainer, ``settings`` those of the method.
+    ``trainer`` holds further arguments of Lightning's trainer, ``settings`` those of the method. With
+    ``journal`` the answers are kept in a journal of that.
     """
     seed_everything(0, verbose=False)
     policy = load_policy("embedded", recipe, tuning=tuning, layout=layout)
@@ -119,7 +123,10 @@ def fit(
     }
     trainer = Trainer(**arguments | (trainer or {}))
     if kind is not VLMModule:
-        trainer.fit(module, data)
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+    if journal is not None:
+        module.journal = Journal(folder / "answers.journal", journal)
+        data.answered = module.journal.answered
     trainer.test(module, data, verbose=False)
     return module
 

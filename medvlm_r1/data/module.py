@@ -1,10 +1,11 @@
 """Serve questions to training, validation and test, encoded in workers."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -55,6 +56,8 @@ class VQADataModule(LightningDataModule):
         self.questions, self.encode = questions, encode
         self.prompts_per_step, self.evaluation_batch = prompts_per_step, evaluation_batch
         self.seed, self.workers, self.variants = seed, workers, variants
+        self.answered: Set[tuple[str, str]] = frozenset()  # test set and id of questions that need no answer
+        self._taken = 0  # batches of the current epoch that a resumed run has behind it
         if len(questions.train) < prompts_per_step:
             raise ValueError(
                 f"{len(questions.train)} training questions do not fill a step of {prompts_per_step}: "
@@ -74,12 +77,27 @@ class VQADataModule(LightningDataModule):
                 "set model.recipe.prompts_per_step to one"
             )
         rank = self.trainer.global_rank if self.trainer else 0
+        share = self.prompts_per_step // world
         # Lightning calls set_epoch on this sampler at the start of every epoch.
-        sampler = DistributedSampler(
-            self.questions.train, world, rank, shuffle=True, seed=self.seed, drop_last=True
+        sampler = _Shuffled(
+            self.questions.train,
+            world,
+            rank,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=True,
+            skip=self._taken * share,
         )
+        self._taken = 0
         encoded = _Encoded(self.questions.train, self.encode, "train")
-        return self._loader(encoded, self.prompts_per_step // world, sampler, drop_last=True)
+        return self._loader(encoded, share, sampler, drop_last=True)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch are behind a checkpoint."""
+        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._taken = state_dict["batches"]
 
     def spare(self, count: int, step: int, attempt: int, taken: Set[str]) -> list:
         """Further training questions for this device, encoded; other devices get others.
@@ -104,8 +122,22 @@ class VQADataModule(LightningDataModule):
         return self._loader(encoded, self.evaluation_batch)
 
     def test_dataloader(self) -> list[DataLoader]:
-        shares = [self._share(self.variants(source)) for source in self.questions.test.values()]
-        return [self._loader(_EncodedVariants(share, self.encode), self.evaluation_batch) for share in shares]
+        return [self._test_loader(name, source) for name, source in self.questions.test.items()]
+
+    def _test_loader(self, name: str, source: Source) -> DataLoader:
+        """Batches of a test set, without those that are answered already; the others stay as they are."""
+        share = self._share(source)
+        batches = [part.tolist() for part in torch.arange(len(share)).split(self.evaluation_batch)]
+        if self.answered:
+            batches = [
+                part for part in batches if any((name, share[i].id) not in self.answered for i in part)
+            ]
+        return DataLoader(
+            _EncodedVariants(self._share(self.variants(source)), self.encode),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=list,
+        )
 
     def _share(self, source: Sequence) -> "_Share":
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -120,6 +152,18 @@ class VQADataModule(LightningDataModule):
             collate_fn=list,
             drop_last=drop_last,
         )
+
+
+class _Shuffled(DistributedSampler):
+    """As its base, but the first ``skip`` of the first epoch are behind us."""
+
+    def __init__(self, *of: Any, skip: int, **how: Any) -> None:
+        super().__init__(*of, **how)
+        self.skip = skip
+
+    def __iter__(self) -> Iterator[int]:
+        skip, self.skip = self.skip, 0
+        return islice(super().__iter__(), skip, None)
 
 
 class _Share:

@@ -10,6 +10,8 @@ BOOKKEEPING = (
     "run_folder",
     "sweep",
     "overwrite",
+    "resume",
+    "ckpt_path",
     "workers",
     "pictures",
     "controls",

@@ -1,0 +1,165 @@
+"""Going on where a run was stopped: checkpoints between two steps, of which one is always whole.
+
+A step follows from weights, optimiser, schedule, step, data position and seed alone. So a run that goes on
+from a checkpoint ends with the same weights, metrics and predictions, bit for bit, as one that never stopped.
+"""
+
+import logging
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+LAST, BEFORE = "last.ckpt", "before.ckpt"
+# Files that grow line by line. A checkpoint holds what they were: a run that goes on must not write lines of
+# steps that it takes again a second time.
+GROWING = ("metrics.csv", "alarms.jsonl")
+log = logging.getLogger("medvlm_r1")
+
+
+class Checkpoints(Callback):
+    """Keeps the newest two checkpoints, ``last.ckpt`` and the one before it, ``before.ckpt``.
+
+    They are written between two steps, behind the validation that belongs to the first: what goes on takes
+    the next step. A file gets its name when all of it is on disk.
+
+    Args:
+        folder: where they lie, within the run folder.
+        every: steps between two checkpoints.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 25) -> None:
+        if every < 1:
+            raise ValueError(f"watch.last.every is {every}: it must be at least 1")
+        self.folder, self.every = Path(folder), every
+        self._written = 0  # steps done when the newest one was written
+        self._between_steps = False  # that is being written
+        self._loaded: dict[str, Any] | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if module.step % self.every == 0 and module.step > self._written:
+            self.write(trainer, module, between_steps=True)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        # Lightning raises this between two steps, or within a validation, which then is taken again
+        if isinstance(exception, SIGTERMException) and trainer.training and module.step > self._written:
+            self.write(trainer, module, between_steps=True)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.write(trainer, module, between_steps=False)
+
+    def write(self, trainer: Trainer, module: LightningModule, between_steps: bool) -> None:
+        """Write ``last.ckpt``; all ranks call it.
+
+        Raises:
+            OSError: the disk is full, for instance. The checkpoints that were there still are.
+        """
+        for logger in trainer.loggers:
+            logger.save()
+        self._written, self._between_steps = module.step, between_steps
+        partial = self.folder / "last.partial"
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero and partial.is_file():  # DeepSpeed's is a folder
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            _remove(partial)
+            raise OSError(
+                error.errno,
+                f"no checkpoint of step {module.step} could be written to {self.folder} ({error}); those "
+                "before it are whole: free some space and give the same command with resume=auto",
+            ) from error
+        if trainer.is_global_zero:
+            last = self.folder / LAST
+            if last.exists():
+                if last.is_dir():
+                    _remove(self.folder / BEFORE)
+                last.replace(self.folder / BEFORE)
+            partial.replace(last)
+        trainer.strategy.barrier("checkpoint")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning's own checkpoints are from within a step, which it adds to the count when it loads one.
+        epoch = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict")
+        if epoch and self._between_steps:
+            epoch["_batches_that_stepped"] -= 1
+
+    def state_dict(self) -> dict[str, Any]:
+        folder = self.folder.parent
+        files = {name: (folder / name).read_text("utf-8") for name in GROWING if (folder / name).exists()}
+        return {"files": files, "rng": torch.get_rng_state(), "written": self._written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._loaded is None:
+            return
+        self._written = self._loaded["written"]
+        torch.set_rng_state(self._loaded["rng"])
+        if trainer.is_global_zero:
+            self._put_back(trainer, self._loaded["files"])
+        self._loaded = None
+
+    def _put_back(self, trainer: Trainer, files: dict[str, str]) -> None:
+        """Cut the growing files back to what they were."""
+        for name in GROWING:
+            path = self.folder.parent / name
+            path.write_text(files[name], "utf-8") if name in files else path.unlink(missing_ok=True)
+        for logger in trainer.loggers:
+            writer = logger.experiment
+            if hasattr(writer, "metrics_keys") and "metrics.csv" in files:  # it appends under these columns
+                writer.metrics_keys = files["metrics.csv"].splitlines()[0].split(",")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in ``folder`` that can be read; ``None`` where there is none at all.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged.
+    """
+    faults = []
+    for path in (folder / name for name in (LAST, BEFORE)):
+        if not path.exists():
+            continue
+        if (fault := damage(path)) is None:
+            if faults:
+                log.warning("%s; going on from %s, which is whole", "; ".join(faults), path)
+            return path
+        faults.append(f"{path} is damaged ({fault})")
+    if faults:
+        raise ValueError(f"{'; '.join(faults)}: start again with overwrite=true")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint: each of its parts has a checksum, and all are compared."""
+    if path.is_dir():
+        return None  # DeepSpeed looks at its own
+    try:
+        with zipfile.ZipFile(path) as parts:
+            broken = parts.testzip()
+        if broken is not None:
+            return f"{broken} does not match its checksum"
+        torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
+        return str(error).split("\n")[0] or type(error).__name__
+    return None

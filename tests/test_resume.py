@@ -1,0 +1,230 @@
+"""A run that was stopped ends as one that never was, bit for bit: weights, metrics and predictions."""
+
+import csv
+import json
+import resource
+import shutil
+import signal
+from collections import Counter
+
+import pytest
+import torch
+from command import ROOT, python
+from lightning import Callback
+from lightning.pytorch.loggers import CSVLogger
+from training import fit, phantoms
+
+from medvlm_r1.evaluate.journal import Journal
+from medvlm_r1.grpo import GRPO
+from medvlm_r1.module import VLMModule
+from medvlm_r1.resume import Checkpoints, damage, newest_whole
+from medvlm_r1.sft import SFT
+
+
+class Killed(BaseException):
+    """Stands for what ends a process."""
+
+
+class KillAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if module.step == self.step:
+            raise Killed
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+
+
+def logged(folder):
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.startswith("timing/")} for row in rows]
+
+
+def train(kind, folder, *callbacks, ckpt_path=None, every=2, **settings):
+    """Two passes over twelve questions, six steps, with checkpoints and validations."""
+    folder.mkdir(exist_ok=True)
+    arguments = {
+        "callbacks": [Checkpoints(folder / "checkpoints", every), *callbacks],
+        "logger": CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1000),
+        "log_every_n_steps": 1,
+        "max_epochs": 2,
+        "val_check_interval": 2,
+    }
+    return fit(kind, folder, steps=-1, n=12, trainer=arguments, ckpt_path=ckpt_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (GRPO, {"beta": 0.04, "inner_epochs": 2}),
+        (GRPO, {"beta": 0.0, "redraws": 2, "optimizer": torch.optim.SGD}),
+        (SFT, {}),
+    ],
+    ids=["grpo", "dynamic sampling", "sft"],
+)
+@pytest.mark.parametrize("step", [3, 5])
+def test_it_ends_as_the_run_that_was_never_stopped(kind, settings, step, tmp_path):
+    """Killed within a step, in the first pass and in the second; the newest checkpoint is of the step before."""
+    whole = train(kind, tmp_path / "whole", **settings)
+    folder = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        train(kind, folder, KillAt(step), **settings)
+    found = newest_whole(folder / "checkpoints")
+    assert torch.load(found, weights_only=True)["medvlm_r1_step"] == step - 1
+    again = train(kind, folder, ckpt_path=found, **settings)
+    assert again.step == whole.step == 6
+    assert torch.equal(weights(again), weights(whole))
+    assert [p.text for p in again.predictions] == [p.text for p in whole.predictions]
+    assert logged(folder) == logged(tmp_path / "whole")
+
+
+def test_a_finished_training_goes_on_to_its_end(tmp_path):
+    whole = train(SFT, tmp_path / "run")
+    again = train(SFT, tmp_path / "run", ckpt_path=newest_whole(tmp_path / "run/checkpoints"))
+    assert again.step == 6
+    assert torch.equal(weights(again), weights(whole))
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    train(SFT, folder)
+    return folder / "checkpoints"
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def emptied(data):
+    return b""
+
+
+def flipped(data):
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("harm", [truncated, emptied, flipped])
+def test_the_last_good_one_is_used_and_said(harm, two_checkpoints, tmp_path, caplog):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
+    assert newest_whole(folder) == folder / "last.ckpt"
+    (folder / "last.ckpt").write_bytes(harm((folder / "last.ckpt").read_bytes()))
+    assert newest_whole(folder) == folder / "before.ckpt"
+    assert "last.ckpt is damaged" in caplog.text
+    assert "going on from" in caplog.text
+    (folder / "before.ckpt").write_bytes(harm((folder / "before.ckpt").read_bytes()))
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*before\.ckpt is damaged .*overwrite=true"):
+        newest_whole(folder)
+
+
+def test_no_flipped_byte_changes_a_tensor_unseen(two_checkpoints, tmp_path):
+    """Either the damage is found, or it lies in padding and what is read is what was written."""
+    path = tmp_path / "last.ckpt"
+    data = (two_checkpoints / "last.ckpt").read_bytes()
+    path.write_bytes(data)
+    good = torch.load(path, weights_only=True)["state_dict"]
+    found = 0
+    for at in range(7, len(data), len(data) // 40):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        if damage(path):
+            found += 1
+            continue
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(torch.equal(state[name], good[name]) for name in good)
+    assert found > 30
+
+
+def test_a_full_disk_leaves_the_last_good_one(tmp_path):
+    """Files may not grow beyond a few kilobytes from step 3 on, as on a disk without space."""
+
+    class FullDisk(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if module.step == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"no checkpoint of step 4 .*resume=auto"):
+            train(SFT, tmp_path, FullDisk())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt"]
+    again = train(SFT, tmp_path, ckpt_path=newest_whole(tmp_path / "checkpoints"))
+    assert again.step == 6
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def test_answers_are_kept_and_never_doubled(tmp_path):
+    whole = fit(VLMModule, tmp_path, questions=phantoms(4), controls=("image", "blank"), journal={"step": 0})
+    journal = tmp_path / "answers.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 2 + 2  # what they are of; 8 and 6 questions, four at a time
+    journal.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
+    again = fit(VLMModule, tmp_path, questions=phantoms(4), controls=("image", "blank"), journal={"step": 0})
+    assert again.predictions == whole.predictions
+
+    def counted(module):
+        return Counter({k: v for k, v in module.computed.items() if not k.startswith("seconds")})
+
+    assert counted(again) == counted(whole)
+
+
+def test_answers_of_other_weights_are_dropped(tmp_path):
+    journal = Journal(tmp_path / "a.journal", {"step": 3})
+    journal.add([], Counter(tokens=5))
+    assert Journal(tmp_path / "a.journal", {"step": 3}).totals == Counter(tokens=5)
+    assert Journal(tmp_path / "a.journal", {"step": 4}).totals == Counter()
+
+
+# --- the whole road -------------------------------------------------------------------------------
+
+# Kills the process when it is about to write to the run folder for the n-th time.
+KILLER = """
+import os, signal, sys
+left = int(os.environ.get("DIE_AT", "0"))
+def watch(event, arguments):
+    global left
+    if left and event in ("open", "os.rename") and "outputs/runs" in str(arguments[0]):
+        if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
+            return
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(watch)
+"""
+COMMAND = ["+experiment=grpo_600", "model=tiny", "data=phantom", "workers=0", "audit=null", "logger=csv"]
+COMMAND += ["data.train.n=12", "data.validation.n=4", "data.test.mri.n=4", "data.test.ct.n=4"]
+COMMAND += ["data.test.xray.n=4", "model.recipe.prompts_per_step=4", "model.recipe.group_size=4"]
+COMMAND += ["model.recipe.evaluation_batch=2", "watch.last.every=1", "controls=[image]", "method.beta=0"]
+
+
+def start(folder, code=0, die_at=0):
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(KILLER)
+    more = {"PYTHONPATH": f"{folder}:{ROOT}", "DIE_AT": str(die_at)}
+    return python(folder, ROOT / "run.py", *COMMAND, "resume=auto", code=code, **more)
+
+
+def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
+    start(tmp_path / "whole")
+    for die_at in (14, 12, 17):  # at a rollout, at a checkpoint, among the answers
+        start(tmp_path / "killed", -signal.SIGKILL, die_at)
+    start(tmp_path / "killed")
+    (whole,), (killed,) = ((tmp_path / name / "outputs/runs").iterdir() for name in ("whole", "killed"))
+    for name in ("model/model.safetensors", "predictions.jsonl"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert logged(whole) == logged(killed)
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (whole, killed)]
+    assert metrics[0] == metrics[1]
+    assert not list(killed.glob("*.journal"))
+    assert "finished already" in start(tmp_path / "killed").stdout
