@@ -68,7 +68,7 @@ def train(kind, folder, *callbacks, ckpt_path=None, every=2, **settings):
 )
 @pytest.mark.parametrize("step", [3, 5])
 def test_it_ends_as_the_run_that_was_never_stopped(kind, settings, step, tmp_path):
-    """Killed within a step, in the first pass and in the second; the newest checkpoint is of the step before."""
+    """Killed within a step, in the first pass and the second; the newest checkpoint is of the step before."""
     whole = train(kind, tmp_path / "whole", **settings)
     folder = tmp_path / "stopped"
     with pytest.raises(Killed):

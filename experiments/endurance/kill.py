@@ -1,0 +1,132 @@
+"""Kill one run at random instants, go on each time, and compare with the run that was never killed.
+
+    python experiments/endurance/kill.py --kills 30
+
+The instants are drawn evenly over the time that the undisturbed run took, from its first import to its report. Each
+kill is SIGKILL; what follows is the same command with resume=auto. A life that makes no checkpoint loses its steps,
+so a run may need more lives than kills; the comparison is of what the last one leaves. Writes kill.json beside it.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.progress import track
+
+HERE = Path(__file__).parent
+COMMAND = [sys.executable, HERE.parents[1] / "run.py", "+experiment=grpo_600", "model=tiny", "data=phantom"]
+COMMAND += ["data.train.n=64", "data.validation.n=16", "data.test.mri.n=64", "data.test.ct.n=64"]
+COMMAND += ["data.test.xray.n=64", "workers=0", "audit=null", "logger=csv", "controls=[image,blank]"]
+COMMAND += ["model.recipe.evaluation_batch=8", "watch.last.every=2", "resume=auto"]
+
+
+def folder_of(work: Path) -> Path:
+    """The one run folder in ``work``."""
+    (folder,) = (work / "outputs/runs").iterdir()
+    return folder
+
+
+def start(work: Path) -> subprocess.Popen:
+    """Start or resume the run in ``work``, in one thread."""
+    return subprocess.Popen(
+        COMMAND,
+        cwd=work,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def where(work: Path) -> str:
+    """What a killed run was doing."""
+    folders = list((work / "outputs/runs").glob("*"))
+    if not folders or not (folders[0] / "rollouts").exists():
+        return "start"
+    if (folders[0] / "metrics.json").exists():
+        return "report"
+    if list(folders[0].glob("*.journal")):
+        return "evaluation"
+    return (
+        "training, a checkpoint half written"
+        if (folders[0] / "checkpoints/last.partial").exists()
+        else "training"
+    )
+
+
+def compare(whole: Path, killed: Path) -> dict[str, bool]:
+    """Which parts of two run folders are the same, bit for bit; clocks are left out."""
+
+    def logged(folder: Path) -> list[dict]:
+        with (folder / "metrics.csv").open() as file:
+            return [
+                {k: v for k, v in row.items() if not k.startswith("timing/")} for row in csv.DictReader(file)
+            ]
+
+    same = {name: (whole / name).read_bytes() == (killed / name).read_bytes() for name in FILES}
+    same["metrics.csv"] = logged(whole) == logged(killed)
+    same["rollouts"] = all(
+        path.read_bytes() == (killed / "rollouts" / path.name).read_bytes()
+        for path in (whole / "rollouts").iterdir()
+    )
+    return same
+
+
+FILES = ("model/model.safetensors", "predictions.jsonl", "metrics.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        whole.mkdir()
+        killed.mkdir()
+        began = time.monotonic()
+        if start(whole).wait():
+            raise SystemExit(f"the undisturbed run failed: {COMMAND}")
+        seconds = time.monotonic() - began
+        kills: list[str] = []
+        results: list[dict[str, bool]] = []
+        for _ in track(range(args.kills), "kills"):
+            life = start(killed)
+            try:
+                life.wait(rng.uniform(0.1, 1) * seconds)
+            except subprocess.TimeoutExpired:
+                life.send_signal(signal.SIGKILL)
+                life.wait()
+                kills.append(where(killed))
+                continue
+            # this life came to the end: compare, and begin another run
+            results.append(compare(folder_of(whole), folder_of(killed)))
+            subprocess.run(["rm", "-rf", killed / "outputs"], check=True)
+        while start(killed).wait():
+            pass
+        results.append(compare(folder_of(whole), folder_of(killed)))
+    summary = {
+        "command": f"experiments/endurance/kill.py --kills {args.kills} --seed {args.seed}",
+        "seconds of the undisturbed run": round(seconds),
+        "killed in": {place: kills.count(place) for place in sorted(set(kills))},
+        "runs compared": len(results),
+        "all the same": all(all(result.values()) for result in results),
+        "differences": [name for result in results for name, same in result.items() if not same],
+    }
+    (HERE / "kill.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary, indent=1))
+    raise SystemExit(not summary["all the same"])
+
+
+if __name__ == "__main__":
+    main()
