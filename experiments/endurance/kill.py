@@ -2,9 +2,9 @@
 
     python experiments/endurance/kill.py --kills 30
 
-The instants are drawn evenly over the time that the undisturbed run took, from its first import to its report.
-Each kill is SIGKILL, and what follows is the same command with resume=auto. A run that comes to its end between
-two kills is compared, and another one begun. Writes kill.json beside it.
+The instants are drawn evenly over the time that the undisturbed run took, from its first import to its
+report. Each kill is SIGKILL, and what follows is the same command with resume=auto. A run that comes to its
+end between two kills is compared, and another one begun. Writes kill.json beside it.
 """
 
 import argparse
