@@ -35,9 +35,23 @@ class Palette:
 
 
 # Stand-ins that matplotlib writes into the SVG, replaced by the page's variables.
-PAGE = Palette("#010101", "#020202", "#030303", tuple(f"#0a0a0{k}" for k in range(6)))
+PAGE = Palette("#010101", "#020202", "#030303", tuple(f"#0a0a0{k}" for k in range(10)))
 PRINT = Palette(
-    "#1c2430", "#5b6675", "#d8dee6", ("#6b7686", "#b9501a", "#1a66a8", "#2f7d52", "#7d4bab", "#a8325a")
+    "#1c2430",
+    "#5b6675",
+    "#d8dee6",
+    (
+        "#6b7686",
+        "#b9501a",
+        "#1a66a8",
+        "#2f7d52",
+        "#7d4bab",
+        "#a8325a",
+        "#0f747e",
+        "#7d6300",
+        "#5c4a3d",
+        "#444fc4",
+    ),
 )
 _VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.rule: "--rule"} | {
     colour: f"--series-{k}" for k, colour in enumerate(PAGE.series)
@@ -78,9 +92,9 @@ APART = ("train/loss",)  # the losses of two methods are different quantities
 
 
 def series(rows: Sequence[Row]) -> dict[str, int]:
-    """Row label -> number of its colour: zero-shot 0, SFT 1, GRPO 2, further rows of a method 3 to 5."""
+    """Row label -> number of its colour: zero-shot 0, SFT 1, GRPO 2, all others 3 to 9."""
     first = {"zero_shot": 0, "sft": 1, "grpo": 2}
-    spare = itertools.cycle((3, 4, 5))
+    spare = itertools.cycle(range(3, 10))
     return {row.label: first.pop(row.method) if row.method in first else next(spare) for row in rows}
 
 
