@@ -8,8 +8,8 @@ here=experiments/medvlm_r1_table
 tiny="model=tiny data=phantom workers=0 overwrite=true"
 
 # 1. Three learning rates for each method, one seed, judged on the 100 validation questions alone.
-$python run.py -m +experiment=grpo_600 $tiny model.recipe.grpo_lr=3e-5,1e-4,3e-4 sweep=miniature_trials
-$python run.py -m +experiment=sft_600 $tiny model.recipe.sft_lr=3e-5,1e-4,3e-4 sweep=miniature_trials
+$python run.py -m +experiment=grpo_600 $tiny model.recipe.grpo_lr=3e-5,1e-4,3e-4 controls=[image] sweep=miniature_trials
+$python run.py -m +experiment=sft_600 $tiny model.recipe.sft_lr=3e-5,1e-4,3e-4 controls=[image] sweep=miniature_trials
 $python $here/trials.py outputs/sweeps/miniature_trials > $here/trials.json
 
 # 2. Three seeds at the rates of conf/model/tiny.yaml (1e-4 for both, fixed before the trials were in).

@@ -124,6 +124,13 @@ class Batch:
 Pieces = list[tuple[str, bool]]  # text and whether it carries loss
 
 
+def _listed(lettered: list[tuple[str, str]], layout: str) -> str:
+    """Options as a prompt's layout has them; inline, no space stands before a name."""
+    if layout == "inline":
+        return ", ".join(f"{letter}){option}" for letter, option in lettered)
+    return "\n".join(f"{letter}) {option}" for letter, option in lettered)
+
+
 class Teacher:
     """Draws batches of every kind from ``random``; ``numbers`` is a stream for whoever draws pictures."""
 
@@ -157,15 +164,16 @@ class Teacher:
         index = [self.random.randrange(len(self.scenes.findings)) for _ in range(rows)]
         return self._batch([self._ask(self.scenes.samples[i]) for i in index], index)
 
-    def matching(self, rows: int, gaps: tuple[str, ...], full: bool = False) -> Batch:
+    def matching(self, rows: int, gaps: tuple[str, ...], under: str) -> Batch:
         """Text only: lettered options, then every option's name with its letter, in random order.
 
         Args:
             rows: sequences in the batch.
             gaps: what stands between the name and its letter; each row takes one of them.
-            full: under a whole prompt template, as in the task, instead of the options alone.
+            under: ``lines`` or ``inline``: the options alone, in that layout; ``prompt``: a whole prompt
+                template, as in the task.
         """
-        return self._batch([self._match(self.random.choice(gaps), full) for _ in range(rows)], None)
+        return self._batch([self._match(self.random.choice(gaps), under) for _ in range(rows)], None)
 
     def questions(self, rows: int, direct_share: float) -> Batch:
         """The whole task: picture and prompt, then a reasoned or (by chance) a direct completion."""
@@ -203,21 +211,20 @@ class Teacher:
         name = self.random.choices(*zip(*TEMPLATES.items(), strict=True))[0]
         return prompt_style(name), self.random.choice(("train", "evaluate"))
 
-    def _match(self, gap: str, full: bool) -> Pieces:
+    def _match(self, gap: str, under: str) -> Pieces:
         # Half of the option sets are mixtures over all groups: what is learnt is to match, not to
         # remember sets.
         group = self.all_words if self.random.random() < 0.5 else self.random.choice(self.words)
         options = self.random.sample(group, min(4, len(group)))
         lettered = list(zip(LETTERS, options, strict=False))
-        if full:
+        if under == "prompt":
             style, phase = self._template()
-            problem = "\n".join(["?", *(f"{a}) {o}" for a, o in lettered)])
-            if style.layout == "inline":
-                problem = "? " + ", ".join(f"{a}){o}" for a, o in lettered)
             template = style.train if phase == "train" else style.evaluate
+            listed = _listed(lettered, style.layout)
+            problem = "? " + listed if style.layout == "inline" else f"?\n{listed}"
             prompt = self._chat(template.replace("{Question}", problem), False)
         else:
-            prompt = "\n".join(f"{a}) {o}" for a, o in lettered) + "\n"
+            prompt = _listed(lettered, under) + "\n"
         queries = self.random.sample(lettered, len(lettered)) + self.random.sample(lettered, len(lettered))
         pieces: Pieces = [(prompt, False)]
         for letter, option in queries:

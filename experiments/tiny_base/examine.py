@@ -9,11 +9,11 @@ from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, Qwen2V
 from medvlm_r1.data.phantom import MODALITIES, PhantomSource
 from medvlm_r1.data.sample import VQASample
 
-STYLE = prompt_style("medvlm_r1")
+STYLES = {name: prompt_style(name) for name in ("medvlm_r1", "med_r1")}
 
 
 class Examiner:
-    """Asks every modality the same number of validation questions under MedVLM-R1's prompt."""
+    """Asks every modality the same number of validation questions, under MedVLM-R1's prompt if not said."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer, processor: Qwen2VLImageProcessorPil, questions: int):
         """``questions``: per modality."""
@@ -28,7 +28,8 @@ class Examiner:
         """Accuracies as fractions, by modality.
 
         Returns:
-            ``reasoned``: greedy after a forced ``<think>``; ``greedy``: greedy, unforced;
+            ``reasoned``: greedy after a forced ``<think>``; ``reasoned_med_r1``: the same under Med-R1's
+            prompt; ``greedy``: greedy, unforced;
             ``greedy_think``: share of these that reason; ``sampled``, ``sampled_think``: the same at
             temperature 1; ``sampled_right``: accuracy of the sampled completions that reason.
         """
@@ -41,11 +42,13 @@ class Examiner:
 
     def _one(self, model: Qwen2VLForConditionalGeneration, modality: str) -> dict[str, float]:
         forced, _ = self._right(model, modality, "<think>", sample=False)
+        other, _ = self._right(model, modality, "<think>", sample=False, style="med_r1")
         greedy, greedy_think = self._right(model, modality, "", sample=False)
         sampled, sampled_think = self._right(model, modality, "", sample=True)
         both = sampled[sampled_think]
         return {
             "reasoned": float(forced.mean()),
+            "reasoned_med_r1": float(other.mean()),
             "greedy": float(greedy.mean()),
             "greedy_think": float(greedy_think.mean()),
             "sampled": float(sampled.mean()),
@@ -55,11 +58,16 @@ class Examiner:
 
     @torch.no_grad()
     def _right(
-        self, model: Qwen2VLForConditionalGeneration, modality: str, prefix: str, sample: bool
+        self,
+        model: Qwen2VLForConditionalGeneration,
+        modality: str,
+        prefix: str,
+        sample: bool,
+        style: str = "medvlm_r1",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Per question: right, and well-formed with reasoning."""
         samples = self.samples[modality]
-        texts = [self._prompt(one) + prefix for one in samples]
+        texts = [self._prompt(one, style) + prefix for one in samples]
         rows = self.tokenizer(texts, padding=True, return_tensors="pt")
         is_image: Tensor = rows["input_ids"] == model.config.image_token_id
         out = model.generate(
@@ -72,12 +80,12 @@ class Examiner:
             **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
         )
         said = self.tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
-        read = [STYLE.read(prefix + text, one) for text, one in zip(said, samples, strict=True)]
+        read = [STYLES[style].read(prefix + text, one) for text, one in zip(said, samples, strict=True)]
         right = np.array([a.letter == one.answer for a, one in zip(read, samples, strict=True)])
         return right, np.array([answer.well_formed for answer in read])
 
-    def _prompt(self, sample: VQASample) -> str:
+    def _prompt(self, sample: VQASample, style: str) -> str:
         text = self.tokenizer.apply_chat_template(
-            STYLE.ask(sample, "evaluate"), tokenize=False, add_generation_prompt=True
+            STYLES[style].ask(sample, "evaluate"), tokenize=False, add_generation_prompt=True
         )
         return text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS)

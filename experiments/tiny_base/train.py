@@ -223,13 +223,13 @@ def _recent(right: list[float]) -> float:
     return sum(right[-50:]) / len(right[-50:])
 
 
-def match(gaps: tuple[str, ...], whole: bool, rows: int, enough: float) -> Lesson:
+def match(gaps: tuple[str, ...], under: str, rows: int, enough: float) -> Lesson:
     """From a name to its letter, in text alone, until ``enough`` of the letters are right."""
 
     def lesson(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
         right = []
         for step in range(steps):
-            right.append(learner.step(teacher.matching(rows, gaps, whole), 1e-3 * warm(step)))
+            right.append(learner.step(teacher.matching(rows, gaps, under), 1e-3 * warm(step)))
             yield right[-1]
             if step >= 100 and _recent(right) > enough:
                 return
@@ -254,7 +254,7 @@ def read(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
     """The language model learns to read the tower: captions first, then mostly what a question asks for."""
     for step in range(steps):
         if step % 12 == 7:
-            batch = teacher.matching(8, GAPS[-1:], True)
+            batch = teacher.matching(8, GAPS[-1:], "prompt")
         else:
             batch = teacher.captions(96) if step < steps // 4 or step % 3 == 0 else teacher.asked(48)
         yield learner.step(batch, 1e-3 * warm(step) * (1 - 0.9 * step / steps))
@@ -264,12 +264,41 @@ def reason(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
     """The whole task with reasoning; some matching and reading, so that neither fades."""
     for step in range(steps):
         if step % 6 == 2:
-            batch = teacher.matching(8, GAPS[-1:], True)
+            batch = teacher.matching(8, GAPS[-1:], "prompt")
         elif step % 6 == 5:
             batch = teacher.asked(32)
         else:
             batch = teacher.questions(16, direct_share=0.0)
         yield learner.step(batch, 1e-3 * warm(step) * (1 - 0.9 * step / steps))
+
+
+def side_by_side(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
+    """Options in one line, where names stand behind a bracket, without the space of a sentence.
+
+    They are other tokens there, and matched by no more than chance unless they start out as neighbours of the
+    spaced ones. Every second batch is of the whole task, so that seeing does not fade.
+    """
+    _spaceless_beside_spaced(learner.model, teacher.tokenizer)
+    for step in range(steps):
+        if step % 2:
+            batch = teacher.questions(16, direct_share=0.0) if step % 8 != 7 else teacher.asked(32)
+        else:
+            batch = teacher.matching(24 if step % 4 else 8, GAPS[-1:], "inline" if step % 4 else "prompt")
+        yield learner.step(batch, 1e-3 * warm(step) * (1 - 0.9 * step / steps))
+
+
+@torch.no_grad()
+def _spaceless_beside_spaced(model: Model, tokenizer: Qwen2Tokenizer) -> None:
+    embedded = model.get_input_embeddings().weight
+    ids = tokenizer.get_vocab()
+    pairs = [
+        (ids[word[1:]], ids[word])
+        for word in ids
+        if word[0] == "\u0120" and len(word) > 2 and word[1:] in ids
+    ]
+    spaceless, spaced = map(list, zip(*pairs, strict=True))
+    noise = torch.randn_like(embedded[spaced]) * embedded[spaced].std()
+    embedded[spaceless] = embedded[spaced] + 0.3 * noise
 
 
 def answer_straight(learner: Learner, teacher: Teacher, steps: int) -> Iterator[float]:
@@ -321,6 +350,7 @@ def main() -> None:
     parser.add_argument("--look", type=int, default=8000, help="steps of the vision tower alone")
     parser.add_argument("--read", type=int, default=4000, help="steps of captions and asked findings")
     parser.add_argument("--reason", type=int, default=2500, help="steps of the whole task")
+    parser.add_argument("--side-by-side", type=int, default=1600, help="steps of options in one line")
     parser.add_argument("--straight", type=int, default=900, help="steps with mostly direct answers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -331,10 +361,10 @@ def main() -> None:
     school = School(model, tokenizer, args.work, args.seed)
     # The letter circuit forms only if name and letter start out as neighbours; trained from the start
     # on the whole task it does not form at all.
-    school.stage("match, beside", match(("",), False, 24, 0.97), 3000)
-    school.stage("match, apart", match((".",), False, 24, 0.97), 1500)
-    school.stage("match, farther", match(GAPS, False, 24, 0.97), 2000)
-    school.stage("match, whole prompt", match(GAPS[-1:], True, 8, 0.95), 700)
+    school.stage("match, beside", match(("",), "lines", 24, 0.97), 3000)
+    school.stage("match, apart", match((".",), "lines", 24, 0.97), 1500)
+    school.stage("match, farther", match(GAPS, "lines", 24, 0.97), 2000)
+    school.stage("match, whole prompt", match(GAPS[-1:], "prompt", 8, 0.95), 700)
     with Progress() as progress:
         bar = progress.add_task("render", total=args.scenes * len(MODALITIES))
         school.scenes = Scenes.kept(
@@ -345,6 +375,7 @@ def main() -> None:
     school.rest_the_eyes()
     school.stage("read", read, args.read)
     school.stage("reason", reason, args.reason, examine=True)
+    school.stage("side by side", side_by_side, args.side_by_side, examine=True)
     school.stage("answer straight", answer_straight, args.straight, examine=True)
     save(model, tokenizer, args.out)
 
