@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -426,4 +427,9 @@ def keys_of(cfg: DictConfig) -> list[str]:
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:])
-    run()
+    try:
+        run()
+    except SystemExit as stopped:
+        if type(stopped).__name__ == "SIGTERMException":  # Lightning's, which would pass for success
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise

@@ -8,6 +8,8 @@ import logging
 import os
 import pickle
 import shutil
+import signal
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ class Checkpoints(Callback):
     """Keeps the newest two checkpoints, ``last.ckpt`` and the one before it, ``before.ckpt``.
 
     They are written between two steps, behind the validation that belongs to the first: what goes on takes
-    the next step. A file gets its name when all of it is on disk.
+    the next step. A file gets its name when all of it is on disk. SIGTERM has the step and its validation
+    end, a checkpoint written, and the training stopped.
 
     Args:
         folder: where they lie, within the run folder.
@@ -40,21 +43,40 @@ class Checkpoints(Callback):
         self.folder, self.every = Path(folder), every
         self._written = 0  # steps done when the newest one was written
         self._between_steps = False  # that is being written
+        self._terminated = False
+        self._handler: Any = None  # of SIGTERM, before this one's
         self._loaded: dict[str, Any] | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if module.step % self.every == 0 and module.step > self._written:
+        stopping = self._is_stopping(trainer)
+        if module.step > self._written and (stopping or module.step % self.every == 0):
             self.write(trainer, module, between_steps=True)
+        if stopping:
+            raise SIGTERMException
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        # Lightning raises this between two steps, or within a validation, which then is taken again
-        if isinstance(exception, SIGTERMException) and trainer.training and module.step > self._written:
-            self.write(trainer, module, between_steps=True)
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Lightning's own would break off a validation, whose first half could not be taken up again.
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._terminate)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.write(trainer, module, between_steps=False)
+        if self._is_stopping(trainer):
+            raise SIGTERMException
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    def _is_stopping(self, trainer: Trainer) -> bool:
+        """Whether SIGTERM has reached any rank."""
+        return trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
+
+    def _terminate(self, *signal_and_frame: Any) -> None:
+        self._terminated = True
 
     def write(self, trainer: Trainer, module: LightningModule, between_steps: bool) -> None:
         """Write ``last.ckpt``; all ranks call it.
