@@ -50,7 +50,7 @@ SCENARIOS = {
     # ranks fill their own places, so this need not agree; it must end
     "redraws": {"kind": GRPO, "redraws": 2, "questions": 16},
     "grpo_two_passes": {"kind": GRPO, "inner_epochs": 2, "micro_batch": 1},
-    "lora": {"kind": GRPO, "aggregate": "token", "tuning": LORA},
+    "lora": {"kind": GRPO, "aggregate": "token", "tuning": LORA, "lr": 0.5},
     "language_model": {"kind": GRPO, "tuning": Tuning("language_model")},
     "pictureless": {"kind": SFT, "pictureless": True},
     "bfloat16": {"kind": SFT, "recipe": dataclasses.replace(RECIPE, dtype="bfloat16")},

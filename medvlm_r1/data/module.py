@@ -93,8 +93,9 @@ class VQADataModule(LightningDataModule):
         return self._loader(encoded, share, sampler, drop_last=True)
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch are behind a checkpoint."""
-        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
+        """How many batches of the epoch are behind a checkpoint; none where the next epoch comes."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return {"batches": done % max(1, int(self.trainer.num_training_batches))}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._taken = state_dict["batches"]
