@@ -15,7 +15,7 @@ from medvlm_r1.report.fairness import compare_settings
 from medvlm_r1.report.figures import comparison_figure, curve_panels, dot_panels
 from medvlm_r1.report.page import clock, headline, mark_tags, write_comparison_report, write_run_report
 from medvlm_r1.report.rows import UnpairedError
-from medvlm_r1.report.run_folder import RunFolderError, find_runs, read_run
+from medvlm_r1.report.run_folder import RunFolderError, find_runs, method_place, method_title, read_run
 from medvlm_r1.report.tables import accuracy_table, as_markdown, difference_table, percent
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -108,7 +108,7 @@ def test_line_separators_inside_a_completion_do_not_cut_a_row(tmp_path):
     [
         ("metrics.json", None, "holds no metrics.json"),
         ("metrics.json", "{", "JSONDecodeError"),
-        ("metrics.json", '{"run": {"method": "ppo", "seed": 0}, "accuracy": {}}', "'ppo' is none of"),
+        ("metrics.json", '{"run": {"seed": 0}, "accuracy": {}}', "KeyError: 'method'"),
         ("predictions.jsonl", None, "missing or empty"),
         ("predictions.jsonl", '{"step": 1}\n{"ste', "line 2 is no JSON"),
     ],
@@ -118,6 +118,11 @@ def test_broken_folders_say_what_is_wrong(tmp_path, file, content, message):
     (folder / file).unlink() if content is None else (folder / file).write_text(content)
     with pytest.raises(RunFolderError, match=message):
         _ = read_run(folder).predictions
+
+
+def test_a_method_of_ones_own_goes_by_its_own_name_and_comes_last():
+    assert (method_title("reinforce_pp"), method_title("mine")) == ("REINFORCE++", "mine")
+    assert sorted(["mine", "gdpo", "sft"], key=method_place) == ["sft", "gdpo", "mine"]
 
 
 def test_stale_metrics_are_refused(tmp_path):
@@ -324,7 +329,7 @@ def test_page_of_a_single_run(sweep):
     assert path == sweep / "grpo_600-seed0" / "report.html"
     said = "".join(Page(path.read_text()).said)
     assert "GRPO on MRI, CT and X-ray" in said
-    assert "Inside GRPO" in said
+    assert "Inside training" in said
     assert "Differences on the same questions" not in said
 
 
