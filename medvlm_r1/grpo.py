@@ -55,7 +55,7 @@ class GRPO(VLMModule):
             equation 13); 0 leaves it out.
         importance_cap: weigh each token by how much likelier the trainer finds it than the sampler did,
             up to this (truncated importance sampling); ``None`` leaves tokens alone.
-        shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
+        name, shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
     """
 
     def __init__(
@@ -77,9 +77,10 @@ class GRPO(VLMModule):
         redraws: int = 0,
         overlong: float = 0.0,
         importance_cap: float | None = None,
+        name: str = "grpo",
         **shared: Any,
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(name=name, **shared)
         if sampling.group_size < 2 or sampling.temperature == 0:
             raise ValueError(
                 f"GRPO compares completions of one prompt: group_size {sampling.group_size} must be at "

@@ -54,8 +54,8 @@ class VLMModule(LightningModule):
     Args:
         policy, prompt, engine, rewards, seed: built from the other parts of the configuration.
         max_completion_tokens: limit of an answer in evaluation.
-        name: what records and tables call the method.
         optim: how weights change; ``None`` evaluates only.
+        name: what records and tables call the method.
     """
 
     updates_per_step = 1  # optimiser steps in one training step
@@ -68,8 +68,8 @@ class VLMModule(LightningModule):
         rewards: Rewards,
         seed: int,
         max_completion_tokens: int,
-        name: str,
         optim: Optimisation | None = None,
+        name: str = "zero_shot",
     ) -> None:
         super().__init__()
         self.method = name

@@ -22,11 +22,11 @@ class SFT(VLMModule):
 
     Args:
         micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
-        shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
+        name, shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
     """
 
-    def __init__(self, *, micro_batch: int, **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(self, *, micro_batch: int, name: str = "sft", **shared: Any) -> None:
+        super().__init__(name=name, **shared)
         if micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}: it must be at least 1")
         self.micro_batch = micro_batch

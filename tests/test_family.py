@@ -160,15 +160,12 @@ def test_dynamic_sampling_ends_where_no_question_is_left(tmp_path):
 
 
 def test_over_long_completions_lose_reward(tmp_path):
-    """At a limit of 24, a third of it slope: nothing up to 16, a half at 20, 1 at the limit."""
-    _, seen = steps_of(
-        tmp_path, overlong=1 / 3, sampling=Sampling(group_size=4, max_tokens=24, temperature=2.0)
-    )
+    """At a limit of 12, half of it slope: nothing up to 6 tokens, a half at 9, 1 at the limit."""
+    _, seen = steps_of(tmp_path, overlong=0.5, sampling=Sampling(group_size=8, max_tokens=12))
     rows = seen.rows[0]
     for row in rows:
-        assert row["rewards"]["overlong"] == pytest.approx(-max(0, row["tokens"] - 16) / 8, abs=1e-5)
-    assert any(row["rewards"]["overlong"] == -1 for row in rows)
-    assert any(row["rewards"]["overlong"] == 0 for row in rows)
+        assert row["rewards"]["overlong"] == pytest.approx(-max(0, row["tokens"] - 6) / 6, abs=1e-5)
+    assert len({row["rewards"]["overlong"] for row in rows}) > 1
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,12 @@ def test_names_are_safe_for_a_file_system():
 
 def test_a_used_folder_is_left_alone(tmp_path):
     wanted = tmp_path / "run"
-    assert folder.free_folder(wanted, overwrite=False) == wanted
+    assert folder.free_folder(wanted, reuse=False) == wanted
     for used in ("run", "run-2"):
         (tmp_path / used).mkdir()
         (tmp_path / used / "metrics.csv").touch()
-    assert folder.free_folder(wanted, overwrite=False).name == "run-3"
-    assert folder.free_folder(wanted, overwrite=True) == wanted
+    assert folder.free_folder(wanted, reuse=False).name == "run-3"
+    assert folder.free_folder(wanted, reuse=True) == wanted
 
 
 @pytest.mark.parametrize(

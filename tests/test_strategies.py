@@ -216,8 +216,9 @@ def test_only_the_first_process_writes(tmp_path):
         PYTHONPATH=str(tmp_path),
         WATCHER_LOG=str(log),
     )
-    # every rank waits for the audit at its lock, and for nothing else on disk
-    assert [line for line in log.read_text().splitlines() if not line.endswith(".json.lock")] == []
+    # every rank waits for the audit at its lock and keeps a journal of its answers, and writes nothing else
+    own = (".json.lock", "predictions-1.journal")
+    assert [line for line in log.read_text().splitlines() if not line.endswith(own)] == []
     (folder,) = (tmp_path / "outputs/runs").iterdir()
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == len({(row["test_set"], row["control"], row["sample_id"]) for row in rows})
