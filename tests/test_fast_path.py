@@ -22,11 +22,11 @@ class Kept(GRPO):
         super().on_fit_start()
         self.losses, self.norms, self.gaps = [], [], []
 
-    def log_step(self, rollout, table, answers, samples, updates):
+    def log_step(self, first, drawn, advantages, updates):
         self.losses += [float(update["loss"]) for update in updates]
         self.norms += [float(update["grad_norm"]) for update in updates]
         self.gaps.append(float(updates[0]["gap"].max()))
-        super().log_step(rollout, table, answers, samples, updates)
+        super().log_step(first, drawn, advantages, updates)
 
 
 class Recording:

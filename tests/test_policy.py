@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from medvlm_r1.advantage import GroupRelative
+from medvlm_r1.drawn import Drawn
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.objective import grpo_loss
 from medvlm_r1.policy.encode import collate
@@ -274,12 +275,13 @@ class TestGroupOrder:
         )
         samples = [prompt.sample for prompt in chosen for _ in range(GROUP)]
         answers = [style.read(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)]
-        if rewards is None:
-            rewards = method.rewards.score(answers, samples).total
+        table = method.rewards.score(answers, samples)
+        rewards = table.total if rewards is None else rewards
         advantages = GroupRelative().relative(rewards, GROUP)
+        drawn = Drawn(chosen, rollout, samples, answers, table)
         total = 0.0
         with torch.no_grad():
-            for batch in method.split(chosen, rollout, advantages):
+            for batch in method.split(drawn, advantages):
                 if exchanged == "tokens":
                     batch = dataclasses.replace(batch, tokens=batch.tokens[[3, 4, 5, 0, 1, 2]])
                 if exchanged == "mask":

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.grpo import GRPO, MicroBatch
+from medvlm_r1.drawn import MicroBatch
+from medvlm_r1.grpo import GRPO
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
