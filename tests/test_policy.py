@@ -24,7 +24,7 @@ from medvlm_r1.rollout.reference import ReferenceEngine
 CPU = torch.device("cpu")
 GROUP = 3
 VISION = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-SHOWS = 1e-3  # an exchange moves the loss by more; agreement is a thousand times closer
+SHOWS = 3e-4  # three hundred times what agreement is held to
 PAIRS = [("square", "wide"), ("flat", "two"), ("text", "two"), ("text", "text"), ("two", "two")]
 
 
@@ -299,7 +299,7 @@ class TestGroupOrder:
         self, micro_batch, chosen, said, expected, random_policy, short_style
     ):
         got = self.loss(random_policy, short_style, chosen, *said, micro_batch)
-        assert got == pytest.approx(expected, abs=SHOWS / 1000)
+        assert got == pytest.approx(expected, abs=SHOWS / 300)
 
     def test_the_order_of_the_prompts_does_not_matter(
         self, chosen, said, expected, random_policy, short_style
@@ -308,7 +308,7 @@ class TestGroupOrder:
         tokens, mask = said[0][turn], said[1][turn]
         rewards = torch.tensor(self.REWARDS[::-1]).flatten()
         got = self.loss(random_policy, short_style, chosen[::-1], tokens, mask, rewards=rewards)
-        assert got == pytest.approx(expected, abs=SHOWS / 1000)
+        assert got == pytest.approx(expected, abs=SHOWS / 300)
 
     @pytest.mark.parametrize("part", ["tokens", "mask"])
     def test_exchanged_completions_show(self, part, chosen, said, expected, random_policy, short_style):
