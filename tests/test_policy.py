@@ -24,7 +24,7 @@ from medvlm_r1.rollout.reference import ReferenceEngine
 CPU = torch.device("cpu")
 GROUP = 3
 VISION = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-SHOWS = 3e-4  # three hundred times what agreement is held to
+SHOWS = 1e-3  # an exchange moves the loss by more; agreement is a thousand times closer
 PAIRS = [("square", "wide"), ("flat", "two"), ("text", "two"), ("text", "text"), ("two", "two")]
 
 
@@ -242,7 +242,7 @@ class TestGroupOrder:
                 with torch.no_grad():
                     logprobs = alone(random_policy.model, prompt, kept, random_policy.encoder)
                 advantage = (group[i] - group.mean()) / (group.std() + 1e-4)
-                ratio = (logprobs - self.shifted(logprobs, 0.1)).exp()
+                ratio = (logprobs - self.shifted(logprobs, 0.4)).exp()
                 d = self.shifted(logprobs, 0.3) - logprobs
                 term = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
                 per_row.append((term + 0.04 * (d.exp() - d - 1)).mean())
@@ -287,7 +287,7 @@ class TestGroupOrder:
                 if exchanged == "mask":
                     batch = dataclasses.replace(batch, mask=batch.mask[[3, 4, 5, 0, 1, 2]])
                 logprobs = method.logprobs(batch)
-                old, reference = self.shifted(logprobs, 0.1), self.shifted(logprobs, 0.3)
+                old, reference = self.shifted(logprobs, 0.4), self.shifted(logprobs, 0.3)
                 loss, _ = grpo_loss(
                     logprobs, old, reference, batch.advantages, batch.mask, denominator=len(tokens)
                 )
@@ -299,7 +299,7 @@ class TestGroupOrder:
         self, micro_batch, chosen, said, expected, random_policy, short_style
     ):
         got = self.loss(random_policy, short_style, chosen, *said, micro_batch)
-        assert got == pytest.approx(expected, abs=SHOWS / 300)
+        assert got == pytest.approx(expected, abs=SHOWS / 1000)
 
     def test_the_order_of_the_prompts_does_not_matter(
         self, chosen, said, expected, random_policy, short_style
@@ -308,7 +308,7 @@ class TestGroupOrder:
         tokens, mask = said[0][turn], said[1][turn]
         rewards = torch.tensor(self.REWARDS[::-1]).flatten()
         got = self.loss(random_policy, short_style, chosen[::-1], tokens, mask, rewards=rewards)
-        assert got == pytest.approx(expected, abs=SHOWS / 300)
+        assert got == pytest.approx(expected, abs=SHOWS / 1000)
 
     @pytest.mark.parametrize("part", ["tokens", "mask"])
     def test_exchanged_completions_show(self, part, chosen, said, expected, random_policy, short_style):
