@@ -46,6 +46,7 @@ class Checkpoints(Callback):
         self._terminated = False
         self._handler: Any = None  # of SIGTERM, before this one's
         self._loaded: dict[str, Any] | None = None
+        self._last_is_damaged = False  # so the whole one before it stays until a newer one is whole
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -102,11 +103,14 @@ class Checkpoints(Callback):
             ) from error
         if trainer.is_global_zero:
             last = self.folder / LAST
-            if last.exists():
+            if last.exists() and not self._last_is_damaged:
                 if last.is_dir():
                     _remove(self.folder / BEFORE)
                 last.replace(self.folder / BEFORE)
+            elif last.is_dir():
+                _remove(last)
             partial.replace(last)
+        self._last_is_damaged = False
         trainer.strategy.barrier("checkpoint")
 
     def on_save_checkpoint(
@@ -129,6 +133,7 @@ class Checkpoints(Callback):
         if self._loaded is None:
             return
         self._written = self._loaded["written"]
+        self._last_is_damaged = trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == BEFORE
         torch.set_rng_state(self._loaded["rng"])
         if trainer.is_global_zero:
             self._put_back(trainer, self._loaded["files"])

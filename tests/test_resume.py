@@ -127,6 +127,18 @@ def test_the_last_good_one_is_used_and_said(harm, two_checkpoints, tmp_path, cap
         newest_whole(folder)
 
 
+def test_the_whole_one_stays_until_a_newer_is_whole(tmp_path):
+    with pytest.raises(Killed):
+        train(SFT, tmp_path, KillAt(5), every=1)
+    folder = tmp_path / "checkpoints"
+    (folder / "last.ckpt").write_bytes(b"")
+    before = (folder / "before.ckpt").read_bytes()
+    with pytest.raises(Killed):  # behind the first checkpoint that it writes
+        train(SFT, tmp_path, KillAt(5), every=1, ckpt_path=newest_whole(folder))
+    assert damage(folder / "last.ckpt") is None
+    assert (folder / "before.ckpt").read_bytes() == before
+
+
 def test_no_flipped_byte_changes_a_tensor_unseen(two_checkpoints, tmp_path):
     """Either the damage is found, or it lies in padding and what is read is what was written."""
     path = tmp_path / "last.ckpt"
