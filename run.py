@@ -19,9 +19,9 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,15 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from medvlm_r1.folder import empty, is_later_rank, new_run_folder, new_run_name, new_sweep_folder, run_log
+from medvlm_r1 import state
+from medvlm_r1.folder import OUTPUTS, empty, is_later_rank, run_name
+from medvlm_r1.settings import check_model, check_same_run, check_settings
+from medvlm_r1.spelling import explained
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -48,16 +52,55 @@ log = logging.getLogger("medvlm_r1")
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def run(cfg: DictConfig) -> float:
-    """One run: fit if the method trains, test, and leave everything in the run folder.
+    """One run, or one of a multirun's: what is left of it, if it was begun before.
 
     Returns:
         The final validation accuracy, for sweepers that optimise.
     """
-    with told_plainly():
-        folder = settle(cfg)
-        if (cfg.resume or cfg.ckpt_path) and (finished := folder / "metrics.json").exists():
-            log.info("run %s: finished already (overwrite=true starts it again)", folder)
-            return json.loads(finished.read_text())["validation"]["accuracy"]
+    in_multirun = HydraConfig.get().mode is RunMode.MULTIRUN
+    try:
+        with told_plainly():
+            folder = settle(cfg, in_multirun)
+            if (done := recorded(cfg, folder, in_multirun)) is not None:
+                return done
+        if is_later_rank():  # the first process decides, and keeps what becomes of the run
+            return carry_out(cfg, folder)
+        with told_plainly(state.RunIsBusyError), state.held(folder), state.life(folder) as this:
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            return carry_out(cfg, folder, this)
+    except Exception as error:
+        if in_multirun:
+            log.error("run %s failed: %s", folder.name, error)
+            raise  # Hydra goes on with the other runs
+        if isinstance(error, Mistake):
+            stop(str(error))
+        raise
+
+
+def recorded(cfg: DictConfig, folder: Path, in_multirun: bool) -> float | None:
+    """What the run gave when it was finished; ``None`` where there is something to do.
+
+    Raises:
+        ValueError: it is a run of a multirun that has failed before, and shall not be tried again.
+    """
+    if not (cfg.resume or cfg.ckpt_path):
+        return None
+    found = state.state_of(folder)
+    if in_multirun and found == state.FAILED and not cfg.retry:
+        raise ValueError(f"it failed before (retry=true tries again): {state.reason(folder)}")
+    if found != state.FINISHED:
+        return None
+    if not is_later_rank():
+        log.info("run %s: finished already (overwrite=true starts it again)", folder)
+        wrap_up(folder)
+    return json.loads((folder / "metrics.json").read_text())["validation"]["accuracy"]
+
+
+def carry_out(cfg: DictConfig, folder: Path, this: state.Life | None = None) -> float:
+    """Fit if the method trains, test, and leave everything in the run folder; returns as :func:`run` does.
+
+    ``this`` is told the devices.
+    """
     # Imports come late, so that --help, a mistyped option and missing weights are answered at once.
     with told_plainly():
         check_model(cfg)
@@ -67,11 +110,8 @@ def run(cfg: DictConfig) -> float:
 
     from medvlm_r1.endpoint import EndpointError
     from medvlm_r1.evaluate.journal import Journal
-    from medvlm_r1.record import Clock, write_record
-    from medvlm_r1.report.comparison import compare
-    from medvlm_r1.report.controls import control_summary
-    from medvlm_r1.report.page import write_run_report
-    from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
+    from medvlm_r1.record import Clock, hardware, write_record
+    from medvlm_r1.resume import checkpoint_of
 
     hush()  # not before: lightning sets the level of its log when it is imported
     clock = Clock()
@@ -89,46 +129,88 @@ def run(cfg: DictConfig) -> float:
     with clock.phase("build"), told_plainly():
         module, data, trainer = build(cfg, questions)
     with told_plainly():
-        checkpoint = checkpoint_of(cfg, folder)
-    if not is_later_rank() and (cfg.overwrite or (cfg.resume and module.trains and not checkpoint)):
-        empty(folder)
-    if not is_later_rank():
+        checkpoint = checkpoint_of(folder, cfg.ckpt_path, cfg.resume)
+    if this:
+        this.note(devices=trainer.world_size, hardware=hardware())
+        if cfg.overwrite or (cfg.resume and module.trains and not checkpoint):
+            empty(folder)
         log.info("run %s: %s", folder, describe(cfg, module, data))
-    if module.trains:
-        if checkpoint:
-            log.info("going on from %s", checkpoint)
-        else:
-            trainer.validate(module, data, verbose=False)  # where the curve starts
-        with clock.phase("fit"):
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-        trainer.strategy.optimizers = []  # their fp32 copies would stay on the device
-    with clock.phase("validate"), told_plainly(EndpointError):
-        (validation,) = trainer.validate(module, data, verbose=False)
-        best = next((c for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_path), None)
-        if cfg.select == "best" and best and best.best_model_score > validation[best.monitor]:
-            state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-            # as load_state_dict, for weights that are split over devices too
-            how = StateDictOptions(full_state_dict=True, strict=False)
-            set_model_state_dict(module, state["state_dict"], options=how)
+    with own_processes(trainer, cfg):
+        if module.trains:
+            if checkpoint:
+                log.info("going on from %s", checkpoint)
+            else:
+                trainer.validate(module, data, verbose=False)  # where the curve starts
+            with clock.phase("fit"):
+                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            trainer.strategy.optimizers = []  # their fp32 copies would stay on the device
+        with clock.phase("validate"), told_plainly(EndpointError):
             (validation,) = trainer.validate(module, data, verbose=False)
-    about = {"step": module.step, "select": cfg.select, "devices": trainer.world_size}
-    module.journal = Journal(folder / f"predictions-{trainer.global_rank}.journal", about)
-    data.answered = module.journal.answered
-    if data.answered and not is_later_rank():
-        log.info("%d test questions are answered already", len(data.answered))
-    with clock.phase("test"), told_plainly(EndpointError):
-        trainer.test(module, data, verbose=False)
+            best = next((c for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_path), None)
+            if cfg.select == "best" and best and best.best_model_score > validation[best.monitor]:
+                best_weights = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+                # as load_state_dict, for weights that are split over devices too
+                how = StateDictOptions(full_state_dict=True, strict=False)
+                set_model_state_dict(module, best_weights["state_dict"], options=how)
+                (validation,) = trainer.validate(module, data, verbose=False)
+        about = {"step": module.step, "select": cfg.select, "devices": trainer.world_size}
+        module.journal = Journal(folder / f"predictions-{trainer.global_rank}.journal", about)
+        data.answered = module.journal.answered
+        if data.answered and not is_later_rank():
+            log.info("%d test questions are answered already", len(data.answered))
+        with clock.phase("test"), told_plainly(EndpointError):
+            trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
         found = findings.as_dict(pairs=20) if findings else {}
         write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock, found)
-        for journal in folder.glob("predictions-*.journal"):
-            journal.unlink()
-        page = write_run_report(folder)
-        compared = compare([folder])
-        for table in filter(None, (accuracy_table(compared), control_summary(compared))):
-            table_console().print(as_rich(table))
-        log.info("report: %s", page)
+        wrap_up(folder)
     return validation["validation/accuracy"]
+
+
+def wrap_up(folder: Path) -> None:
+    """Write the page of a finished run and print its table, where that has not been done."""
+    from medvlm_r1.report.comparison import compare
+    from medvlm_r1.report.controls import control_summary
+    from medvlm_r1.report.page import write_run_report
+    from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
+
+    for journal in folder.glob("predictions-*.journal"):
+        journal.unlink()
+    if (folder / "report.html").exists():
+        return
+    page = write_run_report(folder)
+    compared = compare([folder])
+    for table in filter(None, (accuracy_table(compared), control_summary(compared))):
+        table_console().print(as_rich(table))
+    log.info("report: %s", page)
+
+
+@contextmanager
+def own_processes(trainer: "Trainer", cfg: DictConfig) -> Iterator[None]:
+    """Have the processes that Lightning starts make this run alone, and nothing of them reach the next one.
+
+    It starts them with this process's command line, which in a multirun is that of all runs.
+    """
+    hydra_cfg, arguments = HydraConfig.get(), sys.argv[:]
+    if hydra_cfg.mode is RunMode.MULTIRUN:
+        sys.argv[1:] = [*hydra_cfg.overrides.task, *([f"resume={cfg.resume}"] if cfg.resume else [])]
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        sys.argv[:] = arguments
+        started = getattr(trainer.strategy.launcher, "procs", [])
+        for process in started:
+            process.wait() if ended else process.kill()
+        if started:
+            import torch
+
+            started.clear()  # Lightning watches them, and would end this process with a failed one
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                os.environ.pop(name, None)
 
 
 def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADataModule", "Trainer"]:
@@ -142,8 +224,8 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
         prompt.ask(sample, "evaluate")
         rewards.score([prompt.read("", sample)], [sample])
     controls, not_run = controls_of(cfg.controls, prompt, served="url" in cfg.model)
-    for name, reason in not_run.items() if not is_later_rank() else ():
-        log.info("control %s is not run: %s", name, reason)
+    for name, why in not_run.items() if not is_later_rank() else ():
+        log.info("control %s is not run: %s", name, why)
     policy = instantiate(cfg.model)
     engine = instantiate(cfg.rollout) if cfg.rollout else policy.engine
     method = instantiate(cfg.method)
@@ -169,45 +251,8 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
     return module, data, trainer
 
 
-def checkpoint_of(cfg: DictConfig, folder: Path) -> Path | None:
-    """The checkpoint that this run goes on from."""
-    from medvlm_r1.resume import damage, newest_whole
-
-    if cfg.ckpt_path not in (None, "last"):
-        path = Path(cfg.ckpt_path)
-        if not path.exists():
-            raise ValueError(f"ckpt_path: there is no {path}")
-        if fault := damage(path):
-            raise ValueError(f"ckpt_path: {path} is damaged ({fault})")
-        return path
-    found = newest_whole(folder / "checkpoints") if cfg.resume or cfg.ckpt_path else None
-    if cfg.ckpt_path and not found:
-        raise ValueError(f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}")
-    return found
-
-
-def check_same_run(cfg: DictConfig, folder: Path) -> None:
-    """What goes on must be what was begun."""
-    from medvlm_r1.report.run_folder import flatten
-
-    begun = folder / "config.yaml"
-    if not begun.exists():
-        return
-    was, now = (flatten(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(begun), cfg))
-    free = ("resume", "ckpt_path", "overwrite", "workers", "pictures", "logger", "watch", "run_folder")
-    changed = [
-        k for k in sorted(was.keys() | now.keys()) if k.split(".")[0] not in free and was.get(k) != now.get(k)
-    ]
-    if changed:
-        listed = ", ".join(f"{key} was {was.get(key)} and is {now.get(key)}" for key in changed[:4])
-        raise ValueError(
-            f"{folder} was begun with other settings ({listed}): give the command that it was begun with, or "
-            "leave resume out"
-        )
-
-
-def settle(cfg: DictConfig) -> Path:
-    """Fill in what only Hydra knows, and write the resolved configuration; returns the run folder."""
+def settle(cfg: DictConfig, in_multirun: bool) -> Path:
+    """Fill in what only Hydra knows, and look for what cannot be; returns the run folder."""
     hydra_cfg = HydraConfig.get()
     folder = Path(hydra_cfg.runtime.output_dir)
     cfg.experiment = hydra_cfg.runtime.choices.get("experiment", "default")
@@ -218,52 +263,14 @@ def settle(cfg: DictConfig) -> Path:
         hydra_cfg.run.dir = str(folder)
     if cfg.plan:
         raise ValueError("plan=true needs Hydra's own sweeper")
-    if cfg.select not in ("last", "best"):
-        raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
-    from medvlm_r1.evaluate.controls import check_controls
-
-    check_controls(cfg.controls, served="url" in cfg.model)
+    check_settings(cfg)
     if "url" in cfg.model:
         cfg.rollout = None  # an endpoint brings its own engine
-    if cfg.resume not in (None, "auto"):
-        raise ValueError(f"resume is {cfg.resume!r}: use auto, or leave it out")
-    if cfg.overwrite and (cfg.resume or cfg.ckpt_path):
-        raise ValueError("overwrite=true deletes what resume or ckpt_path would go on from: give one of them")
-    if missing := OmegaConf.missing_keys(cfg):
-        raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
+    if in_multirun and not (cfg.ckpt_path or cfg.overwrite):
+        cfg.resume = "auto"
     if cfg.resume or cfg.ckpt_path:
         check_same_run(cfg, folder)
-    if not is_later_rank():
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     return folder
-
-
-def check_model(cfg: DictConfig) -> None:
-    """Stop within seconds where the model cannot be had, or cannot do what is wanted of it."""
-    trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
-    strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
-    splits, deepspeed = (strategy.endswith(name) for name in ("ModelParallelStrategy", "DeepSpeedStrategy"))
-    if trains and is_endpoint:
-        raise ValueError(
-            "an endpoint can be evaluated, not trained: take +experiment=zero_shot or method=zero_shot"
-        )
-    if trains and cfg.tune.train == "nothing":
-        raise ValueError("this tune option trains nothing: take tune=qlora, or method=zero_shot to evaluate")
-    if splits and (cfg.tune.quantize or is_endpoint):
-        what = "an endpoint's weights" if is_endpoint else "weights held in 4 bits"
-        raise ValueError(f"{what} cannot be split over devices: take trainer=single or trainer=ddp")
-    if splits and "8bit" in cfg.optimizer._target_:
-        raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
-    if deepspeed and (cfg.select == "best" or cfg.model.recipe.dtype != "bfloat16"):
-        raise ValueError("trainer=deepspeed_zero2 wants model.recipe.dtype=bfloat16 and select=last")
-    if not is_endpoint:
-        from medvlm_r1.policy.weights import check_weights
-
-        check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
-        return
-    from medvlm_r1.endpoint import check_endpoint
-
-    check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
 
 
 def hush() -> None:
@@ -296,26 +303,20 @@ def describe(cfg: DictConfig, module, data) -> str:
     return f"{method_title(module.method)} of {model_name(cfg.model)}; {training}tests: {counts}"
 
 
-def devices_in_all(*, _root_: DictConfig) -> int:
-    """Devices of a run over all its machines."""
-    devices, nodes = _root_.trainer.devices, _root_.trainer.num_nodes
-    if not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"trainer.devices is {devices}: this strategy needs their number")
-    return devices * nodes
-
-
-for resolver in (new_run_folder, new_sweep_folder, new_run_name, run_log, devices_in_all):
-    OmegaConf.register_new_resolver(resolver.__name__, resolver)
-
-
 # --- mistakes --------------------------------------------------------------------------------------
+
+
+class Mistake(CompactHydraException):
+    """What a user can put right, told without a traceback."""
 
 
 @contextmanager
 def told_plainly(*known: type[Exception]) -> Iterator[None]:
-    """Turn a mistake in configuration or data, or the ``known`` ones, into a message without traceback."""
+    """Turn what goes wrong with configuration or data, or in the ``known`` ways, into a :class:`Mistake`."""
     try:
         yield
+    except Mistake:
+        raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         # Lightning's own kind, once it is loaded: before, a mistake need not wait for it
@@ -332,7 +333,7 @@ def told_plainly(*known: type[Exception]) -> Iterator[None]:
             raise
         node = re.search(r"full_key: (\S+)", str(error)) if cause else None
         where = f"while building {node[1]}; " if node else ""
-        stop(f"{cause or error}\n({where}HYDRA_FULL_ERROR=1 shows the traceback)")
+        raise Mistake(f"{cause or error}\n({where}HYDRA_FULL_ERROR=1 shows the traceback)") from error
 
 
 def stop(message: str) -> None:
@@ -340,32 +341,68 @@ def stop(message: str) -> None:
     raise SystemExit(2)
 
 
-def check_command_line(arguments: list[str]) -> None:
-    """Compose every job of this command before the first one starts; stop on a mistake with its remedy."""
+def check_command_line(arguments: list[str]) -> Path | None:
+    """Compose every job of this command before the first one starts; stop on a mistake with its remedy.
+
+    Returns:
+        The folder of a multirun.
+    """
+    if {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--info", "-i", "-sc"} & set(arguments):
+        return None
     overrides = [a for a in arguments if not a.startswith("-") and not a.startswith("hydra")]
     multirun = bool({"-m", "--multirun"} & set(arguments))
-    if any(a.startswith("hydra/sweeper") for a in arguments):
-        return  # another sweeper has a syntax of its own
-    if {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--info", "-i", "-sc"} & set(arguments):
-        return
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
-        known = None
-        try:
-            known = hydra.compose("config", overrides=groups)
-            jobs = [overrides]
-            if multirun:
-                parsed = OverridesParser.create().parse_overrides(overrides)
-                jobs = BasicSweeper.split_arguments(parsed, None)[0]
-            composed = [hydra.compose("config", overrides=job) for job in jobs]
-        except (HydraException, OmegaConfBaseException) as error:
-            stop(explained(error, known))
-        if any(cfg.plan for cfg in composed):
-            with told_plainly():
-                raise SystemExit(max(show_plan(job) for job in jobs))
-        cfg = composed[-1]
-    if multirun and not cfg.sweep:
+    for option in filter(re.compile("hydra/(launcher|sweeper)=").match, arguments):
+        check_plugin(*option.split("="))
+    if any(a.startswith("hydra/sweeper=") for a in arguments):  # which has a syntax of its own
+        sweep, jobs = next((a.partition("=")[2] for a in overrides if a.startswith("sweep=")), None), {}
+    else:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose(overrides, multirun)
+            if any(cfg.plan for _, cfg in composed):
+                with told_plainly():
+                    raise SystemExit(max(show_plan(job) for job, _ in composed))
+        sweep, jobs = composed[-1][1].sweep, {}
+        for job, cfg in composed:
+            other = jobs.setdefault(run_name(_root_=cfg), list(job))
+            if other != list(job):
+                both = " and ".join(map(" ".join, (other, job)))
+                stop(f"{both} would share the folder {run_name(_root_=cfg)}: give each a sweep of its own")
+    if not multirun:
+        return None
+    if not sweep:
         stop("a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)")
+    folder = OUTPUTS / "sweeps" / sweep
+    if not is_later_rank():
+        state.note_jobs(folder, jobs)
+        print(f"{folder}: {state.counted(state.states_of(folder))}")
+    return folder
+
+
+def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], DictConfig]]:
+    """Overrides and configuration of every job of a command."""
+    groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
+    known = None
+    try:
+        known = hydra.compose("config", overrides=groups)
+        jobs = [overrides]
+        if multirun:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        return [(job, hydra.compose("config", overrides=job, return_hydra_config=True)) for job in jobs]
+    except (HydraException, OmegaConfBaseException) as error:
+        stop(explained(error, known, CONF))
+
+
+def check_plugin(group: str, option: str) -> None:
+    """A launcher or sweeper is a package of its own; its file says how to install it."""
+    path = CONF / group / f"{option}.yaml"
+    if not path.exists():
+        return  # Hydra's own, or a plugin's by the plugin's name
+    try:
+        import_module(OmegaConf.load(path)._target_.rpartition(".")[0])
+    except ModuleNotFoundError as error:
+        remedy = re.search("pip install .*", path.read_text())[0]
+        stop(f"{group}={option}: {error}; install what it needs with {remedy}")
 
 
 def show_plan(overrides: list[str]) -> int:
@@ -390,46 +427,19 @@ def show_plan(overrides: list[str]) -> int:
     return 0 if made.fits else 3
 
 
-def explained(error: Exception, known: DictConfig | None) -> str:
-    """Hydra's message, with the nearest right spelling."""
-    message = str(error)
-    if key := re.search(r"Could not override '([^']+)'", message):
-        near = nearest(key[1], keys_of(known or OmegaConf.create()))
-        hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
-        return f"there is no key {key[1]!r} in the configuration: {hint}"
-    if option := re.search(r"Could not find '([^']+)'", message):
-        group, _, name = option[1].rpartition("/")
-        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-        near = get_close_matches(name, options, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{group} has no option {name!r}: {hint}The options are {', '.join(options)}"
-    return message
-
-
-def nearest(key: str, known: list[str]) -> list[str]:
-    """Keys that may be meant: first those of the same group whose last word is nearly the same."""
-    group, _, word = key.rpartition(".")
-    beside = [name for name in known if name.startswith(group.split(".")[0] + ".")]
-    words = get_close_matches(word, {name.rpartition(".")[2] for name in beside}, n=1, cutoff=0.7)
-    close = [name for name in beside if name.rpartition(".")[2] in words]
-    return list(dict.fromkeys(close + get_close_matches(key, known, n=3, cutoff=0.6)))[:3]
-
-
-def keys_of(cfg: DictConfig) -> list[str]:
-    """Dotted names of everything below a group, and of the single values beside the groups."""
-    keys = []
-    for name in cfg:
-        node = cfg._get_node(name)
-        below = [f"{name}.{key}" for key in keys_of(node)] if OmegaConf.is_dict(node) and node else []
-        keys += below or [name]
-    return keys
-
-
-if __name__ == "__main__":
-    check_command_line(sys.argv[1:])
+def main() -> None:
+    """The command line."""
+    sweep = check_command_line(sys.argv[1:])
     try:
         run()
     except SystemExit as stopped:
         if type(stopped).__name__ == "SIGTERMException":  # Lightning's, which would pass for success
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
+    finally:
+        if sweep and not is_later_rank():
+            print(state.told(sweep))
+
+
+if __name__ == "__main__":
+    main()

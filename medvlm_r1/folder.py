@@ -1,6 +1,7 @@
 """The folder that a run writes to: its name, whether it is free, and which process of the run decides.
 
-Composing a configuration asks for these by name (``conf/config.yaml``), so nothing heavy is imported.
+Composing a configuration asks for these by name (``conf/config.yaml``), in processes of launchers too, so
+they are registered here and nothing heavy is imported.
 """
 
 import hashlib
@@ -9,12 +10,14 @@ import re
 import shutil
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from medvlm_r1.state import LIVES, LOCK, is_held
 
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
-UNNAMED += ("pictures", "pictures.folder", "pictures.limit", "resume", "ckpt_path")
+UNNAMED += ("pictures", "pictures.folder", "pictures.limit", "resume", "retry", "ckpt_path")
 UNNAMED += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
 )
@@ -34,7 +37,8 @@ def run_name(*, _root_: DictConfig) -> str:
 
 def new_run_folder(*, _root_: DictConfig) -> str:
     """The folder of a single run."""
-    return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), reused(_root_)))
+    again = bool(_root_.overwrite or _root_.resume or _root_.ckpt_path)
+    return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), again))
 
 
 def new_sweep_folder(*, _root_: DictConfig) -> str:
@@ -48,17 +52,6 @@ def new_sweep_folder(*, _root_: DictConfig) -> str:
     return str(OUTPUTS / "sweeps" / _root_.sweep)
 
 
-def new_run_name(*, _root_: DictConfig) -> str:
-    """The name of one job's folder within that of its multirun."""
-    sweep = OUTPUTS / "sweeps" / _root_.sweep
-    return free_folder(sweep / run_name(_root_=_root_), reused(_root_)).name
-
-
-def reused(cfg: DictConfig) -> bool:
-    """Whether the run goes into the folder of the last one with its name."""
-    return bool(cfg.overwrite or cfg.resume or cfg.ckpt_path)
-
-
 def run_log(folder: str) -> str:
     """Where the console's lines are kept: one process of a run writes them."""
     return os.devnull if is_later_rank() else f"{folder}/run.log"
@@ -70,19 +63,41 @@ def is_later_rank() -> bool:
     return any(rank not in ("", "0") for rank in ranks)
 
 
+def devices_in_all(*, _root_: DictConfig) -> int:
+    """Devices of a run over all its machines.
+
+    Raises:
+        ValueError: their number is not given.
+    """
+    devices, nodes = _root_.trainer.devices, _root_.trainer.num_nodes
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"trainer.devices is {devices}: this strategy needs their number")
+    return devices * nodes
+
+
 def free_folder(folder: Path, reuse: bool) -> Path:
     """``folder`` if it may be used again; else the first of folder, folder-2, ... that is not in use."""
     if reuse:
         return folder
     number, candidate = 1, folder
-    while any((candidate / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints")):
+    while _is_used(candidate):
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
 
 
+def _is_used(folder: Path) -> bool:
+    """Whether a run left something there, or has just begun (which this one's first process may have)."""
+    left = any((folder / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
+    return left or (not is_later_rank() and is_held(folder))
+
+
 def empty(folder: Path) -> None:
     """Remove what an earlier run left; called when this one is built, so that a mistake deletes nothing."""
     for path in folder.iterdir():
-        if path.name not in (".hydra", "config.yaml", "run.log"):
+        if path.name not in (".hydra", "config.yaml", "run.log", LOCK, LIVES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+for resolver in (run_name, new_run_folder, new_sweep_folder, run_log, devices_in_all):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver)

@@ -28,6 +28,7 @@ from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.checkpoint import RECORD
 from medvlm_r1.policy.export import whole_or_not_at_all
 from medvlm_r1.policy.weights import base_of, loaded_commit
+from medvlm_r1.state import write_whole
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
 PAPERS_DATA = "medvlm_r1.data.options.medvlm_r1"
@@ -56,7 +57,7 @@ def write_record(
     clock: Clock,
     audit: dict[str, Any],
 ) -> None:
-    """Write ``predictions.jsonl``, ``metrics.json``, ``timing.json`` and ``model/``.
+    """Write ``predictions.jsonl``, ``timing.json``, ``model/``, and last ``metrics.json``.
 
     ``audit`` is the plain form of what the audit found, empty without one.
 
@@ -99,13 +100,13 @@ def write_record(
             **{name: number for name, number in module.computed.items() if not name.startswith("seconds_")},
         },
     }
-    write_json(folder / "metrics.json", metrics)
     if questions.skipped:
         (folder / "skipped.txt").write_text("\n".join(questions.skipped) + "\n", encoding="utf-8")
     phases = {name: round(value, 3) for name, value in module.computed.items() if name.startswith("seconds_")}
     write_json(folder / "timing.json", {"hardware": hardware(), "seconds": clock.seconds, "phases": phases})
     if module.trains:
         save_model(folder / "model", config, module, metrics)
+    write_json(folder / "metrics.json", metrics)
 
 
 def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics: dict[str, Any]) -> None:
@@ -193,7 +194,7 @@ def model_name(model: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def hardware() -> str:

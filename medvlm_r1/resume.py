@@ -157,6 +157,25 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def checkpoint_of(folder: Path, ckpt_path: str | None, resume: str | None) -> Path | None:
+    """The checkpoint that a run goes on from: the file at ``ckpt_path``, or the newest one in its folder.
+
+    Raises:
+        ValueError: the one asked for is not there, or damaged.
+    """
+    if ckpt_path not in (None, "last"):
+        path = Path(ckpt_path)
+        if not path.exists():
+            raise ValueError(f"ckpt_path: there is no {path}")
+        if fault := damage(path):
+            raise ValueError(f"ckpt_path: {path} is damaged ({fault})")
+        return path
+    found = newest_whole(folder / "checkpoints") if resume or ckpt_path else None
+    if ckpt_path and not found:
+        raise ValueError(f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}")
+    return found
+
+
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder`` that can be read; ``None`` where there is none at all.
 

@@ -54,8 +54,7 @@ def run_here(folder, *arguments, code=0):
         patch.setenv("HYDRA_MAIN_MODULE", "__main__")  # Hydra looks for conf/ beside the file, not the module
         torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does
         try:
-            run.check_command_line(sys.argv[1:])
-            run.run()
+            run.main()
         except SystemExit as stopped:
             status = stopped.code
         finally:

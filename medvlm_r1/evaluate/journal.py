@@ -34,9 +34,13 @@ class Journal:
             kept = json.loads(line)
             self.rows += [Prediction(**row) for row in kept["rows"]]
             self.totals = Counter(kept["totals"])
-        self._file = path.open("wb")
-        self._file.writelines(whole)
-        self._sync()
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            file.writelines(whole)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        self._file = path.open("ab")
 
     @property
     def answered(self) -> set[tuple[str, str]]:
@@ -47,8 +51,5 @@ class Journal:
         """Keep a batch: its answers, and what was computed up to its end."""
         line = {"totals": dict(totals), "rows": [asdict(row) for row in rows]}
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        self._sync()
-
-    def _sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())

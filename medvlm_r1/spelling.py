@@ -1,0 +1,42 @@
+"""What a mistyped key or option of the configuration may have been meant to be."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def explained(error: Exception, known: DictConfig | None, conf: Path) -> str:
+    """Hydra's message, with the nearest spelling among the keys of ``known`` or options in ``conf``."""
+    message = str(error)
+    if key := re.search(r"Could not override '([^']+)'", message):
+        near = nearest(key[1], keys_of(known or OmegaConf.create()))
+        hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
+        return f"there is no key {key[1]!r} in the configuration: {hint}"
+    if option := re.search(r"Could not find '([^']+)'", message):
+        group, _, name = option[1].rpartition("/")
+        options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+        near = get_close_matches(name, options, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{group} has no option {name!r}: {hint}The options are {', '.join(options)}"
+    return message
+
+
+def nearest(key: str, known: list[str]) -> list[str]:
+    """Keys that may be meant: first those of the same group whose last word is nearly the same."""
+    group, _, word = key.rpartition(".")
+    beside = [name for name in known if name.startswith(group.split(".")[0] + ".")]
+    words = get_close_matches(word, {name.rpartition(".")[2] for name in beside}, n=1, cutoff=0.7)
+    close = [name for name in beside if name.rpartition(".")[2] in words]
+    return list(dict.fromkeys(close + get_close_matches(key, known, n=3, cutoff=0.6)))[:3]
+
+
+def keys_of(cfg: DictConfig) -> list[str]:
+    """Dotted names of everything below a group, and of the single values beside the groups."""
+    keys = []
+    for name in cfg:
+        node = cfg._get_node(name)
+        below = [f"{name}.{key}" for key in keys_of(node)] if OmegaConf.is_dict(node) and node else []
+        keys += below or [name]
+    return keys

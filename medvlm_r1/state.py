@@ -1,0 +1,186 @@
+"""What becomes of a run: one process holds its folder; lives, failure and cost are kept beside the rest.
+
+A life is one process's work on a run, from its start to its end or kill; a resumed run has several.
+"""
+
+import json
+import logging
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+FINISHED, RUNNING, FAILED, UNFINISHED, NOT_BEGUN = "finished", "running", "failed", "unfinished", "not begun"
+STATES = (FINISHED, RUNNING, FAILED, UNFINISHED, NOT_BEGUN)
+LOCK, ERROR, LIVES, JOBS = "run.lock", "error.txt", "lives.json", "jobs.json"
+# Written at the start of every life, so their age tells nothing about the end of the last one.
+_AT_START = (".hydra", "config.yaml", "run.log", LOCK, LIVES, ERROR)
+# Seconds; data workers of a killed process hold its lock until they look for their parent, every 5 s.
+_PATIENCE = 8
+log = logging.getLogger("medvlm_r1")
+
+
+class RunIsBusyError(ValueError):
+    """Another process is working on the run."""
+
+
+def state_of(folder: Path) -> str:
+    """One of :data:`STATES`."""
+    if (folder / "metrics.json").exists():
+        return FINISHED
+    if is_held(folder):
+        return RUNNING
+    if (folder / ERROR).exists():
+        return FAILED
+    return UNFINISHED if (folder / "config.yaml").exists() else NOT_BEGUN
+
+
+def reason(folder: Path) -> str:
+    """Why a run failed, in one line."""
+    return (folder / ERROR).read_text("utf-8").split("\n", 1)[0]
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works on the run now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that this user may only read
+        return False
+
+
+@dataclass
+class Life:
+    """One process's work on a run, as ``lives.json`` keeps it.
+
+    Attributes:
+        folder: of the run.
+        before: the lives before this one.
+        facts: ``began`` (s since 1970), ``devices``, ``hardware``, and at its end ``seconds``.
+    """
+
+    folder: Path
+    before: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+    def note(self, **facts: Any) -> None:
+        """Add to the facts, on disk at once."""
+        self.facts |= facts
+        write_whole(self.folder / LIVES, json.dumps([*self.before, self.facts], indent=1) + "\n")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder against every other process; a kill lets it go.
+
+    Raises:
+        RunIsBusyError: another process holds it.
+    """
+    lock = FileLock(folder / LOCK, timeout=_PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunIsBusyError(f"{folder}: another process is working on this run") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def life(folder: Path) -> Iterator[Life]:
+    """Keep when the work began and ended, and why it failed; the folder is held meanwhile.
+
+    Interrupts and SIGTERM are no failure: the run is unfinished.
+    """
+    this = Life(folder, lives(folder), {"began": round(time.time(), 3)})
+    if this.before and "seconds" not in this.before[-1]:  # it was killed: it lived as long as it wrote
+        last = this.before[-1]
+        last["seconds"] = max(0.0, round(_last_written(folder) - last["began"], 3))
+    (folder / ERROR).unlink(missing_ok=True)
+    this.note()
+    try:
+        yield this
+    except Exception as error:
+        told = str(error).strip() or type(error).__name__
+        text = "".join(traceback.format_exception(error))
+        write_whole(folder / ERROR, f"{told.splitlines()[0]}\n\n{text}")
+        raise
+    finally:
+        this.note(seconds=round(time.time() - this.facts["began"], 3))
+
+
+def lives(folder: Path) -> list[dict[str, Any]]:
+    """What is known of every process that worked on the run, oldest first."""
+    path = folder / LIVES
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill or a full disk leaves the old one or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+# --- the runs of a sweep ----------------------------------------------------------------------------
+
+
+def note_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:
+    """Keep which runs a sweep is to have, by folder name with their overrides, beside those noted before."""
+    sweep.mkdir(parents=True, exist_ok=True)
+    write_whole(sweep / JOBS, json.dumps(jobs_of(sweep) | jobs, indent=1) + "\n")
+
+
+def jobs_of(sweep: Path) -> dict[str, list[str]]:
+    """Name and overrides of the runs that a sweep is to have, as far as they were known when it began."""
+    path = sweep / JOBS
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def states_of(sweep: Path) -> dict[str, str]:
+    """Name and state of every run of a sweep: of those noted, and of those found."""
+    found = [path.parent.name for path in sorted(sweep.glob("*/config.yaml"))]
+    return {name: state_of(sweep / name) for name in dict.fromkeys([*jobs_of(sweep), *found])}
+
+
+def counted(states: dict[str, str]) -> str:
+    """``12 runs: 5 finished, 1 failed, 6 not begun``."""
+    counts = [(sum(one == state for one in states.values()), state) for state in STATES]
+    return f"{len(states)} runs: " + ", ".join(f"{count} {state}" for count, state in counts if count)
+
+
+def told(sweep: Path) -> str:
+    """What has become of the runs of a sweep: their number, and each that is not finished."""
+    states = states_of(sweep)
+    lines = [f"{sweep}: {counted(states)}"]
+    for name, state in states.items():
+        why = f" ({reason(sweep / name)})" if state == FAILED else ""
+        lines += [f"  {state}: {name}{why}"] if state != FINISHED else []
+    return "\n".join([*lines, *(["retry=true tries failed runs again"] if FAILED in states.values() else [])])
+
+
+def _last_written(folder: Path) -> float:
+    times = [
+        path.stat().st_mtime
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in _AT_START
+    ]
+    return max(times, default=0.0)
