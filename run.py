@@ -31,7 +31,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from medvlm_r1 import state
@@ -58,9 +58,10 @@ def run(cfg: DictConfig) -> float:
         The final validation accuracy, for sweepers that optimise.
     """
     in_multirun = HydraConfig.get().mode is RunMode.MULTIRUN
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with told_plainly():
-            folder = settle(cfg, in_multirun)
+            settle(cfg, folder, in_multirun)
             if (done := recorded(cfg, folder, in_multirun)) is not None:
                 return done
         if is_later_rank():  # the first process decides, and keeps what becomes of the run
@@ -110,7 +111,7 @@ def carry_out(cfg: DictConfig, folder: Path, this: state.Life | None = None) -> 
 
     from medvlm_r1.endpoint import EndpointError
     from medvlm_r1.evaluate.journal import Journal
-    from medvlm_r1.record import Clock, hardware, write_record
+    from medvlm_r1.record import Clock, describe, hardware, write_record
     from medvlm_r1.resume import checkpoint_of
 
     hush()  # not before: lightning sets the level of its log when it is imported
@@ -134,7 +135,7 @@ def carry_out(cfg: DictConfig, folder: Path, this: state.Life | None = None) -> 
         this.note(devices=trainer.world_size, hardware=hardware())
         if cfg.overwrite or (cfg.resume and module.trains and not checkpoint):
             empty(folder)
-        log.info("run %s: %s", folder, describe(cfg, module, data))
+        log.info("run %s: %s", folder, describe(cfg, module, questions))
     with own_processes(trainer, cfg):
         if module.trains:
             if checkpoint:
@@ -251,10 +252,9 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
     return module, data, trainer
 
 
-def settle(cfg: DictConfig, in_multirun: bool) -> Path:
-    """Fill in what only Hydra knows, and look for what cannot be; returns the run folder."""
+def settle(cfg: DictConfig, folder: Path, in_multirun: bool) -> None:
+    """Fill in what only Hydra knows, and look for what cannot be."""
     hydra_cfg = HydraConfig.get()
-    folder = Path(hydra_cfg.runtime.output_dir)
     cfg.experiment = hydra_cfg.runtime.choices.get("experiment", "default")
     cfg.run_folder = str(folder)
     # Lightning's launcher asks for run.dir again when it starts the other ranks: give it this answer
@@ -270,7 +270,6 @@ def settle(cfg: DictConfig, in_multirun: bool) -> Path:
         cfg.resume = "auto"
     if cfg.resume or cfg.ckpt_path:
         check_same_run(cfg, folder)
-    return folder
 
 
 def hush() -> None:
@@ -288,19 +287,6 @@ def hush() -> None:
         ".*`is_gradient_checkpointing` is deprecated.*",  # asked for by peft
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def describe(cfg: DictConfig, module, data) -> str:
-    """One line that says what is about to happen."""
-    from medvlm_r1.record import model_name
-    from medvlm_r1.report.run_folder import method_title
-
-    counts = ", ".join(f"{len(source)} {name}" for name, source in data.questions.test.items())
-    training = ""
-    if module.trains:
-        trained = sum(p.numel() for p in module.policy.trained)
-        training = f"{len(data.questions.train)} training questions, {trained:,} parameters trained; "
-    return f"{method_title(module.method)} of {model_name(cfg.model)}; {training}tests: {counts}"
 
 
 # --- mistakes --------------------------------------------------------------------------------------
@@ -358,15 +344,17 @@ def check_command_line(arguments: list[str]) -> Path | None:
     else:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(overrides, multirun)
-            if any(cfg.plan for _, cfg in composed):
+            if any(cfg.plan for _, cfg, _ in composed):
                 with told_plainly():
-                    raise SystemExit(max(show_plan(job) for job, _ in composed))
+                    raise SystemExit(max(show_plan(job) for job, *_ in composed))
         sweep, jobs = composed[-1][1].sweep, {}
-        for job, cfg in composed:
-            other = jobs.setdefault(run_name(_root_=cfg), list(job))
+        for job, cfg, name in composed:
+            with told_plainly():
+                check_settings(cfg)
+            other = jobs.setdefault(name, list(job))
             if other != list(job):
                 both = " and ".join(map(" ".join, (other, job)))
-                stop(f"{both} would share the folder {run_name(_root_=cfg)}: give each a sweep of its own")
+                stop(f"{both} would share the folder {name}: give each a sweep of its own")
     if not multirun:
         return None
     if not sweep:
@@ -378,8 +366,8 @@ def check_command_line(arguments: list[str]) -> Path | None:
     return folder
 
 
-def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], DictConfig]]:
-    """Overrides and configuration of every job of a command."""
+def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], DictConfig, str]]:
+    """Overrides, configuration and run name of every job of a command."""
     groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
     known = None
     try:
@@ -388,7 +376,14 @@ def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], D
         if multirun:
             parsed = OverridesParser.create().parse_overrides(overrides)
             jobs = BasicSweeper.split_arguments(parsed, None)[0]
-        return [(job, hydra.compose("config", overrides=job, return_hydra_config=True)) for job in jobs]
+        composed = []
+        for job in jobs:
+            cfg = hydra.compose("config", overrides=job, return_hydra_config=True)
+            name = run_name(_root_=cfg)
+            with read_write(cfg), open_dict(cfg):
+                del cfg["hydra"]
+            composed.append((job, cfg, name))
+        return composed
     except (HydraException, OmegaConfBaseException) as error:
         stop(explained(error, known, CONF))
 
@@ -429,7 +424,10 @@ def show_plan(overrides: list[str]) -> int:
 
 def main() -> None:
     """The command line."""
-    sweep = check_command_line(sys.argv[1:])
+    try:
+        sweep = check_command_line(sys.argv[1:])
+    except Mistake as mistake:
+        stop(str(mistake))
     try:
         run()
     except SystemExit as stopped:

@@ -1,4 +1,4 @@
-"""What a finished run leaves: weights, predictions, metrics and clock."""
+"""What a run says at its start, and leaves at its end: weights, predictions, metrics and clock."""
 
 import json
 import platform
@@ -14,6 +14,7 @@ import torch
 
 from medvlm_r1.card import model_card
 from medvlm_r1.data.huatuo_bundle import HUB_ID
+from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.evaluate.contrasts import summarise_controls
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
@@ -28,6 +29,7 @@ from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.checkpoint import RECORD
 from medvlm_r1.policy.export import whole_or_not_at_all
 from medvlm_r1.policy.weights import base_of, loaded_commit
+from medvlm_r1.report.run_folder import method_title
 from medvlm_r1.state import write_whole
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
@@ -47,6 +49,16 @@ class Clock:
             yield
         finally:
             self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def describe(config: Mapping[str, Any], module: VLMModule, questions: Questions) -> str:
+    """One line that says what a run is about to do."""
+    counts = ", ".join(f"{len(source)} {name}" for name, source in questions.test.items())
+    training = ""
+    if module.trains:
+        trained = sum(p.numel() for p in module.policy.trained)
+        training = f"{len(questions.train)} training questions, {trained:,} parameters trained; "
+    return f"{method_title(module.method)} of {model_name(config['model'])}; {training}tests: {counts}"
 
 
 def write_record(

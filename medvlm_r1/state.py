@@ -104,9 +104,6 @@ def life(folder: Path) -> Iterator[Life]:
     Interrupts and SIGTERM are no failure: the run is unfinished.
     """
     this = Life(folder, lives(folder), {"began": round(time.time(), 3)})
-    if this.before and "seconds" not in this.before[-1]:  # it was killed: it lived as long as it wrote
-        last = this.before[-1]
-        last["seconds"] = max(0.0, round(_last_written(folder) - last["began"], 3))
     (folder / ERROR).unlink(missing_ok=True)
     this.note()
     try:
@@ -121,9 +118,15 @@ def life(folder: Path) -> Iterator[Life]:
 
 
 def lives(folder: Path) -> list[dict[str, Any]]:
-    """What is known of every process that worked on the run, oldest first."""
+    """What is known of every process that worked on the run, oldest first.
+
+    One that was killed, or works still, is taken to have lived as long as it wrote.
+    """
     path = folder / LIVES
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+    kept = json.loads(path.read_text("utf-8")) if path.exists() else []
+    if kept and "seconds" not in kept[-1]:
+        kept[-1]["seconds"] = max(0.0, round(_last_written(folder) - kept[-1]["began"], 3))
+    return kept
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -35,11 +35,12 @@ ALLOWED = {
     "drawn": {"advantage", "data", "dialogue", "policy", "rewards", "rollout"},
     "grpo": {"advantage", "drawn", "module", "objective", "policy", "rollout", "trace"},
     "sft": {"module", "objective", "policy"},
-    "record": {"card", "data", "evaluate", "module", "policy", "state"},
+    "record": {"card", "data", "evaluate", "module", "policy", "report", "state"},
     "plan": {"data", "dialogue", "evaluate", "objective", "policy"},
-    "report": {"data", "evaluate"},
+    "report": {"data", "evaluate", "folder", "state"},
     "compare": {"report"},
     "matrix": {"report"},
+    "sweep": {"report"},
     "card": {"evaluate", "report"},
     "export": {"card", "hub", "policy"},
     "responses": {"data"},
@@ -85,7 +86,7 @@ def test_a_library_stays_in_its_room(library, rooms):
 def test_the_page_needs_no_model():
     """Reading run folders must work on a laptop: no torch behind compare and the page."""
     heavy = {"torch", "transformers", "lightning"}
-    for path in [PACKAGE / "compare.py", *(PACKAGE / "report").glob("*.py")]:
+    for path in [PACKAGE / "compare.py", PACKAGE / "sweep.py", *(PACKAGE / "report").glob("*.py")]:
         assert not heavy & {name.split(".")[0] for name in imports(path)}, path
 
 

@@ -79,17 +79,23 @@ def test_checkpoints_are_the_last_and_the_best(sweep):
     assert weights
 
 
-def test_the_same_command_again_writes_beside_and_overwrite_in_place(sweep):
+def test_a_sweep_goes_on_and_overwrite_starts_it_again(sweep):
     small = ["-m", "+experiment=zero_shot", *SMALL, "sweep=small"]
-    run_here(sweep, *small)
-    folders = sorted(p.name for p in (sweep / "outputs/sweeps/small").glob("zero_shot*"))
-    assert len(folders) == 2
-    assert folders[1].endswith("-2")
-    marker = sweep / "outputs/sweeps/small" / folders[0] / "left_over"
+    (folder,) = (sweep / "outputs/sweeps/small").glob("zero_shot*")
+    marker = folder / "left_over"
     marker.touch()
+    assert "finished already" in run_here(sweep, *small).stdout
+    assert marker.exists()
     run_here(sweep, *small, "overwrite=true")
     assert not marker.exists()
-    assert len(list((sweep / "outputs/sweeps/small").glob("zero_shot*"))) == 2
+    assert len(list((sweep / "outputs/sweeps/small").glob("zero_shot*"))) == 1
+
+
+def test_the_same_run_again_writes_beside(tmp_path):
+    for _ in range(2):
+        run_here(tmp_path, "+experiment=zero_shot", *SMALL)
+    names = sorted(path.name for path in (tmp_path / "outputs/runs").iterdir())
+    assert names[1] == f"{names[0]}-2"
 
 
 def test_a_mistake_deletes_nothing(sweep):

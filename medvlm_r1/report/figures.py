@@ -193,7 +193,7 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
     axes.axvline(100 * c.chance[scope], color=palette.muted, lw=1, ls=(0, (1, 2)))
     axes.set(xlim=(0, 100), ylim=(len(c.rows) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
     axes.set_yticks(range(len(c.rows)), [_folded(row.label) for row in c.rows])
-    _plain(axes, palette)
+    quiet(axes, palette)
     axes.grid(axis="x", color=palette.rule, lw=0.7)
     axes.spines["left"].set_visible(False)
 
@@ -215,7 +215,7 @@ def _curves(axes: Axes, rows: Sequence[Row], metric: str, number: dict[str, int]
     low, high = axes.get_ylim()
     if metric.endswith(("accuracy", "well_formed", "truncated", "with_spread")):
         axes.set_ylim(max(-0.02, low), min(1.02, max(high, 0.1)))
-    _plain(axes, PAGE)
+    quiet(axes, PAGE)
     axes.grid(axis="y", color=PAGE.rule, lw=0.7)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -228,7 +228,7 @@ def _folded(label: str) -> str:
     return textwrap.fill(label, 22)
 
 
-def _plain(axes: Axes, palette: Palette) -> None:
+def quiet(axes: Axes, palette: Palette) -> None:
     """Quiet frame: a base line, no box, no tick marks."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

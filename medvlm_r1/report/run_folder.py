@@ -176,9 +176,24 @@ class Run:
         """What was typed to make the run."""
         if "command" in self.facts:
             return str(self.facts["command"])
+        return " ".join(["python run.py", *self._typed])
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """Keys of the command line, without ``+`` and ``~``, with what stands behind their ``=``."""
+        parts = (text.lstrip("+~").partition("=") for text in self._typed)
+        return {key: value for key, _, value in parts}
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """The option taken of every group of the configuration."""
+        path = self.folder / ".hydra" / "hydra.yaml"
+        return dict(OmegaConf.load(path).hydra.runtime.choices) if path.is_file() else {}
+
+    @cached_property
+    def _typed(self) -> list[str]:
         path = self.folder / ".hydra" / "overrides.yaml"
-        overrides = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else []
-        return " ".join(["python run.py", *map(str, overrides)])
+        return [str(text) for text in OmegaConf.load(path)] if path.is_file() else []
 
     @cached_property
     def trained_on(self) -> list[str]:
