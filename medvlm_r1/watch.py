@@ -97,12 +97,18 @@ class RolloutTrace(Callback):
     """Write every rollout to ``rollouts/step-N.jsonl`` and now and then show a completion.
 
     Args:
+        keep: newest steps whose rollouts stay on disk, so that a long run does not fill it.
         show_every: steps between two completions on the console; 0 shows none.
         pictures_every: steps between two steps whose pictures are kept for the report.
         pictures: questions whose pictures are kept in such a step.
     """
 
-    def __init__(self, show_every: int = 25, pictures_every: int = 25, pictures: int = 4) -> None:
+    def __init__(
+        self, keep: int = 1000, show_every: int = 25, pictures_every: int = 25, pictures: int = 4
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"watch.rollouts.keep is {keep}: it must be at least 1")
+        self.keep = keep
         self.show_every, self.pictures_every, self.pictures = show_every, pictures_every, pictures
 
     def on_train_batch_end(
@@ -113,6 +119,7 @@ class RolloutTrace(Callback):
         rows = outputs["rollout"]
         step, folder = rows[0]["step"], Path(trainer.default_root_dir)
         write_rows(folder / "rollouts" / f"step-{step}.jsonl", rows)
+        (folder / "rollouts" / f"step-{step - self.keep}.jsonl").unlink(missing_ok=True)
         last = module.step >= trainer.estimated_stepping_batches
         if last or (self.pictures_every and step % self.pictures_every == 0):
             for sample in outputs["samples"][: self.pictures]:

@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.progress import track
+from rich.progress import Progress
 
 HERE = Path(__file__).parent
 COMMAND = [sys.executable, HERE.parents[1] / "run.py", "+experiment=grpo_600", "model=tiny", "data=phantom"]
@@ -48,7 +49,7 @@ def start(work: Path) -> subprocess.Popen:
 def where(work: Path) -> str:
     """What a killed run was doing."""
     folders = list((work / "outputs/runs").glob("*"))
-    if not folders or not (folders[0] / "rollouts").exists():
+    if not folders or not (folders[0] / "lives.json").exists():
         return "start"
     if (folders[0] / "metrics.json").exists():
         return "report"
@@ -105,21 +106,22 @@ def main() -> None:
         seconds = time.monotonic() - began
         kills: list[str] = []
         results: list[dict[str, bool]] = []
-        for _ in track(range(args.kills), "kills"):
-            life = start(killed)
-            try:
-                life.wait(rng.uniform(0.1, 1) * seconds)
-            except subprocess.TimeoutExpired:
-                life.send_signal(signal.SIGKILL)
-                life.wait()
-                kills.append(where(killed))
-                continue
-            # this life came to the end: compare, and begin another run
-            results.append(compare(folder_of(whole), folder_of(killed)))
-            subprocess.run(["rm", "-rf", killed / "outputs"], check=True)
-        while start(killed).wait():
-            pass
-        results.append(compare(folder_of(whole), folder_of(killed)))
+        with Progress() as progress:
+            bar = progress.add_task("kills", total=args.kills)
+            while len(kills) < args.kills or list(killed.iterdir()):
+                life = start(killed)
+                try:
+                    code = life.wait(rng.uniform(0, 1) * seconds if len(kills) < args.kills else None)
+                except subprocess.TimeoutExpired:
+                    life.send_signal(signal.SIGKILL)
+                    life.wait()
+                    kills.append(where(killed))
+                    progress.update(bar, completed=len(kills))
+                    continue
+                if code:
+                    raise SystemExit(f"a resumed run failed with exit status {code}")
+                results.append(compare(folder_of(whole), folder_of(killed)))
+                shutil.rmtree(killed / "outputs")  # and another run begins
     summary = {
         "command": f"experiments/endurance/kill.py --kills {args.kills} --seed {args.seed}",
         "seconds of the undisturbed run": round(seconds),

@@ -1,0 +1,107 @@
+"""What becomes of a run, as its folder tells it: states, lives, failures, and one process at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command import environment
+
+from medvlm_r1 import state
+from medvlm_r1.folder import free_folder
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from medvlm_r1 import state
+folder = Path(sys.argv[1])
+with state.held(folder), state.life(folder) as this:
+    this.note(devices=2, hardware="H100")
+    (folder / "metrics.csv").write_text("step\\n")
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that works on the run."""
+    (tmp_path / "config.yaml").touch()
+    command = [sys.executable, "-c", HOLDER, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout.readline() == "holding\n"
+        yield process
+        process.kill()
+
+
+def test_one_process_at_a_time(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "_PATIENCE", 0.1)
+    assert state.state_of(tmp_path) == state.RUNNING
+    told = pytest.raises(state.RunIsBusyError, match="another process is working on this run")
+    with told, state.held(tmp_path):
+        pass
+    assert free_folder(tmp_path / "x", reuse=False) == tmp_path / "x"
+    (tmp_path / "metrics.csv").unlink()  # so that nothing but the lock tells
+    assert free_folder(tmp_path, reuse=False) == tmp_path.with_name(f"{tmp_path.name}-2")
+
+
+def test_a_kill_lets_it_go_and_its_time_counts(holder, tmp_path):
+    written = time.time()
+    os.utime(tmp_path / "metrics.csv", (written + 5, written + 5))
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert state.state_of(tmp_path) == state.UNFINISHED
+    with state.held(tmp_path), state.life(tmp_path):
+        pass
+    killed, last = state.lives(tmp_path)
+    assert killed["devices"] == 2
+    assert killed["seconds"] == pytest.approx(written + 5 - killed["began"], abs=0.01)
+    assert 0 <= last["seconds"] < 1
+
+
+def test_a_failure_is_kept_until_the_next_life(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ZeroDivisionError), state.life(tmp_path):
+        1 / 0  # noqa: B018
+    assert state.state_of(tmp_path) == state.FAILED
+    assert state.reason(tmp_path) == "division by zero"
+    assert "Traceback" in (tmp_path / state.ERROR).read_text()
+    with state.life(tmp_path):
+        assert state.state_of(tmp_path) == state.UNFINISHED
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_no_failure(stopped, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(stopped), state.life(tmp_path):
+        raise stopped
+    assert state.state_of(tmp_path) == state.UNFINISHED
+
+
+def test_states_of_a_sweep(tmp_path):
+    state.note_jobs(tmp_path, {"one": ["seed=0"], "two": ["seed=1"]})
+    state.note_jobs(tmp_path, {"three": ["seed=2"]})
+    for name in ("two", "stray"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "two/metrics.json").write_text("{}")
+    states = state.states_of(tmp_path)
+    assert states == {"one": "not begun", "two": "finished", "three": "not begun", "stray": "unfinished"}
+    assert state.counted(states) == "4 runs: 1 finished, 1 unfinished, 2 not begun"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    state.write_whole(path, json.dumps({"a": 1}))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        state.write_whole(path, "half")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
