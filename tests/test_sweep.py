@@ -71,30 +71,25 @@ def test_a_sweep_killed_twice_ends_complete_each_run_once(tmp_path):
     assert len(table) == 12 * 3
 
 
-@pytest.fixture
-def rows(tmp_path):
-    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
-    row = {"image": ["a.png"], "question": "q", "options": ["a", "b"], "answer": "a", "subset": "X-Ray"}
-    return [row | {"question": f"Which one is number {k}?"} for k in range(4)]
+def questions(path, shade):
+    """Four questions about a picture of one shade, in a file."""
+    Image.new("RGB", (56, 56), (shade,) * 3).save(path.with_suffix(".png"))
+    row = {"image": [path.with_suffix(".png").name], "options": ["a", "b"], "answer": "a", "subset": "X-Ray"}
+    path.write_text(json.dumps([row | {"question": f"Which one is number {k}?"} for k in range(4)]))
 
 
-def test_failed_runs_are_told_and_tried_again_on_request(rows, tmp_path):
-    files = [tmp_path / "good.json", tmp_path / "late.json"]
-    files[0].write_text(json.dumps(rows))
-    command = ["-m", "+experiment=zero_shot", "model=tiny", "data=mcq_json", f"data.test={{xray:{files[0]}}}"]
-    command += [
-        f"data.train={files[1]},{files[0]}",
-        f"data.validation={files[0]}",
-        "controls=[image]",
-        "audit=null",
-        "workers=0",
-        "sweep=s",
-    ]
+def test_failed_runs_are_told_and_tried_again_on_request(tmp_path):
+    for shade, name in enumerate(["train", "validation", "test"]):
+        questions(tmp_path / f"{name}.json", 80 * shade)
+    command = ["-m", "+experiment=zero_shot", "model=tiny", "model.recipe.prompts_per_step=4", "data=mcq_json"]
+    command += ["data.train=train.json,late.json"]
+    command += ["data.validation=validation.json", "data.n_validation=4", "data.test={xray:test.json}"]
+    command += ["controls=[image]", "audit=null", "workers=0", "sweep=s"]
     sweep = tmp_path / "outputs/sweeps/s"
     said = run_here(tmp_path, *command, code=1).stdout
     assert "2 runs: 1 finished, 1 failed" in said
     assert "late.json" in said.split("2 runs: 1 finished, 1 failed")[1]
-    files[1].write_text(json.dumps(rows))
+    questions(tmp_path / "late.json", 200)
     again = run_here(tmp_path, *command, code=1)
     assert "finished already" in again.stdout
     assert "it failed before (retry=true tries again)" in again.stdout
