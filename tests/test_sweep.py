@@ -81,7 +81,13 @@ def questions(path, shade):
 def test_failed_runs_are_told_and_tried_again_on_request(tmp_path):
     for shade, name in enumerate(["train", "validation", "test"]):
         questions(tmp_path / f"{name}.json", 80 * shade)
-    command = ["-m", "+experiment=zero_shot", "model=tiny", "model.recipe.prompts_per_step=4", "data=mcq_json"]
+    command = [
+        "-m",
+        "+experiment=zero_shot",
+        "model=tiny",
+        "model.recipe.prompts_per_step=4",
+        "data=mcq_json",
+    ]
     command += ["data.train=train.json,late.json"]
     command += ["data.validation=validation.json", "data.n_validation=4", "data.test={xray:test.json}"]
     command += ["controls=[image]", "audit=null", "workers=0", "sweep=s"]
