@@ -1,10 +1,12 @@
 """Kill one run at random instants, go on each time, and compare with the run that was never killed.
 
     python experiments/endurance/kill.py --kills 30
+    python experiments/endurance/kill.py --kills 6 --out kill_fsdp.json trainer=fsdp trainer.accelerator=cpu
 
 The instants are drawn evenly over the time that the undisturbed run took, from its first import to its
-report. Each kill is SIGKILL, and what follows is the same command with resume=auto. A run that comes to its
-end between two kills is compared, and another one begun. Writes kill.json beside it.
+report. Each kill is SIGKILL of all its processes, and what follows is the same command with resume=auto. A run that comes to its
+end between two kills is compared, and another one begun. Writes kill.json
+beside it.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,10 +39,11 @@ def folder_of(work: Path) -> Path:
 
 
 def start(work: Path) -> subprocess.Popen:
-    """Start or resume the run in ``work``, in one thread."""
+    """Start or resume the run in ``work``, in one thread and a process group of its own."""
     return subprocess.Popen(
         COMMAND,
         cwd=work,
+        start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -94,7 +98,10 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="kill.json", help="file beside this one")
+    parser.add_argument("overrides", nargs="*", help="of the run, such as trainer=ddp")
     args = parser.parse_args()
+    COMMAND.extend(args.overrides)
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
@@ -113,7 +120,7 @@ def main() -> None:
                 try:
                     code = life.wait(rng.uniform(0, 1) * seconds if len(kills) < args.kills else None)
                 except subprocess.TimeoutExpired:
-                    life.send_signal(signal.SIGKILL)
+                    os.killpg(life.pid, signal.SIGKILL)  # as a machine that goes down
                     life.wait()
                     kills.append(where(killed))
                     progress.update(bar, completed=len(kills))
@@ -123,14 +130,14 @@ def main() -> None:
                 results.append(compare(folder_of(whole), folder_of(killed)))
                 shutil.rmtree(killed / "outputs")  # and another run begins
     summary = {
-        "command": f"experiments/endurance/kill.py --kills {args.kills} --seed {args.seed}",
+        "command": f"experiments/endurance/kill.py {shlex.join(sys.argv[1:])}",
         "seconds of the undisturbed run": round(seconds),
         "killed in": {place: kills.count(place) for place in sorted(set(kills))},
         "runs compared": len(results),
         "all the same": all(all(result.values()) for result in results),
         "differences": [name for result in results for name, same in result.items() if not same],
     }
-    (HERE / "kill.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (HERE / args.out).write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     raise SystemExit(not summary["all the same"])
 

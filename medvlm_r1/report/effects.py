@@ -129,7 +129,11 @@ def _mean(rows: Sequence[Row], test_set: str, seeds: Sequence[int]) -> np.ndarra
 
 
 def _level(run: Run, key: str) -> str:
-    """The value that a run has for a key: of a group the option, of a single setting the resolved value."""
+    """The value that a run has for a key: of a group the option, of a single setting the resolved value.
+
+    What was typed with an interpolation (``${seed}``) is one level, whatever it resolves to.
+    """
+    typed = run.overrides.get(key, "")
     if key in run.choices:
         return str(run.choices[key])
-    return str(flatten(run.config).get(key, run.overrides.get(key, "")))
+    return typed if "${" in typed else str(flatten(run.config).get(key, typed))

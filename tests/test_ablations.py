@@ -1,0 +1,36 @@
+"""The ready ablations compose, every run of them, on the embedded model and on the paper's."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from command import ROOT, environment
+from omegaconf import OmegaConf
+
+COMPOSE = """#!/bin/sh
+[ "$1" = run.py ] || exit 0
+shift
+exec {python} -c "import sys, run; run.check_command_line(sys.argv[1:])" "$@"
+"""
+RUNS = {"rewards": 2, "beta": 4, "group": 4, "temperature": 3, "reasoning": 3, "questions": 4, "sft_first": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("all", ["model=tiny", "data=phantom"]), ("questions", ["data.test_file=x.json"])]
+)
+def test_every_run_composes(name, overrides, tmp_path):
+    (tmp_path / "experiments/ablations").mkdir(parents=True)
+    script = shutil.copy(ROOT / "experiments/ablations/run.sh", tmp_path / "experiments/ablations")
+    (tmp_path / "compose").write_text(COMPOSE.format(python=sys.executable))
+    (tmp_path / "compose").chmod(0o755)
+    more = {"PYTHON": str(tmp_path / "compose"), "SEEDS": "0,1"}
+    command = ["bash", script, name, *overrides]
+    done = subprocess.run(command, env=environment(**more), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for one in RUNS if name == "all" else [name]:
+        jobs = json.loads((tmp_path / f"outputs/sweeps/ablate_{one}/jobs.json").read_text())
+        seeds = Counter(OmegaConf.from_dotlist(job).seed for job in jobs.values())
+        assert seeds == {0: RUNS[one], 1: RUNS[one]}, one
