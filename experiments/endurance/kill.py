@@ -4,9 +4,8 @@
     python experiments/endurance/kill.py --kills 6 --out kill_fsdp.json trainer=fsdp trainer.accelerator=cpu
 
 The instants are drawn evenly over the time that the undisturbed run took, from its first import to its
-report. Each kill is SIGKILL of all its processes, and what follows is the same command with resume=auto. A run that comes to its
-end between two kills is compared, and another one begun. Writes kill.json
-beside it.
+report. Each kill is SIGKILL of all its processes, and what follows is the same command with resume=auto. A
+run that comes to its end between two kills is compared, and another one begun. Writes kill.json beside it.
 """
 
 import argparse
