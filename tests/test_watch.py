@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medvlm_r1.watch import Alarms, Progress
+from medvlm_r1.watch import Alarms, Progress, RolloutTrace
 
 FINE = {
     "train/groups_with_spread": 0.5,
@@ -73,3 +73,15 @@ def test_the_bar_shows_short_names():
         progress_bar_metrics={"train/reward": 1.0, "validation/accuracy": 0.5}, loggers=[]
     )
     assert bar.get_metrics(trainer, None) == {"reward": 1.0, "val accuracy": 0.5}
+
+
+def test_old_rollouts_make_room(tmp_path):
+    watch = RolloutTrace(keep=3, show_every=0)
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, estimated_stepping_batches=99)
+    for step in range(8):
+        outputs = {"rollout": [{"step": step}], "samples": []}
+        watch.on_train_batch_end(trainer, SimpleNamespace(step=step + 1), outputs, None, step)
+    kept = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
+    assert kept == ["step-5.jsonl", "step-6.jsonl", "step-7.jsonl"]
+    with pytest.raises(ValueError, match="watch.rollouts.keep is 0"):
+        RolloutTrace(keep=0)

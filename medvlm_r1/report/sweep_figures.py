@@ -8,6 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from medvlm_r1.report.comparison import MEAN
 from medvlm_r1.report.figures import PRINT, quiet
 from medvlm_r1.report.sweep import Sweep
 from medvlm_r1.report.tables import percent, set_name
@@ -37,9 +38,8 @@ def effects_figure(sweep: Sweep, path: Path) -> Path:
         axes.set_yticks(range(len(effects)), labels)
         quiet(axes, PRINT)
         axes.grid(axis="x", color=PRINT.rule, lw=0.7)
-        caption = (
-            f"points of accuracy on {set_name(sweep.on).lower()}, 95 % interval; coloured: adjusted p < 0.05"
-        )
+        where = "over all test sets" if sweep.on == MEAN else f"on {set_name(sweep.on)}"
+        caption = f"points of accuracy {where}, 95 % interval; coloured: adjusted p < 0.05"
         figure.supxlabel(caption, fontsize=8.5, color=PRINT.muted)
         figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
     return path
