@@ -14,13 +14,14 @@ file that knows Hydra.
 import functools
 import json
 import logging
+import math
 import os
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from medvlm_r1 import state
-from medvlm_r1.folder import OUTPUTS, empty, is_later_rank, run_name
+from medvlm_r1.folder import OUTPUTS, empty, run_name
+from medvlm_r1.ranks import has_other_ranks, is_later_rank, own_processes
 from medvlm_r1.settings import check_model, check_same_run, check_settings
 from medvlm_r1.spelling import explained
 
@@ -59,19 +61,35 @@ def run(cfg: DictConfig) -> float:
     """
     in_multirun = HydraConfig.get().mode is RunMode.MULTIRUN
     folder = Path(HydraConfig.get().runtime.output_dir)
+    later, begun = is_later_rank(), False
     try:
         with told_plainly():
             settle(cfg, folder, in_multirun)
-            if (done := recorded(cfg, folder, in_multirun)) is not None:
+        # the first process of a run holds its folder, and keeps what becomes of it
+        with nullcontext() if later else state.held(folder):
+            with told_plainly():
+                done = recorded(cfg, folder, in_multirun)
+            if done is not None:
                 return done
-        if is_later_rank():  # the first process decides, and keeps what becomes of the run
-            return carry_out(cfg, folder)
-        with told_plainly(state.RunIsBusyError), state.held(folder), state.life(folder) as this:
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-            return carry_out(cfg, folder, this)
+            begun = True
+            with nullcontext() if later else state.life(folder) as this:
+                return carry_out(cfg, folder, this)
+    except state.RunIsBusyError as error:
+        if not in_multirun:
+            stop(str(error))
+        if has_other_ranks():
+            raise SystemExit(1) from error
+        log.info("run %s: left to the process that works on it", folder.name)
+        return math.nan
     except Exception as error:
+        if later:
+            state.keep_failure(folder, error)
         if in_multirun:
             log.error("run %s failed: %s", folder.name, error)
+            if (
+                begun and has_other_ranks()
+            ):  # they may be at another point: they must not meet in the next run
+                raise SystemExit(1) from error
             raise  # Hydra goes on with the other runs
         if isinstance(error, Mistake):
             stop(str(error))
@@ -86,14 +104,15 @@ def recorded(cfg: DictConfig, folder: Path, in_multirun: bool) -> float | None:
     """
     if not (cfg.resume or cfg.ckpt_path):
         return None
-    found = state.state_of(folder)
+    found = state.outcome(folder)
     if in_multirun and found == state.FAILED and not cfg.retry:
         raise ValueError(f"it failed before (retry=true tries again): {state.reason(folder)}")
     if found != state.FINISHED:
         return None
     if not is_later_rank():
         log.info("run %s: finished already (overwrite=true starts it again)", folder)
-        wrap_up(folder)
+        if not (folder / "report.html").exists():  # it was killed on its last steps
+            wrap_up(folder)
     return json.loads((folder / "metrics.json").read_text())["validation"]["accuracy"]
 
 
@@ -135,8 +154,11 @@ def carry_out(cfg: DictConfig, folder: Path, this: state.Life | None = None) -> 
         this.note(devices=trainer.world_size, hardware=hardware())
         if cfg.overwrite or (cfg.resume and module.trains and not checkpoint):
             empty(folder)
+        state.write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         log.info("run %s: %s", folder, describe(cfg, module, questions))
-    with own_processes(trainer, cfg):
+    command = [str(CONF.with_name("run.py")), *HydraConfig.get().overrides.task]
+    command += [f"resume={cfg.resume}"] if cfg.resume else []
+    with own_processes(trainer, command if HydraConfig.get().mode is RunMode.MULTIRUN else sys.argv):
         if module.trains:
             if checkpoint:
                 log.info("going on from %s", checkpoint)
@@ -169,49 +191,18 @@ def carry_out(cfg: DictConfig, folder: Path, this: state.Life | None = None) -> 
 
 
 def wrap_up(folder: Path) -> None:
-    """Write the page of a finished run and print its table, where that has not been done."""
+    """Write the page of a finished run, print its table and drop what is no longer needed."""
     from medvlm_r1.report.comparison import compare
     from medvlm_r1.report.controls import control_summary
     from medvlm_r1.report.page import write_run_report
     from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
 
-    for journal in folder.glob("predictions-*.journal"):
-        journal.unlink()
-    if (folder / "report.html").exists():
-        return
-    page = write_run_report(folder)
     compared = compare([folder])
     for table in filter(None, (accuracy_table(compared), control_summary(compared))):
         table_console().print(as_rich(table))
-    log.info("report: %s", page)
-
-
-@contextmanager
-def own_processes(trainer: "Trainer", cfg: DictConfig) -> Iterator[None]:
-    """Have the processes that Lightning starts make this run alone, and nothing of them reach the next one.
-
-    It starts them with this process's command line, which in a multirun is that of all runs.
-    """
-    hydra_cfg, arguments = HydraConfig.get(), sys.argv[:]
-    if hydra_cfg.mode is RunMode.MULTIRUN:
-        sys.argv[1:] = [*hydra_cfg.overrides.task, *([f"resume={cfg.resume}"] if cfg.resume else [])]
-    ended = False
-    try:
-        yield
-        ended = True
-    finally:
-        sys.argv[:] = arguments
-        started = getattr(trainer.strategy.launcher, "procs", [])
-        for process in started:
-            process.wait() if ended else process.kill()
-        if started:
-            import torch
-
-            started.clear()  # Lightning watches them, and would end this process with a failed one
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
-            for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-                os.environ.pop(name, None)
+    for journal in folder.glob("predictions-*.journal"):
+        journal.unlink(missing_ok=True)
+    log.info("report: %s", write_run_report(folder))
 
 
 def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADataModule", "Trainer"]:
@@ -437,6 +428,8 @@ def main() -> None:
     finally:
         if sweep and not is_later_rank():
             print(state.told(sweep))
+    if sweep and state.FAILED in state.states_of(sweep).values():  # a search goes on with the others
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

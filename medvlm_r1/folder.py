@@ -1,4 +1,4 @@
-"""The folder that a run writes to: its name, whether it is free, and which process of the run decides.
+"""The folder that a run writes to: its name, and whether it is free.
 
 Composing a configuration asks for these by name (``conf/config.yaml``), in processes of launchers too, so
 they are registered here and nothing heavy is imported.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.ranks import has_other_ranks, is_later_rank
 from medvlm_r1.state import LIVES, LOCK, is_held
 
 OUTPUTS = Path("outputs")
@@ -21,8 +22,6 @@ UNNAMED += ("pictures", "pictures.folder", "pictures.limit", "resume", "retry", 
 UNNAMED += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
 )
-# As torchrun, Lightning and Slurm name a process among processes, and a machine among machines.
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 def run_name(*, _root_: DictConfig) -> str:
@@ -57,24 +56,6 @@ def run_log(folder: str) -> str:
     return os.devnull if is_later_rank() else f"{folder}/run.log"
 
 
-def is_later_rank() -> bool:
-    """Whether another process of the same run decides what is written."""
-    ranks = (os.environ.get(name, "0") for name in _RANKS)
-    return any(rank not in ("", "0") for rank in ranks)
-
-
-def devices_in_all(*, _root_: DictConfig) -> int:
-    """Devices of a run over all its machines.
-
-    Raises:
-        ValueError: their number is not given.
-    """
-    devices, nodes = _root_.trainer.devices, _root_.trainer.num_nodes
-    if not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"trainer.devices is {devices}: this strategy needs their number")
-    return devices * nodes
-
-
 def free_folder(folder: Path, reuse: bool) -> Path:
     """``folder`` if it may be used again; else the first of folder, folder-2, ... that is not in use."""
     if reuse:
@@ -87,17 +68,20 @@ def free_folder(folder: Path, reuse: bool) -> Path:
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether a run left something there, or has just begun (which this one's first process may have)."""
+    """Whether a run left something there, or has just begun: of several ranks, perhaps their own."""
     left = any((folder / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
-    return left or (not is_later_rank() and is_held(folder))
+    return left or (not has_other_ranks() and is_held(folder))
 
 
 def empty(folder: Path) -> None:
     """Remove what an earlier run left; called when this one is built, so that a mistake deletes nothing."""
+    (folder / "metrics.json").unlink(
+        missing_ok=True
+    )  # first: what is half removed must not pass for finished
     for path in folder.iterdir():
         if path.name not in (".hydra", "config.yaml", "run.log", LOCK, LIVES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-for resolver in (run_name, new_run_folder, new_sweep_folder, run_log, devices_in_all):
+for resolver in (run_name, new_run_folder, new_sweep_folder, run_log):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)

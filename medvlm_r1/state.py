@@ -9,7 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ STATES = (FINISHED, RUNNING, FAILED, UNFINISHED, NOT_BEGUN)
 LOCK, ERROR, LIVES, JOBS = "run.lock", "error.txt", "lives.json", "jobs.json"
 # Written at the start of every life, so their age tells nothing about the end of the last one.
 _AT_START = (".hydra", "config.yaml", "run.log", LOCK, LIVES, ERROR)
-# Seconds; data workers of a killed process hold its lock until they look for their parent, every 5 s.
-_PATIENCE = 8
+_PATIENCE = 1  # s; of two processes that look at a folder at once, one has it for a moment
 log = logging.getLogger("medvlm_r1")
 
 
@@ -32,18 +31,37 @@ class RunIsBusyError(ValueError):
 
 def state_of(folder: Path) -> str:
     """One of :data:`STATES`."""
-    if (folder / "metrics.json").exists():
-        return FINISHED
-    if is_held(folder):
+    found = outcome(folder)
+    if found != FINISHED and is_held(folder):
         return RUNNING
-    if (folder / ERROR).exists():
-        return FAILED
-    return UNFINISHED if (folder / "config.yaml").exists() else NOT_BEGUN
+    return found or (UNFINISHED if _is_begun(folder) else NOT_BEGUN)
+
+
+def outcome(folder: Path) -> str | None:
+    """:data:`FINISHED`, :data:`FAILED`, or neither.
+
+    A failure behind an end counts: overwrite=true keeps the older run until the new one is built.
+    """
+    finished, failed = (_written(folder / name) for name in ("metrics.json", ERROR))
+    if finished > failed:
+        return FINISHED
+    return FAILED if failed else None
 
 
 def reason(folder: Path) -> str:
-    """Why a run failed, in one line."""
-    return (folder / ERROR).read_text("utf-8").split("\n", 1)[0]
+    """Why a run failed, in one line; empty where it has just been begun again."""
+    with suppress(FileNotFoundError):
+        return (folder / ERROR).read_text("utf-8").split("\n", 1)[0]
+    return ""
+
+
+def keep_failure(folder: Path, error: Exception) -> None:
+    """Write why a run failed, unless another of its processes told the cause; a full disk keeps nothing."""
+    told = str(error).strip() or type(error).__name__
+    text = "".join(traceback.format_exception(error))
+    if not (folder / ERROR).exists():
+        with suppress(OSError):
+            write_whole(folder / ERROR, f"{told.splitlines()[0]}\n\n{text}")
 
 
 def is_held(folder: Path) -> bool:
@@ -109,12 +127,11 @@ def life(folder: Path) -> Iterator[Life]:
     try:
         yield this
     except Exception as error:
-        told = str(error).strip() or type(error).__name__
-        text = "".join(traceback.format_exception(error))
-        write_whole(folder / ERROR, f"{told.splitlines()[0]}\n\n{text}")
+        keep_failure(folder, error)
         raise
     finally:
-        this.note(seconds=round(time.time() - this.facts["began"], 3))
+        with suppress(OSError):  # a full disk must not hide what was raised
+            this.note(seconds=round(time.time() - this.facts["began"], 3))
 
 
 def lives(folder: Path) -> list[dict[str, Any]]:
@@ -149,7 +166,8 @@ def write_whole(path: Path, text: str) -> None:
 def note_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:
     """Keep which runs a sweep is to have, by folder name with their overrides, beside those noted before."""
     sweep.mkdir(parents=True, exist_ok=True)
-    write_whole(sweep / JOBS, json.dumps(jobs_of(sweep) | jobs, indent=1) + "\n")
+    with FileLock(sweep / "jobs.lock"):  # the same command may be started several times at once
+        write_whole(sweep / JOBS, json.dumps(jobs_of(sweep) | jobs, indent=1) + "\n")
 
 
 def jobs_of(sweep: Path) -> dict[str, list[str]]:
@@ -160,7 +178,7 @@ def jobs_of(sweep: Path) -> dict[str, list[str]]:
 
 def states_of(sweep: Path) -> dict[str, str]:
     """Name and state of every run of a sweep: of those noted, and of those found."""
-    found = [path.parent.name for path in sorted(sweep.glob("*/config.yaml"))]
+    found = [path.name for path in sorted(sweep.glob("*")) if _is_begun(path)]
     return {name: state_of(sweep / name) for name in dict.fromkeys([*jobs_of(sweep), *found])}
 
 
@@ -177,13 +195,25 @@ def told(sweep: Path) -> str:
     for name, state in states.items():
         why = f" ({reason(sweep / name)})" if state == FAILED else ""
         lines += [f"  {state}: {name}{why}"] if state != FINISHED else []
-    return "\n".join([*lines, *(["retry=true tries failed runs again"] if FAILED in states.values() else [])])
+    if FAILED in states.values():
+        lines.append("retry=true tries failed runs again")
+    if NOT_BEGUN in states.values():
+        lines.append(f"a run that is not wanted any more: take it out of {sweep / JOBS}")
+    return "\n".join(lines)
+
+
+def _is_begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.yaml", LIVES, ERROR))
 
 
 def _last_written(folder: Path) -> float:
-    times = [
-        path.stat().st_mtime
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in _AT_START
-    ]
-    return max(times, default=0.0)
+    """When a run last wrote something that is not written at the start of every life."""
+    paths = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _AT_START)
+    return max((_written(path) for path in paths if not path.is_dir()), default=0.0)
+
+
+def _written(path: Path) -> float:
+    """When a file was written, in s since 1970; 0 where there is none, or none any more."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from medvlm_r1 import folder
+from medvlm_r1 import folder, ranks
 
 
 def name(*overrides, experiment=None, seed=0):
@@ -50,5 +50,5 @@ def test_a_used_folder_is_left_alone(tmp_path):
 )
 def test_one_process_of_all_decides(name, rank, later, monkeypatch):
     monkeypatch.setenv(name, rank)
-    assert folder.is_later_rank() is later
+    assert ranks.is_later_rank() is later
     assert (folder.run_log("here") == "here/run.log") is not later

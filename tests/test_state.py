@@ -11,7 +11,7 @@ import pytest
 from command import environment
 
 from medvlm_r1 import state
-from medvlm_r1.folder import free_folder
+from medvlm_r1.folder import empty, free_folder
 
 HOLDER = """
 import sys, time
@@ -43,7 +43,6 @@ def test_one_process_at_a_time(holder, tmp_path, monkeypatch):
     told = pytest.raises(state.RunIsBusyError, match="another process is working on this run")
     with told, state.held(tmp_path):
         pass
-    assert free_folder(tmp_path / "x", reuse=False) == tmp_path / "x"
     (tmp_path / "metrics.csv").unlink()  # so that nothing but the lock tells
     assert free_folder(tmp_path, reuse=False) == tmp_path.with_name(f"{tmp_path.name}-2")
 
@@ -79,6 +78,51 @@ def test_an_interrupt_is_no_failure(stopped, tmp_path):
     with pytest.raises(stopped), state.life(tmp_path):
         raise stopped
     assert state.state_of(tmp_path) == state.UNFINISHED
+
+
+def test_a_failure_behind_an_end_counts_and_one_before_it_does_not(tmp_path):
+    for first, last, expected in (
+        ("metrics.json", state.ERROR, "failed"),
+        (state.ERROR, "metrics.json", "finished"),
+    ):
+        for seconds, name in enumerate((first, last)):
+            (tmp_path / name).write_text("{}")
+            os.utime(tmp_path / name, (1e9 + seconds, 1e9 + seconds))
+        assert state.state_of(tmp_path) == expected
+
+
+def test_half_a_removal_does_not_pass_for_a_finished_run(tmp_path, monkeypatch):
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        empty(tmp_path)
+    assert state.state_of(tmp_path) != state.FINISHED
+
+
+def test_a_full_disk_hides_no_cause(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def fail():
+        monkeypatch.setattr(state, "write_whole", full)
+        raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"), state.life(tmp_path):
+        fail()
+
+
+def test_jobs_noted_at_once_are_all_kept(tmp_path):
+    note = "import sys; from pathlib import Path; from medvlm_r1.state import note_jobs\n"
+    note += "for k in range(20): note_jobs(Path(sys.argv[1]), {f'{sys.argv[2]}-{k}': []})"
+    command = [sys.executable, "-c", note, tmp_path]
+    processes = [subprocess.Popen([*command, str(number)], env=environment()) for number in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert len(state.jobs_of(tmp_path)) == 60
 
 
 def test_states_of_a_sweep(tmp_path):

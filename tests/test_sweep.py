@@ -71,6 +71,19 @@ def test_a_sweep_killed_twice_ends_complete_each_run_once(tmp_path):
     assert len(table) == 12 * 3
 
 
+def test_the_same_sweep_started_twice_at_once_shares_its_runs_out(tmp_path):
+    command = [sys.executable, ROOT / "run.py", "-m", "+experiment=zero_shot", *TINY]
+    command += ["seed=0,1,2,3", "sweep=s"]
+    to = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment(), **to) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    sweep = tmp_path / "outputs/sweeps/s"
+    assert list(lives(sweep).values()) == [1, 1, 1, 1]
+    assert set(state.states_of(sweep).values()) == {"finished"}
+    assert sum(text.count("left to the process that works on it") for text in said) >= 1
+
+
 def questions(path, shade):
     """Four questions about a picture of one shade, in a file."""
     Image.new("RGB", (56, 56), (shade,) * 3).save(path.with_suffix(".png"))
@@ -232,6 +245,32 @@ def test_levels_without_a_partner_are_left_out(crossed, few_draws):
     found = read_sweep(crossed)
     assert list(found.states.values()).count("unfinished") == 2
     assert {e.factor: e.settings for e in found.effects} == {"experiment": 1, "prompt.extra": 1}
+
+
+def test_a_run_without_the_key_is_no_level_of_it(crossed, few_draws):
+    """A zero-shot baseline in the same sweep hides no effect of what it does not have."""
+    run = write_run(crossed, "zero_shot", name="a-baseline")
+    OmegaConf.save(OmegaConf.create(["+experiment=zero_shot", "seed=0"]), run / ".hydra/overrides.yaml")
+    settings = OmegaConf.load(run / "config.yaml")
+    OmegaConf.save(settings, run / "config.yaml")
+    state.note_jobs(crossed, {"a-baseline": []})
+    found = read_sweep(crossed)
+    assert found.factors["prompt.extra"] == ["0", "0.04", ""]
+    effects = {(e.factor, e.level): (e.reference, e.settings) for e in found.effects}
+    assert effects["prompt.extra", "0.04"] == ("0", 2)
+    assert effects["experiment", "grpo_600"] == ("sft_600", 2)
+    assert ("prompt.extra", "") not in effects
+
+
+def test_missing_runs_cost_as_few_others_as_can_be(crossed, few_draws):
+    """Each setting lacks another seed: one setting with its seed is kept, not none."""
+    (crossed / "sft-0-0/metrics.json").unlink()
+    (crossed / "grpo-0.04-1/metrics.json").unlink()
+    experiment = read_sweep(crossed).effects[0]
+    assert (experiment.settings, experiment.seeds, experiment.left_out) == (1, 1, 1)
+    (crossed / "sft-0-1/metrics.json").unlink()
+    experiment = read_sweep(crossed).effects[0]
+    assert (experiment.settings, experiment.seeds, experiment.left_out) == (1, 1, 0)
 
 
 def test_the_command_writes_tables_and_drawings(crossed, few_draws, capsys):

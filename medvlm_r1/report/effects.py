@@ -1,6 +1,7 @@
 """What the factors of a sweep do: levels of each compared where everything else is the same.
 
-A factor is a key of the command line that takes several values over the runs of a sweep; the seed is none.
+A factor is a key of the command line that takes several values over the runs of a sweep; the seed is none. A
+run whose configuration lacks the key (``method.beta`` of a zero-shot run) is at none of its levels.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from medvlm_r1.report.run_folder import Run, RunFolderError, flatten
 
 _NO_FACTOR = set(UNNAMED) - {"experiment"}
 
+NO_LEVEL = ""
 Levels = tuple[str, ...]  # one of every factor
 
 
@@ -30,6 +32,7 @@ class Effect:
         reference: the factor's first level.
         settings: settings of the other factors that both levels were run with; the mean is over them.
         seeds: seeds that all of these runs share.
+        left_out: settings that both levels were run with, but not on these seeds.
         interval: the paired difference in accuracy.
         p: two-sided, of the bootstrap.
         adjusted: Holm-adjusted over every effect of the sweep.
@@ -40,6 +43,7 @@ class Effect:
     reference: str
     settings: int
     seeds: int
+    left_out: int
     interval: Interval
     p: float
     adjusted: float
@@ -65,7 +69,7 @@ def factors_of(runs: Sequence[Run]) -> dict[str, list[str]]:
         levels = [_level(run, key) for run in runs]
         found = list(dict.fromkeys(levels))
         parts = tuple(map(found.index, levels))
-        if len(found) > 1 and parts not in seen:
+        if len(set(found) - {NO_LEVEL}) > 1 and parts not in seen:
             seen.add(parts)
             factors[key] = found
     return factors
@@ -96,10 +100,12 @@ def effects_of(
 ) -> list[Effect]:
     """Every level of every factor minus the factor's first, as a mean over ``test_sets`` of equal weight.
 
-    Levels that no setting of the other factors has in common with the first are left out.
+    Levels that share no setting of the other factors and no seed with the first are left out. Where runs are
+    missing, those settings and seeds are taken that make the most runs.
     """
     found = []
-    for place, (factor, (reference, *others)) in enumerate(factors.items()):
+    for place, (factor, levels_there) in enumerate(factors.items()):
+        reference, *others = (level for level in levels_there if level != NO_LEVEL)
         for level in others:
             pairs = [
                 (row, cells[partner])
@@ -107,19 +113,30 @@ def effects_of(
                 if levels[place] == level
                 and (partner := (*levels[:place], reference, *levels[place + 1 :])) in cells
             ]
-            seeds = (
-                sorted(set.intersection(*(set(row.seeds) for pair in pairs for row in pair))) if pairs else []
-            )
+            kept, seeds = _most_runs(pairs)
             if not seeds:
                 continue
             a, b = (
-                [_mean([pair[side] for pair in pairs], test, seeds) for test in test_sets] for side in (0, 1)
+                [_mean([pair[side] for pair in kept], test, seeds) for test in test_sets] for side in (0, 1)
             )
-            groups = [pairs[0][0].groups(test) for test in test_sets]
+            groups = [kept[0][0].groups(test) for test in test_sets]
             tested = seeds_difference(a, b, groups)
-            found.append((factor, level, reference, len(pairs), len(seeds), *tested))
+            counts = len(kept), len(seeds), len(pairs) - len(kept)
+            found.append((factor, level, reference, *counts, *tested))
     adjusted = holm([p for *_, p in found])
     return [Effect(*parts, q) for parts, q in zip(found, adjusted, strict=True)]
+
+
+def _most_runs(pairs: Sequence[tuple[Row, Row]]) -> tuple[list[tuple[Row, Row]], list[int]]:
+    """Those pairs, and seeds that all of them have, of which there are the most together."""
+    shared = [frozenset(a.seeds) & frozenset(b.seeds) for a, b in pairs]
+    choices = {frozenset.intersection(*shared), *shared} if shared else set()
+    best: tuple[list[tuple[Row, Row]], list[int]] = [], []
+    for seeds in sorted(choices, key=sorted):
+        kept = [pair for pair, had in zip(pairs, shared, strict=True) if seeds <= had]
+        if len(kept) * len(seeds) > len(best[0]) * len(best[1]):
+            best = kept, sorted(seeds)
+    return best
 
 
 def _mean(rows: Sequence[Row], test_set: str, seeds: Sequence[int]) -> np.ndarray:

@@ -34,6 +34,7 @@ from medvlm_r1.report.tables import (
 )
 from medvlm_r1.report.traces import gather, reply_name
 from medvlm_r1.report.verdicts import traces_link, verdicts
+from medvlm_r1.state import write_whole
 
 STYLES = ("page.css", "traces.css")
 SCRIPTS = ("traces_read.js", "traces_search.js", "traces_list.js", "traces_show.js", "traces.js")
@@ -113,7 +114,7 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
     )
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

@@ -61,7 +61,8 @@ def parallel_figure(sweep: Sweep, path: Path) -> Path:
             ]
             axes.plot([*heights, (rate - low) / span], color=colours.to_rgba(rate), lw=1.8, alpha=0.9)
         for x, (factor, found) in enumerate(sweep.factors.items()):
-            _axis(axes, x, factor, [(_height(k, len(found)), level) for k, level in enumerate(found)])
+            ticks = [(_height(k, len(found)), level or "\N{EN DASH}") for k, level in enumerate(found)]
+            _axis(axes, x, factor, ticks)
         ticks = [(k / 4, percent(low + span * k / 4)) for k in range(5)]
         _axis(axes, len(sweep.factors), f"accuracy in %,\n{set_name(sweep.on).lower()}", ticks)
         axes.set(xlim=(-0.15, len(sweep.factors) + 0.45), ylim=(-0.05, 1.05))

@@ -28,7 +28,7 @@ def settings_table(sweep: Sweep) -> Table:
     for levels, row in sweep.cells.items():
         judged = [run.metrics["validation"]["accuracy"] for run in row.runs if "validation" in run.metrics]
         validation = percent(sum(judged) / len(judged)) if judged else ""
-        cells = [*map(Cell, levels or ["all"]), Cell(str(len(row.seeds)))]
+        cells = [*(Cell(level or "\N{EN DASH}") for level in levels or ["all"]), Cell(str(len(row.seeds)))]
         cells.append(Cell(validation, bold=levels == sweep.chosen and len(sweep.cells) > 1))
         columns = [[test] for test in tests] + [sweep.test_sets] * (sweep.on not in tests)
         for column in columns:
@@ -62,6 +62,8 @@ def effects_table(sweep: Sweep) -> Table:
         f"Accuracy on {where or set_name(sweep.on)}: paired differences on the same questions, all else "
         f"the same; 95 % interval, p of the bootstrap, Holm over {len(rows)} tests. Bold: p below 0.05.",
     ]
+    if left := sum(effect.left_out for effect in sweep.effects):
+        notes.append(f"{left} matched settings are left out, whose seeds are not those of the others.")
     fewest = min(effect.seeds for effect in sweep.effects)
     if fewest == 1:
         notes.append("One seed: intervals hold the questions alone, not how training scatters.")
