@@ -2,16 +2,20 @@
 
 import csv
 import json
+import os
 import resource
 import shutil
 import signal
 from collections import Counter
+from unittest import mock
 
 import pytest
 import torch
 from command import ROOT, python
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
 from training import fit, phantoms
 
 from medvlm_r1.evaluate.journal import Journal
@@ -19,6 +23,7 @@ from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
 from medvlm_r1.resume import Checkpoints, damage, newest_whole
 from medvlm_r1.sft import SFT
+from medvlm_r1.state import UNFINISHED, lives, state_of
 
 
 class Killed(BaseException):
@@ -35,7 +40,8 @@ class KillAt(Callback):
 
 
 def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+    parts = (p.full_tensor() if isinstance(p, DTensor) else p for p in module.policy.parameters())
+    return torch.cat([part.detach().flatten() for part in parts])
 
 
 def logged(folder):
@@ -46,8 +52,11 @@ def logged(folder):
     return [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in rows]
 
 
-def train(kind, folder, *callbacks, ckpt_path=None, every=2, **settings):
-    """Two passes over twelve questions, six steps, with checkpoints and validations."""
+def train(kind, folder, *callbacks, ckpt_path=None, every=2, more=None, **settings):
+    """Two passes over twelve questions, six steps, with checkpoints and validations.
+
+    ``more`` goes to the trainer.
+    """
     folder.mkdir(exist_ok=True)
     arguments = {
         "callbacks": [Checkpoints(folder / "checkpoints", every), *callbacks],
@@ -55,6 +64,7 @@ def train(kind, folder, *callbacks, ckpt_path=None, every=2, **settings):
         "log_every_n_steps": 1,
         "max_epochs": 2,
         "val_check_interval": 2,
+        **(more or {}),
     }
     return fit(kind, folder, steps=-1, n=12, trainer=arguments, ckpt_path=ckpt_path, **settings)
 
@@ -82,6 +92,29 @@ def test_it_ends_as_the_run_that_was_never_stopped(kind, settings, step, tmp_pat
     assert torch.equal(weights(again), weights(whole))
     assert [p.text for p in again.predictions] == [p.text for p in whole.predictions]
     assert logged(folder) == logged(tmp_path / "whole")
+
+
+@pytest.fixture
+def fsdp():
+    """Trainer settings that split the weights, over this process alone."""
+
+    def settings():
+        split = {"data_parallel_size": 1, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
+        return {"strategy": ModelParallelStrategy(**split), "devices": 1}
+
+    with mock.patch.dict(os.environ):  # Lightning leaves the rank there
+        yield settings
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_that_are_split_go_on_too(fsdp, tmp_path):
+    """Their checkpoint is read when the loader is made already."""
+    whole = weights(train(SFT, tmp_path / "whole", more=fsdp()))
+    with pytest.raises(Killed):
+        train(SFT, tmp_path / "stopped", KillAt(5), more=fsdp())
+    found = newest_whole(tmp_path / "stopped/checkpoints")
+    again = weights(train(SFT, tmp_path / "stopped", ckpt_path=found, more=fsdp()))
+    assert torch.equal(again, whole)
 
 
 def test_a_finished_training_goes_on_to_its_end(tmp_path):
@@ -178,12 +211,14 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path):
 # --- answers --------------------------------------------------------------------------------------
 
 
-def test_answers_are_kept_and_never_doubled(tmp_path):
+@pytest.mark.parametrize("stopped", ["within a batch", "behind the last"])
+def test_answers_are_kept_and_never_doubled(stopped, tmp_path):
     whole = fit(VLMModule, tmp_path, questions=phantoms(4), controls=("image", "blank"), journal={"step": 0})
     journal = tmp_path / "answers.journal"
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 2 + 2  # what they are of; 8 and 6 questions, four at a time
-    journal.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
+    if stopped == "within a batch":
+        journal.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
     again = fit(VLMModule, tmp_path, questions=phantoms(4), controls=("image", "blank"), journal={"step": 0})
     assert again.predictions == whole.predictions
 
@@ -196,22 +231,23 @@ def test_answers_are_kept_and_never_doubled(tmp_path):
 
 def test_answers_of_other_weights_are_dropped(tmp_path):
     journal = Journal(tmp_path / "a.journal", {"step": 3})
-    journal.add([], Counter(tokens=5))
-    assert Journal(tmp_path / "a.journal", {"step": 3}).totals == Counter(tokens=5)
+    for tokens in (5, 7):
+        journal.add([], Counter(tokens=tokens))
+    assert Journal(tmp_path / "a.journal", {"step": 3}).totals == Counter(tokens=5)  # the last is made again
     assert Journal(tmp_path / "a.journal", {"step": 4}).totals == Counter()
 
 
 # --- the whole road -------------------------------------------------------------------------------
 
-# Kills the process when it is about to write to the run folder for the n-th time.
+# Kills at the n-th time that a file of this name is opened to write, or renamed: DIE_AT="os.rename NAME n".
 KILLER = """
 import os, signal, sys
-left = int(os.environ.get("DIE_AT", "0"))
+wanted, name, left = os.environ.get("DIE_AT", "none none 0").split()
+left = int(left)
 def watch(event, arguments):
     global left
-    if left and event in ("open", "os.rename") and "outputs/runs" in str(arguments[0]):
-        if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
-            return
+    path = str(arguments[0]) if event == wanted else ""
+    if "outputs/runs" in path and os.path.basename(path) == name:
         left -= 1
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -223,17 +259,21 @@ COMMAND += ["data.test.xray.n=4", "model.recipe.prompts_per_step=4", "model.reci
 COMMAND += ["model.recipe.evaluation_batch=2", "watch.last.every=1", "controls=[image]", "method.beta=0"]
 
 
-def start(folder, code=0, die_at=0):
+def start(folder, code=0, die_at="none none 0"):
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(KILLER)
-    more = {"PYTHONPATH": f"{folder}:{ROOT}", "DIE_AT": str(die_at)}
+    more = {"PYTHONPATH": f"{folder}:{ROOT}", "DIE_AT": die_at}
     return python(folder, ROOT / "run.py", *COMMAND, "resume=auto", code=code, **more)
 
 
 def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     start(tmp_path / "whole")
-    for die_at in (14, 17):
+    # between the two renames of the second checkpoint, and just before it would be finished
+    for die_at in ("os.rename last.partial 2", "os.rename metrics.json.partial 1"):
         start(tmp_path / "killed", -signal.SIGKILL, die_at)
+        (left,) = (tmp_path / "killed/outputs/runs").iterdir()
+        assert state_of(left) == UNFINISHED
+    assert not (left / "report.html").exists()
     start(tmp_path / "killed")
     (whole,), (killed,) = ((tmp_path / name / "outputs/runs").iterdir() for name in ("whole", "killed"))
     for name in ("model/model.safetensors", "predictions.jsonl"):
@@ -243,4 +283,5 @@ def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     assert metrics[0]["counters"].pop("images_encoded") <= metrics[1]["counters"].pop("images_encoded")
     assert metrics[0] == metrics[1]
     assert not list(killed.glob("*.journal"))
+    assert len(lives(killed)) == 3
     assert "finished already" in start(tmp_path / "killed").stdout

@@ -58,6 +58,7 @@ class VQADataModule(LightningDataModule):
         self.seed, self.workers, self.variants = seed, workers, variants
         self.answered: Set[tuple[str, str]] = frozenset()  # test set and id of questions that need no answer
         self._taken = 0  # batches of the current epoch that a resumed run has behind it
+        self._sampler: _Shuffled | None = None
         if len(questions.train) < prompts_per_step:
             raise ValueError(
                 f"{len(questions.train)} training questions do not fill a step of {prompts_per_step}: "
@@ -88,7 +89,7 @@ class VQADataModule(LightningDataModule):
             drop_last=True,
             skip=self._taken * share,
         )
-        self._taken = 0
+        self._taken, self._sampler = 0, sampler
         encoded = _Encoded(self.questions.train, self.encode, "train")
         return self._loader(encoded, share, sampler, drop_last=True)
 
@@ -99,6 +100,9 @@ class VQADataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._taken = state_dict["batches"]
+        if self._sampler:  # a strategy that splits the weights loads when the loader is made already
+            self._sampler.skip = self._taken * self.prompts_per_step // self._sampler.num_replicas
+            self._taken = 0
 
     def spare(self, count: int, step: int, attempt: int, taken: Set[str]) -> list:
         """Further training questions for this device, encoded; other devices get others.

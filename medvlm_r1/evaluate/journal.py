@@ -15,7 +15,8 @@ class Journal:
     """One line a batch, on disk before the next batch begins.
 
     A line that was cut off is dropped, and with it its batch: batches are answered whole, because what stands
-    beside a question can move the last bits of its logits.
+    beside a question can move the last bits of its logits. The last batch is answered again, because an
+    evaluation without a question left would be skipped by Lightning with all that belongs to its end.
 
     Args:
         path: of the file; whoever has written the answers elsewhere removes it.
@@ -30,6 +31,7 @@ class Journal:
         whole = [line for line in lines if line.endswith(b"\n")]
         if not whole or json.loads(whole[0]) != of:
             whole = [json.dumps(of).encode() + b"\n"]
+        whole = whole[: max(1, len(whole) - 1)]
         for line in whole[1:]:
             kept = json.loads(line)
             self.rows += [Prediction(**row) for row in kept["rows"]]
