@@ -32,7 +32,19 @@ settings.register_profile("suite", derandomize=True, deadline=None, database=Non
 settings.load_profile("suite")
 
 # Each worker takes whole files: the long ones go first, so that none is left for the end.
-LONGEST = ("strategies", "training", "run", "real_size", "plan", "endpoint", "export", "policy", "predict")
+LONGEST = (
+    "strategies",
+    "sweep",
+    "resume",
+    "training",
+    "run",
+    "real_size",
+    "plan",
+    "endpoint",
+    "export",
+    "policy",
+    "predict",
+)
 
 
 def pytest_collection_modifyitems(items):

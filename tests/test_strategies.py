@@ -217,7 +217,7 @@ def test_only_the_first_process_writes(tmp_path):
         WATCHER_LOG=str(log),
     )
     # every rank waits for the audit at its lock and keeps a journal of its answers, and writes nothing else
-    own = (".json.lock", "predictions-1.journal")
+    own = (".json.lock", "predictions-1.journal", "predictions-1.journal.partial")
     assert [line for line in log.read_text().splitlines() if not line.endswith(own)] == []
     (folder,) = (tmp_path / "outputs/runs").iterdir()
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
