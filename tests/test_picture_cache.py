@@ -341,9 +341,12 @@ class TestProcesses:
         assert len(entries(cache)) == 1
 
     def test_share_the_folder(self, scans, cache):
-        """Four at once over the same pictures; every answer is right, and every picture is kept once."""
+        """Four at once over the same pictures; every answer is right, and every picture is kept once.
+
+        Spawned: a fork of a process in which other tests left threads may wait for ever.
+        """
         handles = [saved(noise(80, 80, seed=k), scans / f"{k}.png") for k in range(24)]
-        with multiprocessing.get_context("fork").Pool(4) as pool:
+        with multiprocessing.get_context("spawn").Pool(4) as pool:
             answers = pool.starmap(shown, [(cache, handles, k) for k in range(4)])
         expected = [hashlib.sha256(handle.load().tobytes()).hexdigest() for handle in handles]
         for answer in answers:
