@@ -26,11 +26,11 @@ def test_every_run_composes(name, overrides, tmp_path):
     script = shutil.copy(ROOT / "experiments/ablations/run.sh", tmp_path / "experiments/ablations")
     (tmp_path / "compose").write_text(COMPOSE.format(python=sys.executable))
     (tmp_path / "compose").chmod(0o755)
-    more = {"PYTHON": str(tmp_path / "compose"), "SEEDS": "0,1"}
+    more = {"PYTHON": str(tmp_path / "compose"), "SEEDS": "0"}
     command = ["bash", script, name, *overrides]
     done = subprocess.run(command, env=environment(**more), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for one in RUNS if name == "all" else [name]:
         jobs = json.loads((tmp_path / f"outputs/sweeps/ablate_{one}/jobs.json").read_text())
         seeds = Counter(OmegaConf.from_dotlist(job).seed for job in jobs.values())
-        assert seeds == {0: RUNS[one], 1: RUNS[one]}, one
+        assert seeds == {0: RUNS[one]}, one

@@ -72,7 +72,8 @@ def test_ten_thousand_texts(prompt, texts, questions):
         for name, values in table.terms.items():
             assert set(values.tolist()) <= RANGES[name], (reward, name)
         assert 0 <= table.total.min() <= table.total.max() <= sum(table.weights.values())
-    found = of("reward", "open").score(answers, [OPEN] * len(answers))
+    some = answers[::4]  # the overlap of words takes its time
+    found = of("reward", "open").score(some, [OPEN] * len(some))
     for values in found.terms.values():
         assert torch.isfinite(values).all()
         assert 0 <= values.min() <= values.max() <= 1
