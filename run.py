@@ -86,9 +86,7 @@ def run(cfg: DictConfig) -> float:
             state.keep_failure(folder, error)
         if in_multirun:
             log.error("run %s failed: %s", folder.name, error)
-            if (
-                begun and has_other_ranks()
-            ):  # they may be at another point: they must not meet in the next run
+            if begun and has_other_ranks():  # perhaps at another point: they must not meet in the next run
                 raise SystemExit(1) from error
             raise  # Hydra goes on with the other runs
         if isinstance(error, Mistake):

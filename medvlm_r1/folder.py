@@ -75,9 +75,8 @@ def _is_used(folder: Path) -> bool:
 
 def empty(folder: Path) -> None:
     """Remove what an earlier run left; called when this one is built, so that a mistake deletes nothing."""
-    (folder / "metrics.json").unlink(
-        missing_ok=True
-    )  # first: what is half removed must not pass for finished
+    # first, because what is half removed must not pass for finished
+    (folder / "metrics.json").unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name not in (".hydra", "config.yaml", "run.log", LOCK, LIVES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

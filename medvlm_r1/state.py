@@ -4,7 +4,6 @@ A life is one process's work on a run, from its start to its end or kill; a resu
 """
 
 import json
-import logging
 import os
 import time
 import traceback
@@ -22,7 +21,6 @@ LOCK, ERROR, LIVES, JOBS = "run.lock", "error.txt", "lives.json", "jobs.json"
 # Written at the start of every life, so their age tells nothing about the end of the last one.
 _AT_START = (".hydra", "config.yaml", "run.log", LOCK, LIVES, ERROR)
 _PATIENCE = 1  # s; of two processes that look at a folder at once, one has it for a moment
-log = logging.getLogger("medvlm_r1")
 
 
 class RunIsBusyError(ValueError):
