@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from formulas import close
 
 from medvlm_r1.advantage import (
     Asymmetric,
@@ -15,12 +16,6 @@ from medvlm_r1.advantage import (
     to_go,
 )
 from medvlm_r1.rewards import RewardTable
-
-
-def close(actual, expected, tolerance=1e-6):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.as_tensor(expected), rtol=0, atol=tolerance, check_dtype=False
-    )
 
 
 def advantages(how, rewards, group_size, right=None):

@@ -1,23 +1,16 @@
-"""The formulas: worked out on paper, and against TRL's own code."""
+"""The loss: worked out on paper, and against each other."""
 
 import math
-from collections import defaultdict
-from types import SimpleNamespace
 
 import pytest
 import torch
+from formulas import close, random_rows
 
 from medvlm_r1.module import rows_of
 from medvlm_r1.objective import grpo_loss, importance, kl_k3, sft_loss
 from medvlm_r1.update import Optimisation
 
 LN2 = math.log(2.0)
-
-
-def close(actual, expected, tolerance=1e-6):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.as_tensor(expected), rtol=0, atol=tolerance, check_dtype=False
-    )
 
 
 def one_token(ratio, advantage, **how):
@@ -252,128 +245,6 @@ class TestImportance:
             for s in ("clipped", "weighted")
         ]
         close(gradients[0], gradients[1], 1e-12)
-
-
-def random_rows(rows, tokens, seed=0):
-    """Log-probabilities of policy, sampler and reference, advantages and mask; ratios on both sides."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape, scale):
-        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    logprobs = -draw(rows, tokens, scale=1.0).abs()
-    old, reference = (logprobs + draw(rows, tokens, scale=0.3) for _ in range(2))
-    lengths = torch.randint(1, tokens + 1, (rows,), generator=generator)
-    mask = torch.arange(tokens) < lengths[:, None]
-    return logprobs.requires_grad_(), old, reference, draw(rows, scale=1.0), mask
-
-
-def trl_loss(logprobs, old, reference, advantages, mask, loss_type, beta, clip, longest, level="token"):
-    """The loss that TRL's trainer computes from these log-probabilities, and what it logs."""
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
-    trainer = SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
-        _metrics={"train": defaultdict(list)},
-        _entropy_bonus_enabled=False,
-        accelerator=SimpleNamespace(
-            num_processes=1, gather=lambda value: value, reduce=lambda value, reduction: value
-        ),
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
-        aux_loss_enabled=False,
-        beta=beta,
-        current_gradient_accumulation_steps=1,
-        epsilon_low=clip[0],
-        epsilon_high=clip[1],
-        importance_sampling_level=level,
-        loss_type=loss_type,
-        max_completion_length=longest,
-        model=SimpleNamespace(training=True),
-        off_policy_mask_threshold=None,
-        top_entropy_quantile=1.0,
-        use_vllm=False,
-    )
-    inputs = {
-        "prompt_ids": torch.zeros(len(mask), 1, dtype=torch.long),
-        "prompt_mask": torch.ones(len(mask), 1, dtype=torch.long),
-        "completion_ids": torch.zeros(mask.shape, dtype=torch.long),
-        "completion_mask": mask.long(),
-        "advantages": advantages,
-        "old_per_token_logps": old,
-        "ref_per_token_logps": reference,
-        "num_items_in_batch": mask.sum(),
-    }
-    return GRPOTrainer._compute_loss(trainer, None, inputs), trainer._metrics["train"]
-
-
-@pytest.mark.parametrize("clip", [(0.2, 0.2), (0.2, 0.28)])
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-@pytest.mark.parametrize(
-    ("loss_type", "aggregate"),
-    [("grpo", "sequence"), ("dapo", "token"), ("bnpo", "token"), ("dr_grpo", "token")],
-)
-def test_trl_computes_the_same(loss_type, aggregate, beta, clip):
-    rows = random_rows(12, 9, seed=3)
-    logprobs, mask = rows[0], rows[-1]
-    theirs, logged = trl_loss(*rows, loss_type, beta, clip, longest=16)
-    # Dr. GRPO divides by rows * longest completion; the others by what they see.
-    denominator = 12 * 16 if loss_type == "dr_grpo" else None
-    ours, stats = grpo_loss(*rows, *clip, beta, aggregate, denominator)
-    assert stats["clipped"] > 3
-    close(ours, theirs)
-    close(torch.autograd.grad(ours, logprobs)[0], torch.autograd.grad(theirs, logprobs)[0])
-    close(stats["clipped"] / mask.sum(), logged["clip_ratio/region_mean"][0])
-    if beta:
-        close(stats["kl"] / mask.sum(), logged["kl"][0])
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_trl_computes_the_same_for_gspo(beta):
-    rows = random_rows(12, 9, seed=3)
-    clip = (3e-2, 4e-2)  # wide enough that some are held and some are not
-    theirs, _ = trl_loss(*rows, "grpo", beta, clip, longest=16, level="sequence")
-    ours, stats = grpo_loss(*rows, *clip, beta, ratio="sequence")
-    assert 0 < stats["clipped"] < rows[-1].sum()
-    close(ours, theirs)
-    close(torch.autograd.grad(ours, rows[0])[0], torch.autograd.grad(theirs, rows[0])[0])
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_trl_computes_the_same_for_cispo(beta):
-    rows = random_rows(12, 9, seed=3)
-    theirs, _ = trl_loss(*rows, "cispo", beta, (0.2, 1.2), longest=16)  # TRL's is the bound itself
-    ours, stats = grpo_loss(*rows, 0.2, 0.2, beta, "token", surrogate="weighted")
-    assert 0 < stats["clipped"] < rows[-1].sum()
-    close(ours, theirs)
-    close(torch.autograd.grad(ours, rows[0])[0], torch.autograd.grad(theirs, rows[0])[0])
-
-
-def test_trl_computes_the_same_for_rloo():
-    from trl.trainer.rloo_trainer import RLOOTrainer
-
-    logprobs, old, _, advantages, mask = random_rows(12, 9, seed=3)
-    trainer = SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
-        _metrics={"train": defaultdict(list)},
-        accelerator=SimpleNamespace(gather=lambda value: value, reduce=lambda value, reduction: value),
-        aux_loss_enabled=False,
-        epsilon_low=0.2,
-        epsilon_high=0.2,
-        model=SimpleNamespace(training=True),
-    )
-    inputs = {
-        "prompt_ids": torch.zeros(len(mask), 1, dtype=torch.long),
-        "prompt_mask": torch.ones(len(mask), 1, dtype=torch.long),
-        "completion_ids": torch.zeros(mask.shape, dtype=torch.long),
-        "completion_mask": mask.long(),
-        "advantages": advantages,
-        "old_logps": (old * mask).sum(1),
-    }
-    theirs = RLOOTrainer._compute_loss(trainer, None, inputs)
-    ours, stats = grpo_loss(logprobs, old, None, advantages, mask, beta=0, ratio="completion")
-    assert 0 < stats["clipped"] < mask.sum()
-    close(ours, theirs)
-    close(torch.autograd.grad(ours, logprobs)[0], torch.autograd.grad(theirs, logprobs)[0])
 
 
 class TestSFTLoss:
