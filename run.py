@@ -21,7 +21,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -357,10 +357,7 @@ def check_command_line(arguments: list[str]) -> Path | None:
 
 def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], DictConfig, str]]:
     """Overrides, configuration and run name of every job of a command."""
-    groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
-    known = None
     try:
-        known = hydra.compose("config", overrides=groups)
         jobs = [overrides]
         if multirun:
             parsed = OverridesParser.create().parse_overrides(overrides)
@@ -374,6 +371,10 @@ def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], D
             composed.append((job, cfg, name))
         return composed
     except (HydraException, OmegaConfBaseException) as error:
+        groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
+        known = None
+        with suppress(HydraException, OmegaConfBaseException):
+            known = hydra.compose("config", overrides=groups)
         stop(explained(error, known, CONF))
 
 

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from command import ROOT, python
+from command import ROOT, python, run_here
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -267,7 +267,8 @@ def start(folder, code=0, die_at="none none 0"):
 
 
 def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
-    start(tmp_path / "whole")
+    (tmp_path / "whole").mkdir()
+    run_here(tmp_path / "whole", *COMMAND)
     # between the two renames of the second checkpoint, and just before it would be finished
     for die_at in ("os.rename last.partial 2", "os.rename metrics.json.partial 1"):
         start(tmp_path / "killed", -signal.SIGKILL, die_at)
@@ -284,4 +285,4 @@ def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     assert metrics[0] == metrics[1]
     assert not list(killed.glob("*.journal"))
     assert len(lives(killed)) == 3
-    assert "finished already" in start(tmp_path / "killed").stdout
+    assert "finished already" in run_here(tmp_path / "killed", *COMMAND, "resume=auto").stdout

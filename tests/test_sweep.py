@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from command import ROOT, environment, python, run_alone, run_here
+from command import ROOT, environment, run_alone, run_here
 from omegaconf import OmegaConf
 from PIL import Image
 from run_folders import write_run
@@ -19,6 +19,7 @@ from medvlm_r1 import state
 from medvlm_r1.evaluate.statistics import holm, seeds_difference
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.sweep import read_sweep
+from medvlm_r1.sweep import main
 
 TINY = ["model=tiny", "data=phantom", "workers=0", "audit=null", "logger=csv", "controls=[image]"]
 TINY += ["data.train.n=8", "data.validation.n=4", "data.test.mri.n=4", "data.test.ct.n=4"]
@@ -29,7 +30,7 @@ def lives(folder):
     return {path.parent.name: len(state.lives(path.parent)) for path in folder.glob("*/lives.json")}
 
 
-def test_a_sweep_killed_twice_ends_complete_each_run_once(tmp_path):
+def test_a_sweep_killed_twice_ends_complete_each_run_once(tmp_path, capsys):
     axes = ["+experiment=zero_shot,sft_600", "prompt=medvlm_r1,med_r1", "seed=0,1,2"]
     command = [sys.executable, ROOT / "run.py", "-m", *axes, *TINY, "sweep=twelve"]
     sweep = tmp_path / "outputs/sweeps/twelve"
@@ -43,14 +44,13 @@ def test_a_sweep_killed_twice_ends_complete_each_run_once(tmp_path):
         life.send_signal(signal.SIGKILL)
         life.wait()
         before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/metrics.json")}
-        said = python(tmp_path, "-m", "medvlm_r1.sweep", sweep, code=1).stdout
-        assert said.startswith(f"12 runs: {len(before)} finished")
-    done = python(tmp_path, *command[1:])
-    assert "12 runs: 12 finished" in done.stdout
+        assert main([str(sweep)]) == 1
+        assert capsys.readouterr().out.startswith(f"12 runs: {len(before)} finished")
+    assert "12 runs: 12 finished" in run_here(tmp_path, *command[2:]).stdout
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())  # none made again
     assert len(lives(sweep)) == 12
     assert sum(lives(sweep).values()) <= 14  # those that a kill hit have two
-    python(tmp_path, "-m", "medvlm_r1.sweep", sweep)
+    assert main([str(sweep)]) == 0
     summary = json.loads((sweep / "sweep.json").read_text())
     assert set(summary["states"].values()) == {"finished"}
     assert summary["factors"]["prompt"] == ["medvlm_r1", "med_r1"]
@@ -158,9 +158,11 @@ def test_a_multirun_of_two_processes_each(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["processes", "submitit_local"])
-def test_launchers_make_every_run(launcher, tmp_path):
+def test_launchers_make_every_run(launcher, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # their processes look for run.py there
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     more = ["hydra/launcher=" + launcher, "seed=0,1", "sweep=s"]
-    said = run_alone(tmp_path, "-m", "+experiment=zero_shot", *TINY, *more).stdout
+    said = run_here(tmp_path, "-m", "+experiment=zero_shot", *TINY, *more).stdout
     assert "2 runs: 2 finished" in said
     assert sorted(lives(tmp_path / "outputs/sweeps/s").values()) == [1, 1]
 
@@ -168,10 +170,10 @@ def test_launchers_make_every_run(launcher, tmp_path):
 def test_a_search_started_again_repeats_no_run(tmp_path):
     search = ["-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=2", "+experiment=sft_600", *TINY]
     search += ["method.optim.lr=tag(log,interval(1e-5,1e-3))", "sweep=s"]
-    run_alone(tmp_path, *search)
+    run_here(tmp_path, *search)
     sweep = tmp_path / "outputs/sweeps/s"
     search[2] = "hydra.sweeper.n_trials=3"
-    said = run_alone(tmp_path, *search).stdout
+    said = run_here(tmp_path, *search).stdout
     assert said.count("finished already") == 2
     assert list(lives(sweep).values()) == [1, 1, 1]
     best = OmegaConf.load(sweep / "optimization_results.yaml")
@@ -274,8 +276,6 @@ def test_missing_runs_cost_as_few_others_as_can_be(crossed, few_draws):
 
 
 def test_the_command_writes_tables_and_drawings(crossed, few_draws, capsys):
-    from medvlm_r1.sweep import main
-
     assert main([str(crossed)]) == 0
     said = capsys.readouterr().out
     assert "8 runs: 8 finished" in said

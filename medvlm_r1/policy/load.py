@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import (
     AutoModelForImageTextToText,
@@ -182,6 +181,8 @@ def merged(path: str, model: PreTrainedModel, base: Path, folder: Path) -> PreTr
     Raises:
         UnusableWeightsError: the adapter's tensors do not fit the model.
     """
+    from peft import PeftModel, get_peft_model_state_dict  # seconds, for those who have an adapter
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # named below, and refused

@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Tuning:
     """
 
     train: Literal["all", "language_model", "adapter", "nothing"] = "all"
-    adapter: PeftConfig | None = None
+    adapter: "PeftConfig | None" = None
     quantize: Literal["nf4"] | None = None
     lr_factor: float = 1.0
 
@@ -83,6 +85,8 @@ class Tuning:
                 # layout that cannot be trained through.
                 module.support_avx512bf16_for_cpu = False
         if self.train == "adapter":
+            from peft import get_peft_model  # seconds, for those who have an adapter
+
             # Adapters in the weights' own type; the optimiser keeps fp32 copies of what is narrower.
             return get_peft_model(model, self.adapter, autocast_adapter_dtype=False)
         if self.train != "all":
