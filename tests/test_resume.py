@@ -7,6 +7,8 @@ import resource
 import shutil
 import signal
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -69,29 +71,42 @@ def train(kind, folder, *callbacks, ckpt_path=None, every=2, more=None, **settin
     return fit(kind, folder, steps=-1, n=12, trainer=arguments, ckpt_path=ckpt_path, **settings)
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        (GRPO, {"beta": 0.04, "inner_epochs": 2}),
-        (GRPO, {"beta": 0.0, "redraws": 2, "optimizer": torch.optim.SGD}),
-        (SFT, {}),
-    ],
-    ids=["grpo", "dynamic sampling", "sft"],
-)
+RUNS = {
+    "grpo": (GRPO, {"beta": 0.04, "inner_epochs": 2}),
+    "dynamic sampling": (GRPO, {"beta": 0.0, "redraws": 2, "optimizer": torch.optim.SGD}),
+    "sft": (SFT, {}),
+}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that was never stopped."""
+
+    kind: type[VLMModule]
+    settings: dict
+    module: VLMModule
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def whole(request, tmp_path_factory):
+    kind, settings = RUNS[request.param]
+    folder = tmp_path_factory.mktemp("whole")
+    return Undisturbed(kind, settings, train(kind, folder, **settings), folder)
+
+
 @pytest.mark.parametrize("step", [3, 5])
-def test_it_ends_as_the_run_that_was_never_stopped(kind, settings, step, tmp_path):
+def test_it_ends_as_the_run_that_was_never_stopped(whole, step, tmp_path):
     """Killed within a step, in the first pass and the second; the newest checkpoint is of the step before."""
-    whole = train(kind, tmp_path / "whole", **settings)
-    folder = tmp_path / "stopped"
     with pytest.raises(Killed):
-        train(kind, folder, KillAt(step), **settings)
-    found = newest_whole(folder / "checkpoints")
+        train(whole.kind, tmp_path, KillAt(step), **whole.settings)
+    found = newest_whole(tmp_path / "checkpoints")
     assert torch.load(found, weights_only=True)["medvlm_r1_step"] == step - 1
-    again = train(kind, folder, ckpt_path=found, **settings)
-    assert again.step == whole.step == 6
-    assert torch.equal(weights(again), weights(whole))
-    assert [p.text for p in again.predictions] == [p.text for p in whole.predictions]
-    assert logged(folder) == logged(tmp_path / "whole")
+    again = train(whole.kind, tmp_path, ckpt_path=found, **whole.settings)
+    assert again.step == whole.module.step == 6
+    assert torch.equal(weights(again), weights(whole.module))
+    assert [p.text for p in again.predictions] == [p.text for p in whole.module.predictions]
+    assert logged(tmp_path) == logged(whole.folder)
 
 
 @pytest.fixture
