@@ -5,11 +5,11 @@ import json
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from command import ROOT, run_alone, run_here
 from dicom_files import CT, write
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -19,8 +19,6 @@ from medvlm_r1.data.dicom import DicomImage
 from medvlm_r1.data.mcq_json import McqJson
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.data.volume import Volumes
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -76,16 +74,12 @@ class TestPrivacy:
             rows.append(row | {"options": ["liver", "brain"], "answer": "brain", "subset": "CT"})
         (tmp_path / "train.json").write_text(json.dumps(rows[:10]))
         (tmp_path / "test.json").write_text(json.dumps(rows[10:]))
-        start = [sys.executable, ROOT / "run.py", "+experiment=grpo_600", "model=tiny", "data=mcq_json"]
-        start += ["data.train=train.json", "data.test={ct:test.json}"]
-        start += ["data.n_validation=2", "trainer.max_steps=1", "workers=1"]
-        done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2
+        start = ["+experiment=grpo_600", "model=tiny", "data=mcq_json", "data.n_validation=2"]
+        start += ["data.train=train.json", "data.test={ct:test.json}", "trainer.max_steps=1", "workers=1"]
+        done = run_here(tmp_path, *start, code=2)
         assert "identifies a patient by PatientName, PatientID" in done.stderr
         assert "Zyxwell" not in done.stderr + done.stdout
-        start.append("data.volumes.allow_identifying=true")
-        done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = run_alone(tmp_path, *start, "data.volumes.allow_identifying=true")
         assert "Zyxwell" not in done.stderr + done.stdout
         files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
         assert {"report.html", "predictions.jsonl", "last.ckpt"} <= {path.name for path in files}

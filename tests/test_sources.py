@@ -10,6 +10,7 @@ from pathlib import Path
 
 import published
 import pytest
+from command import run_here
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -355,11 +356,9 @@ def test_a_prompt_or_reward_that_needs_a_letter_is_refused(tmp_path):
     shared = ["+experiment=zero_shot", "model=tiny", "data=vqa_rad", f"data.root={tmp_path / 'rad'}"]
     shared += ["data.questions=all", "data.n_validation=2"]
     for more, message in (([], "take prompt=open"), (["prompt=open"], "take reward=open")):
-        command = [sys.executable, ROOT / "run.py", *shared, *more]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        said = run_here(tmp_path, *shared, *more, code=2).stderr
+        assert message in said
+        assert "Traceback" not in said
 
 
 def test_open_answers_are_summed_up_beside_closed_ones():
