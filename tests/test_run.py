@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from command import python, run_alone, run_here
+from command import python, run_here
 
 SMALL = [
     "model=tiny",
@@ -22,7 +22,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    run_alone(folder, "-m", "+experiment=zero_shot,sft_600,grpo_600", *SMALL, "sweep=small")
+    run_here(folder, "-m", "+experiment=zero_shot,sft_600,grpo_600", *SMALL, "sweep=small")
     return folder
 
 
