@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Callback
 from training import FORMAT, RECIPE, fit, module_of, sgd
+from trl.rewards import get_soft_overlong_punishment
 
 from medvlm_r1.advantage import GroupRelative, LeaveOneOut, NoBaseline
 from medvlm_r1.drawn import MicroBatch
@@ -160,11 +161,13 @@ def test_dynamic_sampling_ends_where_no_question_is_left(tmp_path):
 
 
 def test_over_long_completions_lose_reward(tmp_path):
-    """At a limit of 12, half of it slope: nothing up to 6 tokens, a half at 9, 1 at the limit."""
+    """At a limit of 12, half of it slope: nothing up to 6 tokens, a half at 9, 1 at the limit; so says TRL."""
     _, seen = steps_of(tmp_path, overlong=0.5, sampling=Sampling(group_size=8, max_tokens=12))
     rows = seen.rows[0]
+    theirs = get_soft_overlong_punishment(max_completion_len=12, soft_punish_cache=6)
     for row in rows:
         assert row["rewards"]["overlong"] == pytest.approx(-max(0, row["tokens"] - 6) / 6, abs=1e-5)
+        assert row["rewards"]["overlong"] == pytest.approx(theirs([[0] * row["tokens"]])[0], abs=1e-5)
     assert len({row["rewards"]["overlong"] for row in rows}) > 1
 
 
