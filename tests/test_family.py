@@ -161,7 +161,7 @@ def test_dynamic_sampling_ends_where_no_question_is_left(tmp_path):
 
 
 def test_over_long_completions_lose_reward(tmp_path):
-    """At a limit of 12, half of it slope: nothing up to 6 tokens, a half at 9, 1 at the limit; so says TRL."""
+    """Limit 12, half of it slope: 0 up to 6 tokens, a half at 9, 1 at the limit. TRL says the same."""
     _, seen = steps_of(tmp_path, overlong=0.5, sampling=Sampling(group_size=8, max_tokens=12))
     rows = seen.rows[0]
     theirs = get_soft_overlong_punishment(max_completion_len=12, soft_punish_cache=6)
