@@ -1,14 +1,16 @@
-"""Run on disks that are too small, give each more space, go on, and compare with the undisturbed run.
+"""Fill the disk at random instants of a run, make room, go on, and compare with the undisturbed run.
 
-    sudo .venv/bin/python experiments/endurance/full_disk.py --sizes 12
+    sudo .venv/bin/python experiments/endurance/full_disk.py --fills 15
 
-Each disk is a tmpfs of a size drawn evenly between nothing and the most that the undisturbed run used, so it
-fills while weights, checkpoints, rollouts, answers or the report are written. Mounting needs root (or a
-namespace of one's own: unshare --user --map-root-user --mount). Writes full_disk.json beside it.
+The disk is a tmpfs. At an instant drawn evenly over the time that the undisturbed run took, it is made as
+small as what lies on it; once the run has ended for want of space it gets its size back, and the same command
+goes on with resume=auto. Mounting needs root (or a namespace of one's own: unshare --user --map-root-user
+--mount). Writes full_disk.json beside it.
 """
 
 import argparse
 import json
+import random
 import shlex
 import subprocess
 import sys
@@ -20,58 +22,58 @@ from pathlib import Path
 from kill import HERE, compare, folder_of, start, where
 from rich.progress import track
 
-
-def used(folder: Path) -> int:
-    """Bytes on the disk that is mounted there."""
-    blocks = subprocess.run(
-        ["df", "--block-size=1", "--output=used", folder], check=True, capture_output=True, text=True
-    )
-    return int(blocks.stdout.split()[-1])
+ROOMY = 2**30
 
 
-def mount(folder: Path, size: int, *, again: bool = False) -> None:
-    """Mount a tmpfs of ``size`` bytes, or give the one that is mounted another size."""
-    options = f"size={size}" + (",remount" if again else "")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+def resize(disk: Path, size: int | str) -> bool:
+    """Give the mounted tmpfs another size; false where more lies on it."""
+    command = ["mount", "-o", f"remount,size={size}", disk]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def fill(disk: Path) -> None:
+    """Leave no free page, also while a process writes."""
+    while True:
+        df = ["df", "--block-size=1K", "--output=used", disk]
+        used = subprocess.run(df, check=True, capture_output=True, text=True).stdout.split()[-1]
+        if resize(disk, f"{max(int(used), 4)}k"):
+            return
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, default=12)
+    parser.add_argument("--fills", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    enough = 2**30
-    filled, results = [], []
+    rng = random.Random(args.seed)
+    full_in, results = [], []
     with tempfile.TemporaryDirectory() as name:
-        whole, small = Path(name, "whole"), Path(name, "small")
+        whole, disk = Path(name, "whole"), Path(name, "disk")
         whole.mkdir()
-        small.mkdir()
-        mount(whole, enough)
-        try:
-            life, most = start(whole), 0
-            while life.poll() is None:
-                most = max(most, used(whole))
-                time.sleep(0.05)
-            if life.returncode:
-                raise SystemExit("the undisturbed run failed")
-            for number in track(range(args.sizes), "sizes"):
-                mount(small, int(most * (number + 0.5) / args.sizes))
-                try:
-                    code = start(small).wait()
-                    filled.append(where(small) if code else "nowhere")
-                    mount(small, enough, again=True)
-                    if start(small).wait():
-                        raise SystemExit(f"with more space the run failed all the same: size {number}")
-                    results.append(compare(folder_of(whole), folder_of(small)))
-                finally:
-                    subprocess.run(["umount", small], check=True)
-        finally:
-            subprocess.run(["umount", whole], check=True)
+        disk.mkdir()
+        began = time.monotonic()
+        if start(whole).wait():
+            raise SystemExit("the undisturbed run failed")
+        seconds = time.monotonic() - began
+        for _ in track(range(args.fills), "fills"):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", disk], check=True)
+            try:
+                life = start(disk)
+                time.sleep(rng.uniform(0, 1) * seconds)
+                fill(disk)
+                full_in.append(where(disk) if life.wait() else "nothing was left to write")
+                resize(disk, ROOMY)
+                if start(disk).wait():
+                    raise SystemExit(f"with space again, the run failed all the same: {full_in}")
+                results.append(compare(folder_of(whole), folder_of(disk)))
+            finally:
+                subprocess.run(["umount", disk], check=True)
     summary = {
         "command": f"experiments/endurance/full_disk.py {shlex.join(sys.argv[1:])}",
-        "MB that the undisturbed run needs": round(most / 1e6, 1),
-        "disk full in": dict(sorted(Counter(filled).items())),
+        "seconds of the undisturbed run": round(seconds),
+        "disk full in": dict(sorted(Counter(full_in).items())),
         "runs compared": len(results),
         "all the same": all(all(result.values()) for result in results),
         "differences": [name for result in results for name, same in result.items() if not same],
