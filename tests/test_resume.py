@@ -257,7 +257,7 @@ def test_answers_of_other_weights_are_dropped(tmp_path):
 # Kills at the n-th time that a file of this name is opened to write, or renamed: DIE_AT="os.rename NAME n".
 KILLER = """
 import os, signal, sys
-wanted, name, left = os.environ.get("DIE_AT", "none none 0").split()
+wanted, name, left = os.environ["DIE_AT"].split()
 left = int(left)
 def watch(event, arguments):
     global left
@@ -274,11 +274,12 @@ COMMAND += ["data.test.xray.n=4", "model.recipe.prompts_per_step=4", "model.reci
 COMMAND += ["model.recipe.evaluation_batch=2", "watch.last.every=1", "controls=[image]", "method.beta=0"]
 
 
-def start(folder, code=0, die_at="none none 0"):
+def start(folder, die_at):
+    """``run.py`` until it is killed."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(KILLER)
     more = {"PYTHONPATH": f"{folder}:{ROOT}", "DIE_AT": die_at}
-    return python(folder, ROOT / "run.py", *COMMAND, "resume=auto", code=code, **more)
+    python(folder, ROOT / "run.py", *COMMAND, "resume=auto", code=-signal.SIGKILL, **more)
 
 
 def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
@@ -286,11 +287,11 @@ def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     run_here(tmp_path / "whole", *COMMAND)
     # between the two renames of the second checkpoint, and just before it would be finished
     for die_at in ("os.rename last.partial 2", "os.rename metrics.json.partial 1"):
-        start(tmp_path / "killed", -signal.SIGKILL, die_at)
+        start(tmp_path / "killed", die_at)
         (left,) = (tmp_path / "killed/outputs/runs").iterdir()
         assert state_of(left) == UNFINISHED
     assert not (left / "report.html").exists()
-    start(tmp_path / "killed")
+    run_here(tmp_path / "killed", *COMMAND, "resume=auto")
     (whole,), (killed,) = ((tmp_path / name / "outputs/runs").iterdir() for name in ("whole", "killed"))
     for name in ("model/model.safetensors", "predictions.jsonl"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import trl  # its trainers are loaded when they are asked for, which takes seconds
 from datasets import Dataset
 from formulas import close, random_rows
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from medvlm_r1.advantage import GroupRelative, LeaveOneOut, PerTerm
 from medvlm_r1.objective import grpo_loss
@@ -32,8 +32,8 @@ TABLES = {
 WEIGHTS = {"accuracy": 1.0, "format": 0.5}
 
 
-def trl_advantages(trainer, config, terms, folder, **settings):
-    """What one of TRL's trainers makes of the rewards of one step of four prompts."""
+def trl_advantages(method, terms, folder, **settings):
+    """What TRL's trainer of ``method`` makes of the rewards of one step of four prompts."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -55,7 +55,7 @@ def trl_advantages(trainer, config, terms, folder, **settings):
         return given
 
     rows = len(terms["accuracy"])
-    args = config(
+    args = getattr(trl, f"{method}Config")(
         output_dir=str(folder),
         per_device_train_batch_size=rows,
         num_generations=GROUP,
@@ -70,30 +70,30 @@ def trl_advantages(trainer, config, terms, folder, **settings):
         disable_tqdm=True,
         **settings,
     )
-    run = trainer(
+    trainer = getattr(trl, f"{method}Trainer")(
         model,
         [reward(name) for name in terms],
         args,
         Dataset.from_dict({"prompt": [f"question {number}" for number in range(rows // GROUP)]}),
         processing_class=tokenizer,
     )
-    run.train()
-    return torch.tensor(run._logs["advantages"])
+    trainer.train()
+    return torch.tensor(trainer._logs["advantages"])
 
 
 @pytest.mark.parametrize("terms", TABLES.values(), ids=TABLES)
 @pytest.mark.parametrize(
-    ("ours", "trainer", "config", "settings"),
+    ("ours", "method", "settings"),
     [
-        (GroupRelative(), GRPOTrainer, GRPOConfig, {"scale_rewards": "group"}),
-        (GroupRelative("none"), GRPOTrainer, GRPOConfig, {"scale_rewards": "none"}),
-        (PerTerm(), GRPOTrainer, GRPOConfig, {"multi_objective_aggregation": "normalize_then_sum"}),
-        (LeaveOneOut(), RLOOTrainer, RLOOConfig, {}),
+        (GroupRelative(), "GRPO", {"scale_rewards": "group"}),
+        (GroupRelative("none"), "GRPO", {"scale_rewards": "none"}),
+        (PerTerm(), "GRPO", {"multi_objective_aggregation": "normalize_then_sum"}),
+        (LeaveOneOut(), "RLOO", {}),
     ],
     ids=["grpo", "dr_grpo", "gdpo", "rloo"],
 )
-def test_advantages(ours, trainer, config, settings, terms, tmp_path):
-    theirs = trl_advantages(trainer, config, terms, tmp_path, **settings)
+def test_advantages(ours, method, settings, terms, tmp_path):
+    theirs = trl_advantages(method, terms, tmp_path, **settings)
     table = RewardTable({name: torch.tensor(values) for name, values in terms.items()}, WEIGHTS)
     advantages = ours(table, torch.zeros(16, dtype=torch.bool), GROUP)
     assert advantages.abs().max() > 0.5
@@ -133,7 +133,7 @@ def trl_loss(trainer, rows, **settings):
 def trl_grpo_loss(rows, loss_type, beta, clip, level="token"):
     """That of TRL's GRPO trainer, completions being 16 tokens long at most."""
     return trl_loss(
-        GRPOTrainer,
+        trl.GRPOTrainer,
         rows,
         _entropy_bonus_enabled=False,
         args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
@@ -197,7 +197,7 @@ def test_loss_of_cispo(beta):
 
 def test_loss_of_rloo():
     rows = random_rows(12, 9, seed=3)
-    theirs, _ = trl_loss(RLOOTrainer, rows, epsilon_low=0.2, epsilon_high=0.2)
+    theirs, _ = trl_loss(trl.RLOOTrainer, rows, epsilon_low=0.2, epsilon_high=0.2)
     logprobs, old, _, advantages, mask = rows
     ours, stats = grpo_loss(logprobs, old, None, advantages, mask, beta=0, ratio="completion")
     assert 0 < stats["clipped"] < mask.sum()
