@@ -11,6 +11,7 @@ Compose the parts from conf/, build them, hand them to each other, fit, test, su
 file that knows Hydra.
 """
 
+import errno
 import functools
 import json
 import logging
@@ -91,6 +92,9 @@ def run(cfg: DictConfig) -> float:
             raise  # Hydra goes on with the other runs
         if isinstance(error, Mistake):
             stop(str(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "what was written is whole: free some space, and the same command with resume=auto goes on"
+            stop(f"{error}\n({remedy})")
         raise
 
 

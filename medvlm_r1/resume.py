@@ -99,7 +99,7 @@ class Checkpoints(Callback):
             raise OSError(
                 error.errno,
                 f"no checkpoint of step {module.step} could be written to {self.folder} ({error}); those "
-                "before it are whole: free some space and give the same command with resume=auto",
+                "before it are whole",
             ) from error
         if trainer.is_global_zero:
             last = self.folder / LAST

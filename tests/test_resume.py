@@ -25,7 +25,7 @@ from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
 from medvlm_r1.resume import Checkpoints, damage, newest_whole
 from medvlm_r1.sft import SFT
-from medvlm_r1.state import UNFINISHED, lives, state_of
+from medvlm_r1.state import FINISHED, UNFINISHED, lives, state_of
 
 
 class Killed(BaseException):
@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path):
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(OSError, match=r"no checkpoint of step 4 .*resume=auto"):
+        with pytest.raises(OSError, match=r"no checkpoint of step 4 .*those before it are whole"):
             train(SFT, tmp_path, FullDisk())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -302,3 +302,17 @@ def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     assert not list(killed.glob("*.journal"))
     assert len(lives(killed)) == 3
     assert "finished already" in run_here(tmp_path / "killed", *COMMAND, "resume=auto").stdout
+
+
+def test_a_disk_without_space_is_told_with_the_remedy(tmp_path):
+    full = tmp_path / "out/metrics.json.partial"
+    full.parent.mkdir()
+    full.symlink_to("/dev/full")
+    command = ["+experiment=zero_shot", *COMMAND[1:-1], "hydra.run.dir=out", "resume=auto"]
+    said = run_here(tmp_path, *command, code=2).stderr
+    assert "No space left on device" in said
+    assert "the same command with resume=auto goes on" in said
+    assert "Traceback" not in said
+    full.unlink(missing_ok=True)
+    run_here(tmp_path, *command)
+    assert state_of(tmp_path / "out") == FINISHED
