@@ -93,7 +93,7 @@ def run(cfg: DictConfig) -> float:
         if isinstance(error, Mistake):
             stop(str(error))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "what was written is whole: free some space, and the same command with resume=auto goes on"
+            remedy = "what is written is whole; with some space the same command with resume=auto goes on"
             stop(f"{error}\n({remedy})")
         raise
 
