@@ -49,6 +49,15 @@ def start(work: Path) -> subprocess.Popen:
     )
 
 
+def undisturbed(work: Path) -> float:
+    """Make the run in ``work`` from start to end; returns its seconds."""
+    work.mkdir()
+    began = time.monotonic()
+    if start(work).wait():
+        raise SystemExit(f"the undisturbed run failed: {COMMAND}")
+    return time.monotonic() - began
+
+
 def where(work: Path) -> str:
     """What a killed run was doing."""
     folders = list((work / "outputs/runs").glob("*"))
@@ -104,12 +113,8 @@ def main() -> None:
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
-        whole.mkdir()
         killed.mkdir()
-        began = time.monotonic()
-        if start(whole).wait():
-            raise SystemExit(f"the undisturbed run failed: {COMMAND}")
-        seconds = time.monotonic() - began
+        seconds = undisturbed(whole)
         kills: list[str] = []
         results: list[dict[str, bool]] = []
         with Progress() as progress:
