@@ -1,6 +1,6 @@
 """Fill the disk at random instants of a run, make room, go on, and compare with the undisturbed run.
 
-    sudo .venv/bin/python experiments/endurance/full_disk.py --fills 15
+    sudo .venv/bin/python experiments/endurance/full_disk.py --fills 12
 
 The disk is a tmpfs. At an instant drawn evenly over the time that the undisturbed run took, it is made as
 small as what lies on it; once the run has ended for want of space it gets its size back, and the same command
@@ -10,6 +10,7 @@ goes on with resume=auto. Mounting needs root (or a namespace of one's own: unsh
 
 import argparse
 import json
+import os
 import random
 import shlex
 import subprocess
@@ -44,9 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fills", type=int, default=15)
+    parser.add_argument("--fills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if os.geteuid():
+        parser.error("a disk is mounted, which needs root: sudo, or unshare --user --map-root-user --mount")
     rng = random.Random(args.seed)
     full_in, results = [], []
     with tempfile.TemporaryDirectory() as name:
