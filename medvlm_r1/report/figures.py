@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from markupsafe import Markup
 
 from medvlm_r1.report.comparison import OUTSIDE, Comparison
 from medvlm_r1.report.rows import Row
@@ -71,7 +72,7 @@ class Panel:
 
     title: str
     unit: str
-    svg: str
+    svg: Markup
     lines: list[tuple[str, int, float, float]]
 
 
@@ -98,7 +99,7 @@ def series(rows: Sequence[Row]) -> dict[str, int]:
     return {row.label: first.pop(row.method) if row.method in first else next(spare) for row in rows}
 
 
-def dot_panels(c: Comparison) -> dict[str, str]:
+def dot_panels(c: Comparison) -> dict[str, Markup]:
     """Column -> SVG: one dot with its interval per method, chance as a dotted line."""
     panels = {}
     labels = [_folded(row.label).split("\n") for row in c.rows]
@@ -160,7 +161,7 @@ def comparison_figure(c: Comparison, path: Path) -> Path:
     return path
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> Markup:
     """The figure as inline SVG in the page's own colours and font; the same bytes for the same data."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         out = io.StringIO()
@@ -171,9 +172,10 @@ def svg(figure: Figure, name: str) -> str:
         text = text.replace(colour, f"var({variable})")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
-    return re.sub(
+    text = re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1
     )
+    return Markup(text)  # matplotlib escapes every label
 
 
 def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool) -> None:

@@ -130,7 +130,7 @@ def drawn(runs: Sequence[Run]) -> list[tuple[Table, Markup | None]]:
     if found is None:
         return []
     changes = [(change_table(found, matrix.label), None) for matrix in found.matrices[1:]]
-    return [(matrix_table(matrix), Markup(heat_map_svg(matrix))) for matrix in found.matrices] + changes
+    return [(matrix_table(matrix), heat_map_svg(matrix)) for matrix in found.matrices] + changes
 
 
 def pairs(c: Comparison) -> list[tuple[Row, Row]]:
