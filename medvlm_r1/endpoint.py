@@ -33,8 +33,8 @@ from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import fitted
 from medvlm_r1.policy.load import Recipe
 from medvlm_r1.replies import Reply, ReplyFile
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.sampling_noise import DrawKey
 
 CONNECT_SECONDS = 5.0  # to say that nobody is there; an answer may take model.timeout
 log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from medvlm_r1.evaluate.predictions import Prediction, predict
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling
+from medvlm_r1.rollout.sampling_noise import DrawKey
 from medvlm_r1.update import Optimisation
 
 Item = TypeVar("Item")

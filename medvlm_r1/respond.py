@@ -16,8 +16,8 @@ from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.weights import MissingWeightsError, check_weights, find_weights
 from medvlm_r1.responses import Response
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.sampling_noise import DrawKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 

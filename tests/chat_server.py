@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from PIL import Image
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.sampling_noise import DrawKey
 
 NAME = "served/thinking-tiny"
 

@@ -8,8 +8,6 @@ import sys
 import pytest
 from training import ROOT
 
-from medvlm_r1.rollout import draws
-
 pytest.importorskip("trl", reason="the benchmark compares with TRL: pip install -e '.[dev]'")
 
 PROMPTS, GROUP, PROMPT, NEW = 2, 4, 64, 12  # of --quick
@@ -109,7 +107,7 @@ def test_rows_end_at_the_drawn_lengths_on_both_sides(monkeypatch):
     # what the benchmark changes for its own process is put back for the tests that follow
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(draws, "gumbel_noise", draws.gumbel_noise)
+    monkeypatch.setattr(draws, "gumbel_noise", sampling_noise.gumbel_noise)
     import benchmark
     from compare import given_to_all, side_of
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from medvlm_r1.rollout.draws import DrawKey, gumbel_noise
+from medvlm_r1.rollout.sampling_noise import DrawKey, gumbel_noise
 
 VOCABULARY = 1000
 
@@ -116,7 +116,7 @@ class TestDistribution:
 
     def test_the_ends_of_the_hash_are_finite(self, monkeypatch):
         for h in (0, 0xFFFFFFFF):
-            monkeypatch.setattr("medvlm_r1.rollout.draws._mix", lambda x, h=h: torch.full_like(x, h))
+            monkeypatch.setattr("medvlm_r1.rollout.sampling_noise._mix", lambda x, h=h: torch.full_like(x, h))
             assert gumbel_noise(torch.tensor([1]), 0, 4).isfinite().all()
 
     def test_nothing_is_infinite(self, many):

@@ -33,9 +33,9 @@ from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.replies import Reply, ReplyFile
 from medvlm_r1.rewards import Rewards, letter_accuracy
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.sampling_noise import DrawKey
 
 RECIPE = replace(training.RECIPE, max_prompt_tokens=4096)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)

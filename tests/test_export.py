@@ -21,9 +21,9 @@ from medvlm_r1.export import files_to_upload, main
 from medvlm_r1.policy.export import look_into
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.merge import merge_adapter
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.sampling_noise import DrawKey
 
 (SCAN,) = PhantomSource("mri", 25, "test")[3].images
 

@@ -13,8 +13,8 @@ from training import RECIPE
 from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.load import load_policy
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.sampling_noise import DrawKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 PROMPTS = ["medvlm_r1", "medvlm_r1_simple"]  # answer tags, and none: they read alike otherwise

@@ -8,9 +8,9 @@ import torch
 
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.draws import DrawKey, gumbel_noise, truncate
 from medvlm_r1.rollout.engine import Sampling, completion_mask
 from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.sampling_noise import DrawKey, gumbel_noise, truncate
 
 CPU = torch.device("cpu")
 ROLL = ReferenceEngine()

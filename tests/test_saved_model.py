@@ -30,9 +30,9 @@ from medvlm_r1.policy.merge import merge_adapter
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.policy.weights import EMBEDDED, base_of
 from medvlm_r1.record import public_base
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.sampling_noise import DrawKey
 
 LIMIT = 24
 TARGETS = ".*language_model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

@@ -12,10 +12,10 @@ from torch._dynamo.testing import CompileCounter
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
-from medvlm_r1.rollout.draws import DrawKey
+from medvlm_r1.rollout.cuda_graphs import Recorder
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.recorded import Recorder
 from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.sampling_noise import DrawKey
 from medvlm_r1.rollout.shared_prefix import Rows, SharedPrefixEngine
 
 CPU = torch.device("cpu")

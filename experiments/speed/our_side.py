@@ -24,9 +24,8 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.rewards import Rewards
-from medvlm_r1.rollout import draws
-from medvlm_r1.rollout.draws import DrawKey
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
+from medvlm_r1.rollout.sampling_noise import DrawKey
 from medvlm_r1.update import Optimisation
 
 LR = 1e-12  # as TRL's side has it
@@ -274,12 +273,12 @@ class ForcedEnds:
 
 def forced_ends(engine: str) -> ForcedEnds:
     """Put one :class:`ForcedEnds` in the place of ``gumbel_noise``, where it is made and in the engine."""
-    if not isinstance(draws.gumbel_noise, ForcedEnds):
-        draws.gumbel_noise = ForcedEnds(draws.gumbel_noise)
+    if not isinstance(sampling_noise.gumbel_noise, ForcedEnds):
+        sampling_noise.gumbel_noise = ForcedEnds(sampling_noise.gumbel_noise)
     module = importlib.import_module(engine)
     if hasattr(module, "gumbel_noise"):
-        module.gumbel_noise = draws.gumbel_noise
-    return draws.gumbel_noise
+        module.gumbel_noise = sampling_noise.gumbel_noise
+    return sampling_noise.gumbel_noise
 
 
 def wide(parts: list[Tensor], width: int) -> Tensor:

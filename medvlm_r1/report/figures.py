@@ -15,10 +15,10 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from markupsafe import Markup
 
 from medvlm_r1.report.comparison import OUTSIDE, Comparison
 from medvlm_r1.report.rows import Row

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.draws import DrawKey
+from medvlm_r1.rollout.sampling_noise import DrawKey
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.draws import DrawKey, Scores, choice_scores
 from medvlm_r1.rollout.engine import Rollout, Sampling, finished_rollout
+from medvlm_r1.rollout.sampling_noise import DrawKey, Scores, choice_scores
 
 
 @dataclass(frozen=True)

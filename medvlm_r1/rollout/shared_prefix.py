@@ -5,20 +5,17 @@ nothing of it is read by the host; only every few steps the host looks which row
 with a smaller batch, or stops. On a GPU a step is recorded once for each shape and replayed.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from medvlm_r1.policy.decoding import Decoding
-from medvlm_r1.policy.encode import EncodedPrompt, collate
+from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.draws import DrawKey, choice_scores
+from medvlm_r1.rollout.cuda_graphs import Recorder, compiled_cuda_graph, cuda_graph
 from medvlm_r1.rollout.engine import Rollout, Sampling, finished_rollout
-from medvlm_r1.rollout.recorded import Recorder, compiled_cuda_graph, cuda_graph
+from medvlm_r1.rollout.rows import Rows
+from medvlm_r1.rollout.sampling_noise import DrawKey
 
 WINDOW = 32  # own tokens are attended to in blocks of so many: what is still to come costs little
 PROMPT_BLOCK = 64  # recorded prompts are padded to a multiple of it, so that few lengths are recorded
@@ -71,97 +68,3 @@ class SharedPrefixEngine:
             # Copies: the next rollout may be recorded in these tensors.
             said = (x.clone() for x in (rows.tokens, rows.logprobs, rows.kept_mass))
             return finished_rollout(policy, *said)
-
-
-class Rows:
-    """Completions as they grow.
-
-    What is drawn lies in tensors of all rows; ``at`` says which of them are still decoded.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        prompts: Sequence[EncodedPrompt],
-        sampling: Sampling,
-        key: DrawKey,
-        prompt_block: int = 1,
-    ) -> None:
-        self.policy, self.sampling, device = policy, sampling, policy.device
-        group_size, count = sampling.group_size, len(prompts) * sampling.group_size
-        prefix = policy.prefill(collate(prompts, policy.pad_id, device), prompt_block)
-        self.decoding = Decoding(prefix, group_size, sampling.max_tokens)
-        self.hidden = prefix.hidden.repeat_interleave(group_size, dim=0)
-        self.at = torch.arange(count, device=device)
-        self.drawn = torch.full_like(self.at, policy.pad_id)
-        self.keys = key.rows([p.sample.id for p in prompts], group_size).to(device)
-        self.eos = torch.tensor(policy.eos_ids, device=device)
-        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
-        self.tokens = torch.full((count, sampling.max_tokens), policy.pad_id, device=device)
-        self.logprobs = torch.zeros(count, sampling.max_tokens, device=device)
-        self.kept_mass = torch.ones(count, sampling.max_tokens, device=device)
-
-    def advance(self) -> None:
-        """One step: the latest tokens go through the layers, and the next ones are drawn."""
-        self.hidden.copy_(self.policy.decode(self.drawn, self.decoding))
-        self.decoding.step += 1
-        self.draw()
-
-    def draw(self) -> None:
-        """A token for every row, from the hidden state of its latest one."""
-        at, position = self.at, self.decoding.step
-        logprobs = self.policy.scores(self.hidden, self.sampling.divisor)
-        scores, kept = choice_scores(logprobs, self.sampling, self.keys[at], position)
-        drawn = scores.argmax(-1)
-        # A row that has ended stays in the batch until the next look, and draws padding.
-        self.drawn.copy_(torch.where(self.ended[at], self.policy.pad_id, drawn))
-        self.tokens[at, position] = self.drawn
-        self.logprobs[at, position] = logprobs.gather(-1, drawn[:, None])[:, 0]
-        self.kept_mass[at, position] = kept
-        self.ended[at] |= torch.isin(self.drawn, self.eos)
-
-    def look(self) -> Bool[Tensor, "prompts rows"]:
-        """Which of the rows have ended; waits for the device."""
-        self.policy.counters["host_reads"] += 1
-        return self.ended[self.at].cpu().view(-1, self.decoding.group_size)
-
-    def compact(self, ended: Bool[Tensor, "prompts rows"], in_powers: bool = False) -> None:
-        """Drop prompts whose rows have all ended, and of the others as many rows as have in each.
-
-        Args:
-            in_powers: keep powers of two, so that there are few shapes.
-        """
-        live = ~ended
-        count, group_size = int(live.any(1).sum()), int(live.sum(1).max())
-        if in_powers:
-            count, group_size = (
-                min(whole, 1 << (n - 1).bit_length())
-                for n, whole in zip((count, group_size), ended.shape, strict=True)
-            )
-        if count * group_size == live.numel():
-            return
-        # What is live first; what has ended fills up.
-        prompts = ended.all(1).int().argsort(stable=True)[:count].sort().values
-        order = ended[prompts].int().argsort(dim=1, stable=True)[:, :group_size].sort(dim=1).values
-        rows = (prompts[:, None] * ended.shape[1] + order).flatten().to(self.at.device)
-        self.decoding.keep(prompts.to(self.at.device), rows)
-        self.at, self.drawn, self.hidden = self.at[rows], self.drawn[rows], self.hidden[rows]
-
-    def tensors(self) -> list[Tensor]:
-        """All that a step reads or writes, in a fixed order."""
-        return [*self.decoding.tensors(), *(getattr(self, name) for name in _STATE)]
-
-    def adopt(self, tensors: list[Tensor]) -> None:
-        """Go on in these tensors, which hold the same as :meth:`tensors`."""
-        self.decoding.adopt(tensors[: -len(_STATE)])
-        for name, tensor in zip(_STATE, tensors[-len(_STATE) :], strict=True):
-            setattr(self, name, tensor)
-
-    def twin(self) -> "Rows":
-        """The same tensors under names of its own."""
-        other = copy.copy(self)
-        other.decoding = copy.copy(self.decoding)
-        return other
-
-
-_STATE = ("hidden", "at", "drawn", "keys", "eos", "ended", "tokens", "logprobs", "kept_mass")

@@ -5,13 +5,11 @@ and rows of that shape are copied into it before they go on.
 """
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from medvlm_r1.rollout.shared_prefix import Rows
+from medvlm_r1.rollout.rows import Rows
 
 Step = Callable[[], None]
 WARM_UP = 2  # steps before recording: libraries choose kernels and take their work spaces
@@ -53,7 +51,7 @@ class Recorder:
         self._staying: dict[Hashable, list[Tensor]] = {}
         self._replays: dict[Hashable, Step] = {}
 
-    def __call__(self, rows: "Rows") -> None:
+    def __call__(self, rows: Rows) -> None:
         """One step of ``rows``; its tensors may be others afterwards, with the values that are meant."""
         tensors = rows.tensors()
         shape = (rows.policy, rows.sampling, *(tensor.shape for tensor in tensors))
