@@ -36,9 +36,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from medvlm_r1 import state
-from medvlm_r1.folder import OUTPUTS, empty, run_name
-from medvlm_r1.ranks import has_other_ranks, is_later_rank, own_processes
+from medvlm_r1.runs import durable, status
+from medvlm_r1.runs.folder import OUTPUTS, empty, run_name
+from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank, own_processes
 from medvlm_r1.settings import check_model, check_same_run, check_settings
 from medvlm_r1.spelling import explained
 
@@ -67,15 +67,15 @@ def run(cfg: DictConfig) -> float:
         with told_plainly():
             settle(cfg, folder, in_multirun)
         # the first process of a run holds its folder, and keeps what becomes of it
-        with nullcontext() if later else state.held(folder):
+        with nullcontext() if later else status.held(folder):
             with told_plainly():
                 done = recorded(cfg, folder, in_multirun)
             if done is not None:
                 return done
             begun = True
-            with nullcontext() if later else state.life(folder) as this:
+            with nullcontext() if later else status.life(folder) as this:
                 return carry_out(cfg, folder, this)
-    except state.RunIsBusyError as error:
+    except status.RunIsBusyError as error:
         if not in_multirun:
             stop(str(error))
         if has_other_ranks():
@@ -84,7 +84,7 @@ def run(cfg: DictConfig) -> float:
         return math.nan
     except Exception as error:
         if later:
-            state.keep_failure(folder, error)
+            status.keep_failure(folder, error)
         if in_multirun:
             log.error("run %s failed: %s", folder.name, error)
             if begun and has_other_ranks():  # perhaps at another point: they must not meet in the next run
@@ -106,10 +106,10 @@ def recorded(cfg: DictConfig, folder: Path, in_multirun: bool) -> float | None:
     """
     if not (cfg.resume or cfg.ckpt_path):
         return None
-    found = state.outcome(folder)
-    if in_multirun and found == state.FAILED and not cfg.retry:
-        raise ValueError(f"it failed before (retry=true tries again): {state.reason(folder)}")
-    if found != state.FINISHED:
+    found = status.outcome(folder)
+    if in_multirun and found == status.FAILED and not cfg.retry:
+        raise ValueError(f"it failed before (retry=true tries again): {status.reason(folder)}")
+    if found != status.FINISHED:
         return None
     if not is_later_rank():
         log.info("run %s: finished already (overwrite=true starts it again)", folder)
@@ -118,7 +118,7 @@ def recorded(cfg: DictConfig, folder: Path, in_multirun: bool) -> float | None:
     return json.loads((folder / "metrics.json").read_text())["validation"]["accuracy"]
 
 
-def carry_out(cfg: DictConfig, folder: Path, this: state.Life | None = None) -> float:
+def carry_out(cfg: DictConfig, folder: Path, this: status.Life | None = None) -> float:
     """Fit if the method trains, test, and leave everything in the run folder; returns as :func:`run` does.
 
     ``this`` is told the devices.
@@ -156,7 +156,7 @@ def carry_out(cfg: DictConfig, folder: Path, this: state.Life | None = None) -> 
         this.note(devices=trainer.world_size, hardware=hardware())
         if cfg.overwrite or (cfg.resume and module.trains and not checkpoint):
             empty(folder)
-        state.write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        durable.write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         log.info("run %s: %s", folder, describe(cfg, module, questions))
     command = [str(CONF.with_name("run.py")), *HydraConfig.get().overrides.task]
     command += [f"resume={cfg.resume}"] if cfg.resume else []
@@ -354,8 +354,8 @@ def check_command_line(arguments: list[str]) -> Path | None:
         stop("a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)")
     folder = OUTPUTS / "sweeps" / sweep
     if not is_later_rank():
-        state.note_jobs(folder, jobs)
-        print(f"{folder}: {state.counted(state.states_of(folder))}")
+        status.note_jobs(folder, jobs)
+        print(f"{folder}: {status.counted(status.states_of(folder))}")
     return folder
 
 
@@ -430,8 +430,8 @@ def main() -> None:
         raise
     finally:
         if sweep and not is_later_rank():
-            print(state.told(sweep))
-    if sweep and state.FAILED in state.states_of(sweep).values():  # a search goes on with the others
+            print(status.told(sweep))
+    if sweep and status.FAILED in status.states_of(sweep).values():  # a search goes on with the others
         raise SystemExit(1)
 
 

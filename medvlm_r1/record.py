@@ -30,7 +30,7 @@ from medvlm_r1.policy.checkpoint import RECORD
 from medvlm_r1.policy.export import whole_or_not_at_all
 from medvlm_r1.policy.weights import base_of, loaded_commit
 from medvlm_r1.report.run_folder import method_title
-from medvlm_r1.state import write_whole
+from medvlm_r1.runs.durable import write_whole
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
 PAPERS_DATA = "medvlm_r1.data.options.medvlm_r1"

@@ -107,7 +107,7 @@ def test_rows_end_at_the_drawn_lengths_on_both_sides(monkeypatch):
     # what the benchmark changes for its own process is put back for the tests that follow
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(draws, "gumbel_noise", sampling_noise.gumbel_noise)
+    monkeypatch.setattr(sampling_noise, "gumbel_noise", sampling_noise.gumbel_noise)
     import benchmark
     from compare import given_to_all, side_of
 

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from medvlm_r1 import folder, ranks
+from medvlm_r1.runs import folder, ranks
 
 
 def name(*overrides, experiment=None, seed=0):

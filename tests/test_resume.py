@@ -24,8 +24,8 @@ from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
 from medvlm_r1.resume import Checkpoints, damage, newest_whole
+from medvlm_r1.runs.status import FINISHED, UNFINISHED, lives, state_of
 from medvlm_r1.sft import SFT
-from medvlm_r1.state import FINISHED, UNFINISHED, lives, state_of
 
 
 class Killed(BaseException):

@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from run_folders import write_run
 
-from medvlm_r1 import state
 from medvlm_r1.evaluate.statistics import holm, seeds_difference
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.sweep import read_sweep
+from medvlm_r1.runs import status
 from medvlm_r1.sweep import main
 
 TINY = ["model=tiny", "data=phantom", "workers=0", "audit=null", "logger=csv", "controls=[image]"]
@@ -27,7 +27,7 @@ TINY += ["data.test.xray.n=4", "model.recipe.prompts_per_step=4", "watch.last.ev
 
 
 def lives(folder):
-    return {path.parent.name: len(state.lives(path.parent)) for path in folder.glob("*/lives.json")}
+    return {path.parent.name: len(status.lives(path.parent)) for path in folder.glob("*/lives.json")}
 
 
 def begin(folder, *arguments):
@@ -87,7 +87,7 @@ def test_the_same_sweep_started_twice_at_once_shares_its_runs_out(tmp_path):
     assert "left to the process that works on it" in run_here(tmp_path, *command).stdout
     assert first.wait() == 0
     assert list(lives(sweep).values()) == [1, 1, 1]
-    assert set(state.states_of(sweep).values()) == {"finished"}
+    assert set(status.states_of(sweep).values()) == {"finished"}
 
 
 def questions(path, shade):
@@ -149,7 +149,7 @@ def test_a_multirun_of_two_processes_each(tmp_path):
     command += ["seed=0,1", "sweep=s"]
     sweep = tmp_path / "outputs/sweeps/s"
     assert "2 runs: 2 finished" in run_alone(tmp_path, *command).stdout
-    assert [state.lives(p)[0]["devices"] for p in sorted(sweep.glob("*seed?"))] == [2, 2]
+    assert [status.lives(p)[0]["devices"] for p in sorted(sweep.glob("*seed?"))] == [2, 2]
     for path in sweep.glob("*/predictions.jsonl"):
         assert len({json.loads(line)["sample_id"] for line in path.open()}) == 12
     (second,) = sweep.glob("*seed1")
@@ -211,7 +211,7 @@ def crossed(tmp_path):
         )
         overrides = [f"+experiment={method}_600", f"prompt.extra={beta}", f"seed={seed}"]
         OmegaConf.save(OmegaConf.create(overrides), run / ".hydra/overrides.yaml")
-    state.note_jobs(
+    status.note_jobs(
         sweep, {f"{m}-{b}-{s}": [] for m in ("sft", "grpo") for b in ("0", "0.04") for s in (0, 1)}
     )
     return sweep
@@ -261,7 +261,7 @@ def test_a_run_without_the_key_is_no_level_of_it(crossed, few_draws):
     OmegaConf.save(OmegaConf.create(["+experiment=zero_shot", "seed=0"]), run / ".hydra/overrides.yaml")
     settings = OmegaConf.load(run / "config.yaml")
     OmegaConf.save(settings, run / "config.yaml")
-    state.note_jobs(crossed, {"a-baseline": []})
+    status.note_jobs(crossed, {"a-baseline": []})
     found = read_sweep(crossed)
     assert found.factors["prompt.extra"] == ["0", "0.04", ""]
     effects = {(e.factor, e.level): (e.reference, e.settings) for e in found.effects}

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from medvlm_r1.evaluate.statistics import Interval, holm, seeds_difference
-from medvlm_r1.folder import UNNAMED
 from medvlm_r1.report.comparison import LEVEL
 from medvlm_r1.report.rows import Row
 from medvlm_r1.report.run_folder import Run, RunFolderError, flatten
+from medvlm_r1.runs.folder import UNNAMED
 
 _NO_FACTOR = set(UNNAMED) - {"experiment"}
 

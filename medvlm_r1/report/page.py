@@ -34,7 +34,7 @@ from medvlm_r1.report.tables import (
 )
 from medvlm_r1.report.traces import gather, reply_name
 from medvlm_r1.report.verdicts import traces_link, verdicts
-from medvlm_r1.state import write_whole
+from medvlm_r1.runs.durable import write_whole
 
 STYLES = ("page.css", "traces.css")
 SCRIPTS = ("traces_read.js", "traces_search.js", "traces_list.js", "traces_show.js", "traces.js")

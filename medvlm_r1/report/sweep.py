@@ -9,7 +9,7 @@ from medvlm_r1.report.comparison import MEAN, OUTSIDE
 from medvlm_r1.report.effects import Effect, Levels, cells_of, effects_of, factors_of
 from medvlm_r1.report.rows import Row, check_same_questions
 from medvlm_r1.report.run_folder import Run, RunFolderError, read_run
-from medvlm_r1.state import FINISHED, jobs_of, lives, states_of
+from medvlm_r1.runs.status import FINISHED, jobs_of, lives, states_of
 
 TOKENS = ("prefill_tokens", "decode_rows", "pass_tokens")  # read, drawn, and passed through for the loss
 

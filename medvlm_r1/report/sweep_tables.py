@@ -2,7 +2,7 @@
 
 from medvlm_r1.report.sweep import Sweep
 from medvlm_r1.report.tables import Cell, Table, mark_notes, p_text, percent, set_name, span
-from medvlm_r1.state import FAILED, counted, reason
+from medvlm_r1.runs.status import FAILED, counted, reason
 
 
 def sweep_tables(sweep: Sweep) -> list[Table]:

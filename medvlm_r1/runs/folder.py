@@ -12,8 +12,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvlm_r1.ranks import has_other_ranks, is_later_rank
-from medvlm_r1.state import LIVES, LOCK, is_held
+from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank
+from medvlm_r1.runs.status import LIVES, LOCK, is_held
 
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.

@@ -4,7 +4,6 @@ A life is one process's work on a run, from its start to its end or kill; a resu
 """
 
 import json
-import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from medvlm_r1.runs.durable import write_whole
 
 FINISHED, RUNNING, FAILED, UNFINISHED, NOT_BEGUN = "finished", "running", "failed", "unfinished", "not begun"
 STATES = (FINISHED, RUNNING, FAILED, UNFINISHED, NOT_BEGUN)
@@ -142,20 +143,6 @@ def lives(folder: Path) -> list[dict[str, Any]]:
     if kept and "seconds" not in kept[-1]:
         kept[-1]["seconds"] = max(0.0, round(_last_written(folder) - kept[-1]["began"], 3))
     return kept
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill or a full disk leaves the old one or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 # --- the runs of a sweep ----------------------------------------------------------------------------
