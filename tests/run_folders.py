@@ -29,7 +29,7 @@ STEPS = 75
 
 def config(method: str, seed: int, folder: Path) -> dict:
     """The resolved configuration of one run."""
-    source = {"_target_": "medvlm_r1.data.phantom.PhantomSource", "n": 600, "split": "train"}
+    source = {"_target_": "medvlm_r1.phantom.PhantomSource", "n": 600, "split": "train"}
     recipe = {"grpo_lr": 1e-4, "sft_lr": 5e-4, "epochs": 2, "prompts_per_step": 16, "group_size": 8}
     recipe |= {"max_prompt_tokens": 512, "max_completion_tokens": 32, "max_pixels": 12544}
     optim = {

@@ -16,19 +16,19 @@ import pytest
 from command import run_here
 from PIL import Image, ImageFilter
 
-from medvlm_r1.audit import main
-from medvlm_r1.data.audit import Audit, BeforeRun, audit
-from medvlm_r1.data.audit.before_run import content_key
-from medvlm_r1.data.audit.files import read_files
-from medvlm_r1.data.audit.kinds import COPIES, NEIGHBOUR, Turn, kind_of, view
-from medvlm_r1.data.audit.leaks import repeated
-from medvlm_r1.data.audit.pictures import Fingerprint, candidates, fingerprint, fingerprints
-from medvlm_r1.data.audit.shortcuts import shortcuts
+from medvlm_r1.audit import Audit, BeforeRun, audit
+from medvlm_r1.audit.before_run import content_key
+from medvlm_r1.audit.copy_kinds import COPIES, NEIGHBOUR, Turn, kind_of, view
+from medvlm_r1.audit.files import read_files
+from medvlm_r1.audit.leaks import repeated
+from medvlm_r1.audit.pictures import Fingerprint, candidates, fingerprint, fingerprints
+from medvlm_r1.audit.shortcuts import shortcuts
+from medvlm_r1.cli.audit import main
 from medvlm_r1.data.dicom import DicomImage
 from medvlm_r1.data.mcq_json import McqJson
-from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, VQASample
+from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.report.audit import DAGGER
 
 
@@ -357,7 +357,7 @@ def test_command_line(tmp_path, capsys):
     assert main([*given, "--fail-on-leak"]) == 1
     assert main(["--train", str(tmp_path / "none.json"), "--test", str(test)]) == 2
     helped = subprocess.run(
-        [sys.executable, "-m", "medvlm_r1.audit", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "medvlm_r1.cli.audit", "--help"], capture_output=True, text=True, check=True
     )
     assert "--train train.json --test mri.json ct.json" in helped.stdout
 

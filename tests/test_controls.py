@@ -15,8 +15,7 @@ from lightning import Trainer
 from PIL import Image
 from training import FORMAT, PROMPT, RECIPE, SHORT, data_of, fit, module_of
 
-from medvlm_r1.data.audit.shortcuts import shortcuts
-from medvlm_r1.data.phantom import PhantomSource
+from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.variant import BlankImage
@@ -35,6 +34,7 @@ from medvlm_r1.evaluate.controls import (
 from medvlm_r1.evaluate.predictions import prior_predictions
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.module import VLMModule
+from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.tuning import Tuning

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from training import PROMPT, RECIPE, ROOT, SHORT, launch
 
 from medvlm_r1.card import model_card
-from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.export import files_to_upload, main
+from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.export import look_into
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.merge import merge_adapter

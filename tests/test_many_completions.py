@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from test_rewards import HACKS
 from training import RECIPE
 
-from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey

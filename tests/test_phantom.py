@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from medvlm_r1.data.phantom import (
+from medvlm_r1.phantom import (
     FINDINGS,
     MODALITIES,
     QUESTION_TYPES,
@@ -19,11 +19,11 @@ from medvlm_r1.data.phantom import (
     PhantomSource,
     phantom_domains,
 )
-from medvlm_r1.data.phantom.physics.radiology import ct, line_integral, mri_signal
-from medvlm_r1.data.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, MRI_TISSUES, XRAY_PHOTONS
-from medvlm_r1.data.phantom.scenes.geometry import VIEWS, Ellipsoid, chords, coverage, turned
-from medvlm_r1.data.phantom.scenes.torso import DISEASES, ORGANS, RADII, draw_scene
-from medvlm_r1.data.phantom.spec import COUNTS, GRADES, SceneSpec
+from medvlm_r1.phantom.physics.radiology import ct, line_integral, mri_signal
+from medvlm_r1.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, MRI_TISSUES, XRAY_PHOTONS
+from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, chords, coverage, turned
+from medvlm_r1.phantom.scenes.torso import DISEASES, ORGANS, RADII, draw_scene
+from medvlm_r1.phantom.spec import COUNTS, GRADES, SceneSpec
 
 ANATOMY, _, _, ACQUISITION, ATTRIBUTE = QUESTION_TYPES
 TORSO = ("mri", "ct", "xray")

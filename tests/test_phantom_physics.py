@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from medvlm_r1.data.phantom import FINDINGS, MODALITIES, QUESTION_TYPES, PhantomImage
-from medvlm_r1.data.phantom.physics import oct, ultrasound
-from medvlm_r1.data.phantom.physics.paint import blobs, cloud, strokes
-from medvlm_r1.data.phantom.scenes import histology, retina, skin, torso
-from medvlm_r1.data.phantom.scenes.outline import draw_outline
-from medvlm_r1.data.phantom.spec import COUNTS, GRADES, SceneSpec
+from medvlm_r1.phantom import FINDINGS, MODALITIES, QUESTION_TYPES, PhantomImage
+from medvlm_r1.phantom.physics import oct, ultrasound
+from medvlm_r1.phantom.physics.paint import blobs, cloud, strokes
+from medvlm_r1.phantom.scenes import histology, retina, skin, torso
+from medvlm_r1.phantom.scenes.outline import draw_outline
+from medvlm_r1.phantom.spec import COUNTS, GRADES, SceneSpec
 
 ANATOMY, DISEASE, _, ACQUISITION, _ = QUESTION_TYPES
 NEW = ("ultrasound", "dermoscopy", "fundus", "oct", "microscopy")

@@ -29,10 +29,10 @@ from medvlm_r1.data.dicom import DicomImage
 from medvlm_r1.data.known_files import KnownFiles
 from medvlm_r1.data.mcq_json import McqJson
 from medvlm_r1.data.nifti import NiftiImage
-from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.picture_cache import PictureCache
 from medvlm_r1.data.pictures import ParquetImage, ZipImage
 from medvlm_r1.data.sample import BadRowError, ImageFile
+from medvlm_r1.phantom import PhantomSource
 
 SIZE = ("test", 56)
 ANONYMOUS = {"PatientIdentityRemoved": "YES"}

@@ -16,9 +16,9 @@ from training import PROMPT, RECIPE, ROOT, SHORT, launch
 from transformers import AutoModelForImageTextToText
 
 import run  # noqa: F401  (registers the resolvers)
-from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.sample import Question
 from medvlm_r1.dialogue import Alternatives, PromptStyle
+from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy import asked
 from medvlm_r1.policy.confidence import option_probabilities
 from medvlm_r1.policy.load import load_policy

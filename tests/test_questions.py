@@ -9,9 +9,9 @@ from PIL import Image
 
 from medvlm_r1.data.module import VQADataModule
 from medvlm_r1.data.options import mcq_json
-from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.splits import hold_out
+from medvlm_r1.phantom import PhantomSource
 
 
 def rows(folder: Path, name: str, n: int, per_image: int = 1, **more) -> str:

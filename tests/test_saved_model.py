@@ -21,8 +21,8 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from medvlm_r1.data.phantom import PhantomSource
 from medvlm_r1.export import main
+from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.export import ModelFolderError, look_into, whole_or_not_at_all
 from medvlm_r1.policy.load import load_policy

@@ -12,10 +12,10 @@ from PIL import Image
 
 from medvlm_r1.data.medvlm_r1_set import MedVLMR1Set
 from medvlm_r1.data.options import image_folder, mcq_json, medvlm_r1, table
-from medvlm_r1.data.phantom import PhantomSource, phantom_domains
 from medvlm_r1.data.sources.parts import draw
 from medvlm_r1.data.splits import choose, hold_out
 from medvlm_r1.data.table import Columns
+from medvlm_r1.phantom import PhantomSource, phantom_domains
 
 CONF = Path(__file__).parents[1] / "conf/data"
 CURVE = (50, 100, 200, 400, 600)

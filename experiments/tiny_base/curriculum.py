@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
-from medvlm_r1.data.phantom import MODALITIES, QUESTION_TYPES, PhantomSource
 from medvlm_r1.data.sample import LETTERS, VQASample
 from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.phantom import MODALITIES, QUESTION_TYPES, PhantomSource
 
 IMAGE_TOKENS = 16  # of a 112 x 112 picture: 8 x 8 patches, merged 2 x 2
 IGNORE = -100

@@ -6,8 +6,8 @@ from curriculum import IMAGE_TOKENS, prompt_style
 from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-from medvlm_r1.data.phantom import MODALITIES, PhantomSource
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.phantom import MODALITIES, PhantomSource
 
 STYLES = {name: prompt_style(name) for name in ("medvlm_r1", "med_r1")}
 

@@ -23,7 +23,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from medvlm_r1.data.phantom import FINDINGS, MODALITIES, PhantomSource
+from medvlm_r1.phantom import FINDINGS, MODALITIES, PhantomSource
 
 Model = Qwen2VLForConditionalGeneration
 # What stands between a finding and its letter: in the end all of what a reasoned completion has there.

@@ -8,7 +8,7 @@ blank          uniform mid-grey pictures of the same size             questions 
 swapped        the pictures of another question                       those without a partner, see below
 permuted       the options move round by one place or more            open questions
 prior          no model: the option that was gold most often in       open questions
-               training (:mod:`~medvlm_r1.data.audit.shortcuts`)
+               training (:mod:`~medvlm_r1.audit.shortcuts`)
 reasoning-cut  the answer has to begin with the prompt's answer tag   none
 =============  =====================================================  ===================================
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from medvlm_r1.data.audit.shortcuts import Shortcut
+from medvlm_r1.audit.shortcuts import Shortcut
 
 
 def leaked(audit: Mapping[str, Any], trained: bool) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from medvlm_r1.data.audit.shortcuts import hit, prior_guesses
+from medvlm_r1.audit.shortcuts import hit, prior_guesses
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import Answer, is_right, is_right_leniently, token_overlap

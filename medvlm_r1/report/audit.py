@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from medvlm_r1.data.audit.shortcuts import Shortcut
+from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.labels import given_away
 from medvlm_r1.evaluate.labels import leaked as leaked_sets
 from medvlm_r1.report.run_folder import Run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlencode
 
-from medvlm_r1.data.audit.shortcuts import Shortcut
+from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.audit import leaked_over

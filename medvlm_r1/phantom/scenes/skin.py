@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlm_r1.data.phantom.scenes.outline import Outline, draw_outline
-from medvlm_r1.data.phantom.spec import SceneSpec
+from medvlm_r1.phantom.scenes.outline import Outline, draw_outline
+from medvlm_r1.phantom.spec import SceneSpec
 
 SITES = ("face", "scalp", "trunk", "sole", "lip")
 DISEASES = ("nevus", "melanoma", "keratosis", "hemangioma", "carcinoma")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from posixpath import basename
 
-from medvlm_r1.data.audit.kinds import COPIES, EXACT, NAMED, NEIGHBOUR, View, kind_of, view
-from medvlm_r1.data.audit.pictures import Candidate, Fingerprint, candidates, in_parallel
+from medvlm_r1.audit.copy_kinds import COPIES, EXACT, NAMED, NEIGHBOUR, View, kind_of, view
+from medvlm_r1.audit.pictures import Candidate, Fingerprint, candidates, in_parallel
 from medvlm_r1.data.sample import ImageHandle, VQASample
 
 Prints = Mapping[str, Fingerprint | None]  # by picture name; None where the picture is not on disk

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from medvlm_r1.data.phantom.modalities import MODALITIES
-from medvlm_r1.data.phantom.questions import QUESTION_TYPES, PhantomSource
 from medvlm_r1.data.questions import Questions
+from medvlm_r1.phantom.modalities import MODALITIES
+from medvlm_r1.phantom.questions import QUESTION_TYPES, PhantomSource
 
 TASKS = {name.lower().replace(" ", "_"): name for name in QUESTION_TYPES}
 """Question types by their plain names, which are those of Med-R1's own splits."""

@@ -17,9 +17,9 @@ and OCT the same retina. A further modality is one function and one row of the t
 if it looks at something new.
 """
 
-from medvlm_r1.data.phantom.domains import phantom_domains
-from medvlm_r1.data.phantom.modalities import MODALITIES
-from medvlm_r1.data.phantom.questions import (
+from medvlm_r1.phantom.domains import phantom_domains
+from medvlm_r1.phantom.modalities import MODALITIES
+from medvlm_r1.phantom.questions import (
     FINDINGS,
     QUESTION_TYPES,
     PhantomImage,

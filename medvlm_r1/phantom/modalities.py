@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from medvlm_r1.data.phantom.physics.dermoscopy import DERMOSCOPY_MODES, dermoscopy
-from medvlm_r1.data.phantom.physics.fundus import FUNDUS_MODES, fundus
-from medvlm_r1.data.phantom.physics.microscopy import STAINS, microscopy
-from medvlm_r1.data.phantom.physics.oct import OCT_DEVICES, oct_section
-from medvlm_r1.data.phantom.physics.radiology import ct, mri, xray
-from medvlm_r1.data.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, XRAY_WINDOWS
-from medvlm_r1.data.phantom.physics.ultrasound import PROBES, REACH, SOUNDED, ultrasound
-from medvlm_r1.data.phantom.scenes import histology, retina, skin, torso
-from medvlm_r1.data.phantom.spec import COUNTS, Anatomy
+from medvlm_r1.phantom.physics.dermoscopy import DERMOSCOPY_MODES, dermoscopy
+from medvlm_r1.phantom.physics.fundus import FUNDUS_MODES, fundus
+from medvlm_r1.phantom.physics.microscopy import STAINS, microscopy
+from medvlm_r1.phantom.physics.oct import OCT_DEVICES, oct_section
+from medvlm_r1.phantom.physics.radiology import ct, mri, xray
+from medvlm_r1.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, XRAY_WINDOWS
+from medvlm_r1.phantom.physics.ultrasound import PROBES, REACH, SOUNDED, ultrasound
+from medvlm_r1.phantom.scenes import histology, retina, skin, torso
+from medvlm_r1.phantom.spec import COUNTS, Anatomy
 
 _ORGAN_WORDINGS = (
     "Which organ holds the lesion?",

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from medvlm_r1.data.audit.findings import Audit, balance
-from medvlm_r1.data.audit.leaks import find_leak, pictures, repeated
-from medvlm_r1.data.audit.pictures import fingerprints
-from medvlm_r1.data.audit.shortcuts import shortcuts
+from medvlm_r1.audit.findings import Audit, balance
+from medvlm_r1.audit.leaks import find_leak, pictures, repeated
+from medvlm_r1.audit.pictures import fingerprints
+from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.data.sample import VQASample
 
 

@@ -10,8 +10,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from medvlm_r1.data.phantom.physics.paint import Picture, axes, blobs, cloud, scattered, soft, strokes
-from medvlm_r1.data.phantom.scenes.skin import Skin
+from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, scattered, soft, strokes
+from medvlm_r1.phantom.scenes.skin import Skin
 
 # Colours are those of 620, 540 and 460 nm.
 _BASE = np.array([0.97, 0.84, 0.76], np.float32)

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.phantom.physics.paint import Picture, axes, blobs, cloud, soft, strokes
-from medvlm_r1.data.phantom.scenes.retina import Retina
+from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, soft, strokes
+from medvlm_r1.phantom.scenes.retina import Retina
 
 FUNDUS_MODES = ("color", "redfree", "angiography", "autofluorescence")
 

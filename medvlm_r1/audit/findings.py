@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from medvlm_r1.data.audit.kinds import NAMED, NEIGHBOUR
-from medvlm_r1.data.audit.leaks import Leak, Pair
-from medvlm_r1.data.audit.shortcuts import Shortcut
+from medvlm_r1.audit.copy_kinds import NAMED, NEIGHBOUR
+from medvlm_r1.audit.leaks import Leak, Pair
+from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.data.sample import VQASample
 
 

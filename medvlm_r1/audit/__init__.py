@@ -12,8 +12,8 @@ files.py         question files as they are, faults and all
 ===============  ====================================================================================
 """
 
-from medvlm_r1.data.audit.before_run import BeforeRun
-from medvlm_r1.data.audit.findings import Audit
-from medvlm_r1.data.audit.whole import audit
+from medvlm_r1.audit.before_run import BeforeRun
+from medvlm_r1.audit.findings import Audit
+from medvlm_r1.audit.whole import audit
 
 __all__ = ["Audit", "BeforeRun", "audit"]

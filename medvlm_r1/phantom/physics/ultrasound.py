@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from medvlm_r1.data.phantom.physics.paint import Picture
-from medvlm_r1.data.phantom.physics.radiology import seen_pieces, share_of
-from medvlm_r1.data.phantom.scenes.geometry import FIELD, VIEWS, Ellipsoid, coverage
-from medvlm_r1.data.phantom.scenes.torso import Piece, Scene
+from medvlm_r1.phantom.physics.paint import Picture
+from medvlm_r1.phantom.physics.radiology import seen_pieces, share_of
+from medvlm_r1.phantom.scenes.geometry import FIELD, VIEWS, Ellipsoid, coverage
+from medvlm_r1.phantom.scenes.torso import Piece, Scene
 
 SOUNDED = ("heart", "liver", "spleen", "kidney", "bladder")
 REACH = 27.0  # how far from the first lesion others may lie, so that one view shows all

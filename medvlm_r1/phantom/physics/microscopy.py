@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial import KDTree
 
-from medvlm_r1.data.phantom.physics.paint import Picture, axes, blobs, cloud, sampled, scattered, soft
-from medvlm_r1.data.phantom.scenes.histology import Section
+from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, sampled, scattered, soft
+from medvlm_r1.phantom.scenes.histology import Section
 
 _HEMATOXYLIN = (0.563, 0.720, 0.406)
 _EOSIN = (0.216, 0.801, 0.558)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from medvlm_r1.data.phantom.modalities import MODALITIES
-from medvlm_r1.data.phantom.spec import COUNTS, GRADES, SceneSpec
 from medvlm_r1.data.sample import LETTERS, VQASample
+from medvlm_r1.phantom.modalities import MODALITIES
+from medvlm_r1.phantom.spec import COUNTS, GRADES, SceneSpec
 
 ANATOMY, DISEASE, GRADING, ACQUISITION, ATTRIBUTE = QUESTION_TYPES = (
     "Anatomy Identification",

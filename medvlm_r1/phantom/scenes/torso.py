@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlm_r1.data.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, turned
-from medvlm_r1.data.phantom.spec import SceneSpec
+from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, turned
+from medvlm_r1.phantom.spec import SceneSpec
 
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
 # Lesion radius in units, +-4 %; steps of a factor 1.5 or so, hence gaps between the grades.

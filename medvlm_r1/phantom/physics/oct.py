@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from medvlm_r1.data.phantom.physics.paint import Picture, axes, blobs, cloud, soft
-from medvlm_r1.data.phantom.scenes.retina import Retina
+from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, soft
+from medvlm_r1.phantom.scenes.retina import Retina
 
 OCT_DEVICES = ("timedomain", "spectral", "enhanced", "angiography")
 

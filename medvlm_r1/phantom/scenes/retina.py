@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from medvlm_r1.data.phantom.scenes.outline import Outline, draw_outline
-from medvlm_r1.data.phantom.spec import SceneSpec
+from medvlm_r1.phantom.scenes.outline import Outline, draw_outline
+from medvlm_r1.phantom.spec import SceneSpec
 
 SITES = ("fovea", "disc", "arcade", "periphery")
 DISEASES = ("drusen", "exudate", "hemorrhage", "edema", "atrophy")

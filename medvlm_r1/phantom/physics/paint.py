@@ -5,7 +5,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.phantom.scenes.geometry import FIELD, coordinates
+from medvlm_r1.phantom.scenes.geometry import FIELD, coordinates
 
 Picture = Float[np.ndarray, "size size"]
 Points = Float[np.ndarray, "n 2"]

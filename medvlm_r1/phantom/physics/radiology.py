@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.phantom.physics.tissues import (
+from medvlm_r1.phantom.physics.tissues import (
     CT_TISSUES,
     CT_WINDOWS,
     MRI_ACQUISITIONS,
@@ -18,7 +18,7 @@ from medvlm_r1.data.phantom.physics.tissues import (
     XRAY_WATER,
     XRAY_WINDOWS,
 )
-from medvlm_r1.data.phantom.scenes.geometry import (
+from medvlm_r1.phantom.scenes.geometry import (
     FIELD,
     VIEWS,
     Box,
@@ -29,7 +29,7 @@ from medvlm_r1.data.phantom.scenes.geometry import (
     coverage,
     turned,
 )
-from medvlm_r1.data.phantom.scenes.torso import DEPTH, Lesion, Piece, Scene
+from medvlm_r1.phantom.scenes.torso import DEPTH, Lesion, Piece, Scene
 
 Picture = Float[np.ndarray, "size size"]
 

@@ -1,0 +1,1 @@
+"""Command lines over the package, each also ``python -m medvlm_r1.NAME``."""
