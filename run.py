@@ -45,7 +45,7 @@ from medvlm_r1.spelling import explained
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from medvlm_r1.data.module import VQADataModule
+    from medvlm_r1.data.datamodule import VQADataModule
     from medvlm_r1.data.questions import Questions
     from medvlm_r1.module import VLMModule
 
@@ -209,7 +209,7 @@ def wrap_up(folder: Path) -> None:
 
 def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADataModule", "Trainer"]:
     """Instantiate every part that works on the questions."""
-    from medvlm_r1.data.module import VQADataModule
+    from medvlm_r1.data.datamodule import VQADataModule
     from medvlm_r1.evaluate.controls import Variants, controls_of
 
     instantiate = hydra.utils.instantiate

@@ -25,9 +25,9 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from medvlm_r1.data.picture_cache import PictureCache
+from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
-from medvlm_r1.data.variant import GREY, BlankImage
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import fitted

@@ -11,7 +11,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from medvlm_r1.card import model_card
-from medvlm_r1.hub import hub_problem
+from medvlm_r1.data.sources.hub import hub_problem
 from medvlm_r1.policy.checkpoint import RECORD, UnusableWeightsError
 from medvlm_r1.policy.export import (
     ModelFolder,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
+from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import Answer, PromptStyle
 from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.evaluate.journal import Journal

@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from medvlm_r1.data.checks import check_images
-from medvlm_r1.data.image_root import ImageRoot
-from medvlm_r1.data.mcq_row import read_question
-from medvlm_r1.data.question_file import image_faults, raise_first
+from medvlm_r1.data.formats.mcq_row import read_question
+from medvlm_r1.data.formats.question_file import image_faults, raise_first
+from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.checks import check_images
+from medvlm_r1.data.images.root import ImageRoot
 from medvlm_r1.data.sample import BadRowError, Question
-from medvlm_r1.data.table_file import read_json
 from medvlm_r1.responses import Response, ResponseFile
 
 if TYPE_CHECKING:

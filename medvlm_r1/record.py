@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from medvlm_r1.card import model_card
-from medvlm_r1.data.huatuo_bundle import HUB_ID
+from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.questions import Questions
-from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.data.sources.huatuo_bundle import HUB_ID
 from medvlm_r1.evaluate.contrasts import summarise_controls
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.evaluate.predictions import (

@@ -4,7 +4,7 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from medvlm_r1.data.dicom import DicomImage
+from medvlm_r1.data.images.dicom import DicomImage
 
 CT = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from medvlm_r1.advantage import GroupRelative
+from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.evaluate.predictions import predict, summarise, write_predictions
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format

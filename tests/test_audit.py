@@ -24,8 +24,8 @@ from medvlm_r1.audit.leaks import repeated
 from medvlm_r1.audit.pictures import Fingerprint, candidates, fingerprint, fingerprints
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.cli.audit import main
-from medvlm_r1.data.dicom import DicomImage
-from medvlm_r1.data.mcq_json import McqJson
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, VQASample
 from medvlm_r1.phantom import PhantomSource

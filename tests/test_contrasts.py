@@ -5,8 +5,8 @@ import json
 import pytest
 from run_folders import audit, write_run
 
+from medvlm_r1.data.perturbation import Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.variant import Variant
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.evaluate.contrasts import summarise_controls, verdict
 from medvlm_r1.evaluate.controls import CONTROLS

@@ -16,9 +16,9 @@ from PIL import Image
 from training import FORMAT, PROMPT, RECIPE, SHORT, data_of, fit, module_of
 
 from medvlm_r1.audit.shortcuts import shortcuts
+from medvlm_r1.data.perturbation import BlankImage
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.variant import BlankImage
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.endpoint import ChatEncoder
 from medvlm_r1.evaluate.contrasts import GAINS, summarise_controls

@@ -12,9 +12,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
 
-from medvlm_r1.data.dicom import DicomImage, windowed
+from medvlm_r1.data.images.dicom import DicomImage, windowed
+from medvlm_r1.data.images.volume import CT_WINDOWS, indices, picks
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import CT_WINDOWS, indices, picks
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from dicom_files import CT, write
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medvlm_r1.data.checks import image_digest
-from medvlm_r1.data.dicom import DicomImage
-from medvlm_r1.data.mcq_json import McqJson
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.images.checks import image_digest
+from medvlm_r1.data.images.dicom import DicomImage
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import Volumes
 
 
 @pytest.fixture
@@ -219,8 +219,8 @@ class TestRows:
         """Imported anew in a process in which the package cannot be found."""
         code = f"""import sys; sys.modules["{package}"] = None
 from pathlib import Path
-from medvlm_r1.data.image_entry import image_handles
-from medvlm_r1.data.volume import Volumes
+from medvlm_r1.data.images.resolve import image_handles
+from medvlm_r1.data.images.volume import Volumes
 list(image_handles("{name}", Path("."), Volumes()))"""
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert f"pip install 'medvlm_r1[{extra}]'" in done.stderr.splitlines()[-1]

@@ -20,14 +20,14 @@ import pandas
 import pytest
 from PIL import Image
 
-from medvlm_r1.data import checks
-from medvlm_r1.data.archive import unpack
-from medvlm_r1.data.huatuo_bundle import bundle_images
-from medvlm_r1.data.image_folder import ImageFolder
-from medvlm_r1.data.known_files import KnownFiles
-from medvlm_r1.data.mcq_json import McqJson
+from medvlm_r1.data.formats.image_folder import ImageFolder
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.formats.table import Columns, Table
+from medvlm_r1.data.images import checks
+from medvlm_r1.data.images.known_files import KnownFiles
 from medvlm_r1.data.sample import BadRowError, ImageFile
-from medvlm_r1.data.table import Columns, Table
+from medvlm_r1.data.sources.archive import unpack
+from medvlm_r1.data.sources.huatuo_bundle import bundle_images
 
 ROW = {"question": "q", "options": ["a", "b"], "answer": "a", "subset": "MR", "modality": "MR"}
 
@@ -372,7 +372,7 @@ def test_a_killed_run_keeps_what_it_found(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from medvlm_r1.data.known_files import KnownFiles
+from medvlm_r1.data.images.known_files import KnownFiles
 known = KnownFiles(Path(sys.argv[1]) / "k.sqlite", batch=1)
 known.digest(Path(sys.argv[1]) / "a")
 print("begun", flush=True)

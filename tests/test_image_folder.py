@@ -12,10 +12,10 @@ import pytest
 from command import run_here
 from PIL import Image
 
-from medvlm_r1.data.image_folder import ImageFolder, Template
+from medvlm_r1.data.formats.image_folder import ImageFolder, Template
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.options import image_folder
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import Volumes
 
 LABELS = ["cyst", "fracture", "normal", "tumour"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medvlm_r1.data.checks import check_images, image_digest
-from medvlm_r1.data.mcq_json import McqJson
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.images.checks import check_images, image_digest
 from medvlm_r1.data.sample import BadRowError, ImageFile
 from medvlm_r1.dialogue import PromptStyle
 

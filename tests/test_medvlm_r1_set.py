@@ -17,9 +17,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from medvlm_r1.data.huatuo_bundle import HUB_ID, IMAGES, ROWS
-from medvlm_r1.data.medvlm_r1_set import SUBSETS, TEST_FILE, MedVLMR1Set
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.data.sources.huatuo_bundle import HUB_ID, IMAGES, ROWS
+from medvlm_r1.data.sources.medvlm_r1_set import SUBSETS, TEST_FILE, MedVLMR1Set
 from medvlm_r1.dialogue import PromptStyle
 
 SMALL = {"n_train": 6, "n_validation": 3}
@@ -208,7 +208,7 @@ def test_missing_parts_of_a_local_copy(bundle, tmp_path):
 def in_a_process(code: str, **environment: str) -> tuple[str, float]:
     """What a fresh interpreter prints, and how long the call in it took: the hub client reads its
     environment at import. Port 9 refuses connections, so no test depends on a network."""
-    script = f"import time\nfrom medvlm_r1.data.medvlm_r1_set import MedVLMR1Set\nt = time.time()\n{code}"
+    script = f"import time\nfrom medvlm_r1.data.sources.medvlm_r1_set import MedVLMR1Set\nt = time.time()\n{code}"
     script += "\nprint(time.time() - t)"
     hub = {"HF_ENDPOINT": "http://127.0.0.1:9"} | environment
     out = subprocess.run(

@@ -9,10 +9,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from medvlm_r1.data.mcq_json import McqJson
-from medvlm_r1.data.nifti import NiftiImage
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.images.nifti import NiftiImage
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import Volumes
 
 RAS = np.eye(4)
 # x, y and z each on its own decimal: the value at (x, y, z) is 100 x + 10 y + z

@@ -24,13 +24,13 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
-from medvlm_r1.data import known_files, picture_key
-from medvlm_r1.data.dicom import DicomImage
-from medvlm_r1.data.known_files import KnownFiles
-from medvlm_r1.data.mcq_json import McqJson
-from medvlm_r1.data.nifti import NiftiImage
-from medvlm_r1.data.picture_cache import PictureCache
-from medvlm_r1.data.pictures import ParquetImage, ZipImage
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.images import known_files
+from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.images.containers import ParquetImage, ZipImage
+from medvlm_r1.data.images.dicom import DicomImage
+from medvlm_r1.data.images.known_files import KnownFiles
+from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import BadRowError, ImageFile
 from medvlm_r1.phantom import PhantomSource
 
@@ -314,7 +314,7 @@ import os, signal, sys
 from pathlib import Path
 import huggingface_hub.constants
 huggingface_hub.constants.HF_HOME = sys.argv[1]
-from medvlm_r1.data.picture_cache import PictureCache
+from medvlm_r1.data.images.cache import PictureCache
 from medvlm_r1.data.sample import ImageFile
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from medvlm_r1.data.module import VQADataModule
+from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.options import mcq_json
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.splits import hold_out

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from medvlm_r1.data.medvlm_r1_set import MedVLMR1Set
+from medvlm_r1.data.formats.table import Columns
 from medvlm_r1.data.options import image_folder, mcq_json, medvlm_r1, table
-from medvlm_r1.data.sources.parts import draw
+from medvlm_r1.data.sources.assemble import draw
+from medvlm_r1.data.sources.medvlm_r1_set import MedVLMR1Set
 from medvlm_r1.data.splits import choose, hold_out
-from medvlm_r1.data.table import Columns
 from medvlm_r1.phantom import PhantomSource, phantom_domains
 
 CONF = Path(__file__).parents[1] / "conf/data"

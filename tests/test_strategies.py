@@ -16,7 +16,7 @@ from torch.distributed import init_device_mesh
 from training import PROMPT, RECIPE, ROOT, phantoms
 from two_processes import steps
 
-from medvlm_r1.data.module import VQADataModule
+from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.load import load_policy
 

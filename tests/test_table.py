@@ -11,11 +11,11 @@ import pytest
 from command import run_here
 from PIL import Image
 
-from medvlm_r1.data.mcq_json import McqJson
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.formats.table import Columns, Table
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.options import table
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.table import Columns, Table
-from medvlm_r1.data.volume import Volumes
 
 OPTIONS = ["brain", "liver, left lobe", "kidney", "spine"]
 COLUMNS = Columns(

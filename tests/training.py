@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import OmegaConf
 
-from medvlm_r1.data.module import VQADataModule
+from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.evaluate.controls import Variants
 from medvlm_r1.evaluate.journal import Journal

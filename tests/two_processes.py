@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from training import RECIPE, fit, phantoms, sgd
 
 from medvlm_r1.advantage import Asymmetric, GroupRelative, LeaveOneOut, PerTerm
-from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.grpo import GRPO
 from medvlm_r1.policy.tuning import Tuning

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.nifti import NiftiImage
-from medvlm_r1.data.picture_cache import PictureCache
+from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageFile, ImageHandle, Question
 from medvlm_r1.policy.encode import fitted
 

@@ -13,10 +13,10 @@ from filelock import FileLock
 from medvlm_r1.audit.findings import Audit
 from medvlm_r1.audit.leaks import pictures
 from medvlm_r1.audit.whole import audit
-from medvlm_r1.data.checks import WORTH_KEEPING, image_digest
-from medvlm_r1.data.dicom import DicomImage
-from medvlm_r1.data.known_files import KnownFiles
-from medvlm_r1.data.nifti import NiftiImage
+from medvlm_r1.data.images.checks import WORTH_KEEPING, image_digest
+from medvlm_r1.data.images.dicom import DicomImage
+from medvlm_r1.data.images.known_files import KnownFiles
+from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import ImageFile, ImageHandle, VQASample

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvlm_r1.data.image_root import ImageRoot
-from medvlm_r1.data.mcq_row import read_row
+from medvlm_r1.data.formats.mcq_row import read_row
+from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.root import ImageRoot
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.table_file import read_json
 
 UNKNOWN = "unknown"
 

@@ -3,14 +3,14 @@
 import functools
 from collections.abc import Callable, Mapping
 
-from medvlm_r1.data.image_folder import ImageFolder, Template
-from medvlm_r1.data.mcq_json import McqJson
-from medvlm_r1.data.medvlm_r1_set import SUBSETS, MedVLMR1Set
-from medvlm_r1.data.question_file import OnBadRow, QuestionFile
+from medvlm_r1.data.formats.image_folder import ImageFolder, Template
+from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.formats.question_file import OnBadRow, QuestionFile
+from medvlm_r1.data.formats.table import Columns, Table, modality_of_test
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.sources.medvlm_r1_set import SUBSETS, MedVLMR1Set
 from medvlm_r1.data.splits import Per, choose, hold_out
-from medvlm_r1.data.table import Columns, Table, modality_of_test
-from medvlm_r1.data.volume import Volumes
 
 
 def mcq_json(
@@ -40,9 +40,9 @@ def mcq_json(
         n_validation: how many questions validate.
         split_seed: of the held-out questions and of the choice; not the run's seed, so that seeds
             of one study share their data.
-        on_bad_row: ``fail`` or ``skip``; see :class:`~medvlm_r1.data.question_file.QuestionFile`.
+        on_bad_row: ``fail`` or ``skip``; see :class:`~medvlm_r1.data.formats.question_file.QuestionFile`.
         check_images: decode every image before training.
-        follow_links: take images outside their folder; see :class:`~medvlm_r1.data.image_root.ImageRoot`.
+        follow_links: take images outside their folder; see :class:`~medvlm_r1.data.images.root.ImageRoot`.
         volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
 
     Raises:
@@ -83,7 +83,7 @@ def table(
 
     Args:
         columns: which column holds what, in all files.
-        delimiter, encoding: of CSV; see :class:`~medvlm_r1.data.table.Table`.
+        delimiter, encoding: of CSV; see :class:`~medvlm_r1.data.formats.table.Table`.
         train, test, validation, images: as in :func:`mcq_json`, and so is all that follows.
 
     Raises:
@@ -125,7 +125,7 @@ def image_folder(
 
     Args:
         folder, modality, labels, template, group, delimiter, encoding: see
-            :class:`~medvlm_r1.data.image_folder.ImageFolder`.
+            :class:`~medvlm_r1.data.formats.image_folder.ImageFolder`.
         test: folders by the modality that they show, with labels in the same form.
         n_test: how many questions test, where they are held out.
         n_train, n_train_per, n_validation, split_seed, on_bad_row, check_images, follow_links, volumes: as

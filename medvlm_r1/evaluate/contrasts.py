@@ -25,8 +25,8 @@ Questions go by their ids, as in the report's tables, so that both draw the same
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.sample import LETTERS
-from medvlm_r1.data.variant import PLAIN
 from medvlm_r1.dialogue import named, reasoning_of
 from medvlm_r1.evaluate.controls import BLANK, CUT, PERMUTED, PRIOR, SWAPPED
 from medvlm_r1.evaluate.labels import labels

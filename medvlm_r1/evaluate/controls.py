@@ -32,8 +32,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from medvlm_r1.data.perturbation import PLAIN, BlankImage, Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.variant import PLAIN, BlankImage, Variant
 from medvlm_r1.dialogue import PromptStyle, normalised
 
 BLANK, SWAPPED, PERMUTED, PRIOR, CUT = "blank", "swapped", "permuted", "prior", "reasoning-cut"

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medvlm_r1.audit.shortcuts import hit, prior_guesses
+from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.variant import PLAIN, Variant
 from medvlm_r1.dialogue import Answer, is_right, is_right_leniently, token_overlap
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import proportion
@@ -25,7 +25,7 @@ class Prediction:
     ``correct`` the chance that a fair draw among them hits.
 
     ``options`` and ``gold`` are as they were asked; ``order`` and ``picture_of`` say what a control changed,
-    see :class:`~medvlm_r1.data.variant.Variant`.
+    see :class:`~medvlm_r1.data.perturbation.Variant`.
     """
 
     run: str

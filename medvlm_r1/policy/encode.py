@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from medvlm_r1.data.picture_cache import PictureCache
+from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import LETTERS, BadRowError, ImageHandle, Phase, Question
-from medvlm_r1.data.variant import GREY, BlankImage
 from medvlm_r1.dialogue import PromptStyle
 
 PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two

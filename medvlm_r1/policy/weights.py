@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from medvlm_r1.hub import hub_problem
+from medvlm_r1.data.sources.hub import hub_problem
 from medvlm_r1.policy.checkpoint import (
     ADAPTER,
     UnusableWeightsError,

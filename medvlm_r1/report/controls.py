@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.contrasts import GAINS, reading
 from medvlm_r1.evaluate.controls import BLANK, CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion, seeds_difference

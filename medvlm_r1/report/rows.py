@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.statistics import Interval, mcnemar, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.fairness import settings
 from medvlm_r1.report.run_folder import Run, RunFolderError, method_place, method_title

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
-from medvlm_r1.data.variant import PLAIN
+from medvlm_r1.data.perturbation import PLAIN
 
 METHODS = {  # in the order of every table
     "zero_shot": "Zero-shot",

@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from medvlm_r1.data.image_root import ImageRoot
-from medvlm_r1.data.mcq_row import modality_of, read_row
-from medvlm_r1.data.pictures import PictureFolder
-from medvlm_r1.data.question_file import OnBadRow
+from medvlm_r1.data.formats.mcq_row import modality_of, read_row
+from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.containers import PictureFolder
+from medvlm_r1.data.images.root import ImageRoot
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import Table, assemble, without_images_of
-from medvlm_r1.data.table_file import read_json
+from medvlm_r1.data.sources.assemble import Table, assemble, without_images_of
 
 AUTHORS = "https://github.com/Yuxiang-Lai117/Med-R1"
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.pictures import ParquetRows
-from medvlm_r1.data.question_file import OnBadRow
+from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.images.containers import ParquetRows
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import Table, assemble, text_of
-from medvlm_r1.data.sources.place import find_set, need_files
+from medvlm_r1.data.sources.assemble import Table, assemble, text_of
+from medvlm_r1.data.sources.locate import find_set, need_files
 
 HUB_ID = "MMMU/MMMU"
 SUBJECTS = (

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.pictures import PictureFolder
-from medvlm_r1.data.question_file import OnBadRow
+from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.images.containers import PictureFolder
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import Table, assemble, letter_of, text_of, without_images_of
-from medvlm_r1.data.sources.place import find_set, need_files
+from medvlm_r1.data.sources.assemble import Table, assemble, letter_of, text_of, without_images_of
+from medvlm_r1.data.sources.locate import find_set, need_files
 
 HUB_ID = "RadGenome/PMC-VQA"
 SUFFIX = {1: "", 2: "_2"}

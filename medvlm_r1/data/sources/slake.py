@@ -7,12 +7,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from medvlm_r1.data.mcq_row import modality_of
-from medvlm_r1.data.pictures import PictureFolder
-from medvlm_r1.data.question_file import OnBadRow
+from medvlm_r1.data.formats.mcq_row import modality_of
+from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.containers import PictureFolder
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.sources.parts import (
+from medvlm_r1.data.sources.assemble import (
     YES_NO,
     Table,
     assemble,
@@ -22,8 +23,7 @@ from medvlm_r1.data.sources.parts import (
     without_images_of,
     yes_no,
 )
-from medvlm_r1.data.sources.place import find_set, need_files
-from medvlm_r1.data.table_file import read_json
+from medvlm_r1.data.sources.locate import find_set, need_files
 
 HUB_ID = "BoKelvin/SLAKE"
 # the authors' own download calls it validate.json

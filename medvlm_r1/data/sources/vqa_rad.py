@@ -5,11 +5,11 @@
 
 from typing import Any, Literal
 
-from medvlm_r1.data.pictures import ParquetRows
-from medvlm_r1.data.question_file import OnBadRow
+from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.images.containers import ParquetRows
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.parts import (
+from medvlm_r1.data.sources.assemble import (
     YES_NO,
     Table,
     assemble,
@@ -19,7 +19,7 @@ from medvlm_r1.data.sources.parts import (
     text_of,
     yes_no,
 )
-from medvlm_r1.data.sources.place import find_set, need_files
+from medvlm_r1.data.sources.locate import find_set, need_files
 
 HUB_ID = "flaviagiammarino/vqa-rad"
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from PIL import Image, ImageOps
 
-from medvlm_r1.data.dicom_header import (
+from medvlm_r1.data.images.dicom_header import (
     Slice,
     frame_header,
     in_hounsfield_units,
@@ -20,8 +20,7 @@ from medvlm_r1.data.dicom_header import (
     slices_of,
     spacing,
 )
-from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import (
+from medvlm_r1.data.images.volume import (
     CT_WINDOWS,
     MAX_SLICE,
     MIDDLE,
@@ -32,6 +31,7 @@ from medvlm_r1.data.volume import (
     label,
     montage,
 )
+from medvlm_r1.data.sample import BadRowError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -46,7 +46,7 @@ class DicomImage:
     Attributes:
         path: the file or folder.
         pick: the slice that is shown, or several as a montage.
-        window, allow_identifying: see :class:`~medvlm_r1.data.volume.Volumes`.
+        window, allow_identifying: see :class:`~medvlm_r1.data.images.volume.Volumes`.
     """
 
     path: Path

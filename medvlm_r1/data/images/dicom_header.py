@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from medvlm_r1.data.images.volume import check_size
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import check_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -17,12 +17,12 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from medvlm_r1.data.image_entry import is_dicom_file, is_image, with_settings
-from medvlm_r1.data.image_root import ImageRoot
-from medvlm_r1.data.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.rows import read_csv
+from medvlm_r1.data.images.resolve import is_dicom_file, is_image, with_settings
+from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
-from medvlm_r1.data.table_file import read_csv
-from medvlm_r1.data.volume import Volumes
 
 SPLITS = {
     "train": "train",
@@ -115,7 +115,7 @@ class ImageFolder(QuestionFile):
         modality: of all of them.
         labels: a CSV file with the columns ``file`` and ``label``, and optionally ``split`` (train,
             validation or test), ``patient``, and ``slice`` and ``window`` of DICOM and NIfTI files as in
-            :class:`~medvlm_r1.data.table.Columns`; its path starts from ``folder``. Default: the label of
+            :class:`~medvlm_r1.data.formats.table.Columns`; its path starts from ``folder``. Default: the label of
             an image is the name of the subfolder that it is in; below that, a folder with DICOM files is
             one series and one image.
         template: what is asked.

@@ -4,7 +4,7 @@ MedVLM-R1 (arXiv 2502.19634) gives ``image`` (list), ``question``, ``options`` (
 of the gold option), ``dataset``, ``subset``, and redundantly ``problem`` and ``solution`` (letter).
 Med-R1 (arXiv 2503.13939) gives ``image`` (str), ``problem`` (question with inline options) and
 ``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for pictures that
-belong together. An image may also be an object with settings (:mod:`~medvlm_r1.data.image_entry`). A
+belong together. An image may also be an object with settings (:mod:`~medvlm_r1.data.images.resolve`). A
 column that looks like a misspelling of one of these is an error, since ignoring it would lose data; any
 other column is ignored.
 """
@@ -13,7 +13,7 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
-from medvlm_r1.data.image_root import ImageRoot
+from medvlm_r1.data.images.root import ImageRoot
 from medvlm_r1.data.sample import LETTERS, BadRowError, Question, VQASample
 
 _REQUIRED = ("image", "question", "options", "answer")

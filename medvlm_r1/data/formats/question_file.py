@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from medvlm_r1.data import checks
+from medvlm_r1.data.images import checks
 from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.sample import BadRowError, VQASample
 

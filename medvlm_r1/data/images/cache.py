@@ -1,6 +1,6 @@
 """Pictures as the model takes them, kept on disk: each is decoded and resized once, whoever asks again.
 
-An entry is named by what determines it (:mod:`~medvlm_r1.data.picture_key`, and the size it is brought to)
+An entry is named by what determines it (:mod:`~medvlm_r1.data.images.content_key`, and the size it is brought to)
 and holds 8-bit pixels without loss. It is written beside and then takes its name, so that processes and
 runs may share the folder and be killed at any time; one whose checksum does not fit is made anew. What
 goes wrong with the folder costs time alone.
@@ -22,8 +22,8 @@ import pyarrow
 from filelock import FileLock
 from PIL import Image
 
-from medvlm_r1.data.known_files import KnownFiles, cache_folder
-from medvlm_r1.data.picture_key import picture_key
+from medvlm_r1.data.images.content_key import picture_key
+from medvlm_r1.data.images.known_files import KnownFiles, cache_folder
 from medvlm_r1.data.sample import ImageFile, ImageHandle
 
 logger = logging.getLogger(__name__)

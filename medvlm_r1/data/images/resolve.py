@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from medvlm_r1.data.dicom import DicomImage
-from medvlm_r1.data.dicom_header import is_dicom
-from medvlm_r1.data.nifti import SUFFIXES, NiftiImage
+from medvlm_r1.data.images.dicom import DicomImage
+from medvlm_r1.data.images.dicom_header import is_dicom
+from medvlm_r1.data.images.nifti import SUFFIXES, NiftiImage
+from medvlm_r1.data.images.volume import Volumes, picks, require
 from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle
-from medvlm_r1.data.volume import Volumes, picks, require
 
 # What a row may set, by format. Whether patients may be named is for the whole run to say.
 _SETTINGS = {

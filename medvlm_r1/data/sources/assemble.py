@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.checks import check_images
-from medvlm_r1.data.question_file import OnBadRow
+from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.images.checks import check_images
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 from medvlm_r1.data.splits import hold_out

@@ -5,9 +5,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.image_entry import entry_path, image_handles
+from medvlm_r1.data.images.resolve import entry_path, image_handles
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError, ImageHandle
-from medvlm_r1.data.volume import Volumes
 
 
 class ImageRoot:

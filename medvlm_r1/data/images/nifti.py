@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.volume import (
+from medvlm_r1.data.images.volume import (
     MIDDLE,
     PLANES,
     Pick,
@@ -19,6 +18,7 @@ from medvlm_r1.data.volume import (
     label,
     montage,
 )
+from medvlm_r1.data.sample import BadRowError
 
 SUFFIXES = (".nii", ".nii.gz")
 _ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis that a plane is cut across
@@ -37,7 +37,7 @@ class NiftiImage:
     Attributes:
         path: a ``.nii`` or ``.nii.gz`` file.
         pick: the slice that is shown, or several as a montage.
-        plane, volume, range, percentiles: see :class:`~medvlm_r1.data.volume.Volumes`.
+        plane, volume, range, percentiles: see :class:`~medvlm_r1.data.images.volume.Volumes`.
     """
 
     path: Path

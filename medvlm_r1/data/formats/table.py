@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import pyarrow.parquet
 
-from medvlm_r1.data.image_entry import with_settings
-from medvlm_r1.data.image_root import ImageRoot
-from medvlm_r1.data.mcq_row import MODALITIES, read_row
-from medvlm_r1.data.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.mcq_row import MODALITIES, read_row
+from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.rows import PARQUET, read_table
+from medvlm_r1.data.images.resolve import with_settings
+from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
-from medvlm_r1.data.table_file import PARQUET, read_table
-from medvlm_r1.data.volume import Volumes
 
 Column = str | Sequence[str] | Mapping[str, Any]
 """A column's name; several columns whose values make a list; or ``{value: V}``, the same V in every row."""
@@ -39,7 +39,7 @@ class Columns:
         group: what must not be torn apart by a split, e.g. the patient. Default: the image.
         id: names the question in all records; different in every row. Default: the row's number.
         slice: of a row's DICOM and NIfTI files, an index from 0 or another value of ``slices``. Default, and
-            where a row leaves it empty: what :class:`~medvlm_r1.data.volume.Volumes` says.
+            where a row leaves it empty: what :class:`~medvlm_r1.data.images.volume.Volumes` says.
         window: of a row's DICOM files: one column, or two with centre and width. Default: likewise.
         separator: parts several images or options that stand in one field of text; a JSON list in the
             field is understood too.

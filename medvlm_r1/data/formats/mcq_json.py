@@ -4,11 +4,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.image_root import ImageRoot
-from medvlm_r1.data.mcq_row import read_row
-from medvlm_r1.data.question_file import QuestionFile, plain_stem
-from medvlm_r1.data.table_file import read_json
-from medvlm_r1.data.volume import Volumes
+from medvlm_r1.data.formats.mcq_row import read_row
+from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.volume import Volumes
 
 
 class McqJson(QuestionFile):

@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from medvlm_r1.data.dicom import DicomImage
-from medvlm_r1.data.known_files import KnownFiles, file_digest
-from medvlm_r1.data.nifti import NiftiImage
-from medvlm_r1.data.picture_key import picture_key
+from medvlm_r1.data.images.content_key import picture_key
+from medvlm_r1.data.images.dicom import DicomImage
+from medvlm_r1.data.images.known_files import KnownFiles, file_digest
+from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
 

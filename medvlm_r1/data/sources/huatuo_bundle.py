@@ -13,11 +13,11 @@ import huggingface_hub
 import pyarrow.parquet
 from filelock import FileLock
 
-from medvlm_r1.data.archive import unpack
-from medvlm_r1.data.known_files import cache_folder
+from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.known_files import cache_folder
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.table_file import read_json
-from medvlm_r1.hub import hub_problem
+from medvlm_r1.data.sources.archive import unpack
+from medvlm_r1.data.sources.hub import hub_problem
 
 logger = logging.getLogger(__name__)
 

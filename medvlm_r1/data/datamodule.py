@@ -9,9 +9,9 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from medvlm_r1.data.perturbation import Plain, Variant
 from medvlm_r1.data.questions import Questions, Source
 from medvlm_r1.data.sample import Phase
-from medvlm_r1.data.variant import Plain, Variant
 
 Encode = Callable[..., Any]  # (question, phase); of a test question also what its answer begins with
 Variants = Callable[[Source], Sequence[list[Variant]]]

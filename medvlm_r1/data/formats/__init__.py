@@ -1,0 +1,1 @@
+"""File formats of questions: tables, the papers' JSON schema, folders of labelled images."""

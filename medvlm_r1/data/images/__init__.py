@@ -1,0 +1,1 @@
+"""Images: from what a row gives, to decoded pixels, kept by content."""
