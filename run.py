@@ -45,9 +45,9 @@ from medvlm_r1.spelling import explained
 if TYPE_CHECKING:
     from lightning import Trainer
 
+    from medvlm_r1.algorithms.base import VLMModule
     from medvlm_r1.data.datamodule import VQADataModule
     from medvlm_r1.data.questions import Questions
-    from medvlm_r1.module import VLMModule
 
 CONF = Path(__file__).parent / "conf"
 log = logging.getLogger("medvlm_r1")

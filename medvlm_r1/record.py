@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.card import model_card
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.questions import Questions
@@ -25,7 +26,6 @@ from medvlm_r1.evaluate.predictions import (
     summarise,
     write_predictions,
 )
-from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.checkpoint import RECORD
 from medvlm_r1.policy.export import whole_or_not_at_all
 from medvlm_r1.policy.weights import base_of, loaded_commit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from medvlm_r1.advantage import GroupRelative
+from medvlm_r1.algorithms.advantages import GroupRelative
 from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle

@@ -6,7 +6,7 @@ import pytest
 import torch
 from formulas import close
 
-from medvlm_r1.advantage import (
+from medvlm_r1.algorithms.advantages import (
     Asymmetric,
     GroupRelative,
     LeaveOneOut,

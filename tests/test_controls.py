@@ -15,6 +15,8 @@ from lightning import Trainer
 from PIL import Image
 from training import FORMAT, PROMPT, RECIPE, SHORT, data_of, fit, module_of
 
+from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.data.perturbation import BlankImage
 from medvlm_r1.data.questions import Questions
@@ -32,8 +34,6 @@ from medvlm_r1.evaluate.controls import (
     permuted,
 )
 from medvlm_r1.evaluate.predictions import prior_predictions
-from medvlm_r1.grpo import GRPO
-from medvlm_r1.module import VLMModule
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy

@@ -24,10 +24,10 @@ from command import ROOT, environment, run_here
 from omegaconf import OmegaConf
 from training import PROMPT
 
+from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.endpoint import ChatEncoder, EndpointError, check_endpoint, connect
 from medvlm_r1.evaluate.controls import blank as blank_variant
 from medvlm_r1.evaluate.controls import partners
-from medvlm_r1.module import VLMModule
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy

@@ -10,10 +10,10 @@ from lightning import Callback
 from training import FORMAT, RECIPE, fit, module_of, sgd
 from trl.rewards import get_soft_overlong_punishment
 
-from medvlm_r1.advantage import GroupRelative, LeaveOneOut, NoBaseline
-from medvlm_r1.drawn import MicroBatch
-from medvlm_r1.grpo import GRPO
-from medvlm_r1.module import VLMModule
+from medvlm_r1.algorithms.advantages import GroupRelative, LeaveOneOut, NoBaseline
+from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.trajectory import MicroBatch
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.rollout.engine import Sampling
 

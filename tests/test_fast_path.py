@@ -4,8 +4,8 @@ import pytest
 import torch
 from training import FORMAT, fit, sgd
 
-from medvlm_r1.grpo import GRPO
-from medvlm_r1.objective import grpo_loss
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine

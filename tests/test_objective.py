@@ -6,9 +6,9 @@ import pytest
 import torch
 from formulas import close, random_rows
 
-from medvlm_r1.module import rows_of
-from medvlm_r1.objective import grpo_loss, importance, kl_k3, sft_loss
-from medvlm_r1.update import Optimisation
+from medvlm_r1.algorithms.base import rows_of
+from medvlm_r1.algorithms.losses import grpo_loss, importance, kl_k3, sft_loss
+from medvlm_r1.algorithms.optim import Optimisation
 
 LN2 = math.log(2.0)
 

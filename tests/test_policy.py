@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from medvlm_r1.advantage import GroupRelative
-from medvlm_r1.drawn import Drawn
-from medvlm_r1.grpo import GRPO
-from medvlm_r1.objective import grpo_loss
+from medvlm_r1.algorithms.advantages import GroupRelative
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.losses import grpo_loss
+from medvlm_r1.algorithms.trajectory import Drawn
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Rollout, Sampling, completion_mask

@@ -18,6 +18,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 
+from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.images.containers import ParquetImage, PictureFolder, ZipImage
 from medvlm_r1.data.perturbation import Variant
@@ -26,7 +27,6 @@ from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import split_by_image
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
 from medvlm_r1.evaluate.predictions import predict, summarise
-from medvlm_r1.module import VLMModule
 from medvlm_r1.policy.load import load_policy
 
 with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

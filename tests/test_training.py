@@ -9,10 +9,10 @@ import torch
 from command import run_alone
 from training import RECIPE, SHORT, fit, launch, module_of, sgd
 
-from medvlm_r1.grpo import GRPO
-from medvlm_r1.module import VLMModule
+from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.policy.load import load_policy
-from medvlm_r1.sft import SFT
 
 
 def weights(module):

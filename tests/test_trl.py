@@ -10,8 +10,8 @@ from datasets import Dataset
 from formulas import close, random_rows
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from medvlm_r1.advantage import GroupRelative, LeaveOneOut, PerTerm
-from medvlm_r1.objective import grpo_loss
+from medvlm_r1.algorithms.advantages import GroupRelative, LeaveOneOut, PerTerm
+from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.policy.weights import EMBEDDED
 from medvlm_r1.rewards import RewardTable
 

@@ -8,12 +8,12 @@ from peft import LoraConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from training import PROMPT, RECIPE, fit, module_of, phantoms, sgd
 
-from medvlm_r1.grpo import GRPO
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.policy import inner_model
 from medvlm_r1.policy.tuning import Tuning
-from medvlm_r1.sft import SFT
 
 LAYERS = "(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 LANGUAGE = f".*language_model.*{LAYERS}"

@@ -8,7 +8,7 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from torch import nn
 
-from medvlm_r1.update import MasterWeights, Optimisation
+from medvlm_r1.algorithms.optim import MasterWeights, Optimisation
 
 
 def parameters(dtype=torch.bfloat16, seed=0):

@@ -8,18 +8,18 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import OmegaConf
 
+from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.optim import Optimisation
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.evaluate.controls import Variants
 from medvlm_r1.evaluate.journal import Journal
-from medvlm_r1.grpo import GRPO
-from medvlm_r1.module import VLMModule
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.load import Recipe, load_policy
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
-from medvlm_r1.update import Optimisation
 
 RECIPE = Recipe(
     grpo_lr=1e-3,

@@ -16,12 +16,12 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from training import RECIPE, fit, phantoms, sgd
 
-from medvlm_r1.advantage import Asymmetric, GroupRelative, LeaveOneOut, PerTerm
+from medvlm_r1.algorithms.advantages import Asymmetric, GroupRelative, LeaveOneOut, PerTerm
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.controls import CONTROLS
-from medvlm_r1.grpo import GRPO
 from medvlm_r1.policy.tuning import Tuning
-from medvlm_r1.sft import SFT
 
 LORA = Tuning("adapter", LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
 STRATEGIES = {

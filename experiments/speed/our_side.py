@@ -17,16 +17,16 @@ from sizes import STYLE, Size, adapter, encoder, reward_of, twin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.optim import Optimisation
+from medvlm_r1.algorithms.trajectory import MicroBatch
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.drawn import MicroBatch
-from medvlm_r1.grpo import GRPO
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey
-from medvlm_r1.update import Optimisation
 
 LR = 1e-12  # as TRL's side has it
 ENGINES = {

@@ -18,7 +18,7 @@ from rich.table import Table
 from sizes import GENUINE, adapter, encoder, of_words
 from transformers import PreTrainedConfig
 
-from medvlm_r1.objective import grpo_loss
+from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.plan.meta import fused_attention
 from medvlm_r1.policy.encode import Encoder, collate
 from medvlm_r1.policy.geometry import geometry, unweighted

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medvlm_r1.objective import grpo_loss, sft_loss
+from medvlm_r1.algorithms.losses import grpo_loss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
 from medvlm_r1.policy.decoding import Decoding
 from medvlm_r1.policy.encode import Encoder, PromptBatch

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from medvlm_r1.module import VLMModule
-from medvlm_r1.objective import sft_loss
+from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.losses import sft_loss
 from medvlm_r1.policy.encode import EncodedPrompt, collate
 
 
@@ -22,7 +22,7 @@ class SFT(VLMModule):
 
     Args:
         micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
-        name, shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
+        name, shared: the arguments of :class:`~medvlm_r1.algorithms.base.VLMModule`.
     """
 
     def __init__(self, *, micro_batch: int, name: str = "sft", **shared: Any) -> None:

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medvlm_r1.advantage import Advantages, GroupRelative, NoBaseline, mean_and_deviation, to_go
-from medvlm_r1.drawn import OVERLONG, Drawn, MicroBatch
-from medvlm_r1.module import VLMModule
-from medvlm_r1.objective import grpo_loss
+from medvlm_r1.algorithms.advantages import Advantages, GroupRelative, NoBaseline, mean_and_deviation, to_go
+from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.losses import grpo_loss
+from medvlm_r1.algorithms.trajectory import OVERLONG, Drawn, MicroBatch
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.trace import rollout_rows
@@ -40,10 +40,10 @@ class GRPO(VLMModule):
         micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
         inner_epochs: passes over one rollout.
         minibatches: optimiser steps in one pass.
-        clip_low, clip_high, beta, ratio, surrogate: see :func:`~medvlm_r1.objective.grpo_loss`.
+        clip_low, clip_high, beta, ratio, surrogate: see :func:`~medvlm_r1.algorithms.losses.grpo_loss`.
         aggregate: ``sequence`` and ``token`` as there; ``limit`` divides the sum over all tokens by rows
             times the limit of a completion (Dr. GRPO, arXiv 2503.20783).
-        advantages: from rewards to advantages, see :mod:`~medvlm_r1.advantage`.
+        advantages: from rewards to advantages, see :mod:`~medvlm_r1.algorithms.advantages`.
         kl_in: where the KL estimate goes. ``loss``: into the loss, k3. ``reward``: the completion's sum of k1
             is a term of its reward (RLOO). ``token``: each token's advantage loses the k1 that is still to
             come (REINFORCE++, arXiv 2501.03262, equation 8).
@@ -55,7 +55,7 @@ class GRPO(VLMModule):
             equation 13); 0 leaves it out.
         importance_cap: weigh each token by how much likelier the trainer finds it than the sampler did,
             up to this (truncated importance sampling); ``None`` leaves tokens alone.
-        name, shared: the arguments of :class:`~medvlm_r1.module.VLMModule`.
+        name, shared: the arguments of :class:`~medvlm_r1.algorithms.base.VLMModule`.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
+from medvlm_r1.algorithms.optim import Optimisation
 from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import Answer, PromptStyle
@@ -28,7 +29,6 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey
-from medvlm_r1.update import Optimisation
 
 Item = TypeVar("Item")
 

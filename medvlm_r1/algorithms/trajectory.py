@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from medvlm_r1.advantage import in_groups
+from medvlm_r1.algorithms.advantages import in_groups
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import Answer, is_right
 from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
