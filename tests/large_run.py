@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from medvlm_r1.algorithms.advantages import GroupRelative
+from medvlm_r1.callbacks.rollout_rows import rollout_rows, write_rows
 from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.evaluate.predictions import predict, summarise, write_predictions
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Rollout
-from medvlm_r1.trace import rollout_rows, write_rows
 
 ORGANS = ("liver", "spleen", "kidney", "heart", "lung", "bladder", "pancreas", "stomach")
 SIGNS = ("bright", "dark", "round", "ill-defined", "calcified", "oedematous", "symmetric", "enhancing")

@@ -203,7 +203,7 @@ class TestKeys:
         handles += [DicomImage(ct), DicomImage(ct, window="lung"), DicomImage(ct, window=(0, 90.0))]
         handles += [DicomImage(ct, allow_identifying=True), ImageFile(ct)]
         with KnownFiles() as known:
-            assert len({picture_key.picture_key(handle, known) for handle in handles}) == len(handles)
+            assert len({content_key.picture_key(handle, known) for handle in handles}) == len(handles)
 
     def test_go_by_content(self, scans, cache):
         first, other = saved(noise(90, 90), scans / "a.png"), saved(noise(90, 90), scans / "b.png")
@@ -216,11 +216,11 @@ class TestKeys:
     def test_are_others_for_other_code(self, scans, cache, monkeypatch):
         handle = saved(noise(90, 90), scans / "a.png")
         cache.picture(handle, SIZE, handle.load)
-        monkeypatch.setattr(picture_key.metadata, "version", lambda package: "another")
-        picture_key._rules.cache_clear()
+        monkeypatch.setattr(content_key.metadata, "version", lambda package: "another")
+        content_key._rules.cache_clear()
         with pytest.raises(AssertionError, match="made again"):
             kept(cache, handle)
-        picture_key._rules.cache_clear()
+        content_key._rules.cache_clear()
 
     def test_a_file_that_changes_while_it_is_decoded_is_not_kept(self, scans, cache):
         handle = saved(noise(90, 90), scans / "a.png")

@@ -23,8 +23,8 @@ from training import fit, phantoms
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
+from medvlm_r1.callbacks.checkpoint import Checkpoints, damage, newest_whole
 from medvlm_r1.evaluate.journal import Journal
-from medvlm_r1.resume import Checkpoints, damage, newest_whole
 from medvlm_r1.runs.status import FINISHED, UNFINISHED, lives, state_of
 
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medvlm_r1.watch import Alarms, Progress, RolloutTrace
+from medvlm_r1.callbacks.alarms import Alarms
+from medvlm_r1.callbacks.progress import Progress
+from medvlm_r1.callbacks.rollout_logger import RolloutTrace
 
 FINE = {
     "train/groups_with_spread": 0.5,

@@ -27,9 +27,9 @@ from medvlm_r1.algorithms.advantages import Advantages, GroupRelative, NoBaselin
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.algorithms.trajectory import OVERLONG, Drawn, MicroBatch
+from medvlm_r1.callbacks.rollout_rows import rollout_rows
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.trace import rollout_rows
 
 
 class GRPO(VLMModule):
