@@ -130,10 +130,10 @@ def carry_out(cfg: DictConfig, folder: Path, this: status.Life | None = None) ->
     import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
+    from medvlm_r1.artifacts.record import Clock, describe, hardware, write_record
     from medvlm_r1.callbacks.checkpoint import checkpoint_of
-    from medvlm_r1.endpoint import EndpointError
     from medvlm_r1.evaluate.journal import Journal
-    from medvlm_r1.record import Clock, describe, hardware, write_record
+    from medvlm_r1.inference.endpoint import EndpointError
 
     hush()  # not before: lightning sets the level of its log when it is imported
     clock = Clock()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from run_folders import write_run, write_sweep
 
-from medvlm_r1.compare import main
+from medvlm_r1.cli.compare import main
 from medvlm_r1.report.paper_tables import escaped
 
 pytestmark = pytest.mark.usefixtures("few_draws")

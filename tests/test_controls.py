@@ -22,7 +22,6 @@ from medvlm_r1.data.perturbation import BlankImage
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.dialogue import PromptStyle
-from medvlm_r1.endpoint import ChatEncoder
 from medvlm_r1.evaluate.contrasts import GAINS, summarise_controls
 from medvlm_r1.evaluate.controls import (
     CONTROLS,
@@ -34,6 +33,7 @@ from medvlm_r1.evaluate.controls import (
     permuted,
 )
 from medvlm_r1.evaluate.predictions import prior_predictions
+from medvlm_r1.inference.endpoint import ChatEncoder
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy

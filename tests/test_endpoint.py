@@ -25,13 +25,13 @@ from omegaconf import OmegaConf
 from training import PROMPT
 
 from medvlm_r1.algorithms.base import VLMModule
-from medvlm_r1.endpoint import ChatEncoder, EndpointError, check_endpoint, connect
 from medvlm_r1.evaluate.controls import blank as blank_variant
 from medvlm_r1.evaluate.controls import partners
+from medvlm_r1.inference.endpoint import ChatEncoder, EndpointError, check_endpoint, connect
+from medvlm_r1.inference.endpoint_cache import Reply, ReplyFile
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy import weights
 from medvlm_r1.policy.load import load_policy
-from medvlm_r1.replies import Reply, ReplyFile
 from medvlm_r1.rewards import Rewards, letter_accuracy
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine

@@ -14,9 +14,9 @@ from command import python
 from safetensors.torch import load_file, save_file
 from training import PROMPT, RECIPE, ROOT, SHORT, launch
 
-from medvlm_r1.card import model_card
+from medvlm_r1.artifacts.model_card import model_card
+from medvlm_r1.cli.export import files_to_upload, main
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.export import files_to_upload, main
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.export import look_into
 from medvlm_r1.policy.load import load_policy
@@ -230,7 +230,7 @@ class TestUpload:
         (folder / "checkpoints" / "model.safetensors").write_text("secret")
         environment = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
         environment |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-        command = ["-m", "medvlm_r1.export", folder, "--push-to-hub", "me/it", "--private"]
+        command = ["-m", "medvlm_r1.cli.export", folder, "--push-to-hub", "me/it", "--private"]
         done = python(tmp_path, *command, **environment)
         assert set(hub.sent) == {path.name for path in files_to_upload(folder)}
         assert hub.sent["model.safetensors"] == (folder / "model.safetensors").read_bytes()

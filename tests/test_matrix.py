@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from run_folders import SETS, write_run
 
+from medvlm_r1.cli.matrix import main
 from medvlm_r1.evaluate import statistics
-from medvlm_r1.matrix import main
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.matrix import UNTRAINED
 from medvlm_r1.report.matrix_lines import assemble

@@ -347,5 +347,5 @@ def test_an_unknown_card(tmp_path):
 
 def test_a_model_that_runs_elsewhere_has_no_plan(capsys):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert run.show_plan(["plan=true", "model._target_=medvlm_r1.endpoint.Endpoint"]) == 0
+        assert run.show_plan(["plan=true", "model._target_=medvlm_r1.inference.endpoint.Endpoint"]) == 0
     assert "nothing to plan" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from training import PROMPT, RECIPE, ROOT, SHORT, launch
 from transformers import AutoModelForImageTextToText
 
 import run  # noqa: F401  (registers the resolvers)
+from medvlm_r1.cli.predict import main
 from medvlm_r1.data.sample import Question
 from medvlm_r1.dialogue import Alternatives, PromptStyle
 from medvlm_r1.phantom import PhantomSource
@@ -25,7 +26,6 @@ from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.policy.weights import EMBEDDED
-from medvlm_r1.predict import main
 
 REASONED = "<think>It is a cyst.</think>\n<answer>"
 CLOSED = "</answer>"
@@ -242,7 +242,7 @@ class TestOneQuestion:
         assert "--questions" in capsys.readouterr().err
 
     def test_help_is_quick_and_has_examples(self):
-        code = "import sys, medvlm_r1.predict as p; p.parser().format_help(); print('torch' in sys.modules)"
+        code = "import sys, medvlm_r1.cli.predict as p; p.parser().format_help(); print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.strip() == "False"
 

@@ -38,7 +38,7 @@ def test_a_multirun_writes_one_folder_a_job(sweep):
 
 
 def test_the_comparison_of_a_sweep(sweep):
-    done = python(sweep, "-m", "medvlm_r1.compare", "outputs/sweeps/small")
+    done = python(sweep, "-m", "medvlm_r1.cli.compare", "outputs/sweeps/small")
     for word in ("Zero-shot", "SFT", "GRPO", "X-ray", "Fairness"):
         assert word in done.stdout
     comparison = json.loads((sweep / "outputs/sweeps/small/comparison.json").read_text())

@@ -21,7 +21,8 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from medvlm_r1.export import main
+from medvlm_r1.artifacts.record import public_base
+from medvlm_r1.cli.export import main
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.export import ModelFolderError, look_into, whole_or_not_at_all
@@ -29,7 +30,6 @@ from medvlm_r1.policy.load import load_policy
 from medvlm_r1.policy.merge import merge_adapter
 from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.policy.weights import EMBEDDED, base_of
-from medvlm_r1.record import public_base
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 from medvlm_r1.rollout.sampling_noise import DrawKey

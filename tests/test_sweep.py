@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 from run_folders import write_run
 
+from medvlm_r1.cli.sweep import main
 from medvlm_r1.evaluate.statistics import holm, seeds_difference
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.sweep import read_sweep
 from medvlm_r1.runs import status
-from medvlm_r1.sweep import main
 
 TINY = ["model=tiny", "data=phantom", "workers=0", "audit=null", "logger=csv", "controls=[image]"]
 TINY += ["data.train.n=8", "data.validation.n=4", "data.test.mri.n=4", "data.test.ct.n=4"]

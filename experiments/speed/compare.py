@@ -14,7 +14,7 @@ from sizes import Size, describe, encoder, other_weights, questions, random_mode
 from trl_side import LR, TRLSide
 from trl_side import VARIANTS as TRL_VARIANTS
 
-from medvlm_r1.record import hardware
+from medvlm_r1.artifacts.record import hardware
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "lightning", "accelerate")
 # In fp32 over sums in another order: of a log-probability and of the loss, absolute; of the norm, relative.

@@ -54,7 +54,7 @@ def write_comparison_report(folders: Sequence[Path], out: Path, baseline: str | 
         out: folder to write into.
         baseline: see :func:`medvlm_r1.report.comparison.compare`.
     """
-    command = ["python", "-m", "medvlm_r1.compare", *map(str, folders)]
+    command = ["python", "-m", "medvlm_r1.cli.compare", *map(str, folders)]
     command += ["--baseline", baseline] if baseline else []
     command += [] if [Path(f) for f in folders] == [Path(out)] else ["--out", str(out)]
     return write_page(compare(folders, baseline), Path(out), shlex.join(command))

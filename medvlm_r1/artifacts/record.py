@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from medvlm_r1.algorithms.base import VLMModule
-from medvlm_r1.card import model_card
+from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sources.huatuo_bundle import HUB_ID

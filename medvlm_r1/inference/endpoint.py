@@ -29,10 +29,10 @@ from medvlm_r1.data.images.cache import PictureCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
 from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.inference.endpoint_cache import Reply, ReplyFile
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import fitted
 from medvlm_r1.policy.load import Recipe
-from medvlm_r1.replies import Reply, ReplyFile
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey
 

@@ -71,7 +71,7 @@ def model_card(asked: dict, adapter: bool) -> str:
         adapter: whether the directory holds an adapter, to be loaded with PEFT.
     """
     environment = Environment(
-        loader=PackageLoader("medvlm_r1", "."),
+        loader=PackageLoader("medvlm_r1.artifacts", "."),
         autoescape=False,  # Markdown, not HTML
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -79,7 +79,7 @@ def model_card(asked: dict, adapter: bool) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "rate": _rate, "set_name": set_name, "repr": repr}
-    return environment.get_template("card.md").render(
+    return environment.get_template("model_card.md").render(
         asked=asked,
         training=asked["training"],
         results=asked["results"],

@@ -1,0 +1,100 @@
+"""Compare runs: ``python -m medvlm_r1.compare FOLDER...`` prints the table and writes the page."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from medvlm_r1.cli.folders import as_typed, destination, folder_parser
+from medvlm_r1.report.comparison import Comparison, compare
+from medvlm_r1.report.controls import control_figures, control_summary, control_table
+from medvlm_r1.report.figures import comparison_figure
+from medvlm_r1.report.page import caveat, headline, write_page
+from medvlm_r1.report.paper_tables import as_csv, as_latex
+from medvlm_r1.report.run_folder import RunFolderError
+from medvlm_r1.report.tables import (
+    accuracy_table,
+    as_markdown,
+    as_rich,
+    difference_table,
+    fairness_lines,
+    table_console,
+)
+
+PROG = "python -m medvlm_r1.compare"
+EXAMPLES = """examples:
+  python -m medvlm_r1.compare outputs/sweeps/main_table
+  python -m medvlm_r1.compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
+  python -m medvlm_r1.compare outputs/sweeps/ablate_beta --baseline sft_600
+
+Runs of one configuration that differ in the seed alone share a row. Writes comparison.json, comparison.md,
+comparison.tex (booktabs), comparison.csv, accuracy.png and report.html.
+Exit code 2: a folder cannot be compared; the line says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = folder_parser(
+        PROG,
+        "Compare finished runs on the same questions: intervals, paired tests, fairness, a page.",
+        EXAMPLES,
+    )
+    parser.add_argument(
+        "--baseline", help="experiment, method or row label to take differences from (default: zero_shot)"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        out = destination(given)
+        comparison = compare(given.folders, given.baseline)
+        written = write(comparison, out, as_typed(PROG, arguments))
+    except RunFolderError as error:
+        print(error, file=sys.stderr)
+        return 2
+    show(comparison, table_console())
+    print("wrote " + ", ".join(map(str, written)))
+    return 0
+
+
+def show(c: Comparison, console: Console) -> None:
+    """Print the tables, the fairness list and what is missing."""
+    console.print(as_rich(accuracy_table(c)))
+    if c.differences:
+        console.print(as_rich(difference_table(c)))
+    if controls := control_summary(c):
+        console.print(as_rich(controls))
+    for fairness in c.fairness:
+        console.print("[bold]Fairness[/bold]")
+        console.print(escape("\n".join(fairness_lines(fairness))), highlight=False)
+    for folder in c.unfinished:
+        console.print(f"unfinished, left out: {escape(str(folder))} (no metrics.json)", highlight=False)
+    if c.baseline is None and len(c.rows) > 1:
+        console.print("no zero-shot run: differences from a baseline are left out (or name one: --baseline)")
+    console.print("\n" + escape(headline(c)), highlight=False)
+    if caveat(c):
+        console.print(escape(caveat(c)), highlight=False)
+
+
+def write(c: Comparison, out: Path, command: str) -> list[Path]:
+    """Write ``comparison.json``, ``.md``, ``.tex`` and ``.csv``, ``accuracy.png`` and ``report.html``."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"comparison.{ending}" for ending in ("json", "md", "tex", "csv")]
+    figures = c.as_dict() | {"controls": control_figures(c)}
+    paths[0].write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    tables = [accuracy_table(c), difference_table(c) if c.differences else None, control_table(c)]
+    tables = [table for table in tables if table]
+    parts = [headline(c), caveat(c), *map(as_markdown, tables)]
+    for fairness in c.fairness:
+        parts.append("### Fairness\n\n" + "\n".join(f"- {line.strip()}" for line in fairness_lines(fairness)))
+    parts += [f"Unfinished, left out: {folder}" for folder in c.unfinished]
+    parts.append(f"Made by `{command}`")
+    paths[1].write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    paths[2].write_text(f"% made by {command}\n{as_latex(tables, 'comparison')}", encoding="utf-8")
+    paths[3].write_text(as_csv(c), encoding="utf-8")
+    return [*paths, comparison_figure(c, out / "accuracy.png"), write_page(c, out, command)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

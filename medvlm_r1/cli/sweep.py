@@ -1,0 +1,90 @@
+"""Sum up a multirun: ``python -m medvlm_r1.sweep FOLDER`` tells states and costs, and tests its factors."""
+
+import csv
+import json
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from medvlm_r1.cli.folders import as_typed
+from medvlm_r1.report.comparison import MEAN
+from medvlm_r1.report.run_folder import RunFolderError
+from medvlm_r1.report.sweep import Sweep, read_sweep
+from medvlm_r1.report.sweep_figures import effects_figure, parallel_figure
+from medvlm_r1.report.sweep_tables import state_lines, sweep_tables
+from medvlm_r1.report.tables import as_markdown, as_rich, table_console
+
+PROG = "python -m medvlm_r1.sweep"
+EXAMPLES = """examples:
+  python -m medvlm_r1.sweep outputs/sweeps/ablate_beta
+  python -m medvlm_r1.sweep outputs/sweeps/ablate_beta --on outside
+
+A factor is a key of the command line that takes several values. Writes sweep.json, sweep.md, sweep.csv, and
+where there are factors effects.png and parallel.png into the folder.
+Exit code 1: some runs are not finished. Exit code 2: the folder cannot be summed up; the line says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = ArgumentParser(
+        prog=PROG,
+        description="Runs of a multirun by state, what they cost, and what each factor does.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a multirun")
+    parser.add_argument(
+        "--on", default=MEAN, help="test set that effects are of, mean (default) or outside (other domains)"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        sweep = read_sweep(given.folder, given.on)
+        show(sweep, table_console())
+        written = write(sweep, as_typed(PROG, arguments))
+    except RunFolderError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("wrote " + ", ".join(map(str, written)))
+    return 0 if len(sweep.runs) == len(sweep.states) else 1
+
+
+def show(sweep: Sweep, console: Console) -> None:
+    """Print the states and every table."""
+    for line in state_lines(sweep):
+        console.print(escape(line), highlight=False)
+    for table in sweep_tables(sweep):
+        console.print(as_rich(table))
+
+
+def write(sweep: Sweep, command: str) -> list[Path]:
+    """Write the tables in every form and the drawings into the sweep's folder."""
+    folder = sweep.folder
+    paths = [folder / f"sweep.{ending}" for ending in ("json", "md", "csv")]
+    found = sweep.as_dict() if sweep.runs else {"states": sweep.states}
+    paths[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    parts = ["\n".join(state_lines(sweep)), *map(as_markdown, sweep_tables(sweep)), f"Made by `{command}`"]
+    paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with paths[2].open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["run", "state", "seed", *sweep.factors, "test_set", "accuracy", "low", "high", "n"])
+        for levels, row in sweep.cells.items() if sweep.runs else ():
+            for run in row.runs:
+                for test, rate in run.metrics["accuracy"].items():
+                    figures = [rate["value"], rate["low"], rate["high"], rate["n"]]
+                    lines.writerow([run.folder.name, "finished", run.seed, *levels, test, *figures])
+        done = {run.folder.name for run in sweep.runs}
+        lines.writerows([name, state] for name, state in sweep.states.items() if name not in done)
+    if sweep.runs and sweep.effects:
+        paths += [
+            effects_figure(sweep, folder / "effects.png"),
+            parallel_figure(sweep, folder / "parallel.png"),
+        ]
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())
