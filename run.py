@@ -36,11 +36,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from medvlm_r1.launch.suggest import explained
+from medvlm_r1.launch.validate import check_model, check_same_run, check_settings
 from medvlm_r1.runs import durable, status
 from medvlm_r1.runs.folder import OUTPUTS, empty, run_name
 from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank, own_processes
-from medvlm_r1.settings import check_model, check_same_run, check_settings
-from medvlm_r1.spelling import explained
 
 if TYPE_CHECKING:
     from lightning import Trainer

@@ -1,0 +1,1 @@
+"""Before the first batch: compose, validate, explain mistakes."""
