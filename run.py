@@ -195,9 +195,9 @@ def carry_out(cfg: DictConfig, folder: Path, this: status.Life | None = None) ->
 def wrap_up(folder: Path) -> None:
     """Write the page of a finished run, print its table and drop what is no longer needed."""
     from medvlm_r1.report.comparison import compare
-    from medvlm_r1.report.controls import control_summary
-    from medvlm_r1.report.page import write_run_report
-    from medvlm_r1.report.tables import accuracy_table, as_rich, table_console
+    from medvlm_r1.report.page.page import write_run_report
+    from medvlm_r1.report.tables.controls import control_summary
+    from medvlm_r1.report.tables.tables import accuracy_table, as_rich, table_console
 
     compared = compare([folder])
     for table in filter(None, (accuracy_table(compared), control_summary(compared))):
@@ -403,8 +403,8 @@ def show_plan(overrides: list[str]) -> int:
         return 0
     hush()
     from medvlm_r1.plan.console import show
-    from medvlm_r1.plan.job import job
     from medvlm_r1.plan.plan import plan, remedies
+    from medvlm_r1.plan.workload import job
 
     def replan(changes, timed=False):
         cfg = hydra.compose("config", overrides=[*overrides, *changes])

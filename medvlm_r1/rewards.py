@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.text import bleu_score, rouge_score
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer, is_right, normalised, token_overlap
+from medvlm_r1.prompts import Answer, is_right, normalised, token_overlap
 
 RewardTerm = Callable[[Answer, VQASample], float]
 

@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.evaluate import statistics
-from medvlm_r1.policy import weights
 from medvlm_r1.policy.encode import Encoder
+from medvlm_r1.policy.loading import resolve
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.prompts import PromptStyle
 
 # Seeded, and without a clock: the suite runs on busy machines too.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
@@ -115,7 +115,7 @@ def encoder() -> Encoder:
     processor = Qwen2VLImageProcessorPil(
         patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=56 * 56, max_pixels=168 * 112
     )
-    tokenizer = AutoTokenizer.from_pretrained(weights.EMBEDDED, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(resolve.EMBEDDED, padding_side="left")
     return Encoder(tokenizer, processor, max_prompt_tokens=512)
 
 
@@ -233,7 +233,7 @@ def pictures(tmp_path):
 def checkpoint(tmp_path):
     """A copy of the embedded model, to damage."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(weights.EMBEDDED, folder, ignore=shutil.ignore_patterns("__*", "*.py"))
+    shutil.copytree(resolve.EMBEDDED, folder, ignore=shutil.ignore_patterns("__*", "*.py"))
     return folder
 
 

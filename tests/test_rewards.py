@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.rewards import (
     Rewards,
     answer_format,

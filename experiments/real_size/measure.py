@@ -47,9 +47,9 @@ from medvlm_r1.policy.geometry import geometry, unweighted  # noqa: E402
 run.hush()  # before the libraries that it silences are loaded
 from medvlm_r1.artifacts.record import hardware  # noqa: E402
 from medvlm_r1.data.sample import VQASample  # noqa: E402
-from medvlm_r1.dialogue import Answer  # noqa: E402
 from medvlm_r1.phantom import PhantomSource  # noqa: E402
 from medvlm_r1.policy.encode import collate  # noqa: E402
+from medvlm_r1.prompts import Answer  # noqa: E402
 from medvlm_r1.rewards import Rewards  # noqa: E402
 
 CASES = ("full-sft", "full-grpo", "lora-sft", "lora-grpo")

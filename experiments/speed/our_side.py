@@ -22,8 +22,8 @@ from medvlm_r1.algorithms.optim import Optimisation
 from medvlm_r1.algorithms.trajectory import MicroBatch
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.encode import EncodedPrompt
+from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.policy.tuning import Tuning
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey

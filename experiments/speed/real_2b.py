@@ -22,8 +22,8 @@ from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.plan.meta import fused_attention
 from medvlm_r1.policy.encode import Encoder, collate
 from medvlm_r1.policy.geometry import geometry, unweighted
+from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.policy.tuning import Tuning
 
 PROMPTS, GROUP, PROMPT, LONGEST, MEAN = 2, 8, 800, 512, 384
 

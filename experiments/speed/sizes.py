@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.policy.encode import PATCH, EncodedPrompt, Encoder
 from medvlm_r1.policy.geometry import geometry, resized
-from medvlm_r1.policy.weights import EMBEDDED
+from medvlm_r1.policy.loading.resolve import EMBEDDED
+from medvlm_r1.prompts import PromptStyle
 
 GENUINE = "Qwen/Qwen2-VL-2B-Instruct"
 STYLE = PromptStyle("plain", train="{Question}", evaluate="{Question}")

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from medvlm_r1.data.sample import LETTERS, VQASample
-from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.phantom import MODALITIES, QUESTION_TYPES, PhantomSource
+from medvlm_r1.prompts import PromptStyle
 
 IMAGE_TOKENS = 16  # of a 112 x 112 picture: 8 x 8 patches, merged 2 x 2
 IGNORE = -100

@@ -20,12 +20,12 @@ from torchmetrics import MeanMetric
 from medvlm_r1.algorithms.optim import Optimisation
 from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer, PromptStyle
 from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.evaluate.predictions import Prediction, predict
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.prompts import Answer, PromptStyle
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from medvlm_r1.algorithms.advantages import in_groups
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer, is_right
 from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
+from medvlm_r1.prompts import Answer, is_right
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 

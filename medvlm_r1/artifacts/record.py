@@ -26,9 +26,9 @@ from medvlm_r1.evaluate.predictions import (
     summarise,
     write_predictions,
 )
-from medvlm_r1.policy.checkpoint import RECORD
-from medvlm_r1.policy.export import whole_or_not_at_all
-from medvlm_r1.policy.weights import base_of, loaded_commit
+from medvlm_r1.policy.loading.resolve import base_of, loaded_commit
+from medvlm_r1.policy.loading.validate import RECORD
+from medvlm_r1.policy.saving import whole_or_not_at_all
 from medvlm_r1.report.run_folder import method_title
 from medvlm_r1.runs.durable import write_whole
 

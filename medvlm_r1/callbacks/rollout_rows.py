@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer, is_right
+from medvlm_r1.prompts import Answer, is_right
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 

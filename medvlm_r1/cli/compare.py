@@ -10,12 +10,12 @@ from rich.markup import escape
 
 from medvlm_r1.cli.folders import as_typed, destination, folder_parser
 from medvlm_r1.report.comparison import Comparison, compare
-from medvlm_r1.report.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.figures import comparison_figure
-from medvlm_r1.report.page import caveat, headline, write_page
-from medvlm_r1.report.paper_tables import as_csv, as_latex
+from medvlm_r1.report.page.page import caveat, headline, write_page
 from medvlm_r1.report.run_folder import RunFolderError
-from medvlm_r1.report.tables import (
+from medvlm_r1.report.tables.controls import control_figures, control_summary, control_table
+from medvlm_r1.report.tables.paper import as_csv, as_latex
+from medvlm_r1.report.tables.tables import (
     accuracy_table,
     as_markdown,
     as_rich,

@@ -12,8 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.data.sources.hub import hub_problem
-from medvlm_r1.policy.checkpoint import RECORD, UnusableWeightsError
-from medvlm_r1.policy.export import (
+from medvlm_r1.policy.loading.validate import RECORD, UnusableWeightsError
+from medvlm_r1.policy.saving import (
     ModelFolder,
     ModelFolderError,
     look_into,

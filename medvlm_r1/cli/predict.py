@@ -168,7 +168,7 @@ def load(given: argparse.Namespace, questions: Sequence[Question]) -> "Responden
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of kernels that nobody asked for
     # Late, so that --help and a mistyped path are answered at once.
     from medvlm_r1.inference.answerer import respondent
-    from medvlm_r1.policy.weights import MissingGPUError, MissingWeightsError
+    from medvlm_r1.policy.loading.resolve import MissingGPUError, MissingWeightsError
 
     try:
         model = respondent(given.model, given.prompt, given.recipe, given.device)

@@ -27,11 +27,11 @@ from typing import Any
 
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.sample import LETTERS
-from medvlm_r1.dialogue import named, reasoning_of
 from medvlm_r1.evaluate.controls import BLANK, CUT, PERMUTED, PRIOR, SWAPPED
 from medvlm_r1.evaluate.labels import labels
 from medvlm_r1.evaluate.predictions import Prediction
 from medvlm_r1.evaluate.statistics import Interval, paired_difference, proportion
+from medvlm_r1.prompts import named, reasoning_of
 
 GAINS = {BLANK: "image_gain", SWAPPED: "swap_gain", CUT: "reasoning_effect", PRIOR: "prior_gain"}
 Scores = dict[str, float]  # question -> right (1) or wrong (0), or the chance to be right

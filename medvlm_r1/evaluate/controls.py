@@ -34,7 +34,7 @@ import numpy as np
 
 from medvlm_r1.data.perturbation import PLAIN, BlankImage, Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import PromptStyle, normalised
+from medvlm_r1.prompts import PromptStyle, normalised
 
 BLANK, SWAPPED, PERMUTED, PRIOR, CUT = "blank", "swapped", "permuted", "prior", "reasoning-cut"
 CONTROLS = (PLAIN, BLANK, SWAPPED, PERMUTED, PRIOR, CUT)

@@ -8,9 +8,9 @@ from pathlib import Path
 from medvlm_r1.audit.shortcuts import hit, prior_guesses
 from medvlm_r1.data.perturbation import PLAIN, Variant
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.dialogue import Answer, is_right, is_right_leniently, token_overlap
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import proportion
+from medvlm_r1.prompts import Answer, is_right, is_right_leniently, token_overlap
 
 
 @dataclass

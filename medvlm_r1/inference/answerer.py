@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from medvlm_r1.data.sample import Question, VQASample
-from medvlm_r1.dialogue import Answer
 from medvlm_r1.inference.answer_file import Response
-from medvlm_r1.policy.asked import RECORD, Asked, UnknownAskingError, configured, pinned, recorded
 from medvlm_r1.policy.confidence import option_probabilities
 from medvlm_r1.policy.encode import EncodedPrompt
-from medvlm_r1.policy.load import load_policy
+from medvlm_r1.policy.loading.load import load_policy
+from medvlm_r1.policy.loading.resolve import MissingWeightsError, check_weights, find_weights
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.policy.weights import MissingWeightsError, check_weights, find_weights
+from medvlm_r1.policy.prompt_record import RECORD, Asked, UnknownAskingError, configured, pinned, recorded
+from medvlm_r1.prompts import Answer
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
@@ -120,7 +120,7 @@ def respondent(path: str, prompt: str | None, recipe: str | None, device: str | 
 
     Raises:
         MissingWeightsError, UnusableWeightsError, MissingGPUError: see
-            :func:`~medvlm_r1.policy.weights.check_weights`.
+            :func:`~medvlm_r1.policy.loading.resolve.check_weights`.
         UnknownAskingError: how to ask cannot be told, or the record says otherwise.
         ValueError: no such device.
     """

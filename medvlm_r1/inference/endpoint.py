@@ -28,11 +28,11 @@ from torch import Tensor
 from medvlm_r1.data.images.cache import PictureCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
-from medvlm_r1.dialogue import PromptStyle
 from medvlm_r1.inference.endpoint_cache import Reply, ReplyFile
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import fitted
-from medvlm_r1.policy.load import Recipe
+from medvlm_r1.policy.loading.load import Recipe
+from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey
 
@@ -64,7 +64,7 @@ class ChatEncoder:
     """Turns a question into a chat, in a DataLoader worker.
 
     Attributes:
-        image_size, min_pixels, max_pixels: see :class:`~medvlm_r1.policy.load.Recipe`. A Qwen2-VL
+        image_size, min_pixels, max_pixels: see :class:`~medvlm_r1.policy.loading.load.Recipe`. A Qwen2-VL
             server with wider limits leaves a picture of that size as it is.
     """
 

@@ -46,7 +46,7 @@ def check_model(cfg: DictConfig) -> None:
     if deepspeed and (cfg.select == "best" or cfg.model.recipe.dtype != "bfloat16"):
         raise ValueError("trainer=deepspeed_zero2 wants model.recipe.dtype=bfloat16 and select=last")
     if not is_endpoint:
-        from medvlm_r1.policy.weights import check_weights
+        from medvlm_r1.policy.loading.resolve import check_weights
 
         check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
         return

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from medvlm_r1.algorithms.losses import grpo_loss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
-from medvlm_r1.policy.decoding import Decoding
 from medvlm_r1.policy.encode import Encoder, PromptBatch
+from medvlm_r1.policy.forward.decoding import Decoding
+from medvlm_r1.policy.forward.logprobs import repeated
 from medvlm_r1.policy.geometry import block_period, resized, unweighted
-from medvlm_r1.policy.load import Recipe, load_encoder
-from medvlm_r1.policy.passes import repeated
+from medvlm_r1.policy.loading.load import Recipe, load_encoder
+from medvlm_r1.policy.loading.resolve import EMBEDDED
+from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.policy.tuning import Tuning
-from medvlm_r1.policy.weights import EMBEDDED
 
 _COSTS: dict[tuple, "Cost"] = {}
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medvlm_r1.plan.job import Job
 from medvlm_r1.plan.measure import Meter
+from medvlm_r1.plan.workload import Job
 from medvlm_r1.policy.geometry import cache_bytes_per_token
 
 PHASES = ("sampling", "reference", "training", "update", "evaluation")

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from medvlm_r1.plan.cards import Card
-from medvlm_r1.plan.job import Job
 from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.memory import PHASES, Count, Held, Inventory, moment_bytes, resident, transient
+from medvlm_r1.plan.workload import Job
 from medvlm_r1.policy.geometry import cache_bytes_per_token, geometry
 
 # Assumed: the share of a card's published arithmetic that passes reach, and of its bandwidth that the

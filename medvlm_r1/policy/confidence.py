@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from medvlm_r1.dialogue import Alternatives
 from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.prompts import Alternatives
 
 
 @torch.no_grad()

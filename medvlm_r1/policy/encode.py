@@ -16,7 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from medvlm_r1.data.images.cache import PictureCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import LETTERS, BadRowError, ImageHandle, Phase, Question
-from medvlm_r1.dialogue import PromptStyle
+from medvlm_r1.prompts import PromptStyle
 
 PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from medvlm_r1.data.sources.hub import hub_problem
-from medvlm_r1.policy.weights import EMBEDDED, MissingWeightsError
+from medvlm_r1.policy.loading.resolve import EMBEDDED, MissingWeightsError
 
 _ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
 _IDS = {

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from medvlm_r1.policy.checkpoint import adapter_base
-from medvlm_r1.policy.export import ModelFolderError, look_into
-from medvlm_r1.policy.load import load_model, merged
-from medvlm_r1.policy.weights import MissingWeightsError, find_weights
+from medvlm_r1.policy.loading.load import load_model, merged
+from medvlm_r1.policy.loading.resolve import MissingWeightsError, find_weights
+from medvlm_r1.policy.loading.validate import adapter_base
+from medvlm_r1.policy.saving import ModelFolderError, look_into
 
 
 def merge_adapter(folder: Path, out: Path, dtype: str | None = None, base: str | None = None) -> None:

@@ -14,16 +14,16 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from medvlm_r1.policy import attention
-from medvlm_r1.policy.attention import run_layers
 from medvlm_r1.policy.counters import Counters
-from medvlm_r1.policy.decoding import Decoding, Prefix
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
-from medvlm_r1.policy.export import greedy, name_base, name_processor, whole_or_not_at_all
-from medvlm_r1.policy.head import head_scores
-from medvlm_r1.policy.packed import Prompts
-from medvlm_r1.policy.passes import LAYOUTS, embed, inner_model, repeated
-from medvlm_r1.policy.vision import FeatureCache, blank_features, picture_features
+from medvlm_r1.policy.forward import attention
+from medvlm_r1.policy.forward.attention import run_layers
+from medvlm_r1.policy.forward.decoding import Decoding, Prefix
+from medvlm_r1.policy.forward.lm_head import head_scores
+from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, inner_model, repeated
+from medvlm_r1.policy.forward.packing import Prompts
+from medvlm_r1.policy.forward.vision import FeatureCache, blank_features, picture_features
+from medvlm_r1.policy.saving import greedy, name_base, name_processor, whole_or_not_at_all
 
 Scores = Float[Tensor, "rows vocabulary"]
 

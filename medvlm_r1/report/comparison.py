@@ -9,7 +9,7 @@ import numpy as np
 
 from medvlm_r1.evaluate.statistics import Interval, holm, smallest_difference
 from medvlm_r1.report.fairness import Fairness, compare_settings
-from medvlm_r1.report.rows import Row, check_same_questions, group, paired
+from medvlm_r1.report.groups import Row, check_same_questions, group, paired
 from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs, rl_beside_sft
 
 MEAN, OUTSIDE = (

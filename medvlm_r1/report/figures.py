@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medvlm_r1.report.comparison import OUTSIDE, Comparison
-from medvlm_r1.report.rows import Row
-from medvlm_r1.report.tables import percent, set_name
+from medvlm_r1.report.groups import Row
+from medvlm_r1.report.tables.tables import percent, set_name
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from medvlm_r1.policy.decoding import Decoding
 from medvlm_r1.policy.encode import EncodedPrompt, collate
+from medvlm_r1.policy.forward.decoding import Decoding
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import DrawKey, choice_scores

@@ -1,0 +1,1 @@
+"""The generalisation matrix: trained on one domain, tested on all."""

@@ -1,0 +1,198 @@
+"""The generalisation matrix: trained on each of several domains, tested on all of them (Med-R1).
+
+A line is what a model was trained on, a column what it was tested on. Cells of the diagonal are in domain:
+there a text prior of the training questions may answer as well, so they are kept apart from the others.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from medvlm_r1.evaluate.controls import PRIOR
+from medvlm_r1.evaluate.statistics import Interval, holm, over_seeds, seeds_difference
+from medvlm_r1.report.comparison import LEVEL
+from medvlm_r1.report.groups import Row, paired
+from medvlm_r1.report.page.audit import marks
+from medvlm_r1.report.tables.controls import difference, rate
+
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training domain on one test set.
+
+    Attributes:
+        accuracy: strict, with its interval.
+        in_domain: whether the model was trained on the test set's domain.
+        marks: of what the audit found that touches the number (a leak, a shortcut).
+        prior: accuracy of the text prior fitted on the training questions; ``None`` where it was not asked.
+        gain: accuracy minus that prior, paired; ``None`` likewise.
+    """
+
+    accuracy: Interval
+    in_domain: bool
+    marks: str = ""
+    prior: float | None = None
+    gain: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One method under one prompt, trained on each domain.
+
+    Attributes:
+        label: method, and prompt where matrices of several prompts stand side by side.
+        lines: training domain -> its runs; :data:`UNTRAINED` holds zero-shot runs.
+        test_sets: the columns.
+    """
+
+    label: str
+    lines: dict[str, Row]
+    test_sets: list[str]
+
+    @cached_property
+    def cells(self) -> dict[str, dict[str, Cell]]:
+        """Training domain -> test set -> cell."""
+        return {
+            domain: {test: self._cell(domain, row, test) for test in self.test_sets}
+            for domain, row in self.lines.items()
+        }
+
+    @cached_property
+    def in_domain(self) -> Interval | None:
+        """Mean of the diagonal, each test set weighing the same."""
+        return self._mean(self._outcomes(inside=True))
+
+    @cached_property
+    def outside(self) -> Interval | None:
+        """Mean off the diagonal: of each test set over the lines not trained on it, then over test sets.
+
+        Lines are no draw of anything, questions and seeds are: the lines' outcomes on one question are
+        averaged first, because they share its difficulty.
+        """
+        return self._mean(self._outcomes(inside=False))
+
+    @cached_property
+    def lost_outside(self) -> tuple[Interval, float] | None:
+        """Mean of the diagonal minus mean of the rest on the same questions, and its p."""
+        both = [self._outcomes(inside) for inside in (True, False)]
+        shared = [test for test in self.test_sets if all(test in outcomes for outcomes in both)]
+        if not shared:
+            return None
+        return seeds_difference(
+            *([part[t] for t in shared] for part in both), [self.groups(t) for t in shared]
+        )
+
+    def groups(self, test_set: str) -> list:
+        """Image group of each question of a column."""
+        return next(iter(self.lines.values())).groups(test_set)
+
+    @property
+    def trained(self) -> dict[str, Row]:
+        """The lines that were trained on something."""
+        return {domain: row for domain, row in self.lines.items() if domain != UNTRAINED}
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Seeds that every trained line has: means over lines are of these."""
+        return sorted(set.intersection(*(set(row.seeds) for row in self.trained.values())))
+
+    def outcomes_outside(self, domains: Collection[str]) -> dict[str, np.ndarray]:
+        """Test set -> ``[seeds, questions]``, mean over those lines of ``domains`` not trained on it."""
+        return self._outcomes(inside=False, domains=domains)
+
+    def _cell(self, domain: str, row: Row, test: str) -> Cell:
+        found = marks(row.runs, [test])
+        if domain == UNTRAINED:  # no questions that it could know the priors of
+            return Cell(row.rate([test]), False, found)
+        prior = rate(row, test, PRIOR)
+        gain = difference(row, test, PRIOR)
+        return Cell(row.rate([test]), domain == test, found, prior and prior.value, gain)
+
+    def _outcomes(self, inside: bool, domains: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        found = {
+            test: [
+                row.outcomes(test)[[row.seeds.index(seed) for seed in self.seeds]]
+                for domain, row in self.trained.items()
+                if (domain == test) == inside and (domains is None or domain in domains)
+            ]
+            for test in self.test_sets
+        }
+        return {test: np.mean(lines, axis=0) for test, lines in found.items() if lines}
+
+    def _mean(self, outcomes: dict[str, np.ndarray]) -> Interval | None:
+        return over_seeds(list(outcomes.values()), [self.groups(t) for t in outcomes]) if outcomes else None
+
+    def as_dict(self) -> dict:
+        """Plain types for ``matrix.json``; fractions throughout."""
+        means = {"in_domain": self.in_domain, "out_of_domain": self.outside}
+        lost = self.lost_outside
+        return {
+            "label": self.label,
+            "runs": {domain: [str(run.folder) for run in row.runs] for domain, row in self.lines.items()},
+            "cells": {d: {t: asdict(cell) for t, cell in line.items()} for d, line in self.cells.items()},
+            "mean": {name: mean.as_dict() for name, mean in means.items() if mean},
+            "lost_outside": lost and {**lost[0].as_dict(), "p": lost[1]},
+        }
+
+
+@dataclass(frozen=True)
+class Change:
+    """A cell of one matrix minus the same of the first; without a domain, the mean off the diagonal."""
+
+    label: str
+    domain: str | None
+    test_set: str | None
+    interval: Interval
+    p: float
+    test: str
+    adjusted: float
+
+    @property
+    def supported(self) -> bool:
+        """Whether the test, adjusted over all changes, supports a difference."""
+        return self.adjusted < LEVEL
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Matrices on the same questions side by side; the first is what the others are compared with."""
+
+    matrices: list[Matrix]
+    unfinished: list[Path] = field(default_factory=list)
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """Every cell, and the mean off the diagonal, against the first matrix; Holm over all of them."""
+        first, *rest = self.matrices
+        found = []
+        for other in rest:
+            domains = self.shared(other)
+            for domain in domains:
+                for test in first.test_sets:
+                    tested = paired(other.lines[domain], first.lines[domain], [test])
+                    found.append((other.label, domain, test, *tested))
+            a, b = (matrix.outcomes_outside(domains) for matrix in (other, first))
+            if a:
+                groups = [first.groups(t) for t in a]
+                tested = seeds_difference(list(a.values()), list(b.values()), groups)
+                found.append((other.label, None, None, *tested, "bootstrap"))
+        adjusted = holm([p for *_, p, _ in found])
+        return [Change(*parts, q) for parts, q in zip(found, adjusted, strict=True)]
+
+    def shared(self, other: Matrix) -> list[str]:
+        """Domains that both the first matrix and ``other`` have lines of."""
+        return [domain for domain in self.matrices[0].trained if domain in other.trained]
+
+    def as_dict(self) -> dict:
+        """Plain types for ``matrix.json``."""
+        return {
+            "test_sets": self.matrices[0].test_sets,
+            "matrices": [matrix.as_dict() for matrix in self.matrices],
+            "changes": [asdict(change) | {"supported": change.supported} for change in self.changes],
+            "unfinished": [str(path) for path in self.unfinished],
+        }

@@ -1,0 +1,200 @@
+"""Matrices as tables (console, Markdown, LaTeX), as CSV and as a heat map."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from medvlm_r1.evaluate import statistics
+from medvlm_r1.report.comparison import LEVEL
+from medvlm_r1.report.figures import PAGE, PRINT, Palette, svg
+from medvlm_r1.report.matrix.matrix import UNTRAINED, Change, Matrices, Matrix
+from medvlm_r1.report.matrix.matrix import Cell as MatrixCell
+from medvlm_r1.report.page.audit import marks
+from medvlm_r1.report.tables.tables import Cell, Table, mark_notes, p_text, percent, set_name, span
+
+_SHADES = "YlGnBu"
+
+
+def matrix_table(matrix: Matrix) -> Table:
+    """Lines are training domains, columns test sets; beside a figure, its text prior and the gain over it."""
+    n = [line.accuracy.n for line in next(iter(matrix.cells.values())).values()]
+    heads = [Cell("Trained on")] + [
+        Cell(set_name(t), f"n = {k}") for t, k in zip(matrix.test_sets, n, strict=True)
+    ]
+    rows = [
+        [Cell(set_name(domain)), *(_cell(cell) for cell in line.values())]
+        for domain, line in matrix.cells.items()
+    ]
+    notes = [
+        "Accuracy in percent with 95 % intervals. In domain: trained on that set's domain. Prior: what the "
+        "text of the training questions gives away without a picture; behind it the accuracy's gain over it."
+    ]
+    every = _marks(matrix)
+    for name, mean in (("in domain", matrix.in_domain), ("out of domain", matrix.outside)):
+        if mean:
+            notes.append(f"Mean {name}: {percent(mean.value)}{every} ({span(mean)}, {mean.method}).")
+    if matrix.lost_outside:
+        lost, p = matrix.lost_outside
+        notes.append(
+            f"In domain minus out of domain, on the same questions: {percent(lost.value, signed=True)}"
+            f"{every} ({span(lost, signed=True)}, p {p_text(p)})."
+        )
+    if any(row.seeds != matrix.seeds for row in matrix.trained.values()):
+        notes.append(f"Means are of the seeds that all lines have: {', '.join(map(str, matrix.seeds))}.")
+    notes += mark_notes(matrix.lines.values())
+    return Table(f"Trained on one, tested on all: {matrix.label}", heads, rows, notes)
+
+
+def change_table(matrices: Matrices, label: str) -> Table:
+    """One matrix minus the first, cell by cell; bold where the adjusted test supports it."""
+    first = matrices.matrices[0]
+    found = {(c.domain, c.test_set): c for c in matrices.changes if c.label == label}
+    heads = [Cell("Trained on")] + [Cell(set_name(test)) for test in first.test_sets]
+    other = next(matrix for matrix in matrices.matrices if matrix.label == label)
+    shared = matrices.shared(other)
+    rows = [
+        [Cell(set_name(domain))]
+        + [
+            _change(found[domain, test], _marks(first, test) or _marks(other, test))
+            for test in first.test_sets
+        ]
+        for domain in shared
+    ]
+    tests = " / ".join(sorted({change.test for change in matrices.changes}))
+    n = ", ".join(str(len(first.groups(test))) for test in first.test_sets)
+    notes = [
+        f"Points on the same questions (n = {n}), 95 % interval, adjusted p ({tests}, Holm over "
+        f"{len(matrices.changes)} tests). Bold: adjusted p below 0.05."
+    ]
+    if (least := len(matrices.changes) * 2 / (statistics.RESAMPLES + 1)) > LEVEL and "bootstrap" in tests:
+        notes.append(f"Over so many tests a bootstrap's adjusted p is never below {least:.2f}.")
+    if mean := found.get((None, None)):
+        every = _marks(first) or _marks(other)
+        told = f"{percent(mean.interval.value, signed=True)}{every} ({span(mean.interval, signed=True)})"
+        notes.append(f"Mean out of domain: {told}, adjusted p {p_text(mean.adjusted)}.")
+    if left_out := sorted({*first.trained, *other.trained} - {*shared}):
+        notes.append(
+            f"Left out, as only one of both was trained on it: {', '.join(map(set_name, left_out))}."
+        )
+    notes += mark_notes([*first.lines.values(), *other.lines.values()])
+    return Table(f"{label} minus {first.label}", heads, rows, notes)
+
+
+def matrices_tables(matrices: Matrices) -> list[Table]:
+    """Every matrix, then what changes from the first to each other one; the first names unfinished runs."""
+    tables = [
+        *(matrix_table(matrix) for matrix in matrices.matrices),
+        *(change_table(matrices, matrix.label) for matrix in matrices.matrices[1:]),
+    ]
+    if matrices.unfinished:
+        tables[0].notes.append(
+            "Unfinished, left out: " + ", ".join(path.name for path in matrices.unfinished) + "."
+        )
+    return tables
+
+
+def matrices_csv(matrices: Matrices) -> str:
+    """One cell a line, fractions in full precision."""
+    rows = [
+        {"matrix": matrix.label, "trained_on": domain, "tested_on": test, **cell.accuracy.as_dict()}
+        | {"in_domain": cell.in_domain, "marks": cell.marks, "prior": cell.prior}
+        | ({f"gain_{k}": getattr(cell.gain, k) for k in ("value", "low", "high")} if cell.gain else {})
+        for matrix in matrices.matrices
+        for domain, line in matrix.cells.items()
+        for test, cell in line.items()
+    ]
+    return pd.DataFrame(rows).to_csv(index=False)
+
+
+def heat_map(matrices: Matrices, path: Path) -> Path:
+    """All matrices side by side on one scale, as a PNG on white.
+
+    Args:
+        path: of the file to write.
+    """
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure = _drawn(matrices.matrices, PRINT)
+        caption = "accuracy in percent; framed: in domain; prior: of the text"
+        figure.supxlabel(caption, fontsize=8.5, color=PRINT.muted)
+        figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
+    return path
+
+
+def heat_map_svg(matrix: Matrix) -> str:
+    """One matrix for the page."""
+    return svg(_drawn([matrix], PAGE), f"matrix {matrix.label}")
+
+
+def _drawn(matrices: Sequence[Matrix], palette: Palette) -> Figure:
+    columns = len(matrices[0].test_sets)
+    found = dict.fromkeys(domain for matrix in matrices for domain in matrix.trained)
+    lines = [test for test in matrices[0].test_sets if test in found]
+    lines += [domain for domain in found if domain not in lines]
+    lines += [UNTRAINED] if any(UNTRAINED in matrix.lines for matrix in matrices) else []
+    size = ((0.72 * columns + 0.4) * len(matrices) + 1.4, 0.5 * len(lines) + 1.3)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(matrices), squeeze=False, sharey=True)[0]
+    for axes, matrix in zip(panels, matrices, strict=True):
+        _shaded(axes, matrix, lines, palette)
+    panels[0].invert_yaxis()
+    panels[0].set_yticks([y + 0.5 for y in range(len(lines))], [set_name(domain) for domain in lines])
+    panels[0].set_ylabel("trained on", color=palette.muted, fontsize=9)
+    return figure
+
+
+def _shaded(axes: Axes, matrix: Matrix, lines: Sequence[str], palette: Palette) -> None:
+    cells = [list(matrix.cells[domain].values()) if domain in matrix.cells else [] for domain in lines]
+    missing = [math.nan] * len(matrix.test_sets)
+    values = [[cell.accuracy.value for cell in line] or missing for line in cells]
+    axes.pcolormesh(values, cmap=_SHADES, vmin=0, vmax=1, edgecolors="none")
+    for y, line in enumerate(cells):
+        for x, cell in enumerate(line):
+            _written(axes, cell, x + 0.5, y + 0.5)
+    axes.set_title(matrix.label, loc="left", fontsize=10, color=palette.ink)
+    names = [set_name(test) for test in matrix.test_sets]
+    axes.set_xticks([x + 0.5 for x in range(len(names))], names, rotation=35, ha="right")
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    if UNTRAINED in lines:
+        axes.axhline(len(lines) - 1, color="white", lw=3)
+
+
+def _written(axes: Axes, cell: MatrixCell, x: float, y: float) -> None:
+    """The figure in its field, and what the prior scores; a frame in domain."""
+    # fields have the same colours in light and in dark, so what stands in them has too
+    style = {"color": "white" if cell.accuracy.value > 0.55 else PRINT.ink, "ha": "center", "va": "center"}
+    prior = cell.prior is not None
+    axes.annotate(percent(cell.accuracy.value) + cell.marks, (x, y - 0.16 * prior), fontsize=8.5, **style)
+    if prior:
+        axes.annotate(f"prior {percent(cell.prior)}", (x, y + 0.22), fontsize=6, **style)
+    if cell.in_domain:
+        frame = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec=style["color"])
+        axes.add_patch(frame)
+
+
+def _cell(cell: MatrixCell) -> Cell:
+    notes = [span(cell.accuracy)]
+    if cell.in_domain:
+        notes.append("in domain")
+    if cell.prior is not None:
+        gain = percent(cell.gain.value, signed=True) if cell.gain else ""
+        notes.append(f"prior {percent(cell.prior)} {gain}".rstrip())
+    return Cell(percent(cell.accuracy.value) + cell.marks, "; ".join(notes))
+
+
+def _change(change: Change, mark: str) -> Cell:
+    note = f"{span(change.interval, signed=True)}; p {p_text(change.adjusted)}"
+    return Cell(percent(change.interval.value, signed=True) + mark, note, change.supported)
+
+
+def _marks(matrix: Matrix, test_set: str | None = None) -> str:
+    """What touches a number over all lines: of one column, or of all."""
+    sets = [test_set] if test_set else matrix.test_sets
+    return marks([run for row in matrix.trained.values() for run in row.runs], sets)

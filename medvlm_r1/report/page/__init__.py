@@ -1,0 +1,1 @@
+"""``report.html``: one file for a run or a comparison."""

@@ -1,0 +1,1 @@
+"""The summary of a multirun: states, costs, and what each factor changes."""

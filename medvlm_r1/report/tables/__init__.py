@@ -1,0 +1,1 @@
+"""Tables for the console, Markdown, LaTeX, CSV and the page."""

@@ -1,0 +1,97 @@
+"""The comparison as a paper takes it: LaTeX with booktabs, and CSV with one figure a line."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from medvlm_r1.report.comparison import Comparison
+from medvlm_r1.report.tables.tables import Cell, Table
+
+_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\ensuremath{<}",
+    ">": r"\ensuremath{>}",
+    "\N{MINUS SIGN}": r"\ensuremath{-}",
+    "\N{EN DASH}": "--",
+    "\N{DAGGER}": r"\textsuperscript{\textdagger}",
+}
+
+
+def as_latex(tables: list[Table], label: str = "medvlm_r1") -> str:
+    """``table`` environments for ``\\usepackage{booktabs}``; notes stand in the caption.
+
+    Args:
+        tables: bold where a cell's adjusted test supports it, as in every other form of the table.
+        label: of the first table; the others' are numbered.
+    """
+    made = [_one(table, f"tab:{label}" + (f"-{k}" if k else "")) for k, table in enumerate(tables)]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(made)
+
+
+def as_csv(c: Comparison) -> str:
+    """Accuracy, format rates and differences, fractions in full precision, one a line."""
+    rows = []
+    for quantity, rates in (
+        ("accuracy", c.accuracy),
+        ("accuracy_lenient", c.lenient),
+        ("well_formed", c.well_formed),
+        ("answered", c.answered),
+    ):
+        for label, columns in rates.items():
+            best = {scope: quantity == "accuracy" and c.best(scope) == label for scope in columns}
+            rows += [
+                {"quantity": quantity, "row": label, "column": scope, **i.as_dict(), "supported": best[scope]}
+                for scope, i in columns.items()
+            ]
+    for d in c.differences:
+        rows.append(
+            {"quantity": "difference", "row": d.first, "minus": d.second, "column": d.where}
+            | d.interval.as_dict()
+            | {"p": d.p, "p_holm": d.adjusted, "test": d.test, "supported": d.supported}
+        )
+    columns = ["quantity", "row", "minus", "column", "value", "low", "high", "n", "method"]
+    columns += ["p", "p_holm", "test", "supported"]
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False)
+
+
+def _one(table: Table, label: str) -> str:
+    """One ``table``: each figure over its interval, as on the console."""
+    head, *body = ([_line(map(_bold, row)), _line(map(_small, row))] for row in (table.heads, *table.rows))
+    return "\n".join(
+        [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{escaped(table.title)}. {escaped(' '.join(table.notes))}}}",
+            f"\\label{{{label}}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
+            "\\toprule",
+            *filter(None, head),
+            "\\midrule",
+            *(line for lines in body for line in lines if line),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+            "",
+        ]
+    )
+
+
+def escaped(text: str) -> str:
+    """Plain text as LaTeX shows it literally."""
+    return "".join(_SPECIAL.get(character, character) for character in text)
+
+
+def _line(cells: Iterable[str]) -> str:
+    """A row; nothing where all its cells are empty."""
+    cells = list(cells)
+    return " & ".join(cells) + r" \\" if any(cells) else ""
+
+
+def _bold(cell: Cell) -> str:
+    return f"\\textbf{{{escaped(cell.main)}}}" if cell.bold else escaped(cell.main)
+
+
+def _small(cell: Cell) -> str:
+    return f"{{\\footnotesize {escaped(cell.note.replace('; ', ', '))}}}" if cell.note else ""

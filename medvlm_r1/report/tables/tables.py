@@ -1,0 +1,209 @@
+"""The same cells for the console, Markdown and the page. Numbers are points in percent, one decimal."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from medvlm_r1.evaluate.statistics import Interval
+from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
+from medvlm_r1.report.fairness import Fairness
+from medvlm_r1.report.groups import Row
+from medvlm_r1.report.page.audit import DAGGER, GIVEN_AWAY, given_away_over, leaked_over, marks
+
+SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", OUTSIDE: "Out of domain"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell: the figure, and its interval or remark in small print."""
+
+    main: str
+    note: str = ""
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; the first column holds labels, the others align right."""
+
+    title: str
+    heads: list[Cell]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+
+def set_name(test_set: str) -> str:
+    """``xray`` -> ``X-ray``; an unknown name with its underscores opened."""
+    return SHORT.get(test_set, test_set.replace("_", " ").capitalize())
+
+
+def percent(value: float, signed: bool = False) -> str:
+    """A fraction in percent with one decimal; a difference carries its sign."""
+    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    return text.replace("-", "\N{MINUS SIGN}") if text not in ("-0.0", "+0.0") else "0.0"
+
+
+def span(interval: Interval, signed: bool = False) -> str:
+    """The interval's ends in percent: ``33.3-44.3`` with an en dash, or ``-2.7 to +8.3`` for a difference."""
+    between = " to " if signed else "\N{EN DASH}"
+    return f"{percent(interval.low, signed)}{between}{percent(interval.high, signed)}"
+
+
+def p_text(p: float) -> str:
+    """``= 0.012``, or ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def accuracy_table(c: Comparison) -> Table:
+    """Rows in the order zero-shot, SFT, GRPO; a second zero-shot row reads answers leniently."""
+    heads = [Cell("Method")]
+    for scope, sets in c.scopes.items():
+        n = c.accuracy[c.rows[0].label][scope].n
+        where = "in domain" if c.in_domain and scope in c.in_domain else ""
+        if len(sets) > 1:
+            where = f"{len(sets)} sets"
+        heads.append(Cell(set_name(scope), "; ".join(filter(None, [where, f"n = {n}"]))))
+    heads += [Cell("Well-formed", "think, answer"), Cell("Answered", "answer tags")]
+
+    rows = []
+    best = {scope: c.best(scope) for scope in c.scopes}
+    for row in c.rows:
+        seeds = f"{len(row.runs)} seeds" if len(row.runs) > 1 else f"seed {row.seeds[0]}"
+        cells = [Cell(row.label, f"{row.experiment}; {seeds}")]
+        for scope, i in c.accuracy[row.label].items():
+            mark = marks(row.runs, c.scopes[scope])
+            cells.append(Cell(percent(i.value) + mark, span(i), best[scope] == row.label))
+        overall = list(c.scopes)[-1]
+        for rates in (c.well_formed, c.answered):
+            cells.append(Cell(percent(rates[row.label][overall].value), span(rates[row.label][overall])))
+        rows.append(cells)
+        if row.method == "zero_shot":
+            lenient = [
+                Cell(percent(i.value) + marks(row.runs, c.scopes[scope]), span(i))
+                for scope, i in c.lenient[row.label].items()
+            ]
+            rows.append([Cell(row.label, "read leniently"), *lenient, Cell("", ""), Cell("", "")])
+    guess = [Cell(percent(c.chance[scope])) for scope in c.scopes]
+    rows.append([Cell("Chance", "guessing an option"), *guess, Cell(""), Cell("")])
+
+    used = sorted({i.method for row in c.accuracy.values() for i in row.values()})
+    notes = [f"Accuracy in percent with 95 % intervals ({', '.join(used)}); n is questions per seed."]
+    if len(c.rows) > 1:
+        notes.append("Bold: above every other row of its column after Holm's adjustment.")
+        visible = percent(max(c.smallest_visible(t) for t in c.test_sets))
+        notes.append(
+            f"Two unpaired runs of this size show {visible} points or more per test set at 80 % power."
+        )
+    notes += mark_notes(c.rows)
+    return Table("Accuracy", heads, rows, notes)
+
+
+def mark_notes(rows: Iterable[Row]) -> list[str]:
+    """The footnotes of the marks; none where no number is touched by a leak or a shortcut."""
+    runs = [run for row in rows for run in row.runs]
+    notes = []
+    shares = leaked_over(runs)
+    told = [f"{percent(share)} % of the {set_name(name)} questions" for name, share in shares.items()]
+    if told:
+        notes.append(f"{DAGGER} {', '.join(told)} show a copy of a training image.")
+    told = [
+        f"{rule} alone scores {percent(score.accuracy)} % on {set_name(name)} "
+        f"(chance {percent(score.chance)})"
+        for name, (rule, score) in given_away_over(runs).items()
+    ]
+    if told:
+        notes.append(f"{GIVEN_AWAY} Without looking at a picture, {', '.join(told)}.")
+    return notes
+
+
+def difference_table(c: Comparison) -> Table:
+    """Paired differences in points; bold where the adjusted test supports one."""
+    heads = [Cell("Difference")] + [Cell(set_name(scope)) for scope in c.scopes]
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for d in c.differences:
+        cells = found.setdefault((d.first, d.second), [Cell(f"{d.first} \N{MINUS SIGN} {d.second}")])
+        runs = [run for row in c.rows if row.label in (d.first, d.second) for run in row.runs]
+        cells.append(_difference_cell(d, marks(runs, c.scopes[d.where])))
+    tests = " / ".join(sorted({d.test for d in c.differences}))
+    notes = [
+        f"Points on the same questions, 95 % interval, adjusted p ({tests}, Holm over {len(c.differences)}"
+        " tests). Bold: adjusted p below 0.05.",
+    ]
+    if any(len(row.runs) > 1 for row in c.rows):
+        notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
+    notes += mark_notes(c.rows)
+    return Table("Differences", heads, list(found.values()), notes if c.differences else [])
+
+
+def fairness_lines(f: Fairness) -> list[str]:
+    """Plain sentences: what differs, and the settings that must agree."""
+    if not f.known:
+        return [f"{f.second} and {f.first} cannot be compared: config.yaml is missing."]
+    lines = [
+        f"{f.second} and {f.first} differ outside the method in: " + ("none" if not f.differences else "")
+    ]
+    lines += [f"  {s.key}: {s.second!r} ({f.second}), {s.first!r} ({f.first})" for s in f.differences]
+    for s in f.same_work:
+        agree = (
+            f"{s.first!r} for both"
+            if s.equal
+            else f"{s.second!r} ({f.second}), {s.first!r} ({f.first}): UNEQUAL"
+        )
+        lines.append(f"  {s.key}: {agree}")
+    return lines
+
+
+def table_console() -> Console:
+    """A console for tables: where nobody sets the width, 80 columns would fold the labels."""
+    return Console() if sys.stdout.isatty() else Console(width=110)
+
+
+def as_rich(table: Table) -> RichTable:
+    """For the console; narrow enough for 80 columns with three test sets."""
+    drawn = RichTable(
+        title=table.title,
+        caption="\n".join(table.notes),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for k, column in enumerate(zip(table.heads, *table.rows, strict=True)):
+        width = max(len(line) for cell in column for line in _lines(cell).split("\n"))
+        # figures are never cut; a narrow console folds the labels instead
+        kind = {"justify": "right", "min_width": width, "no_wrap": True} if k else {"overflow": "fold"}
+        drawn.add_column(_lines(column[0]), **kind)
+    for row in table.rows:
+        drawn.add_row(*(f"[bold]{_lines(c)}[/bold]" if c.bold else _lines(c) for c in row))
+    return drawn
+
+
+def as_markdown(table: Table) -> str:
+    """A GitHub table with its notes beneath."""
+
+    def text(cell: Cell) -> str:
+        main = f"**{cell.main}**" if cell.bold else cell.main
+        return f"{main} ({cell.note.replace('; ', ', ')})" if cell.note else main
+
+    lines = [
+        "| " + " | ".join(text(c).replace("|", "\\|") for c in row) + " |"
+        for row in (table.heads, *table.rows)
+    ]
+    lines.insert(1, "|---" + "|--:" * (len(table.heads) - 1) + "|")
+    return "\n".join([f"### {table.title}", "", *lines, "", *table.notes, ""])
+
+
+def _difference_cell(d: Difference, mark: str) -> Cell:
+    note = f"{span(d.interval, signed=True)}; p {p_text(d.adjusted)}"
+    return Cell(percent(d.interval.value, signed=True) + mark, note, d.supported)
+
+
+def _lines(cell: Cell) -> str:
+    """Main text over small print, safe from console markup."""
+    return escape("\n".join(filter(None, [cell.main, *cell.note.split("; ")])))

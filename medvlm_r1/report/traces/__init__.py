@@ -1,0 +1,1 @@
+"""The trace browser: every test answer and every completion of training."""

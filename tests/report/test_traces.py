@@ -1,0 +1,191 @@
+"""The trace browser's data: all that the runs wrote, packed without loss, thinned only beyond a bound."""
+
+import base64
+import gzip
+import json
+
+import pandas as pd
+import pytest
+from run_folders import write_run, write_sweep
+
+from medvlm_r1.report.comparison import compare
+from medvlm_r1.report.run_folder import read_run
+from medvlm_r1.report.traces import gather as gather_module
+from medvlm_r1.report.traces.gather import NOTHING, gather
+
+pytestmark = pytest.mark.usefixtures("few_draws")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return write_sweep(tmp_path_factory.mktemp("sweeps") / "main", seeds=2, n=20)
+
+
+def unpacked(found):
+    return json.loads(gzip.decompress(base64.b64decode(found.packed)))
+
+
+def edit_lines(path, change):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+
+
+def test_every_answer_is_there_beside_its_question(sweep):
+    found = gather(compare([sweep]))
+    data = unpacked(found)
+    tests, say = data["tests"], data["texts"].__getitem__
+    assert found.answers == len(tests["id"]) == 3 * 20 * 2  # test sets, questions, controls
+    assert found.left_out == []
+    labels = [run["label"] for run in data["runs"]]
+    assert labels[:3] == ["Zero-shot, seed 0", "Zero-shot, seed 1", "SFT, seed 0"]
+    for columns in tests["replies"]:
+        run = read_run(sweep / data["runs"][columns["run"]]["name"])
+        rows = run.predictions.set_index(["test_set", "control", "sample_id"])
+        for k in range(found.answers):
+            row = rows.loc[tuple(say(tests[c][k]) for c in ("set", "control", "id"))]
+            assert say(columns["text"][k]) == row["text"]
+            assert columns["right"][k] == row["correct"]
+            assert say(tests["question"][k]) == row["question"]
+            assert [say(o) for o in tests["options"][k]] == row["options"]
+            read = None if columns["answer"][k] == NOTHING else say(columns["answer"][k])
+            assert read == (None if pd.isna(row["answer"]) else row["answer"])
+
+
+def test_every_completion_is_there_with_its_rewards(sweep):
+    data = unpacked(gather(compare([sweep])))
+    groups, said, say = data["groups"], data["groups"]["completions"], data["texts"].__getitem__
+    assert len(groups["id"]) == 2 * 4 * 2  # GRPO runs, traced steps, prompts
+    for g in range(len(groups["id"])):
+        rows = read_run(sweep / data["runs"][groups["run"][g]]["name"]).rollouts(groups["step"][g])
+        rows = [row for row in rows if row["sample_id"] == say(groups["id"][g])]
+        assert groups["count"][g] == len(rows) == 8
+        for at, row in enumerate(rows, groups["first"][g]):
+            assert say(said["text"][at]) == row["text"]
+            assert {t: v[at] for t, v in said["rewards"].items()} == row["rewards"]
+            assert said["total"][at] == pytest.approx(row["total"], abs=1e-4)
+            assert said["advantage"][at] == pytest.approx(row["advantage"], abs=1e-4)
+            assert (said["tokens"][at], said["truncated"][at]) == (row["tokens"], row["truncated"])
+
+
+def test_a_text_that_occurs_often_is_held_once(sweep):
+    texts = unpacked(gather(compare([sweep])))["texts"]
+    assert len(texts) == len(set(texts))
+
+
+def test_a_control_of_one_run_alone_leaves_gaps_in_the_others(tmp_path):
+    folder = write_run(tmp_path, "sft", n=6)
+    other = {"image": "image", "blank": "swapped"}
+    edit_lines(folder / "predictions.jsonl", lambda r: r | {"control": other[r["control"]]})
+    write_run(tmp_path, "grpo", n=6)
+    tests = unpacked(gather(compare([tmp_path])))["tests"]
+    assert len(tests["id"]) == 3 * 6 * 3
+    for columns in tests["replies"]:
+        assert sum(right == NOTHING for right in columns["right"]) == 18
+        assert [t == NOTHING for t in columns["text"]] == [r == NOTHING for r in columns["right"]]
+
+
+def as_prior(row):
+    """The blank control's rows as the text prior has them: sure of the first test set, torn in the others."""
+    if row["control"] != "blank":
+        return row
+    torn = {"correct": 0.5, "correct_lenient": 0.5, "answer": None} if row["test_set"] != "mri" else {}
+    return row | {"control": "prior", "text": ""} | torn
+
+
+def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(tmp_path):
+    folder = write_run(tmp_path, "grpo", n=6)
+    edit_lines(folder / "predictions.jsonl", as_prior)
+    data = unpacked(gather(compare([folder])))
+    say, tests = data["texts"].__getitem__, data["tests"]
+    marks = {
+        (say(name), mark)
+        for name, control, mark in zip(
+            tests["set"], tests["control"], tests["replies"][0]["right"], strict=True
+        )
+        if say(control) == "prior"
+    }
+    assert {mark for name, mark in marks if name == "mri"} <= {0, 1}
+    assert {mark for name, mark in marks if name != "mri"} == {0.5}
+
+
+def test_an_earlier_evaluation_is_a_reply_of_its_own(tmp_path):
+    folder = write_run(tmp_path, "grpo", n=6)
+    path = folder / "predictions.jsonl"
+    early = [json.loads(line) | {"step": 1, "correct": False} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in early) + path.read_text())
+    replies = unpacked(gather(compare([folder])))["tests"]["replies"]
+    assert [r["name"] for r in replies] == ["grpo_600-seed0 at step 1", "grpo_600-seed0 at step 75"]
+    assert set(replies[0]["right"]) == {0}
+    assert gather_module.reply_name(read_run(folder)) == "grpo_600-seed0 at step 75"
+
+
+def test_options_in_another_order_are_kept_with_the_reply(tmp_path):
+    write_run(tmp_path, "sft", n=4)
+    folder = write_run(tmp_path, "grpo", n=4)
+    turn = lambda r: r | ({"options": r["options"][::-1]} if r["control"] == "blank" else {})  # noqa: E731
+    edit_lines(folder / "predictions.jsonl", turn)
+    data = unpacked(gather(compare([tmp_path])))
+    sft, grpo = data["tests"]["replies"]
+    assert set(sft["options"]) == {0}
+    for k, control in enumerate(data["tests"]["control"]):
+        own = 0 if data["texts"][control] == "image" else data["tests"]["options"][k][::-1]
+        assert grpo["options"][k] == own
+
+
+def test_where_a_control_showed_another_picture_that_one_is_shown(tmp_path):
+    folder = write_run(tmp_path, "grpo", n=4)
+    swap = {"control": "swapped", "picture_of": "mri-0001"}
+    edit_lines(folder / "predictions.jsonl", lambda r: r | swap if r["control"] == "blank" else r)
+    data = unpacked(gather(compare([folder])))
+    tests, say = data["tests"], data["texts"].__getitem__
+    rows = {(say(c), say(n)): k for k, (c, n) in enumerate(zip(tests["control"], tests["id"], strict=True))}
+    plain, swapped, other = (
+        rows[key] for key in (("image", "mri-0000"), ("swapped", "mri-0000"), ("image", "mri-0001"))
+    )
+    assert (say(tests["seen"][plain]), say(tests["seen"][swapped])) == ("mri-0000", "mri-0001")
+    assert tests["picture"][swapped] == tests["picture"][other] != tests["picture"][plain]
+
+
+def test_beyond_the_bound_steps_and_questions_are_thinned_and_it_is_said(sweep, monkeypatch):
+    monkeypatch.setattr(gather_module, "LARGEST_FILES", 60_000)
+    found = gather(compare([sweep]))
+    data = unpacked(found)
+    groups, tests = data["groups"], data["tests"]
+    for run in set(groups["run"]):
+        steps = [s for r, s in zip(groups["run"], groups["step"], strict=True) if r == run]
+        assert steps[0] == 1
+        assert steps[-1] == 75
+    assert 0 < len(set(tests["id"])) < 60
+    assert all(right != NOTHING for columns in tests["replies"] for right in columns["right"])
+    assert f"Of 60 test questions {len(set(tests['id']))} are here" in found.left_out[0]
+
+
+def test_training_steps_are_thinned_evenly(sweep, monkeypatch):
+    size = sum(p.stat().st_size for p in sweep.glob("*/rollouts/*"))
+    monkeypatch.setattr(gather_module, "LARGEST_FILES", size // 3 + 1)
+    found = gather(compare([sweep]))
+    assert sorted(set(unpacked(found)["groups"]["step"])) == [1, 75]  # of 1, 25, 50, 75
+    assert any("One training step in 3 is here" in line for line in found.left_out)
+
+
+def test_pictures_beyond_the_bound_are_left_out_and_it_is_said(sweep, monkeypatch):
+    whole = gather(compare([sweep]))
+    assert len(whole.pictures) == len(set(whole.pictures)) > 10
+    room = sum(map(len, whole.pictures[:5]))
+    monkeypatch.setattr(gather_module, "LARGEST_PICTURES", room)
+    some = gather(compare([sweep]))
+    assert 0 < sum(map(len, some.pictures)) <= room
+    assert f"{len(whole.pictures) - len(some.pictures)} kept pictures are left out" in some.left_out[-1]
+
+
+def test_a_reward_that_is_not_finite_does_not_break_the_page(tmp_path):
+    folder = write_run(tmp_path, "grpo", n=6)
+    broken = {"total": float("nan"), "advantage": float("inf")}
+    edit_lines(folder / "rollouts" / "step-1.jsonl", lambda r: r | broken)
+    said = unpacked(gather(compare([folder])))["groups"]["completions"]
+    assert said["total"][0] is None
+    assert said["advantage"][0] is None
+
+
+def test_the_same_runs_give_the_same_bytes(sweep):
+    assert gather(compare([sweep])).packed == gather(compare([sweep])).packed

@@ -1,0 +1,121 @@
+"""Whole training on the fast path against the reference path, on the reference engine's tokens."""
+
+import pytest
+import torch
+from training import FORMAT, fit, sgd
+
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.losses import grpo_loss
+from medvlm_r1.policy.loading.tuning import Tuning
+from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
+
+STEPS = 20
+HOW = {"lr": 0.05, "optimizer": sgd, "rewards": FORMAT, "micro_batch": 2, "n": 4 * STEPS}
+
+
+class Kept(GRPO):
+    """GRPO that remembers its losses and rollouts."""
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.losses, self.norms, self.gaps = [], [], []
+
+    def log_step(self, first, drawn, advantages, updates):
+        self.losses += [float(update["loss"]) for update in updates]
+        self.norms += [float(update["grad_norm"]) for update in updates]
+        self.gaps.append(float(updates[0]["gap"].max()))
+        super().log_step(first, drawn, advantages, updates)
+
+
+class Recording:
+    """The reference engine, and all that it drew in training."""
+
+    def __init__(self):
+        self.rollouts = {}
+
+    def __call__(self, policy, prompts, sampling, key):
+        rollout = ReferenceEngine()(policy, prompts, sampling, key)
+        if sampling.temperature:
+            self.rollouts[key.step] = rollout
+        return rollout
+
+
+class Replaying:
+    """What another engine drew; the fast engine draws too, and the first step is compared."""
+
+    def __init__(self, rollouts):
+        self.rollouts, self.first = rollouts, None
+
+    def __call__(self, policy, prompts, sampling, key):
+        drawn = SharedPrefixEngine()(policy, prompts, sampling, key)
+        if not sampling.temperature:
+            return drawn
+        self.first = self.first or drawn
+        return self.rollouts[key.step]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_twenty_steps_give_the_same_losses_and_weights(beta, tmp_path):
+    sampling = Sampling(group_size=4, max_tokens=24)
+    slow = Recording()
+    reference = fit(
+        Kept, tmp_path / "a", STEPS, engine=slow, layout="repeated", beta=beta, sampling=sampling, **HOW
+    )
+    fast = Replaying(slow.rollouts)
+    ours = fit(Kept, tmp_path / "b", STEPS, engine=fast, beta=beta, sampling=sampling, **HOW)
+
+    assert torch.equal(fast.first.tokens, slow.rollouts[0].tokens)
+    assert fast.first.texts == slow.rollouts[0].texts
+    assert len(reference.losses) == len(ours.losses) == STEPS
+    # on the policy that sampled, advantages cancel in the loss itself, not in its gradient
+    assert not beta or max(map(abs, reference.losses)) > 1e-3
+    assert max(reference.norms) > 0.1
+    assert ours.norms == pytest.approx(reference.norms, rel=1e-3, abs=1e-4)
+    assert ours.losses == pytest.approx(reference.losses, abs=1e-5)
+    start = fit(Kept, tmp_path / "c", 0, sampling=sampling, **HOW)
+    moved = 0.0
+    for (name, one), other, before in zip(
+        ours.policy.named_parameters(), reference.policy.parameters(), start.policy.parameters(), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        moved = max(moved, (one - before).abs().max().item())
+    assert moved > 1e-2
+    # without a KL term, groups without an advantage are passed over, and nothing changes by it
+    assert beta or ours.totals["pass_tokens"] < reference.totals["pass_tokens"] / 2
+    assert max(ours.gaps) < 1e-3
+
+
+def test_what_a_run_computes_is_counted(tmp_path):
+    module = fit(GRPO, tmp_path, steps=2, tuning=Tuning(train="language_model"), beta=0.04)
+    totals = module.totals
+    # 8 training questions in 2 steps, 8 validation questions twice, 14 test questions; the same pictures
+    # of validation are known the second time
+    assert totals["images_encoded"] == 8 + 8 + 14
+    assert totals["pass_tokens"] > 0
+    assert totals["head_tokens"] > 0
+    assert totals["decode_rows"] > 0
+    assert all(totals[f"seconds_{phase}"] > 0 for phase in ("sample", "reference", "train", "update"))
+    assert module.computed == totals
+
+
+def test_importance_weights_are_capped_and_leave_the_kl_term():
+    generator = torch.Generator().manual_seed(0)
+    logprobs, old, sampled, reference = (-torch.rand(3, 5, generator=generator) * 3 for _ in range(4))
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    gain = torch.tensor([1.0, -0.5, 0.3])
+    weights = (old - sampled).exp().clamp(max=1.5)
+    loss, _ = grpo_loss(logprobs, old, reference, gain, mask, beta=0.1, weights=weights)
+    ratio = (logprobs - old).exp()
+    d = reference - logprobs
+    term = -torch.min(ratio * gain[:, None], ratio.clamp(0.8, 1.2) * gain[:, None]) * weights
+    expected = (term + 0.1 * (d.exp() - d - 1)).mean(1).mean()
+    assert (weights == 1.5).any()
+    assert (weights < 1.5).any()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_cap_below_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"importance_cap is 0\.5: it must be at least 1, or null"):
+        fit(GRPO, tmp_path, importance_cap=0.5)

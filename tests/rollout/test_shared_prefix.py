@@ -1,0 +1,229 @@
+"""The shared-prefix engine against transformers' generate, and what it computes, counted."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch._dynamo.testing import CompileCounter
+
+from medvlm_r1.policy.encode import collate
+from medvlm_r1.policy.loading.tuning import Tuning
+from medvlm_r1.policy.policy import Policy
+from medvlm_r1.rollout.cuda_graphs import Recorder
+from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.reference import ReferenceEngine
+from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.shared_prefix import Rows, SharedPrefixEngine
+
+CPU = torch.device("cpu")
+KEY = DrawKey(seed=3, step=5)
+GROUP = Sampling(group_size=4, max_tokens=16)
+FAST = SharedPrefixEngine(look_every=4)
+POLICIES = ["random_policy", "untied_policy", "lora_policy", "policy_2_5"]
+
+
+def stopping(policy, every=8):
+    """The same policy, but one token in ``every`` ends a completion, so that lengths differ."""
+    other = Policy(policy.model, policy.encoder, policy.layout)
+    ordinary = min(policy.encoder.tokenizer.all_special_ids)
+    other.eos_ids = sorted({*policy.eos_ids, *range(0, ordinary, every)})
+    return other
+
+
+@pytest.fixture
+def policy(random_policy):
+    return stopping(random_policy)
+
+
+def same_draws(one, other, atol=1e-5):
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.mask, other.mask)
+    assert one.texts == other.texts
+    assert torch.equal(one.truncated, other.truncated)
+    for name in ("logprobs", "kept_mass"):
+        ours, theirs = getattr(one, name)[one.mask], getattr(other, name)[one.mask]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+class TestAgreesWithTheReference:
+    @pytest.mark.parametrize("kind", POLICIES)
+    def test_from_one_seed_both_draw_the_same(self, kind, prompts, request):
+        policy = stopping(request.getfixturevalue(kind))
+        chosen = list(prompts.values())
+        ours, theirs = (engine(policy, chosen, GROUP, KEY) for engine in (FAST, ReferenceEngine()))
+        same_draws(ours, theirs, atol=3e-5)
+        assert len(ours.lengths.unique()) > 5
+        assert 0 < ours.truncated.sum() < len(ours.tokens)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"temperature": 0.0, "group_size": 1},
+            {"temperature": 0.7},
+            {"top_k": 5},
+            {"top_p": 0.8, "temperature": 1.3},
+            {"max_tokens": 1},
+            {"group_size": 1},
+        ],
+        ids=str,
+    )
+    def test_under_any_sampling(self, changed, prompts, policy):
+        chosen = [prompts[name] for name in ("wide", "text", "square")]
+        sampling = dataclasses.replace(GROUP, **changed)
+        same_draws(*(engine(policy, chosen, sampling, KEY) for engine in (FAST, ReferenceEngine())))
+
+    def test_when_every_row_ends_at_once(self, prompts, random_policy):
+        policy = stopping(random_policy, every=1)
+        rollout = FAST(policy, [prompts["wide"], prompts["text"]], GROUP, KEY)
+        assert rollout.tokens.shape == (8, 1)
+        assert not rollout.truncated.any()
+        assert policy.counters["decode_rows"] == 3 * 8  # up to the first look
+
+    def test_with_gradient_checkpointing_on(self, prompts, encoder, random_policy):
+        policy = Policy(copy.deepcopy(random_policy.model), encoder)
+        policy.checkpoint_gradients()
+        chosen = [prompts["square"], prompts["text"]]
+        same_draws(FAST(policy, chosen, GROUP, KEY), FAST(random_policy, chosen, GROUP, KEY))
+        assert policy.model.training
+
+
+class TestCompaction:
+    @pytest.mark.parametrize("look_every", [1, 3, 16])
+    def test_changes_nothing_that_is_drawn(self, look_every, prompts, policy):
+        chosen = list(prompts.values())
+        whole = SharedPrefixEngine(look_every, compact=False)(policy, chosen, GROUP, KEY)
+        same_draws(SharedPrefixEngine(look_every)(policy, chosen, GROUP, KEY), whole)
+
+    def test_decodes_the_rows_that_go_on_and_few_others(self, prompts, policy):
+        """Rows times steps, counted from the lengths: groups keep as many rows as the fullest has live."""
+        chosen = list(prompts.values())
+        rollout = SharedPrefixEngine(look_every=1)(policy, chosen, GROUP, KEY)
+        lengths = rollout.lengths.view(len(chosen), -1)
+        expected = 0
+        for done in range(1, int(lengths.max())):
+            live = (lengths > done).sum(1)
+            expected += int((live > 0).sum() * live.max())
+        assert policy.counters["decode_rows"] == expected
+        assert int((lengths - 1).sum()) <= expected < 0.8 * lengths.numel() * int(lengths.max())
+
+
+class TestCounts:
+    def test_prompts_are_read_once_and_the_host_looks_rarely(self, prompts, policy):
+        chosen = list(prompts.values())
+        SharedPrefixEngine(look_every=4)(policy, chosen, GROUP, KEY)
+        counted = policy.counters.take()
+        assert counted["prefill_tokens"] == sum(len(p.ids) for p in chosen)
+        assert counted["images_encoded"] == 5
+        assert counted["host_reads"] <= math.ceil(GROUP.max_tokens / 4)
+        assert policy.counters == {}
+
+    def test_a_picture_of_two_questions_is_encoded_once(self, questions, random_policy, short_style):
+        policy = stopping(random_policy)
+        two = dataclasses.replace(questions["text"], images=questions["square"].images)
+        chosen = [policy.encoder.encode(q, "train", short_style) for q in (questions["square"], two)]
+        rollout = FAST(policy, chosen, GROUP, KEY)
+        assert policy.counters["images_encoded"] == 1
+        with torch.no_grad():
+            for prompt, rows in zip(chosen, (slice(0, 4), slice(4, 8)), strict=True):
+                alone = policy.logprobs(
+                    collate([prompt], policy.pad_id, CPU), rollout.tokens[rows], rollout.mask[rows]
+                )
+                kept = rollout.mask[rows]
+                torch.testing.assert_close(rollout.logprobs[rows][kept], alone[kept], rtol=0, atol=1e-5)
+
+    def test_a_frozen_tower_sees_a_picture_once_in_a_run(self, prompts, lora_policy):
+        chosen = [prompts["square"], prompts["two"]]
+        assert lora_policy.tower_is_frozen
+        first = FAST(lora_policy, chosen, GROUP, KEY)
+        batch = collate(chosen, lora_policy.pad_id, CPU)
+        lora_policy.logprobs(batch, first.tokens, first.mask)
+        lora_policy.reference_logprobs(batch, first.tokens, first.mask)
+        again = FAST(lora_policy, chosen[::-1], GROUP, KEY)
+        assert lora_policy.counters["images_encoded"] == 3
+        assert first.texts[:4] == again.texts[4:]
+
+    def test_the_oldest_features_go_first(self, prompts, lora_policy):
+        width = 64 * 4
+        lora_policy._features.limit = 16 * width  # tokens of "square" alone
+        for _ in range(2):
+            for name in ("square", "flat"):
+                FAST(lora_policy, [prompts[name]], GROUP, KEY)
+        assert lora_policy.counters["images_encoded"] == 4
+
+
+class TestWeights:
+    def test_a_rollout_moves_none(self, prompts, encoder, fresh_policy):
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        policy = Policy(Tuning("adapter", config).apply(fresh_policy.model), encoder)
+        before = {n: (p.data_ptr(), p.detach().clone()) for n, p in policy.named_parameters()}
+        FAST(policy, [prompts["two"]], GROUP, KEY)
+        for name, parameter in policy.named_parameters():
+            place, value = before[name]
+            assert parameter.data_ptr() == place, name
+            assert torch.equal(parameter, value), name
+
+
+class TestRecorded:
+    """What a GPU does with its steps, but for the recording itself: a step is kept and computed again."""
+
+    def test_replayed_steps_draw_the_same(self, prompts, policy):
+        recorded = []
+
+        def record(step, rewind):
+            recorded.append(step)
+            for _ in range(2):  # as warming up does
+                step()
+                rewind()
+            return step
+
+        engine = SharedPrefixEngine(look_every=4, recorder=Recorder(record))
+        orders = [list(prompts), list(prompts)[::-1], list(prompts)]
+        for step, order in enumerate(orders):
+            chosen, key = [prompts[name] for name in order], DrawKey(3, step)
+            same_draws(engine(policy, chosen, GROUP, key), FAST(policy, chosen, GROUP, key))
+        first = len(recorded)
+        engine(policy, [prompts[name] for name in orders[0]], GROUP, DrawKey(3, 0))
+        assert first == len(recorded) > 1  # nothing new the second time
+
+    def test_warming_up_at_the_last_token_stays_inside(self, prompts, policy):
+        """A shape may be recorded at the very last step: further ones would write behind the tensors."""
+
+        def record(step, rewind):
+            for _ in range(2):
+                step()
+                rewind()
+            return step
+
+        sampling = dataclasses.replace(GROUP, max_tokens=2)
+        engine = SharedPrefixEngine(recorder=Recorder(record))
+        chosen = [prompts["square"], prompts["text"]]
+        same_draws(engine(policy, chosen, sampling, KEY), FAST(policy, chosen, sampling, KEY))
+
+    def test_a_result_is_not_written_over_by_the_next_rollout(self, prompts, policy):
+        engine = SharedPrefixEngine(recorder=Recorder(lambda step, rewind: step))
+        one = engine(policy, [prompts["square"]], GROUP, DrawKey(0, 0))
+        kept = one.tokens.clone()
+        engine(policy, [prompts["square"]], GROUP, DrawKey(0, 1))
+        assert torch.equal(one.tokens, kept)
+
+    def test_a_step_is_one_graph_and_two_rollouts_share_it(self, prompts, random_policy):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+        compiled = torch.compile(Rows.advance, backend=counter, fullgraph=True)
+        for step in (1, 2):
+            names = ["square", "flat"] if step == 1 else ["flat", "square"]
+            rows = Rows(random_policy, [prompts[n] for n in names], GROUP, DrawKey(0, step), 64)
+            with torch.no_grad(), random_policy.sampling():
+                rows.draw()
+                for _ in range(3):
+                    compiled(rows)
+        assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_it_must_look_at_some_time(wrong):
+    with pytest.raises(ValueError, match=f"look_every is {wrong}: it must be at least 1"):
+        SharedPrefixEngine(look_every=wrong)
