@@ -38,7 +38,7 @@ def holder(tmp_path):
 
 
 def test_one_process_at_a_time(holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "_PATIENCE", 0.1)
+    monkeypatch.setattr(status, "_PATIENCE", 0.1)
     assert status.state_of(tmp_path) == status.RUNNING
     told = pytest.raises(status.RunIsBusyError, match="another process is working on this run")
     with told, status.held(tmp_path):
@@ -109,7 +109,7 @@ def test_a_full_disk_hides_no_cause(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     def fail():
-        monkeypatch.setattr(state, "write_whole", full)
+        monkeypatch.setattr(status, "write_whole", full)
         raise ValueError("the cause")
 
     with pytest.raises(ValueError, match="the cause"), status.life(tmp_path):
