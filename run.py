@@ -67,13 +67,13 @@ def run(cfg: DictConfig) -> float:
         with told_plainly():
             settle(cfg, folder, in_multirun)
         # the first process of a run holds its folder, and keeps what becomes of it
-        with nullcontext() if later else status.held(folder):
+        with nullcontext() if later else status.run_lock(folder):
             with told_plainly():
                 done = recorded(cfg, folder, in_multirun)
             if done is not None:
                 return done
             begun = True
-            with nullcontext() if later else status.life(folder) as this:
+            with nullcontext() if later else status.attempt(folder) as this:
                 return carry_out(cfg, folder, this)
     except status.RunIsBusyError as error:
         if not in_multirun:
@@ -84,7 +84,7 @@ def run(cfg: DictConfig) -> float:
         return math.nan
     except Exception as error:
         if later:
-            status.keep_failure(folder, error)
+            status.record_failure(folder, error)
         if in_multirun:
             log.error("run %s failed: %s", folder.name, error)
             if begun and has_other_ranks():  # perhaps at another point: they must not meet in the next run
@@ -106,9 +106,9 @@ def recorded(cfg: DictConfig, folder: Path, in_multirun: bool) -> float | None:
     """
     if not (cfg.resume or cfg.ckpt_path):
         return None
-    found = status.outcome(folder)
+    found = status.result_of(folder)
     if in_multirun and found == status.FAILED and not cfg.retry:
-        raise ValueError(f"it failed before (retry=true tries again): {status.reason(folder)}")
+        raise ValueError(f"it failed before (retry=true tries again): {status.failure_reason(folder)}")
     if found != status.FINISHED:
         return None
     if not is_later_rank():
@@ -118,7 +118,7 @@ def recorded(cfg: DictConfig, folder: Path, in_multirun: bool) -> float | None:
     return json.loads((folder / "metrics.json").read_text())["validation"]["accuracy"]
 
 
-def carry_out(cfg: DictConfig, folder: Path, this: status.Life | None = None) -> float:
+def carry_out(cfg: DictConfig, folder: Path, this: status.Attempt | None = None) -> float:
     """Fit if the method trains, test, and leave everything in the run folder; returns as :func:`run` does.
 
     ``this`` is told the devices.
@@ -153,7 +153,7 @@ def carry_out(cfg: DictConfig, folder: Path, this: status.Life | None = None) ->
     with told_plainly():
         checkpoint = checkpoint_of(folder, cfg.ckpt_path, cfg.resume)
     if this:
-        this.note(devices=trainer.world_size, hardware=hardware())
+        this.record(devices=trainer.world_size, hardware=hardware())
         if cfg.overwrite or (cfg.resume and module.trains and not checkpoint):
             empty(folder)
         durable.write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -235,11 +235,11 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
         workers=cfg.workers,
         variants=functools.partial(Variants, controls=controls, opening=prompt.opening),
     )
-    if cfg.select == "best" and not (module.trains and "best" in (cfg.watch or {})):
-        raise ValueError("select=best needs a method that trains (grpo, sft, ...), and watch.best")
+    if cfg.select == "best" and not (module.trains and "best" in (cfg.get("callbacks") or {})):
+        raise ValueError("select=best needs a method that trains (grpo, sft, ...), and callbacks.best")
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[instantiate(node) for node in (cfg.watch or {}).values()],
+        callbacks=[instantiate(node) for node in (cfg.get("callbacks") or {}).values()],
         logger=[instantiate(node) for node in cfg.logger.values()],
     )
     return module, data, trainer
@@ -354,8 +354,8 @@ def check_command_line(arguments: list[str]) -> Path | None:
         stop("a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)")
     folder = OUTPUTS / "sweeps" / sweep
     if not is_later_rank():
-        status.note_jobs(folder, jobs)
-        print(f"{folder}: {status.counted(status.states_of(folder))}")
+        status.record_jobs(folder, jobs)
+        print(f"{folder}: {status.count_statuses(status.statuses_of(folder))}")
     return folder
 
 
@@ -430,8 +430,8 @@ def main() -> None:
         raise
     finally:
         if sweep and not is_later_rank():
-            print(status.told(sweep))
-    if sweep and status.FAILED in status.states_of(sweep).values():  # a search goes on with the others
+            print(status.sweep_summary(sweep))
+    if sweep and status.FAILED in status.statuses_of(sweep).values():  # a search goes on with the others
         raise SystemExit(1)
 
 

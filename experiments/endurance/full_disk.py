@@ -59,10 +59,10 @@ def main() -> None:
         for _ in track(range(args.fills), "fills"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", disk], check=True)
             try:
-                life = start(disk)
+                process = start(disk)
                 time.sleep(rng.uniform(0, 1) * seconds)
                 fill(disk)
-                full_in.append(where(disk) if life.wait() else "nothing was left to write")
+                full_in.append(where(disk) if process.wait() else "nothing was left to write")
                 resize(disk, ROOMY)
                 if start(disk).wait():
                     raise SystemExit(f"with space again, the run failed all the same: {full_in}")

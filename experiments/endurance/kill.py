@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 COMMAND = [sys.executable, HERE.parents[1] / "run.py", "+experiment=grpo_600", "model=tiny", "data=phantom"]
 COMMAND += ["data.train.n=64", "data.validation.n=16", "data.test.mri.n=64", "data.test.ct.n=64"]
 COMMAND += ["data.test.xray.n=64", "workers=0", "audit=null", "logger=csv", "controls=[image,blank]"]
-COMMAND += ["model.recipe.evaluation_batch=8", "watch.last.every=2", "resume=auto"]
+COMMAND += ["model.recipe.evaluation_batch=8", "callbacks.last.every=2", "resume=auto"]
 
 
 def folder_of(work: Path) -> Path:
@@ -61,7 +61,7 @@ def undisturbed(work: Path) -> float:
 def where(work: Path) -> str:
     """What a killed run was doing."""
     folders = list((work / "outputs/runs").glob("*"))
-    if not folders or not (folders[0] / "lives.json").exists():
+    if not folders or not (folders[0] / "attempts.json").exists():
         return "start"
     if (folders[0] / "metrics.json").exists():
         return "report"
@@ -120,12 +120,12 @@ def main() -> None:
         with Progress() as progress:
             bar = progress.add_task("kills", total=args.kills)
             while len(kills) < args.kills or list(killed.iterdir()):
-                life = start(killed)
+                process = start(killed)
                 try:
-                    code = life.wait(rng.uniform(0, 1) * seconds if len(kills) < args.kills else None)
+                    code = process.wait(rng.uniform(0, 1) * seconds if len(kills) < args.kills else None)
                 except subprocess.TimeoutExpired:
-                    os.killpg(life.pid, signal.SIGKILL)  # as a machine that goes down
-                    life.wait()
+                    os.killpg(process.pid, signal.SIGKILL)  # as a machine that goes down
+                    process.wait()
                     kills.append(where(killed))
                     progress.update(bar, completed=len(kills))
                     continue

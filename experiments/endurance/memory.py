@@ -26,8 +26,8 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 KEPT = 100  # rollouts on disk
 COMMAND = [sys.executable, HERE.parents[1] / "run.py", "+experiment=grpo_600", "model=tiny", "data=phantom"]
-COMMAND += ["controls=[image]", "audit=null", "workers=1", "logger=csv", "watch.rollouts.show_every=0"]
-COMMAND += [f"watch.rollouts.keep={KEPT}", "trainer.val_check_interval=1.0", "trainer.max_epochs=-1"]
+COMMAND += ["controls=[image]", "audit=null", "workers=1", "logger=csv", "callbacks.rollouts.show_every=0"]
+COMMAND += [f"callbacks.rollouts.keep={KEPT}", "trainer.val_check_interval=1.0", "trainer.max_epochs=-1"]
 COMMAND += ["data.validation.n=16", "data.test.mri.n=4", "data.test.ct.n=4", "data.test.xray.n=4"]
 
 

@@ -120,7 +120,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", default="qwen2_vl_2b", help="a model option of conf/model")
     parser.add_argument(
-        "--cases", nargs="+", default=CASES, help=f"of {', '.join(CASES)}; tune options may lead"
+        "--cases", nargs="+", default=CASES, help=f"of {', '.join(CASES)}; peft options may lead"
     )
     parser.add_argument("--override", nargs="*", default=[], help="overrides as run.py takes them")
     parser.add_argument("--scratch", type=Path, help="folder for 40 GB of weights and checkpoints")
@@ -188,7 +188,7 @@ def composed(overrides: list[str]) -> Any:
 def configured(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Path, epochs: int) -> Any:
     """The configuration of one case: the paper's settings on phantoms of full size."""
     tune, _, method = case.rpartition("-")
-    overrides = [f"model={arguments.model}", f"tune={tune}", f"method={method}", "watch=null", *SMALL]
+    overrides = [f"model={arguments.model}", f"peft={tune}", f"method={method}", "~callbacks", *SMALL]
     overrides += [
         "logger=csv",
         "workers=0",

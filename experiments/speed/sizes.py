@@ -135,7 +135,7 @@ def other_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def adapter() -> LoraConfig:
-    """Adapters as ``tune=lora`` puts them, but with random weights on both sides: fresh ones add nothing."""
+    """Adapters as ``peft=lora`` puts them, but with random weights on both sides: fresh ones add nothing."""
     return LoraConfig(
         r=16,
         lora_alpha=32,

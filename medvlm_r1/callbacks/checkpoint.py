@@ -39,7 +39,7 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: str | Path, every: int = 25) -> None:
         if every < 1:
-            raise ValueError(f"watch.last.every is {every}: it must be at least 1")
+            raise ValueError(f"callbacks.last.every is {every}: it must be at least 1")
         self.folder, self.every = Path(folder), every
         self._written = 0  # steps done when the newest one was written
         self._between_steps = False  # that is being written

@@ -26,7 +26,7 @@ class RolloutTrace(Callback):
         self, keep: int = 1000, show_every: int = 25, pictures_every: int = 25, pictures: int = 4
     ) -> None:
         if keep < 1:
-            raise ValueError(f"watch.rollouts.keep is {keep}: it must be at least 1")
+            raise ValueError(f"callbacks.rollouts.keep is {keep}: it must be at least 1")
         self.keep = keep
         self.show_every, self.pictures_every, self.pictures = show_every, pictures_every, pictures
 

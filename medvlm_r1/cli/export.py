@@ -22,7 +22,7 @@ from medvlm_r1.policy.saving import (
 
 EXAMPLES = """examples:
   python -m medvlm_r1.export outputs/runs/grpo_600-seed0
-  python -m medvlm_r1.export outputs/runs/grpo_600-tune=lora-seed0 --merge --out merged
+  python -m medvlm_r1.export outputs/runs/grpo_600-peft=lora-seed0 --merge --out merged
   python -m medvlm_r1.export merged --push-to-hub NAME/REPO --private
 
 SOURCE is a run folder or a model directory. Without --merge and --push-to-hub it is only described.

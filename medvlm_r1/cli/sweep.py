@@ -1,4 +1,4 @@
-"""Sum up a multirun: ``python -m medvlm_r1.sweep FOLDER`` tells states and costs, and tests its factors."""
+"""Summarise a multirun: ``python -m medvlm_r1.sweep FOLDER`` prints statuses, costs and effects."""
 
 import csv
 import json
@@ -49,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print("wrote " + ", ".join(map(str, written)))
-    return 0 if len(sweep.runs) == len(sweep.states) else 1
+    return 0 if len(sweep.runs) == len(sweep.statuses) else 1
 
 
 def show(sweep: Sweep, console: Console) -> None:
-    """Print the states and every table."""
+    """Print the statuses and every table."""
     for line in state_lines(sweep):
         console.print(escape(line), highlight=False)
     for table in sweep_tables(sweep):
@@ -64,7 +64,7 @@ def write(sweep: Sweep, command: str) -> list[Path]:
     """Write the tables in every form and the drawings into the sweep's folder."""
     folder = sweep.folder
     paths = [folder / f"sweep.{ending}" for ending in ("json", "md", "csv")]
-    found = sweep.as_dict() if sweep.runs else {"states": sweep.states}
+    found = sweep.as_dict() if sweep.runs else {"statuses": sweep.statuses}
     paths[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     parts = ["\n".join(state_lines(sweep)), *map(as_markdown, sweep_tables(sweep)), f"Made by `{command}`"]
     paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -77,7 +77,7 @@ def write(sweep: Sweep, command: str) -> list[Path]:
                     figures = [rate["value"], rate["low"], rate["high"], rate["n"]]
                     lines.writerow([run.folder.name, "finished", run.seed, *levels, test, *figures])
         done = {run.folder.name for run in sweep.runs}
-        lines.writerows([name, state] for name, state in sweep.states.items() if name not in done)
+        lines.writerows([name, state] for name, state in sweep.statuses.items() if name not in done)
     if sweep.runs and sweep.effects:
         paths += [
             effects_figure(sweep, folder / "effects.png"),

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-# What may differ between two lives of one run: where and how it is made, not what it does.
-FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "pictures", "logger", "watch", "run_folder")
+# Keys that may differ between two attempts of one run: they do not change its result.
+FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "pictures", "logger", "callbacks")
+FREE += ("run_folder",)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -36,9 +37,9 @@ def check_model(cfg: DictConfig) -> None:
         raise ValueError(
             "an endpoint can be evaluated, not trained: take +experiment=zero_shot or method=zero_shot"
         )
-    if trains and cfg.tune.train == "nothing":
-        raise ValueError("this tune option trains nothing: take tune=qlora, or method=zero_shot to evaluate")
-    if splits and (cfg.tune.quantize or is_endpoint):
+    if trains and cfg.peft.train == "nothing":
+        raise ValueError("this peft option trains nothing: take peft=qlora, or method=zero_shot to evaluate")
+    if splits and (cfg.peft.quantize or is_endpoint):
         what = "an endpoint's weights" if is_endpoint else "weights held in 4 bits"
         raise ValueError(f"{what} cannot be split over devices: take trainer=single or trainer=ddp")
     if splits and "8bit" in cfg.optimizer._target_:

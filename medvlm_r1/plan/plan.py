@@ -115,7 +115,7 @@ def candidates(job: Job) -> list[list[str]]:
         fewer = [[f"model.recipe.evaluation_batch={n}"] for n in sizes if n]
         return [
             *fewer,
-            *([[]] if job.tuning.quantize else [["tune=nf4"], ["tune=nf4", *(fewer or [[]])[-1]]]),
+            *([[]] if job.tuning.quantize else [["peft=nf4"], ["peft=nf4", *(fewer or [[]])[-1]]]),
         ]
     small = ["model.recipe.micro_batch=1"] if job.micro_batch > 1 else []
     again = [] if job.recipe.gradient_checkpointing else ["model.recipe.gradient_checkpointing=true"]
@@ -124,9 +124,9 @@ def candidates(job: Job) -> list[list[str]]:
     if not job.tuning.adapter:
         if "8bit" not in job.optimizer and "SGD" not in job.optimizer:
             ways += [["optimizer=adamw_8bit", *way] for way in every]
-        ways += [["tune=lora", *way] for way in every]
+        ways += [["peft=lora", *way] for way in every]
     if not job.tuning.quantize:
-        ways += [["tune=qlora", *way] for way in every]
+        ways += [["peft=qlora", *way] for way in every]
         for devices in (2, 4, 8):
             if devices > job.world and job.recipe.prompts_per_step % devices == 0:
                 split = ["trainer=fsdp", f"trainer.devices={devices}"]

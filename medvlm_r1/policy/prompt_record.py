@@ -114,6 +114,6 @@ def _option(group: str, name: str) -> dict[str, Any]:
     if name not in (names := [file.stem for file in _files(group)]):
         raise UnknownAskingError(f"there is no {group} option {name!r}: take one of {', '.join(names)}")
     node = OmegaConf.load(CONF / group / f"{name}.yaml")
-    values = OmegaConf.to_container(node, resolve=False)  # other groups stay names: ${tune}
+    values = OmegaConf.to_container(node, resolve=False)  # other groups stay names: ${peft}
     below = [_option(group, other) for other in values.pop("defaults", []) if other != "_self_"]
     return OmegaConf.to_container(OmegaConf.merge(*below, values), resolve=False)

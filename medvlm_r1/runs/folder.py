@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank
-from medvlm_r1.runs.status import LIVES, LOCK, is_held
+from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked
 
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
@@ -70,7 +70,7 @@ def free_folder(folder: Path, reuse: bool) -> Path:
 def _is_used(folder: Path) -> bool:
     """Whether a run left something there, or has just begun: of several ranks, perhaps their own."""
     left = any((folder / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
-    return left or (not has_other_ranks() and is_held(folder))
+    return left or (not has_other_ranks() and is_locked(folder))
 
 
 def empty(folder: Path) -> None:
@@ -78,7 +78,7 @@ def empty(folder: Path) -> None:
     # first, because what is half removed must not pass for finished
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in folder.iterdir():
-        if path.name not in (".hydra", "config.yaml", "run.log", LOCK, LIVES):
+        if path.name not in (".hydra", "config.yaml", "run.log", LOCK, ATTEMPTS, OLD_ATTEMPTS):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -1,6 +1,6 @@
-"""What becomes of a run: one process holds its folder; lives, failure and cost are kept beside the rest.
+"""Status of a run: its attempts, the lock on its folder, why it failed; the runs of a sweep.
 
-A life is one process's work on a run, from its start to its end or kill; a resumed run has several.
+An attempt is one process's work on a run, from its start to its end or kill. A resumed run has several.
 """
 
 import json
@@ -16,55 +16,58 @@ from filelock import FileLock, Timeout
 
 from medvlm_r1.runs.durable import write_whole
 
-FINISHED, RUNNING, FAILED, UNFINISHED, NOT_BEGUN = "finished", "running", "failed", "unfinished", "not begun"
-STATES = (FINISHED, RUNNING, FAILED, UNFINISHED, NOT_BEGUN)
-LOCK, ERROR, LIVES, JOBS = "run.lock", "error.txt", "lives.json", "jobs.json"
-# Written at the start of every life, so their age tells nothing about the end of the last one.
-_AT_START = (".hydra", "config.yaml", "run.log", LOCK, LIVES, ERROR)
-_PATIENCE = 1  # s; of two processes that look at a folder at once, one has it for a moment
+FINISHED, RUNNING, FAILED = "finished", "running", "failed"
+UNFINISHED, NOT_STARTED = "unfinished", "not started"
+STATUSES = (FINISHED, RUNNING, FAILED, UNFINISHED, NOT_STARTED)
+LOCK, ERROR, ATTEMPTS, JOBS = "run.lock", "error.txt", "attempts.json", "jobs.json"
+OLD_ATTEMPTS = "lives.json"  # as earlier versions called it
+# Every attempt writes these when it starts, so their age says nothing about the end of the last one.
+_AT_START = (".hydra", "config.yaml", "run.log", LOCK, ATTEMPTS, OLD_ATTEMPTS, ERROR)
+_LOCK_TIMEOUT = 1  # s; a process that only checks a lock holds it for a moment
 
 
 class RunIsBusyError(ValueError):
     """Another process is working on the run."""
 
 
-def state_of(folder: Path) -> str:
-    """One of :data:`STATES`."""
-    found = outcome(folder)
-    if found != FINISHED and is_held(folder):
+def status_of(folder: Path) -> str:
+    """One of :data:`STATUSES`."""
+    result = result_of(folder)
+    if result != FINISHED and is_locked(folder):
         return RUNNING
-    return found or (UNFINISHED if _is_begun(folder) else NOT_BEGUN)
+    return result or (UNFINISHED if _is_started(folder) else NOT_STARTED)
 
 
-def outcome(folder: Path) -> str | None:
-    """:data:`FINISHED`, :data:`FAILED`, or neither.
+def result_of(folder: Path) -> str | None:
+    """:data:`FINISHED`, :data:`FAILED` or ``None``.
 
-    A failure behind an end counts: overwrite=true keeps the older run until the new one is built.
+    The newer of ``metrics.json`` and ``error.txt`` counts: with overwrite=true, the old metrics stay until
+    the new run is built.
     """
-    finished, failed = (_written(folder / name) for name in ("metrics.json", ERROR))
+    finished, failed = (_modified(folder / name) for name in ("metrics.json", ERROR))
     if finished > failed:
         return FINISHED
     return FAILED if failed else None
 
 
-def reason(folder: Path) -> str:
-    """Why a run failed, in one line; empty where it has just been begun again."""
+def failure_reason(folder: Path) -> str:
+    """First line of ``error.txt``; empty if a new attempt has just removed it."""
     with suppress(FileNotFoundError):
         return (folder / ERROR).read_text("utf-8").split("\n", 1)[0]
     return ""
 
 
-def keep_failure(folder: Path, error: Exception) -> None:
-    """Write why a run failed, unless another of its processes told the cause; a full disk keeps nothing."""
-    told = str(error).strip() or type(error).__name__
+def record_failure(folder: Path, error: Exception) -> None:
+    """Write ``error.txt`` unless another process of the run has written it; a full disk is ignored."""
+    message = str(error).strip() or type(error).__name__
     text = "".join(traceback.format_exception(error))
     if not (folder / ERROR).exists():
         with suppress(OSError):
-            write_whole(folder / ERROR, f"{told.splitlines()[0]}\n\n{text}")
+            write_whole(folder / ERROR, f"{message.splitlines()[0]}\n\n{text}")
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process works on the run now."""
+def is_locked(folder: Path) -> bool:
+    """Whether a process is working on the run now."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -77,33 +80,33 @@ def is_held(folder: Path) -> bool:
 
 
 @dataclass
-class Life:
-    """One process's work on a run, as ``lives.json`` keeps it.
+class Attempt:
+    """One process's work on a run, as ``attempts.json`` holds it.
 
     Attributes:
-        folder: of the run.
-        before: the lives before this one.
+        folder: run folder.
+        earlier: facts of the attempts before this one.
         facts: ``began`` (s since 1970), ``devices``, ``hardware``, and at its end ``seconds``.
     """
 
     folder: Path
-    before: list[dict[str, Any]]
+    earlier: list[dict[str, Any]]
     facts: dict[str, Any]
 
-    def note(self, **facts: Any) -> None:
-        """Add to the facts, on disk at once."""
+    def record(self, **facts: Any) -> None:
+        """Add facts and write ``attempts.json``."""
         self.facts |= facts
-        write_whole(self.folder / LIVES, json.dumps([*self.before, self.facts], indent=1) + "\n")
+        write_whole(self.folder / ATTEMPTS, json.dumps([*self.earlier, self.facts], indent=1) + "\n")
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the folder against every other process; a kill lets it go.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock the run folder against other processes; the system releases the lock of a killed process.
 
     Raises:
-        RunIsBusyError: another process holds it.
+        RunIsBusyError: another process holds the lock.
     """
-    lock = FileLock(folder / LOCK, timeout=_PATIENCE)
+    lock = FileLock(folder / LOCK, timeout=_LOCK_TIMEOUT)
     try:
         lock.acquire()
     except Timeout as error:
@@ -115,90 +118,90 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def life(folder: Path) -> Iterator[Life]:
-    """Keep when the work began and ended, and why it failed; the folder is held meanwhile.
+def attempt(folder: Path) -> Iterator[Attempt]:
+    """Record start, end and failure of an attempt; call it under :func:`run_lock`.
 
-    Interrupts and SIGTERM are no failure: the run is unfinished.
+    An interrupt or SIGTERM is no failure: the run stays unfinished.
     """
-    this = Life(folder, lives(folder), {"began": round(time.time(), 3)})
+    this = Attempt(folder, attempts(folder), {"began": round(time.time(), 3)})
     (folder / ERROR).unlink(missing_ok=True)
-    this.note()
+    this.record()
     try:
         yield this
     except Exception as error:
-        keep_failure(folder, error)
+        record_failure(folder, error)
         raise
     finally:
-        with suppress(OSError):  # a full disk must not hide what was raised
-            this.note(seconds=round(time.time() - this.facts["began"], 3))
+        with suppress(OSError):  # a full disk must not hide the error that is being raised
+            this.record(seconds=round(time.time() - this.facts["began"], 3))
 
 
-def lives(folder: Path) -> list[dict[str, Any]]:
-    """What is known of every process that worked on the run, oldest first.
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """Facts of every attempt on the run, oldest first.
 
-    One that was killed, or works still, is taken to have lived as long as it wrote.
+    A killed or running attempt has no ``seconds`` yet; they are then counted to the last write in the folder.
     """
-    path = folder / LIVES
-    kept = json.loads(path.read_text("utf-8")) if path.exists() else []
-    if kept and "seconds" not in kept[-1]:
-        kept[-1]["seconds"] = max(0.0, round(_last_written(folder) - kept[-1]["began"], 3))
-    return kept
+    path = next((p for p in (folder / ATTEMPTS, folder / OLD_ATTEMPTS) if p.exists()), None)
+    rows = json.loads(path.read_text("utf-8")) if path else []
+    if rows and "seconds" not in rows[-1]:
+        rows[-1]["seconds"] = max(0.0, round(_last_write(folder) - rows[-1]["began"], 3))
+    return rows
 
 
 # --- the runs of a sweep ----------------------------------------------------------------------------
 
 
-def note_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:
-    """Keep which runs a sweep is to have, by folder name with their overrides, beside those noted before."""
+def record_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:
+    """Add run names and their overrides to ``jobs.json``, the list of runs that a sweep will have."""
     sweep.mkdir(parents=True, exist_ok=True)
     with FileLock(sweep / "jobs.lock"):  # the same command may be started several times at once
         write_whole(sweep / JOBS, json.dumps(jobs_of(sweep) | jobs, indent=1) + "\n")
 
 
 def jobs_of(sweep: Path) -> dict[str, list[str]]:
-    """Name and overrides of the runs that a sweep is to have, as far as they were known when it began."""
+    """Run names and overrides in ``jobs.json``."""
     path = sweep / JOBS
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def states_of(sweep: Path) -> dict[str, str]:
-    """Name and state of every run of a sweep: of those noted, and of those found."""
-    found = [path.name for path in sorted(sweep.glob("*")) if _is_begun(path)]
-    return {name: state_of(sweep / name) for name in dict.fromkeys([*jobs_of(sweep), *found])}
+def statuses_of(sweep: Path) -> dict[str, str]:
+    """Run name -> status, for the runs in ``jobs.json`` and all others in the folder."""
+    started = [path.name for path in sorted(sweep.glob("*")) if _is_started(path)]
+    return {name: status_of(sweep / name) for name in dict.fromkeys([*jobs_of(sweep), *started])}
 
 
-def counted(states: dict[str, str]) -> str:
-    """``12 runs: 5 finished, 1 failed, 6 not begun``."""
-    counts = [(sum(one == state for one in states.values()), state) for state in STATES]
-    return f"{len(states)} runs: " + ", ".join(f"{count} {state}" for count, state in counts if count)
+def count_statuses(statuses: dict[str, str]) -> str:
+    """``12 runs: 5 finished, 1 failed, 6 not started``."""
+    counts = [(list(statuses.values()).count(status), status) for status in STATUSES]
+    return f"{len(statuses)} runs: " + ", ".join(f"{count} {status}" for count, status in counts if count)
 
 
-def told(sweep: Path) -> str:
-    """What has become of the runs of a sweep: their number, and each that is not finished."""
-    states = states_of(sweep)
-    lines = [f"{sweep}: {counted(states)}"]
-    for name, state in states.items():
-        why = f" ({reason(sweep / name)})" if state == FAILED else ""
-        lines += [f"  {state}: {name}{why}"] if state != FINISHED else []
-    if FAILED in states.values():
-        lines.append("retry=true tries failed runs again")
-    if NOT_BEGUN in states.values():
-        lines.append(f"a run that is not wanted any more: take it out of {sweep / JOBS}")
+def sweep_summary(sweep: Path) -> str:
+    """Number of runs by status, and a line for each run that is not finished."""
+    statuses = statuses_of(sweep)
+    lines = [f"{sweep}: {count_statuses(statuses)}"]
+    for name, status in statuses.items():
+        reason = f" ({failure_reason(sweep / name)})" if status == FAILED else ""
+        lines += [f"  {status}: {name}{reason}"] if status != FINISHED else []
+    if FAILED in statuses.values():
+        lines.append("retry=true runs failed runs again")
+    if NOT_STARTED in statuses.values():
+        lines.append(f"to drop a run that you no longer want, remove it from {sweep / JOBS}")
     return "\n".join(lines)
 
 
-def _is_begun(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.yaml", LIVES, ERROR))
+def _is_started(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.yaml", ATTEMPTS, OLD_ATTEMPTS, ERROR))
 
 
-def _last_written(folder: Path) -> float:
-    """When a run last wrote something that is not written at the start of every life."""
+def _last_write(folder: Path) -> float:
+    """Time of the last write to a file that is not in :data:`_AT_START`, in s since 1970."""
     paths = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _AT_START)
-    return max((_written(path) for path in paths if not path.is_dir()), default=0.0)
+    return max((_modified(path) for path in paths if not path.is_dir()), default=0.0)
 
 
-def _written(path: Path) -> float:
-    """When a file was written, in s since 1970; 0 where there is none, or none any more."""
+def _modified(path: Path) -> float:
+    """Modification time in s since 1970; 0 if the file does not exist (any more)."""
     with suppress(FileNotFoundError):
         return path.stat().st_mtime
     return 0.0

@@ -25,7 +25,7 @@ from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.callbacks.checkpoint import Checkpoints, damage, newest_whole
 from medvlm_r1.evaluate.journal import Journal
-from medvlm_r1.runs.status import FINISHED, UNFINISHED, lives, state_of
+from medvlm_r1.runs.status import FINISHED, UNFINISHED, attempts, status_of
 
 
 class Killed(BaseException):
@@ -271,7 +271,7 @@ sys.addaudithook(watch)
 COMMAND = ["+experiment=grpo_600", "model=tiny", "data=phantom", "workers=0", "audit=null", "logger=csv"]
 COMMAND += ["data.train.n=12", "data.validation.n=4", "data.test.mri.n=4", "data.test.ct.n=4"]
 COMMAND += ["data.test.xray.n=4", "model.recipe.prompts_per_step=4", "model.recipe.group_size=4"]
-COMMAND += ["model.recipe.evaluation_batch=2", "watch.last.every=1", "controls=[image]", "method.beta=0"]
+COMMAND += ["model.recipe.evaluation_batch=2", "callbacks.last.every=1", "controls=[image]", "method.beta=0"]
 
 
 def start(folder, die_at):
@@ -289,7 +289,7 @@ def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     for die_at in ("os.rename last.partial 2", "os.rename metrics.json.partial 1"):
         start(tmp_path / "killed", die_at)
         (left,) = (tmp_path / "killed/outputs/runs").iterdir()
-        assert state_of(left) == UNFINISHED
+        assert status_of(left) == UNFINISHED
     assert not (left / "report.html").exists()
     run_here(tmp_path / "killed", *COMMAND, "resume=auto")
     (whole,), (killed,) = ((tmp_path / name / "outputs/runs").iterdir() for name in ("whole", "killed"))
@@ -300,7 +300,7 @@ def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     assert metrics[0]["counters"].pop("images_encoded") <= metrics[1]["counters"].pop("images_encoded")
     assert metrics[0] == metrics[1]
     assert not list(killed.glob("*.journal"))
-    assert len(lives(killed)) == 3
+    assert len(attempts(killed)) == 3
     assert "finished already" in run_here(tmp_path / "killed", *COMMAND, "resume=auto").stdout
 
 
@@ -315,4 +315,4 @@ def test_a_disk_without_space_is_told_with_the_remedy(tmp_path):
     assert "Traceback" not in said
     full.unlink(missing_ok=True)
     run_here(tmp_path, *command)
-    assert state_of(tmp_path / "out") == FINISHED
+    assert status_of(tmp_path / "out") == FINISHED

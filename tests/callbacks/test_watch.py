@@ -85,5 +85,5 @@ def test_old_rollouts_make_room(tmp_path):
         watch.on_train_batch_end(trainer, SimpleNamespace(step=step + 1), outputs, None, step)
     kept = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
     assert kept == ["step-5.jsonl", "step-6.jsonl", "step-7.jsonl"]
-    with pytest.raises(ValueError, match=r"watch\.rollouts\.keep is 0"):
+    with pytest.raises(ValueError, match=r"callbacks\.rollouts\.keep is 0"):
         RolloutTrace(keep=0)

@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
     few = [override.replace("n=8", "n=4") for override in SHORT]
     few += ["model.recipe.prompts_per_step=4", "model.recipe.group_size=4"]
     return {
-        tune: launch(tmp_path_factory.mktemp(tune), *few, f"tune={tune}", "workers=0")
+        tune: launch(tmp_path_factory.mktemp(tune), *few, f"peft={tune}", "workers=0")
         for tune in ("full", "lora")
     }
 

@@ -182,9 +182,9 @@ finally:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer=fsdp", "tune=qlora"], "weights held in 4 bits cannot be split"),
+        (["trainer=fsdp", "peft=qlora"], "weights held in 4 bits cannot be split"),
         (["trainer=fsdp", "optimizer=adamw_8bit"], "8-bit moments cannot be split"),
-        (["tune=nf4"], "trains nothing: take tune=qlora"),
+        (["peft=nf4"], "trains nothing: take peft=qlora"),
         (["trainer=deepspeed_zero2", "model=tiny"], "wants model.recipe.dtype=bfloat16"),
         (["trainer=deepspeed_zero2", "select=best"], "and select=last"),
         (["model=endpoint", "model.url=x", "model.name=y"], "can be evaluated, not trained"),

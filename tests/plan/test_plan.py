@@ -108,7 +108,7 @@ def test_without_kl_there_is_no_reference():
 
 
 def test_a_frozen_tower_is_shared_with_the_reference():
-    made = planned(PAPER, "tune=language_model")
+    made = planned(PAPER, "peft=language_model")
     assert held(made, "reference") == (ALL - TOWER) * 2
     assert held(made, "fp32 master copies") == (ALL - TOWER) * 4
 
@@ -118,7 +118,7 @@ def test_adapters_by_hand():
     width, inner, narrow = 1536, 8960, 2 * 128
     attention = 2 * (width + width) + 2 * (width + narrow)  # q and o, k and v
     adapters = 28 * 16 * (attention + 3 * (width + inner))
-    made = planned(PAPER, "tune=lora")
+    made = planned(PAPER, "peft=lora")
     assert trained(made) == {"language model": 0, "vision tower": 0, "adapter": adapters, "head": 0}
     assert held(made, "weights") == (ALL + adapters) * 2
     assert held(made, "optimiser's moments") == adapters * 8
@@ -128,7 +128,7 @@ def test_adapters_by_hand():
 def test_four_bits_by_hand():
     """28 layers of q, o (1536 x 1536), k, v (1536 x 256) and the MLP's three (1536 x 8960)."""
     linear = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960)
-    made, whole = planned(PAPER, "tune=qlora"), planned(PAPER, "tune=lora")
+    made, whole = planned(PAPER, "peft=qlora"), planned(PAPER, "peft=lora")
     # of 64 weights: 32 bytes, one scale of one byte, and a 256th of four bytes
     assert NF4_BYTES == (32 + 1 + 4 / 256) / 64 == pytest.approx(0.5159, abs=1e-4)
     assert held(whole, "weights") - held(made, "weights") == pytest.approx(linear * (2 - NF4_BYTES))
@@ -305,7 +305,7 @@ def test_every_experiment_plans(experiment, model):
 
 @pytest.mark.parametrize("tune", ["full", "language_model", "lora", "lora_vision", "qlora"])
 def test_every_tuning_plans(tune):
-    assert planned("model=tiny", f"tune={tune}", timed=True).fits
+    assert planned("model=tiny", f"peft={tune}", timed=True).fits
 
 
 def test_text_is_counted_as_qwens_tokenizer_does():

@@ -220,7 +220,7 @@ class TestCheckpointing:
         ({"train": "head"}, "use 'all', 'language_model'"),
         ({"train": "adapter"}, "an adapter is trained exactly where one is given"),
         ({"train": "all", "adapter": lora()}, "an adapter is trained exactly where one is given"),
-        ({"train": "all", "quantize": "nf4"}, "cannot be trained: take tune=qlora"),
+        ({"train": "all", "quantize": "nf4"}, "cannot be trained: take peft=qlora"),
         ({"train": "nothing", "quantize": "int8"}, "use 'nf4' or null"),
         (
             {"train": "adapter", "adapter": LoraConfig(lora_dropout=0.1)},

@@ -23,11 +23,11 @@ from medvlm_r1.runs import status
 
 TINY = ["model=tiny", "data=phantom", "workers=0", "audit=null", "logger=csv", "controls=[image]"]
 TINY += ["data.train.n=8", "data.validation.n=4", "data.test.mri.n=4", "data.test.ct.n=4"]
-TINY += ["data.test.xray.n=4", "model.recipe.prompts_per_step=4", "watch.last.every=1"]
+TINY += ["data.test.xray.n=4", "model.recipe.prompts_per_step=4", "callbacks.last.every=1"]
 
 
-def lives(folder):
-    return {path.parent.name: len(status.lives(path.parent)) for path in folder.glob("*/lives.json")}
+def attempts(folder):
+    return {path.parent.name: len(status.attempts(path.parent)) for path in folder.glob("*/attempts.json")}
 
 
 def begin(folder, *arguments):
@@ -43,25 +43,25 @@ def test_a_sweep_killed_twice_ends_complete_each_run_once(tmp_path, capsys):
     command = ["-m", *axes, *TINY, "sweep=twelve"]
     sweep = tmp_path / "outputs/sweeps/twelve"
     for finished in (3, 8):
-        life = begin(tmp_path, *command)
+        process = begin(tmp_path, *command)
         while len(list(sweep.glob("*/metrics.json"))) < finished:
-            assert life.poll() is None
+            assert process.poll() is None
             time.sleep(0.02)
-        life.send_signal(signal.SIGKILL)
-        life.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/metrics.json")}
         assert main([str(sweep)]) == 1
         assert capsys.readouterr().out.startswith(f"12 runs: {len(before)} finished")
     assert "12 runs: 12 finished" in run_here(tmp_path, *command).stdout
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())  # none made again
-    assert len(lives(sweep)) == 12
-    assert sum(lives(sweep).values()) <= 14  # those that a kill hit have two
+    assert len(attempts(sweep)) == 12
+    assert sum(attempts(sweep).values()) <= 14  # those that a kill hit have two
     assert main([str(sweep)]) == 0
     summary = json.loads((sweep / "sweep.json").read_text())
-    assert set(summary["states"].values()) == {"finished"}
+    assert set(summary["statuses"].values()) == {"finished"}
     assert summary["factors"]["prompt"] == ["medvlm_r1", "med_r1"]
     (cost,) = summary["costs"].values()
-    assert (cost["runs"], cost["lives"]) == (12, sum(lives(sweep).values()))
+    assert (cost["runs"], cost["attempts"]) == (12, sum(attempts(sweep).values()))
     assert len(summary["cells"]) == 4
     for cell in summary["cells"]:
         assert cell["seeds"] == [0, 1, 2]
@@ -81,13 +81,13 @@ def test_the_same_sweep_started_twice_at_once_shares_its_runs_out(tmp_path):
     command = ["-m", "+experiment=zero_shot", *TINY, "seed=0,1,2", "sweep=s"]
     sweep = tmp_path / "outputs/sweeps/s"
     first = begin(tmp_path, *command)
-    while not lives(sweep):
+    while not attempts(sweep):
         assert first.poll() is None
         time.sleep(0.02)
     assert "left to the process that works on it" in run_here(tmp_path, *command).stdout
     assert first.wait() == 0
-    assert list(lives(sweep).values()) == [1, 1, 1]
-    assert set(status.states_of(sweep).values()) == {"finished"}
+    assert list(attempts(sweep).values()) == [1, 1, 1]
+    assert set(status.statuses_of(sweep).values()) == {"finished"}
 
 
 def questions(path, shade):
@@ -118,9 +118,9 @@ def test_failed_runs_are_told_and_tried_again_on_request(tmp_path):
     again = run_here(tmp_path, *command, code=1)
     assert "finished already" in again.stdout
     assert "it failed before (retry=true tries again)" in again.stdout
-    assert sorted(lives(sweep).values()) == [1, 1]
+    assert sorted(attempts(sweep).values()) == [1, 1]
     assert "2 runs: 2 finished" in run_here(tmp_path, *command, "retry=true").stdout
-    assert sorted(lives(sweep).values()) == [1, 2]
+    assert sorted(attempts(sweep).values()) == [1, 2]
 
 
 def test_a_setting_that_cannot_be_is_told_before_the_first_run(tmp_path):
@@ -149,7 +149,7 @@ def test_a_multirun_of_two_processes_each(tmp_path):
     command += ["seed=0,1", "sweep=s"]
     sweep = tmp_path / "outputs/sweeps/s"
     assert "2 runs: 2 finished" in run_alone(tmp_path, *command).stdout
-    assert [status.lives(p)[0]["devices"] for p in sorted(sweep.glob("*seed?"))] == [2, 2]
+    assert [status.attempts(p)[0]["devices"] for p in sorted(sweep.glob("*seed?"))] == [2, 2]
     for path in sweep.glob("*/predictions.jsonl"):
         assert len({json.loads(line)["sample_id"] for line in path.open()}) == 12
     (second,) = sweep.glob("*seed1")
@@ -157,7 +157,7 @@ def test_a_multirun_of_two_processes_each(tmp_path):
     said = run_alone(tmp_path, *command).stdout
     assert said.count("finished already") == 1
     assert "2 runs: 2 finished" in said
-    assert sorted(lives(sweep).values()) == [1, 2]
+    assert sorted(attempts(sweep).values()) == [1, 2]
 
 
 # --- launchers and sweepers ---------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_launchers_make_every_run(launcher, tmp_path, monkeypatch):
     more = ["hydra/launcher=" + launcher, "seed=0,1", "sweep=s"]
     said = run_here(tmp_path, "-m", "+experiment=zero_shot", *TINY, *more).stdout
     assert "2 runs: 2 finished" in said
-    assert sorted(lives(tmp_path / "outputs/sweeps/s").values()) == [1, 1]
+    assert sorted(attempts(tmp_path / "outputs/sweeps/s").values()) == [1, 1]
 
 
 def test_a_search_started_again_repeats_no_run(tmp_path):
@@ -181,7 +181,7 @@ def test_a_search_started_again_repeats_no_run(tmp_path):
     search[2] = "hydra.sweeper.n_trials=3"
     said = run_here(tmp_path, *search).stdout
     assert said.count("finished already") == 2
-    assert list(lives(sweep).values()) == [1, 1, 1]
+    assert list(attempts(sweep).values()) == [1, 1, 1]
     best = OmegaConf.load(sweep / "optimization_results.yaml")
     judged = [json.loads(path.read_text())["validation"]["accuracy"] for path in sweep.glob("*/metrics.json")]
     assert best.best_value == pytest.approx(max(judged))
@@ -211,7 +211,7 @@ def crossed(tmp_path):
         )
         overrides = [f"+experiment={method}_600", f"prompt.extra={beta}", f"seed={seed}"]
         OmegaConf.save(OmegaConf.create(overrides), run / ".hydra/overrides.yaml")
-    status.note_jobs(
+    status.record_jobs(
         sweep, {f"{m}-{b}-{s}": [] for m in ("sft", "grpo") for b in ("0", "0.04") for s in (0, 1)}
     )
     return sweep
@@ -251,7 +251,7 @@ def test_levels_without_a_partner_are_left_out(crossed, few_draws):
     for seed in (0, 1):
         (crossed / f"grpo-0.04-{seed}" / "metrics.json").unlink()
     found = read_sweep(crossed)
-    assert list(found.states.values()).count("unfinished") == 2
+    assert list(found.statuses.values()).count("unfinished") == 2
     assert {e.factor: e.settings for e in found.effects} == {"experiment": 1, "prompt.extra": 1}
 
 
@@ -261,7 +261,7 @@ def test_a_run_without_the_key_is_no_level_of_it(crossed, few_draws):
     OmegaConf.save(OmegaConf.create(["+experiment=zero_shot", "seed=0"]), run / ".hydra/overrides.yaml")
     settings = OmegaConf.load(run / "config.yaml")
     OmegaConf.save(settings, run / "config.yaml")
-    status.note_jobs(crossed, {"a-baseline": []})
+    status.record_jobs(crossed, {"a-baseline": []})
     found = read_sweep(crossed)
     assert found.factors["prompt.extra"] == ["0", "0.04", ""]
     effects = {(e.factor, e.level): (e.reference, e.settings) for e in found.effects}

@@ -1,4 +1,4 @@
-"""What becomes of a run, as its folder tells it: states, lives, failures, and one process at a time."""
+"""What becomes of a run, as its folder tells it: statuses, attempts, failures, and one process at a time."""
 
 import json
 import os
@@ -18,8 +18,8 @@ import sys, time
 from pathlib import Path
 from medvlm_r1.runs import durable, status
 folder = Path(sys.argv[1])
-with status.held(folder), status.life(folder) as this:
-    this.note(devices=2, hardware="H100")
+with status.run_lock(folder), status.attempt(folder) as this:
+    this.record(devices=2, hardware="H100")
     (folder / "metrics.csv").write_text("step\\n")
     print("holding", flush=True)
     time.sleep(60)
@@ -38,10 +38,10 @@ def holder(tmp_path):
 
 
 def test_one_process_at_a_time(holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(status, "_PATIENCE", 0.1)
-    assert status.state_of(tmp_path) == status.RUNNING
+    monkeypatch.setattr(status, "_LOCK_TIMEOUT", 0.1)
+    assert status.status_of(tmp_path) == status.RUNNING
     told = pytest.raises(status.RunIsBusyError, match="another process is working on this run")
-    with told, status.held(tmp_path):
+    with told, status.run_lock(tmp_path):
         pass
     (tmp_path / "metrics.csv").unlink()  # so that nothing but the lock tells
     assert free_folder(tmp_path, reuse=False) == tmp_path.with_name(f"{tmp_path.name}-2")
@@ -52,10 +52,10 @@ def test_a_kill_lets_it_go_and_its_time_counts(holder, tmp_path):
     os.utime(tmp_path / "metrics.csv", (written + 5, written + 5))
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert status.state_of(tmp_path) == status.UNFINISHED
-    with status.held(tmp_path), status.life(tmp_path):
+    assert status.status_of(tmp_path) == status.UNFINISHED
+    with status.run_lock(tmp_path), status.attempt(tmp_path):
         pass
-    killed, last = status.lives(tmp_path)
+    killed, last = status.attempts(tmp_path)
     assert killed["devices"] == 2
     assert killed["seconds"] == pytest.approx(written + 5 - killed["began"], abs=0.01)
     assert 0 <= last["seconds"] < 1
@@ -63,21 +63,21 @@ def test_a_kill_lets_it_go_and_its_time_counts(holder, tmp_path):
 
 def test_a_failure_is_kept_until_the_next_life(tmp_path):
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(ZeroDivisionError), status.life(tmp_path):
+    with pytest.raises(ZeroDivisionError), status.attempt(tmp_path):
         1 / 0  # noqa: B018
-    assert status.state_of(tmp_path) == status.FAILED
-    assert status.reason(tmp_path) == "division by zero"
+    assert status.status_of(tmp_path) == status.FAILED
+    assert status.failure_reason(tmp_path) == "division by zero"
     assert "Traceback" in (tmp_path / status.ERROR).read_text()
-    with status.life(tmp_path):
-        assert status.state_of(tmp_path) == status.UNFINISHED
+    with status.attempt(tmp_path):
+        assert status.status_of(tmp_path) == status.UNFINISHED
 
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_is_no_failure(stopped, tmp_path):
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(stopped), status.life(tmp_path):
+    with pytest.raises(stopped), status.attempt(tmp_path):
         raise stopped
-    assert status.state_of(tmp_path) == status.UNFINISHED
+    assert status.status_of(tmp_path) == status.UNFINISHED
 
 
 def test_a_failure_behind_an_end_counts_and_one_before_it_does_not(tmp_path):
@@ -88,7 +88,7 @@ def test_a_failure_behind_an_end_counts_and_one_before_it_does_not(tmp_path):
         for seconds, name in enumerate((first, last)):
             (tmp_path / name).write_text("{}")
             os.utime(tmp_path / name, (1e9 + seconds, 1e9 + seconds))
-        assert status.state_of(tmp_path) == expected
+        assert status.status_of(tmp_path) == expected
 
 
 def test_half_a_removal_does_not_pass_for_a_finished_run(tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_half_a_removal_does_not_pass_for_a_finished_run(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         empty(tmp_path)
-    assert status.state_of(tmp_path) != status.FINISHED
+    assert status.status_of(tmp_path) != status.FINISHED
 
 
 def test_a_full_disk_hides_no_cause(tmp_path, monkeypatch):
@@ -112,29 +112,29 @@ def test_a_full_disk_hides_no_cause(tmp_path, monkeypatch):
         monkeypatch.setattr(status, "write_whole", full)
         raise ValueError("the cause")
 
-    with pytest.raises(ValueError, match="the cause"), status.life(tmp_path):
+    with pytest.raises(ValueError, match="the cause"), status.attempt(tmp_path):
         fail()
 
 
 def test_jobs_noted_at_once_are_all_kept(tmp_path):
-    note = "import sys; from pathlib import Path; from medvlm_r1.runs.status import note_jobs\n"
-    note += "for k in range(20): note_jobs(Path(sys.argv[1]), {f'{sys.argv[2]}-{k}': []})"
-    command = [sys.executable, "-c", note, tmp_path]
+    code = "import sys; from pathlib import Path; from medvlm_r1.runs.status import record_jobs\n"
+    code += "for k in range(20): record_jobs(Path(sys.argv[1]), {f'{sys.argv[2]}-{k}': []})"
+    command = [sys.executable, "-c", code, tmp_path]
     processes = [subprocess.Popen([*command, str(number)], env=environment()) for number in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert len(status.jobs_of(tmp_path)) == 60
 
 
 def test_states_of_a_sweep(tmp_path):
-    status.note_jobs(tmp_path, {"one": ["seed=0"], "two": ["seed=1"]})
-    status.note_jobs(tmp_path, {"three": ["seed=2"]})
+    status.record_jobs(tmp_path, {"one": ["seed=0"], "two": ["seed=1"]})
+    status.record_jobs(tmp_path, {"three": ["seed=2"]})
     for name in ("two", "stray"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").touch()
     (tmp_path / "two/metrics.json").write_text("{}")
-    states = status.states_of(tmp_path)
-    assert states == {"one": "not begun", "two": "finished", "three": "not begun", "stray": "unfinished"}
-    assert status.counted(states) == "4 runs: 1 finished, 1 unfinished, 2 not begun"
+    states = status.statuses_of(tmp_path)
+    assert states == {"one": "not started", "two": "finished", "three": "not started", "stray": "unfinished"}
+    assert status.count_statuses(states) == "4 runs: 1 finished, 1 unfinished, 2 not started"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def config(method: str, seed: int, folder: Path) -> dict:
         "reward": {"weights": {"format": 1.0, "accuracy": 1.0}},
         "method": {"_target_": f"medvlm_r1.{method}", "max_completion_tokens": 32} | own,
         "trainer": {"accelerator": "cpu", "devices": 1},
-        "watch": {"checkpoint": {"dirpath": f"{folder}/checkpoints"}},
+        "callbacks": {"checkpoint": {"dirpath": f"{folder}/checkpoints"}},
     }
 
 

@@ -137,7 +137,7 @@ def load_policy(
     base = find_base(folder)
     if base and (tuning.adapter or tuning.quantize):
         raise ValueError(
-            f"{path} is an adapter, and tune=... puts another on it or holds its base in 4 bits: merge it "
+            f"{path} is an adapter, and peft=... puts another on it or holds its base in 4 bits: merge it "
             "first, with python -m medvlm_r1.export --merge, and give the merged model as model.path"
         )
     logging.disable_progress_bar()

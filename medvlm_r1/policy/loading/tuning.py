@@ -32,22 +32,22 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.train not in ("all", "language_model", "adapter", "nothing"):
             raise ValueError(
-                f"tune.train is {self.train!r}: use 'all', 'language_model', 'adapter' or 'nothing'"
+                f"peft.train is {self.train!r}: use 'all', 'language_model', 'adapter' or 'nothing'"
             )
         if (self.train == "adapter") != (self.adapter is not None):
             raise ValueError(
-                f"tune.train is {self.train!r} and tune.adapter is {'given' if self.adapter else 'null'}: "
-                "an adapter is trained exactly where one is given, as in tune=lora"
+                f"peft.train is {self.train!r} and peft.adapter is {'given' if self.adapter else 'null'}: "
+                "an adapter is trained exactly where one is given, as in peft=lora"
             )
         if self.quantize not in (None, "nf4"):
-            raise ValueError(f"tune.quantize is {self.quantize!r}: use 'nf4' or null")
+            raise ValueError(f"peft.quantize is {self.quantize!r}: use 'nf4' or null")
         if self.quantize and self.train in ("all", "language_model"):
             raise ValueError(
-                "weights held in 4 bits cannot be trained: take tune=qlora, or tune=nf4 to evaluate"
+                "weights held in 4 bits cannot be trained: take peft=qlora, or peft=nf4 to evaluate"
             )
         if getattr(self.adapter, "lora_dropout", 0.0):
             raise ValueError(
-                "tune.adapter.lora_dropout must be 0: dropout makes sampler and trainer disagree"
+                "peft.adapter.lora_dropout must be 0: dropout makes sampler and trainer disagree"
             )
 
     def quantization(self, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The summary of a multirun: states, costs, and what each factor changes."""
+"""The summary of a multirun: statuses, costs, and what each factor changes."""

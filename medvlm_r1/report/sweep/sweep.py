@@ -9,7 +9,7 @@ from medvlm_r1.report.comparison import MEAN, OUTSIDE
 from medvlm_r1.report.groups import Row, check_same_questions
 from medvlm_r1.report.run_folder import Run, RunFolderError, read_run
 from medvlm_r1.report.sweep.effects import Effect, Levels, cells_of, effects_of, factors_of
-from medvlm_r1.runs.status import FINISHED, jobs_of, lives, states_of
+from medvlm_r1.runs.status import FINISHED, attempts, jobs_of, statuses_of
 
 TOKENS = ("prefill_tokens", "decode_rows", "pass_tokens")  # read, drawn, and passed through for the loss
 
@@ -20,13 +20,13 @@ class Cost:
 
     Attributes:
         runs: begun.
-        lives: processes that worked on them; more than the runs where some were resumed.
+        attempts: processes that worked on them; more than the runs where some were resumed.
         hours: device hours, those lost by kills among them.
         tokens: that went through the model in the finished runs.
     """
 
     runs: int
-    lives: int
+    attempts: int
     hours: float
     tokens: int
 
@@ -37,13 +37,13 @@ class Sweep:
 
     Attributes:
         folder: where they lie.
-        states: name -> state of every run that the sweep has or is to have.
+        statuses: name -> state of every run that the sweep has or is to have.
         runs: the finished ones, in the order of the command.
         on: test set that the effects are of, ``mean`` or ``outside``.
     """
 
     folder: Path
-    states: dict[str, str]
+    statuses: dict[str, str]
     runs: list[Run]
     on: str = MEAN
 
@@ -93,8 +93,8 @@ class Sweep:
         """Hardware -> what was taken on it."""
         finished = {run.folder.name: run for run in self.runs}
         runs, count, hours, tokens = Counter(), Counter(), Counter(), Counter()
-        for name in self.states:
-            every = lives(self.folder / name)
+        for name in self.statuses:
+            every = attempts(self.folder / name)
             for one in every:
                 kind = one.get("hardware", "unknown")
                 count[kind] += 1
@@ -109,7 +109,7 @@ class Sweep:
     def as_dict(self) -> dict:
         """Plain types for ``sweep.json``; fractions throughout."""
         return {
-            "states": self.states,
+            "statuses": self.statuses,
             "costs": {kind: vars(cost) for kind, cost in self.costs.items()},
             "factors": self.factors,
             "on": self.on,
@@ -134,11 +134,11 @@ def read_sweep(folder: Path, on: str = MEAN) -> Sweep:
         UnpairedError: its runs answered different questions.
         RunFolderError: the folder holds no finished run, or cannot be read.
     """
-    states = states_of(folder)
-    if not states:
+    statuses = statuses_of(folder)
+    if not statuses:
         raise RunFolderError(f"{folder} holds no run: give the folder of a multirun")
-    order = [*jobs_of(folder), *states]
-    runs = [read_run(folder / name) for name in dict.fromkeys(order) if states.get(name) == FINISHED]
+    order = [*jobs_of(folder), *statuses]
+    runs = [read_run(folder / name) for name in dict.fromkeys(order) if statuses.get(name) == FINISHED]
     if runs:
         check_same_questions(runs)
-    return Sweep(folder, states, runs, on)
+    return Sweep(folder, statuses, runs, on)

@@ -1,8 +1,8 @@
-"""The tables of a sweep: states and costs, every setting, every effect."""
+"""The tables of a sweep: statuses and costs, every setting, every effect."""
 
 from medvlm_r1.report.sweep.sweep import Sweep
 from medvlm_r1.report.tables.tables import Cell, Table, mark_notes, p_text, percent, set_name, span
-from medvlm_r1.runs.status import FAILED, counted, reason
+from medvlm_r1.runs.status import FAILED, count_statuses, failure_reason
 
 
 def sweep_tables(sweep: Sweep) -> list[Table]:
@@ -14,8 +14,9 @@ def sweep_tables(sweep: Sweep) -> list[Table]:
 
 def state_lines(sweep: Sweep) -> list[str]:
     """How many runs are in which state, and the failed ones with their reason."""
-    failed = [name for name, state in sweep.states.items() if state == FAILED]
-    return [counted(sweep.states), *(f"failed: {name} ({reason(sweep.folder / name)})" for name in failed)]
+    failed = [name for name, state in sweep.statuses.items() if state == FAILED]
+    reasons = (f"failed: {name} ({failure_reason(sweep.folder / name)})" for name in failed)
+    return [count_statuses(sweep.statuses), *reasons]
 
 
 def settings_table(sweep: Sweep) -> Table:
@@ -79,7 +80,7 @@ def costs_table(sweep: Sweep) -> Table:
         [
             Cell(kind),
             Cell(str(cost.runs)),
-            Cell(str(cost.lives)),
+            Cell(str(cost.attempts)),
             Cell(f"{cost.hours:.2f}"),
             Cell(f"{cost.tokens:,}"),
         ]
