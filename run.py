@@ -195,9 +195,9 @@ def carry_out(cfg: DictConfig, folder: Path, this: status.Attempt | None = None)
 def wrap_up(folder: Path) -> None:
     """Write the page of a finished run, print its table and drop what is no longer needed."""
     from medvlm_r1.report.comparison import compare
-    from medvlm_r1.report.page.page import write_run_report
+    from medvlm_r1.report.page.render import write_run_report
     from medvlm_r1.report.tables.controls import control_summary
-    from medvlm_r1.report.tables.tables import accuracy_table, as_rich, table_console
+    from medvlm_r1.report.tables.table import accuracy_table, as_rich, table_console
 
     compared = compare([folder])
     for table in filter(None, (accuracy_table(compared), control_summary(compared))):

@@ -4,7 +4,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.run_folder import method_title
-from medvlm_r1.report.tables.tables import percent, set_name, span
+from medvlm_r1.report.tables.table import percent, set_name, span
 
 _SNIPPET = """\
 {% if adapter and asked.base == "embedded" %}

@@ -11,11 +11,11 @@ from rich.markup import escape
 from medvlm_r1.cli.folders import as_typed, destination, folder_parser
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import comparison_figure
-from medvlm_r1.report.page.page import caveat, headline, write_page
+from medvlm_r1.report.page.render import caveat, headline, write_page
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.tables.paper import as_csv, as_latex
-from medvlm_r1.report.tables.tables import (
+from medvlm_r1.report.tables.table import (
     accuracy_table,
     as_markdown,
     as_rich,
@@ -70,7 +70,7 @@ def show(c: Comparison, console: Console) -> None:
         console.print(escape("\n".join(fairness_lines(fairness))), highlight=False)
     for folder in c.unfinished:
         console.print(f"unfinished, left out: {escape(str(folder))} (no metrics.json)", highlight=False)
-    if c.baseline is None and len(c.rows) > 1:
+    if c.baseline is None and len(c.groups) > 1:
         console.print("no zero-shot run: differences from a baseline are left out (or name one: --baseline)")
     console.print("\n" + escape(headline(c)), highlight=False)
     if caveat(c):

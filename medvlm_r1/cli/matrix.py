@@ -9,11 +9,11 @@ from rich.console import Console
 
 from medvlm_r1.cli.folders import as_typed, destination, folder_parser
 from medvlm_r1.report.matrix.assemble import assemble
-from medvlm_r1.report.matrix.matrix import Matrices
+from medvlm_r1.report.matrix.cells import Matrices
 from medvlm_r1.report.matrix.tables import heat_map, matrices_csv, matrices_tables
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables.paper import as_latex
-from medvlm_r1.report.tables.tables import as_markdown, as_rich, table_console
+from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
 
 PROG = "python -m medvlm_r1.matrix"
 EXAMPLES = """examples:

@@ -14,9 +14,9 @@ from medvlm_r1.cli.folders import as_typed
 from medvlm_r1.report.comparison import MEAN
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.sweep.figures import effects_figure, parallel_figure
-from medvlm_r1.report.sweep.sweep import Sweep, read_sweep
+from medvlm_r1.report.sweep.summary import Sweep, read_sweep
 from medvlm_r1.report.sweep.tables import state_lines, sweep_tables
-from medvlm_r1.report.tables.tables import as_markdown, as_rich, table_console
+from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
 
 PROG = "python -m medvlm_r1.sweep"
 EXAMPLES = """examples:

@@ -9,7 +9,7 @@ import numpy as np
 
 from medvlm_r1.evaluate.statistics import Interval, holm, smallest_difference
 from medvlm_r1.report.fairness import Fairness, compare_settings
-from medvlm_r1.report.groups import Row, check_same_questions, group, paired
+from medvlm_r1.report.groups import RunGroup, check_same_questions, group_difference, group_runs
 from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs, rl_beside_sft
 
 MEAN, OUTSIDE = (
@@ -52,7 +52,7 @@ class Comparison:
     """Everything that tables, figures and the page show.
 
     Attributes:
-        rows: zero-shot, SFT, GRPO.
+        groups: runs by configuration, in the order of every table: zero-shot, SFT, GRPO.
         test_sets: in the order of the runs.
         in_domain: test sets of the training modality, as far as it is known and the same for all.
         baseline: label of the row from which differences are taken; ``None`` without one.
@@ -61,7 +61,7 @@ class Comparison:
         unfinished: folders without a summary.
     """
 
-    rows: list[Row]
+    groups: list[RunGroup]
     test_sets: list[str]
     in_domain: list[str]
     baseline: str | None
@@ -76,40 +76,40 @@ class Comparison:
 
     @cached_property
     def accuracy(self) -> dict[str, dict[str, Interval]]:
-        """Row label -> column -> strict accuracy."""
+        """Group label -> column -> strict accuracy."""
         return self._rates("correct")
 
     @cached_property
     def lenient(self) -> dict[str, dict[str, Interval]]:
-        """Row label -> column -> accuracy when an answer outside the tags counts too."""
+        """Group label -> column -> accuracy when an answer outside the tags counts too."""
         return self._rates("correct_lenient")
 
     @cached_property
     def well_formed(self) -> dict[str, dict[str, Interval]]:
-        """Row label -> column -> share of texts that are think tags, then answer tags."""
+        """Group label -> column -> share of texts that are think tags, then answer tags."""
         return self._rates("well_formed")
 
     @cached_property
     def answered(self) -> dict[str, dict[str, Interval]]:
-        """Row label -> column -> share of texts with an answer in answer tags."""
+        """Group label -> column -> share of texts with an answer in answer tags."""
         return self._rates("answered")
 
     def _rates(self, column: str) -> dict[str, dict[str, Interval]]:
-        return {r.label: {s: r.rate(sets, column) for s, sets in self.scopes.items()} for r in self.rows}
+        return {r.label: {s: r.rate(sets, column) for s, sets in self.scopes.items()} for r in self.groups}
 
     @cached_property
     def chance(self) -> dict[str, float]:
         """Column -> accuracy of guessing among each question's options; an open question has none."""
-        options = {t: self.rows[0].runs[0].answers(t)["options"].str.len() for t in self.test_sets}
+        options = {t: self.groups[0].runs[0].answers(t)["options"].str.len() for t in self.test_sets}
         guess = {t: float((1 / n).where(n > 0, 0.0).mean()) for t, n in options.items()}
         return {s: float(np.mean([guess[t] for t in sets])) for s, sets in self.scopes.items()}
 
     def best(self, where: str) -> str | None:
         """The row that its adjusted tests put above every other row of a column; often none."""
-        for row in self.rows:
+        for row in self.groups:
             above = {d.second for d in self.differences if self._won(d, row.label, where, 1)}
             above |= {d.first for d in self.differences if self._won(d, row.label, where, -1)}
-            if len(self.rows) > 1 and above == {r.label for r in self.rows} - {row.label}:
+            if len(self.groups) > 1 and above == {r.label for r in self.groups} - {row.label}:
                 return row.label
         return None
 
@@ -122,7 +122,7 @@ class Comparison:
         """Smallest difference that two unpaired runs of this column's size show with 80 % power."""
         rates = [row[where].value for row in self.accuracy.values()]
         near = float(np.clip(np.mean(rates), 0.05, 0.95))
-        return smallest_difference(self.accuracy[self.rows[0].label][where].n, near)
+        return smallest_difference(self.accuracy[self.groups[0].label][where].n, near)
 
     def as_dict(self) -> dict:
         """Plain types for ``comparison.json``; fractions throughout."""
@@ -139,7 +139,7 @@ class Comparison:
             "rows": [
                 {"label": r.label, "method": r.method, "experiment": r.experiment}
                 | {"seeds": r.seeds, "runs": [str(run.folder) for run in r.runs]}
-                for r in self.rows
+                for r in self.groups
             ],
             "test_sets": self.test_sets,
             "in_domain": self.in_domain,
@@ -168,17 +168,17 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     """
     runs, unfinished = find_runs(folders)
     check_same_questions(runs)
-    rows = group(runs)
-    base = _baseline(rows, baseline)
+    groups = group_runs(runs)
+    base = _baseline(groups, baseline)
     first = runs[0]
     trained = [run for run in runs if run.method != "zero_shot"] or runs
     domains = {tuple(run.in_domain) for run in trained if run.in_domain}
     in_domain = list(domains.pop()) if len(domains) == 1 else []  # of several domains no column is everyone's
-    pairs = [(row, base) for row in rows if base and row is not base]
-    tuned = [(a, b) for a in rows for b in rows if rl_beside_sft(a.method, b.method)]
+    pairs = [(row, base) for row in groups if base and row is not base]
+    tuned = [(a, b) for a in groups for b in groups if rl_beside_sft(a.method, b.method)]
     pairs += [(a, b) for a, b in tuned if base is not b]
     return Comparison(
-        rows=rows,
+        groups=groups,
         test_sets=first.test_sets,
         in_domain=in_domain,
         baseline=base.label if base else None,
@@ -188,10 +188,10 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     )
 
 
-def differences(pairs: Sequence[tuple[Row, Row]], scopes: dict[str, list[str]]) -> list[Difference]:
+def differences(pairs: Sequence[tuple[RunGroup, RunGroup]], scopes: dict[str, list[str]]) -> list[Difference]:
     """Paired differences of each pair of rows in each column, Holm-adjusted as one family."""
     found = [
-        (first.label, second.label, where, *paired(first, second, sets))
+        (first.label, second.label, where, *group_difference(first, second, sets))
         for first, second in pairs
         for where, sets in scopes.items()
     ]
@@ -199,7 +199,7 @@ def differences(pairs: Sequence[tuple[Row, Row]], scopes: dict[str, list[str]]) 
     return [Difference(*f[:5], q, f[5]) for f, q in zip(found, adjusted, strict=True)]
 
 
-def _baseline(rows: Sequence[Row], wanted: str | None) -> Row | None:
+def _baseline(rows: Sequence[RunGroup], wanted: str | None) -> RunGroup | None:
     names = {"zero_shot"} if wanted is None else {wanted}
     found = [r for r in rows if names & {r.label, r.experiment}] or [r for r in rows if r.method in names]
     if not found and wanted is not None:
@@ -209,7 +209,7 @@ def _baseline(rows: Sequence[Row], wanted: str | None) -> Row | None:
     return found[0] if found else None
 
 
-def _same_seed(a: Row, b: Row) -> tuple[Run, Run]:
+def _same_seed(a: RunGroup, b: RunGroup) -> tuple[Run, Run]:
     """A run of each row, of the lowest seed that both have; else the first of each."""
     both = sorted(set(a.seeds) & set(b.seeds))
     pick = [next((r for r in row.runs if both and r.seed == both[0]), row.runs[0]) for row in (a, b)]

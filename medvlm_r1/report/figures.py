@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medvlm_r1.report.comparison import OUTSIDE, Comparison
-from medvlm_r1.report.groups import Row
-from medvlm_r1.report.tables.tables import percent, set_name
+from medvlm_r1.report.groups import RunGroup
+from medvlm_r1.report.tables.table import percent, set_name
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ CURVES = {
 APART = ("train/loss",)  # the losses of two methods are different quantities
 
 
-def series(rows: Sequence[Row]) -> dict[str, int]:
-    """Row label -> number of its colour: zero-shot 0, SFT 1, GRPO 2, all others 3 to 9."""
+def series(rows: Sequence[RunGroup]) -> dict[str, int]:
+    """Group label -> number of its colour: zero-shot 0, SFT 1, GRPO 2, all others 3 to 9."""
     first = {"zero_shot": 0, "sft": 1, "grpo": 2}
     spare = itertools.cycle(range(3, 10))
     return {row.label: first.pop(row.method) if row.method in first else next(spare) for row in rows}
@@ -102,8 +102,8 @@ def series(rows: Sequence[Row]) -> dict[str, int]:
 def dot_panels(c: Comparison) -> dict[str, Markup]:
     """Column -> SVG: one dot with its interval per method, chance as a dotted line."""
     panels = {}
-    labels = [_folded(row.label).split("\n") for row in c.rows]
-    height = 0.42 + len(c.rows) * max(0.3, 0.16 * max(map(len, labels)))
+    labels = [_folded(row.label).split("\n") for row in c.groups]
+    height = 0.42 + len(c.groups) * max(0.3, 0.16 * max(map(len, labels)))
     longest = max(len(line) for lines in labels for line in lines)
     for scope in c.scopes:
         figure = Figure(figsize=(3.5, height))
@@ -119,16 +119,16 @@ def curve_panels(c: Comparison) -> list[Panel]:
 
     Several seeds: thin lines, their mean thick.
     """
-    logged = {m for row in c.rows for run in row.runs for m in run.curves.columns}
+    logged = {m for row in c.groups for run in row.runs for m in run.curves.columns}
     terms = sorted(m for m in logged if m.startswith("train/reward_"))
     titles = {m: (f"Reward: {m.removeprefix('train/reward_').replace('_', ' ')}", "mean") for m in terms}
-    number, panels = series(c.rows), []
+    number, panels = series(c.groups), []
     for metric, (heading, unit) in ({"train/reward": CURVES["train/reward"]} | titles | CURVES).items():
-        lines = {row.label: line for row in c.rows if len(line := _mean_curve(row, metric))}
+        lines = {row.label: line for row in c.groups if len(line := _mean_curve(row, metric))}
         together = [[label] for label in lines] if metric in APART else [list(lines)] if lines else []
         for labels in together:
             figure = Figure(figsize=(3.5, 2.1))
-            _curves(figure.subplots(), [r for r in c.rows if r.label in labels], metric, number)
+            _curves(figure.subplots(), [r for r in c.groups if r.label in labels], metric, number)
             figure.subplots_adjust(
                 left=0.13, right=0.99, top=0.97, bottom=0.21
             )  # panels align with each other
@@ -146,7 +146,7 @@ def comparison_figure(c: Comparison, path: Path) -> Path:
         path: file to write.
     """
     scopes = [s for s in c.scopes if s != OUTSIDE]
-    size = (2.1 * len(scopes) + 0.9, 0.95 + 0.4 * len(c.rows))
+    size = (2.1 * len(scopes) + 0.9, 0.95 + 0.4 * len(c.groups))
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=size, layout="constrained")
         for k, axes in enumerate(figure.subplots(1, len(scopes), sharex=True, squeeze=False)[0]):
@@ -179,8 +179,8 @@ def svg(figure: Figure, name: str) -> Markup:
 
 
 def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool) -> None:
-    number = series(c.rows)
-    for y, row in enumerate(c.rows):
+    number = series(c.groups)
+    for y, row in enumerate(c.groups):
         i = c.accuracy[row.label][scope]
         paint = palette.series[number[row.label]]
         axes.plot([100 * i.low, 100 * i.high], [y, y], color=paint, lw=2.4, solid_capstyle="round")
@@ -193,20 +193,20 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
             beside = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right"}
             axes.annotate(percent(i.value), (1.16, y), color=palette.ink, fontsize=9.5, weight=700, **beside)
     axes.axvline(100 * c.chance[scope], color=palette.muted, lw=1, ls=(0, (1, 2)))
-    axes.set(xlim=(0, 100), ylim=(len(c.rows) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
-    axes.set_yticks(range(len(c.rows)), [_folded(row.label) for row in c.rows])
+    axes.set(xlim=(0, 100), ylim=(len(c.groups) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
+    axes.set_yticks(range(len(c.groups)), [_folded(row.label) for row in c.groups])
     quiet(axes, palette)
     axes.grid(axis="x", color=palette.rule, lw=0.7)
     axes.spines["left"].set_visible(False)
 
 
-def _mean_curve(row: Row, metric: str) -> pd.Series:
+def _mean_curve(row: RunGroup, metric: str) -> pd.Series:
     """Mean over the seeds that logged the metric, at the steps where they all did."""
     lines = [line for run in row.runs if len(line := run.curve(metric))]
     return pd.concat(lines, axis=1).dropna().mean(axis=1) if lines else pd.Series(dtype=float)
 
 
-def _curves(axes: Axes, rows: Sequence[Row], metric: str, number: dict[str, int]) -> None:
+def _curves(axes: Axes, rows: Sequence[RunGroup], metric: str, number: dict[str, int]) -> None:
     for row in rows:
         paint = PAGE.series[number[row.label]]
         if len(row.runs) > 1:

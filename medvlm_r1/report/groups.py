@@ -17,7 +17,7 @@ class UnpairedError(RunFolderError):
 
 
 @dataclass(frozen=True)
-class Row:
+class RunGroup:
     """One configuration, over its seeds.
 
     Attributes:
@@ -44,20 +44,20 @@ class Row:
         """``[seeds, questions]`` of 0 and 1, questions sorted by id."""
         return np.stack([run.answers(test_set, control)[column].to_numpy(dtype=float) for run in self.runs])
 
-    def groups(self, test_set: str, control: str = PLAIN) -> list:
+    def image_groups(self, test_set: str, control: str = PLAIN) -> list:
         """Image group of each question, in the order of :meth:`outcomes`."""
         return self.runs[0].answers(test_set, control)["image_group"].tolist()
 
     def rate(self, test_sets: Sequence[str], column: str = "correct", control: str = PLAIN) -> Interval:
         """Rate over one test set, or the mean over several of equal weight."""
         outcomes = [self.outcomes(t, column, control) for t in test_sets]
-        groups = [self.groups(t, control) for t in test_sets]
+        groups = [self.image_groups(t, control) for t in test_sets]
         if len(self.runs) == len(test_sets) == 1:
             return proportion(outcomes[0][0], groups[0])
         return over_seeds(outcomes, groups)
 
 
-def group(runs: Sequence[Run]) -> list[Row]:
+def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     """Runs of one experiment whose configurations differ in the seed alone are one row.
 
     Raises:
@@ -77,16 +77,18 @@ def group(runs: Sequence[Run]) -> list[Row]:
                 raise RunFolderError(
                     f"{a.folder} and {b.folder} are one configuration and seed: give one of them"
                 )
-    return [Row(_label(c[0], [d[0] for d in clusters]), tuple(c)) for c in clusters]
+    return [RunGroup(_label(c[0], [d[0] for d in clusters]), tuple(c)) for c in clusters]
 
 
-def paired(first: Row, second: Row, test_sets: Sequence[str]) -> tuple[Interval, float, str]:
+def group_difference(
+    first: RunGroup, second: RunGroup, test_sets: Sequence[str]
+) -> tuple[Interval, float, str]:
     """``first`` minus ``second`` on the same questions: the interval, p, and the test that p is of.
 
     One seed and independent questions: McNemar's exact test. Several seeds, shared images or a mean over
     test sets: the bootstrap that also gives the interval.
     """
-    groups = [first.groups(t) for t in test_sets]
+    groups = [first.image_groups(t) for t in test_sets]
     a, b = ([row.outcomes(t) for t in test_sets] for row in (first, second))
     interval, p = seeds_difference(a, b, groups)
     single = len(test_sets) == len(first.runs) == len(second.runs) == 1

@@ -86,7 +86,7 @@ class Run:
         return list(self.metrics["accuracy"])
 
     @cached_property
-    def every_prediction(self) -> pd.DataFrame:
+    def all_predictions(self) -> pd.DataFrame:
         """The rows of ``predictions.jsonl``, of every step at which the run was evaluated.
 
         Raises:
@@ -109,7 +109,7 @@ class Run:
         Raises:
             RunFolderError: the file cannot be read, or disagrees with ``metrics.json``.
         """
-        rows = self.every_prediction
+        rows = self.all_predictions
         rows = rows[rows["step"] == rows.groupby("test_set")["step"].transform("max")]
         plain = rows[rows["control"] == PLAIN]
         for name, entry in self.metrics["accuracy"].items():
@@ -125,7 +125,7 @@ class Run:
         """One test set's rows under one control, indexed and sorted by sample id."""
         return self._tables[test_set, control]
 
-    def was_asked(self, test_set: str, control: str) -> bool:
+    def has_answers(self, test_set: str, control: str) -> bool:
         """Whether a question of the test set was answered under a control."""
         return (test_set, control) in self._tables
 

@@ -15,7 +15,7 @@ from medvlm_r1.evaluate.statistics import paired_difference, proportion, wilson
 from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.tables.controls import control_figures, control_summary, control_table
-from medvlm_r1.report.tables.tables import accuracy_table, as_markdown
+from medvlm_r1.report.tables.table import accuracy_table, as_markdown
 
 STYLE = PromptStyle("style", "{Question}<think>", "{Question}<think>")
 OPTIONS = ("left kidney", "kidney", "liver")
@@ -202,21 +202,21 @@ class TestTables:
         }
         c = compare([with_sections(write_run(tmp_path, "grpo"), planted(), section)])
         table = control_table(c)
-        measured = [row[0].main for row in table.rows]
+        measured = [row[0].text for row in table.rows]
         assert measured == ["image", "blank", "prior", "image gain", "gain over the prior",
                             "same option in both orders"]  # fmt: skip
         for _, mri, ct, xray in table.rows:
-            assert (mri.main[-1], ct.main[-1]) == ("†", "‡")
-            assert xray.main[-1].isdigit()
+            assert (mri.text[-1], ct.text[-1]) == ("†", "‡")
+            assert xray.text[-1].isdigit()
         assert table.notes[-2] == "† 30.0 % of the MRI questions show a copy of a training image."
         assert table.notes[-1] == (
             "‡ Without looking at a picture, option text alone scores 96.0 % on CT (chance 27.0)."
         )
         assert "reasoning-cut was not run: the prompt asks for no reasoning." in table.notes
-        assert all("†" in row[1].main for row in control_summary(c).rows[:1])
+        assert all("†" in row[1].text for row in control_summary(c).rows[:1])
         accuracy = accuracy_table(c).rows[0]
-        assert [cell.main[-1] for cell in accuracy[1:4]] == ["†", "‡", accuracy[3].main[-1]]
-        assert accuracy[-3].main.endswith("†‡")  # the mean of all
+        assert [cell.text[-1] for cell in accuracy[1:4]] == ["†", "‡", accuracy[3].text[-1]]
+        assert accuracy[-3].text.endswith("†‡")  # the mean of all
 
     def test_a_zero_shot_run_is_touched_by_a_shortcut_alone(self, tmp_path):
         c = compare([with_sections(write_run(tmp_path, "zero_shot"), planted())])
@@ -229,18 +229,18 @@ class TestTables:
         table = control_table(c)
         image, blank, gain = (row[1] for row in table.rows)
         mri = [
-            [run.answers("mri", k)["correct"].mean() for run in c.rows[0].runs] for k in ("image", "blank")
+            [run.answers("mri", k)["correct"].mean() for run in c.groups[0].runs] for k in ("image", "blank")
         ]
         means = [100 * sum(rates) / 2 for rates in mri]
-        assert (image.main, blank.main) == (f"{means[0]:.1f}", f"{means[1]:.1f}")
-        assert gain.main == f"{means[0] - means[1]:+.1f}"
+        assert (image.text, blank.text) == (f"{means[0]:.1f}", f"{means[1]:.1f}")
+        assert gain.text == f"{means[0] - means[1]:+.1f}"
         assert gain.note.endswith("; the picture is used")
         figures = control_figures(c)["GRPO"]["mri"]
         assert figures["accuracy"].keys() == {"image", "blank"}
         assert 100 * figures["image_gain"]["value"] == pytest.approx(means[0] - means[1])
         summary = control_summary(c).rows[0]
-        assert [cell.main for cell in summary[:3]] == ["MRI", image.main, blank.main]
-        assert summary[3].main.startswith(gain.main)
+        assert [cell.text for cell in summary[:3]] == ["MRI", image.text, blank.text]
+        assert summary[3].text.startswith(gain.text)
 
     def test_answers_out_of_tags_are_counted_under_each_control(self, tmp_path):
         folder = write_run(tmp_path, "grpo", n=40)
@@ -257,10 +257,10 @@ class TestTables:
         for method in ("zero_shot", "grpo"):
             write_run(tmp_path, method)
         c = compare([tmp_path])
-        heads = [(row[0].main, row[0].note) for row in control_table(c).rows]
+        heads = [(row[0].text, row[0].note) for row in control_table(c).rows]
         measures = ["image", "blank", "image gain"]
         assert heads == [(label, name) for label in ("Zero-shot", "GRPO") for name in measures]
-        assert [row[0].main for row in control_summary(c).rows][:2] == ["Zero-shot, MRI", "Zero-shot, CT"]
+        assert [row[0].text for row in control_summary(c).rows][:2] == ["Zero-shot, MRI", "Zero-shot, CT"]
 
     def test_without_controls_there_is_no_table(self, tmp_path):
         folder = write_run(tmp_path, "sft")

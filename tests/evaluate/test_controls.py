@@ -39,7 +39,7 @@ from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.report.comparison import compare
-from medvlm_r1.report.tables.controls import difference, rate
+from medvlm_r1.report.tables.controls import accuracy_under, gain_over
 
 ANSWERED = [control for control in CONTROLS if control != "prior"]
 TAGLESS = PromptStyle("simple", "{Question}", "{Question}", tags=False)
@@ -420,15 +420,15 @@ class TestARun:
 
     def test_the_tables_draw_what_the_summary_holds(self, finished, tmp_path):
         folder, _ = finished
-        (row,) = compare([folder]).rows
+        (row,) = compare([folder]).groups
         bare = shutil.copytree(folder, tmp_path / "bare")
         metrics = json.loads((bare / "metrics.json").read_text())
         (bare / "metrics.json").write_text(json.dumps(metrics | {"controls": {}}))
-        (again,) = compare([bare]).rows
+        (again,) = compare([bare]).groups
         for control in CONTROLS:
-            assert rate(row, "mri", control) == rate(again, "mri", control)
+            assert accuracy_under(row, "mri", control) == accuracy_under(again, "mri", control)
             if control in GAINS:
-                assert difference(row, "mri", control) == difference(again, "mri", control)
+                assert gain_over(row, "mri", control) == gain_over(again, "mri", control)
 
     def test_says_so_on_the_console_and_the_page(self, finished):
         folder, said = finished

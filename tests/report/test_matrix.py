@@ -12,7 +12,7 @@ from medvlm_r1.cli.matrix import main
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.matrix.assemble import assemble
-from medvlm_r1.report.matrix.matrix import UNTRAINED
+from medvlm_r1.report.matrix.cells import UNTRAINED
 from medvlm_r1.report.matrix.tables import matrices_tables, matrix_table
 from medvlm_r1.report.run_folder import RunFolderError
 
@@ -57,8 +57,8 @@ def sweep(tmp_path_factory):
 
 def test_cells_and_means(sweep):
     (matrix,) = assemble([sweep]).matrices
-    assert list(matrix.lines) == [*SETS, UNTRAINED]
-    assert [len(matrix.lines[d].runs) for d in SETS] == [2, 2, 2]
+    assert list(matrix.rows) == [*SETS, UNTRAINED]
+    assert [len(matrix.rows[d].runs) for d in SETS] == [2, 2, 2]
     for domain in SETS:
         for test in SETS:
             cell = matrix.cells[domain][test]
@@ -80,7 +80,7 @@ def test_the_mean_outside_averages_lines_before_it_draws_questions(tmp_path):
         rewrite(trained_on(tmp_path, domain), lambda test, number: number % 2 == 0)
     (matrix,) = assemble([tmp_path]).matrices
     alone = statistics.over_seeds(
-        [matrix.lines["ct"].outcomes(test) for test in SETS], [matrix.groups(test) for test in SETS]
+        [matrix.rows["ct"].outcomes(test) for test in SETS], [matrix.image_groups(test) for test in SETS]
     )
     assert (matrix.outside.low, matrix.outside.high) == (alone.low, alone.high)
 
@@ -161,7 +161,7 @@ def test_several_domains_at_once_make_no_line(tmp_path):
         changes = {"data.domain": domain, "data.train.modality": domain}
         write_run(tmp_path, "grpo", n=8, name=f"grpo-{domain}", changes=changes)
     (matrix,) = assemble([tmp_path]).matrices
-    assert list(matrix.lines) == ["mri", "ct"]
+    assert list(matrix.rows) == ["mri", "ct"]
     assert compare([tmp_path]).in_domain == []  # no column is in domain for every row
 
 
@@ -170,9 +170,9 @@ def test_the_untrained_line_is_of_the_same_weights(tmp_path):
         trained_on(tmp_path, domain)
     named = {"prompt.name": "med_r1"}
     write_run(tmp_path, "zero_shot", n=40, name="other", changes=named | {"model.path": "elsewhere"})
-    assert UNTRAINED not in assemble([tmp_path]).matrices[0].lines
+    assert UNTRAINED not in assemble([tmp_path]).matrices[0].rows
     write_run(tmp_path, "zero_shot", n=40, name="own", changes=named)
-    (run,) = assemble([tmp_path]).matrices[0].lines[UNTRAINED].runs
+    (run,) = assemble([tmp_path]).matrices[0].rows[UNTRAINED].runs
     assert run.name == "own"
 
 

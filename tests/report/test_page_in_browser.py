@@ -10,7 +10,7 @@ import pytest
 from chromium import EXECUTABLE, Chromium
 from run_folders import SETS, write_run, write_sweep
 
-from medvlm_r1.report.page.page import write_comparison_report, write_run_report
+from medvlm_r1.report.page.render import write_comparison_report, write_run_report
 
 pytestmark = [
     pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on this machine to open the page in"),

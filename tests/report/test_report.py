@@ -14,9 +14,9 @@ from medvlm_r1.report.fairness import compare_settings
 from medvlm_r1.report.figures import comparison_figure, curve_panels, dot_panels
 from medvlm_r1.report.groups import UnpairedError
 from medvlm_r1.report.page import examples
-from medvlm_r1.report.page.page import clock, headline, mark_tags, write_comparison_report, write_run_report
+from medvlm_r1.report.page.render import clock, headline, mark_tags, write_comparison_report, write_run_report
 from medvlm_r1.report.run_folder import RunFolderError, find_runs, method_place, method_title, read_run
-from medvlm_r1.report.tables.tables import accuracy_table, as_markdown, difference_table, percent
+from medvlm_r1.report.tables.table import accuracy_table, as_markdown, difference_table, percent
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -146,7 +146,7 @@ def test_unfinished_runs_are_named_not_read(tmp_path):
 
 
 def test_rows_columns_and_differences(comparison):
-    assert [row.label for row in comparison.rows] == ["Zero-shot", "SFT", "GRPO"]
+    assert [row.label for row in comparison.groups] == ["Zero-shot", "SFT", "GRPO"]
     assert list(comparison.scopes) == ["mri", "ct", "xray", OUTSIDE, MEAN]
     assert comparison.scopes[OUTSIDE] == ["ct", "xray"]
     pairs = list(dict.fromkeys((d.first, d.second) for d in comparison.differences))
@@ -172,7 +172,7 @@ def test_seeds_share_a_row_and_changed_settings_do_not(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "grpo", seed, n=10)
     write_run(tmp_path, "grpo", 0, n=10, name="grpo_600-beta0-seed0", changes={"method.beta": 0.0})
-    rows = {row.label: row.seeds for row in compare([tmp_path]).rows}
+    rows = {row.label: row.seeds for row in compare([tmp_path]).groups}
     assert rows == {"GRPO (beta=0.0)": [0], "GRPO (beta=0.04)": [0, 1]}
 
 
@@ -220,7 +220,7 @@ def test_fairness_names_each_difference(tmp_path, sweep):
 
 def test_bold_needs_the_adjusted_test(comparison):
     bold = {
-        (row[0].main, head.main): cell.bold
+        (row[0].text, head.text): cell.bold
         for table in [accuracy_table(comparison)]
         for row in table.rows
         for head, cell in zip(table.heads, row, strict=True)
@@ -356,14 +356,14 @@ def test_a_leak_is_labelled_beside_every_number_that_it_touches(tmp_path):
     c = compare([tmp_path])
     table = accuracy_table(c)
     marked = {
-        (row[0].main, head.main)
+        (row[0].text, head.text)
         for row in table.rows
         for head, cell in zip(table.heads, row, strict=True)
-        if "†" in cell.main
+        if "†" in cell.text
     }
     assert marked == {("GRPO", "MRI"), ("GRPO", "Mean")}
     assert table.notes[-1] == "† 30.0 % of the MRI questions show a copy of a training image."
-    marks = [cell.main.endswith("†") for cell in difference_table(c).rows[0]]
+    marks = [cell.text.endswith("†") for cell in difference_table(c).rows[0]]
     assert marks == [False, True, False, False, False, True]
     assert "†" in as_markdown(table)
     said = "".join(Page(write_comparison_report([tmp_path], tmp_path).read_text()).said)

@@ -18,7 +18,7 @@ from run_folders import write_run
 from medvlm_r1.cli.sweep import main
 from medvlm_r1.evaluate.statistics import holm, seeds_difference
 from medvlm_r1.report.run_folder import RunFolderError
-from medvlm_r1.report.sweep.sweep import read_sweep
+from medvlm_r1.report.sweep.summary import read_sweep
 from medvlm_r1.runs import status
 
 TINY = ["model=tiny", "data=phantom", "workers=0", "audit=null", "logger=csv", "controls=[image]"]
@@ -229,7 +229,7 @@ def test_effects_are_matched_differences(crossed, few_draws):
 
     tests = ["mri", "ct", "xray"]
     grpo, sft = ([mean([(m, "0"), (m, "0.04")], t) for t in tests] for m in ("grpo_600", "sft_600"))
-    groups = [found.cells["sft_600", "0"].groups(t) for t in tests]
+    groups = [found.cells["sft_600", "0"].image_groups(t) for t in tests]
     interval, p = seeds_difference(grpo, sft, groups)
     assert (experiment.interval, experiment.p) == (interval, p)
     assert experiment.interval.value > 0.1

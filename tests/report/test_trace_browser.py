@@ -13,7 +13,7 @@ from large_run import write_large_run
 from run_folders import audit, write_run, write_sweep
 
 from medvlm_r1.report.comparison import compare
-from medvlm_r1.report.page.page import write_comparison_report, write_run_report
+from medvlm_r1.report.page.render import write_comparison_report, write_run_report
 
 pytestmark = [
     pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on this machine to open the page in"),
@@ -184,7 +184,7 @@ def test_a_search_finds_what_a_reader_of_the_files_finds(chromium, large_page):
 
 def test_changes_between_two_runs_are_those_of_the_predictions(chromium, page, sweep):
     c = compare([sweep])
-    sft, grpo = (row.runs[1] for row in c.rows[1:])
+    sft, grpo = (row.runs[1] for row in c.groups[1:])
     won = lost = 0
     for name in c.test_sets:
         a, b = (run.answers(name)["correct"].astype(bool) for run in (sft, grpo))
@@ -207,7 +207,7 @@ def test_filters_of_test_answers(chromium, page, sweep):
     assert "Control “blank”" in chromium.evaluate("document.getElementById('trace-detail').textContent")
     assert "uniform grey" in chromium.evaluate("document.getElementById('trace-detail').textContent")
     choose(chromium, "control", "image")
-    run = compare([sweep]).rows[2].runs[0]
+    run = compare([sweep]).groups[2].runs[0]
     choose(chromium, "run", run.name)
     choose(chromium, "outcome", "right")
     assert chromium.evaluate(COUNT) == f"{run.answers('ct')['correct'].sum():.0f} of 180 test answers"

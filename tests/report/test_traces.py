@@ -10,8 +10,8 @@ from run_folders import write_run, write_sweep
 
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.run_folder import read_run
-from medvlm_r1.report.traces import gather as gather_module
-from medvlm_r1.report.traces.gather import NOTHING, gather
+from medvlm_r1.report.traces import pack
+from medvlm_r1.report.traces.pack import NOTHING, pack_traces
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -31,7 +31,7 @@ def edit_lines(path, change):
 
 
 def test_every_answer_is_there_beside_its_question(sweep):
-    found = gather(compare([sweep]))
+    found = pack_traces(compare([sweep]))
     data = unpacked(found)
     tests, say = data["tests"], data["texts"].__getitem__
     assert found.answers == len(tests["id"]) == 3 * 20 * 2  # test sets, questions, controls
@@ -52,7 +52,7 @@ def test_every_answer_is_there_beside_its_question(sweep):
 
 
 def test_every_completion_is_there_with_its_rewards(sweep):
-    data = unpacked(gather(compare([sweep])))
+    data = unpacked(pack_traces(compare([sweep])))
     groups, said, say = data["groups"], data["groups"]["completions"], data["texts"].__getitem__
     assert len(groups["id"]) == 2 * 4 * 2  # GRPO runs, traced steps, prompts
     for g in range(len(groups["id"])):
@@ -68,7 +68,7 @@ def test_every_completion_is_there_with_its_rewards(sweep):
 
 
 def test_a_text_that_occurs_often_is_held_once(sweep):
-    texts = unpacked(gather(compare([sweep])))["texts"]
+    texts = unpacked(pack_traces(compare([sweep])))["texts"]
     assert len(texts) == len(set(texts))
 
 
@@ -77,7 +77,7 @@ def test_a_control_of_one_run_alone_leaves_gaps_in_the_others(tmp_path):
     other = {"image": "image", "blank": "swapped"}
     edit_lines(folder / "predictions.jsonl", lambda r: r | {"control": other[r["control"]]})
     write_run(tmp_path, "grpo", n=6)
-    tests = unpacked(gather(compare([tmp_path])))["tests"]
+    tests = unpacked(pack_traces(compare([tmp_path])))["tests"]
     assert len(tests["id"]) == 3 * 6 * 3
     for columns in tests["replies"]:
         assert sum(right == NOTHING for right in columns["right"]) == 18
@@ -95,7 +95,7 @@ def as_prior(row):
 def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(tmp_path):
     folder = write_run(tmp_path, "grpo", n=6)
     edit_lines(folder / "predictions.jsonl", as_prior)
-    data = unpacked(gather(compare([folder])))
+    data = unpacked(pack_traces(compare([folder])))
     say, tests = data["texts"].__getitem__, data["tests"]
     marks = {
         (say(name), mark)
@@ -113,10 +113,10 @@ def test_an_earlier_evaluation_is_a_reply_of_its_own(tmp_path):
     path = folder / "predictions.jsonl"
     early = [json.loads(line) | {"step": 1, "correct": False} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in early) + path.read_text())
-    replies = unpacked(gather(compare([folder])))["tests"]["replies"]
+    replies = unpacked(pack_traces(compare([folder])))["tests"]["replies"]
     assert [r["name"] for r in replies] == ["grpo_600-seed0 at step 1", "grpo_600-seed0 at step 75"]
     assert set(replies[0]["right"]) == {0}
-    assert gather_module.reply_name(read_run(folder)) == "grpo_600-seed0 at step 75"
+    assert pack.answer_set_name(read_run(folder)) == "grpo_600-seed0 at step 75"
 
 
 def test_options_in_another_order_are_kept_with_the_reply(tmp_path):
@@ -124,7 +124,7 @@ def test_options_in_another_order_are_kept_with_the_reply(tmp_path):
     folder = write_run(tmp_path, "grpo", n=4)
     turn = lambda r: r | ({"options": r["options"][::-1]} if r["control"] == "blank" else {})  # noqa: E731
     edit_lines(folder / "predictions.jsonl", turn)
-    data = unpacked(gather(compare([tmp_path])))
+    data = unpacked(pack_traces(compare([tmp_path])))
     sft, grpo = data["tests"]["replies"]
     assert set(sft["options"]) == {0}
     for k, control in enumerate(data["tests"]["control"]):
@@ -136,7 +136,7 @@ def test_where_a_control_showed_another_picture_that_one_is_shown(tmp_path):
     folder = write_run(tmp_path, "grpo", n=4)
     swap = {"control": "swapped", "picture_of": "mri-0001"}
     edit_lines(folder / "predictions.jsonl", lambda r: r | swap if r["control"] == "blank" else r)
-    data = unpacked(gather(compare([folder])))
+    data = unpacked(pack_traces(compare([folder])))
     tests, say = data["tests"], data["texts"].__getitem__
     rows = {(say(c), say(n)): k for k, (c, n) in enumerate(zip(tests["control"], tests["id"], strict=True))}
     plain, swapped, other = (
@@ -147,8 +147,8 @@ def test_where_a_control_showed_another_picture_that_one_is_shown(tmp_path):
 
 
 def test_beyond_the_bound_steps_and_questions_are_thinned_and_it_is_said(sweep, monkeypatch):
-    monkeypatch.setattr(gather_module, "LARGEST_FILES", 60_000)
-    found = gather(compare([sweep]))
+    monkeypatch.setattr(pack, "LARGEST_FILES", 60_000)
+    found = pack_traces(compare([sweep]))
     data = unpacked(found)
     groups, tests = data["groups"], data["tests"]
     for run in set(groups["run"]):
@@ -162,18 +162,18 @@ def test_beyond_the_bound_steps_and_questions_are_thinned_and_it_is_said(sweep, 
 
 def test_training_steps_are_thinned_evenly(sweep, monkeypatch):
     size = sum(p.stat().st_size for p in sweep.glob("*/rollouts/*"))
-    monkeypatch.setattr(gather_module, "LARGEST_FILES", size // 3 + 1)
-    found = gather(compare([sweep]))
+    monkeypatch.setattr(pack, "LARGEST_FILES", size // 3 + 1)
+    found = pack_traces(compare([sweep]))
     assert sorted(set(unpacked(found)["groups"]["step"])) == [1, 75]  # of 1, 25, 50, 75
     assert any("One training step in 3 is here" in line for line in found.left_out)
 
 
 def test_pictures_beyond_the_bound_are_left_out_and_it_is_said(sweep, monkeypatch):
-    whole = gather(compare([sweep]))
+    whole = pack_traces(compare([sweep]))
     assert len(whole.pictures) == len(set(whole.pictures)) > 10
     room = sum(map(len, whole.pictures[:5]))
-    monkeypatch.setattr(gather_module, "LARGEST_PICTURES", room)
-    some = gather(compare([sweep]))
+    monkeypatch.setattr(pack, "LARGEST_PICTURES", room)
+    some = pack_traces(compare([sweep]))
     assert 0 < sum(map(len, some.pictures)) <= room
     assert f"{len(whole.pictures) - len(some.pictures)} kept pictures are left out" in some.left_out[-1]
 
@@ -182,10 +182,10 @@ def test_a_reward_that_is_not_finite_does_not_break_the_page(tmp_path):
     folder = write_run(tmp_path, "grpo", n=6)
     broken = {"total": float("nan"), "advantage": float("inf")}
     edit_lines(folder / "rollouts" / "step-1.jsonl", lambda r: r | broken)
-    said = unpacked(gather(compare([folder])))["groups"]["completions"]
+    said = unpacked(pack_traces(compare([folder])))["groups"]["completions"]
     assert said["total"][0] is None
     assert said["advantage"][0] is None
 
 
 def test_the_same_runs_give_the_same_bytes(sweep):
-    assert gather(compare([sweep])).packed == gather(compare([sweep])).packed
+    assert pack_traces(compare([sweep])).packed == pack_traces(compare([sweep])).packed

@@ -8,9 +8,9 @@ from run_folders import audit, write_run, write_sweep
 
 from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.report.comparison import compare
-from medvlm_r1.report.page.page import write_comparison_report
+from medvlm_r1.report.page.render import write_comparison_report
 from medvlm_r1.report.page.verdicts import verdicts
-from medvlm_r1.report.tables.controls import difference
+from medvlm_r1.report.tables.controls import gain_over
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -27,7 +27,7 @@ def edit_lines(path, change):
 
 def told(folder, about):
     c = compare([folder])
-    return [(v.level, v.text) for v in verdicts(c, c.rows[-1]) if v.about == about]
+    return [(v.level, v.text) for v in verdicts(c, c.groups[-1]) if v.about == about]
 
 
 def test_a_clean_run_is_cleared(tmp_path):
@@ -77,8 +77,8 @@ def test_alarms_name_step_and_seed(tmp_path):
 
 def test_the_gain_from_the_picture_is_that_of_paired_answers(tmp_path):
     folder = write_run(tmp_path, "grpo")
-    row = compare([folder]).rows[0]
-    gain = difference(row, "mri", BLANK)
+    row = compare([folder]).groups[0]
+    gain = gain_over(row, "mri", BLANK)
     assert gain.value == pytest.approx(row.rate(["mri"]).value - row.rate(["mri"], control="blank").value)
     assert gain.low <= gain.value <= gain.high
     ((level, text),) = told(folder, "Looking")
@@ -108,15 +108,15 @@ def test_without_a_blank_control_looking_is_unknown(tmp_path):
 def test_answers_that_cannot_be_read_are_linked(tmp_path):
     folder = write_run(tmp_path, "zero_shot", n=60)
     c = compare([folder])
-    (found,) = [v for v in verdicts(c, c.rows[0]) if v.about == "Format"]
+    (found,) = [v for v in verdicts(c, c.groups[0]) if v.about == "Format"]
     assert found.level == "note"
     assert found.target == "traces?view=test&outcome=unread&run=zero_shot-seed0"
-    assert not [v for v in verdicts(c, c.rows[0]) if v.about == "Length"]
+    assert not [v for v in verdicts(c, c.groups[0]) if v.about == "Length"]
 
 
 def test_warnings_come_first_and_every_link_leads_somewhere(tmp_path):
     c = compare([write_sweep(tmp_path, n=20)])
-    for row in c.rows:
+    for row in c.groups:
         levels = [v.level for v in verdicts(c, row)]
         assert levels == sorted(levels, key=("warning", "note", "clear").index)
     page = write_comparison_report([tmp_path], tmp_path).read_text()

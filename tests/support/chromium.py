@@ -1,6 +1,7 @@
 """A headless Chromium, driven over its own debugging pipe: no port, no driver, no further package."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -28,9 +29,10 @@ class Chromium:
         (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
 
         def wire() -> None:  # the browser reads commands from descriptor 3 and answers on 4
-            spare = [os.dup(theirs_in), os.dup(theirs_out)]
-            os.dup2(spare[0], 3)
-            os.dup2(spare[1], 4)
+            # copies above 9: dup2 of a descriptor to itself would leave it closed on exec
+            copies = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out)]
+            os.dup2(copies[0], 3)
+            os.dup2(copies[1], 4)
 
         self._process = subprocess.Popen(
             [EXECUTABLE, *FLAGS.split(), f"--user-data-dir={self._home}", "about:blank"],

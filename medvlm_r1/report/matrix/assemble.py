@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from medvlm_r1.report.fairness import settings
-from medvlm_r1.report.groups import Row, check_same_questions, group
-from medvlm_r1.report.matrix.matrix import UNTRAINED, Matrices, Matrix
+from medvlm_r1.report.groups import RunGroup, check_same_questions, group_runs
+from medvlm_r1.report.matrix.cells import UNTRAINED, Matrices, Matrix
 from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs, method_title
 
 
@@ -30,14 +30,14 @@ def arranged(runs: Sequence[Run]) -> list[Matrix]:
         RunFolderError: no run names its domain, two configurations of one method and prompt differ in more
             than domain and seed, or they share no seed.
     """
-    rows = group([run for run in runs if run.method == "zero_shot" or _domain(run)])
+    rows = group_runs([run for run in runs if run.method == "zero_shot" or _domain(run)])
     trained = [row for row in rows if row.method != "zero_shot"]
     if not trained:
         raise RunFolderError(
             "no run says what domain it was trained on: train with data.domain=NAME, once for each domain "
             "(data=phantom_modality, phantom_task, med_r1_modality or med_r1_task)"
         )
-    made: dict[tuple[str, str], dict[str, Row]] = {}
+    made: dict[tuple[str, str], dict[str, RunGroup]] = {}
     for row in trained:
         lines = made.setdefault(_kind(row), {})
         domain = _domain(row.runs[0])
@@ -64,7 +64,7 @@ def matrices_among(runs: Sequence[Run]) -> Matrices | None:
         return None
 
 
-def _check_alike(kind: tuple[str, str], lines: dict[str, Row]) -> None:
+def _check_alike(kind: tuple[str, str], lines: dict[str, RunGroup]) -> None:
     """All lines must differ in the domain alone, and have a seed in common."""
     (domain, first), *rest = lines.items()
     for other, row in rest:
@@ -78,10 +78,10 @@ def _check_alike(kind: tuple[str, str], lines: dict[str, Row]) -> None:
         raise RunFolderError(f"no seed was run on every domain ({had}): run the missing ones")
 
 
-def _untrained(line: Row, prompt: str, candidates: Sequence[Row]) -> Row | None:
+def _untrained(line: RunGroup, prompt: str, candidates: Sequence[RunGroup]) -> RunGroup | None:
     """The zero-shot row of a line's prompt and starting weights."""
 
-    def start(row: Row) -> dict:
+    def start(row: RunGroup) -> dict:
         flat = settings(row.runs[0])
         return {k: v for k, v in flat.items() if k.startswith("model.") and not k.startswith("model.tuning")}
 
@@ -95,7 +95,7 @@ def _untrained(line: Row, prompt: str, candidates: Sequence[Row]) -> Row | None:
     return fitting[0] if fitting else None
 
 
-def _matrix(kind: tuple[str, str], made: dict, zero_shot: Sequence[Row], tests: list[str]) -> Matrix:
+def _matrix(kind: tuple[str, str], made: dict, zero_shot: Sequence[RunGroup], tests: list[str]) -> Matrix:
     method, prompt = kind
     lines = {domain: made[kind][domain] for domain in [*tests, *made[kind]] if domain in made[kind]}
     if untrained := _untrained(next(iter(lines.values())), prompt, zero_shot):
@@ -105,7 +105,7 @@ def _matrix(kind: tuple[str, str], made: dict, zero_shot: Sequence[Row], tests: 
     return Matrix(", ".join(parts), lines, tests)
 
 
-def _kind(row: Row) -> tuple[str, str]:
+def _kind(row: RunGroup) -> tuple[str, str]:
     return row.method, str(row.runs[0].config.get("prompt", {}).get("name"))
 
 
@@ -117,7 +117,7 @@ def _domain(run: Run) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _odd(a: Row, b: Row, domains: Collection[str] = ()) -> str:
+def _odd(a: RunGroup, b: RunGroup, domains: Collection[str] = ()) -> str:
     """Keys in which two configurations differ, but for those that say what was trained on."""
     one, other = (settings(row.runs[0]) for row in (a, b))
     said = {repr(value) for name in domains for value in (name, [name])}

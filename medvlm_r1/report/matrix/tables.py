@@ -13,10 +13,9 @@ from matplotlib.patches import Rectangle
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.report.comparison import LEVEL
 from medvlm_r1.report.figures import PAGE, PRINT, Palette, svg
-from medvlm_r1.report.matrix.matrix import UNTRAINED, Change, Matrices, Matrix
-from medvlm_r1.report.matrix.matrix import Cell as MatrixCell
+from medvlm_r1.report.matrix.cells import UNTRAINED, Change, Matrices, Matrix, MatrixCell
 from medvlm_r1.report.page.audit import marks
-from medvlm_r1.report.tables.tables import Cell, Table, mark_notes, p_text, percent, set_name, span
+from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, set_name, span
 
 _SHADES = "YlGnBu"
 
@@ -47,7 +46,7 @@ def matrix_table(matrix: Matrix) -> Table:
         )
     if any(row.seeds != matrix.seeds for row in matrix.trained.values()):
         notes.append(f"Means are of the seeds that all lines have: {', '.join(map(str, matrix.seeds))}.")
-    notes += mark_notes(matrix.lines.values())
+    notes += mark_notes(matrix.rows.values())
     return Table(f"Trained on one, tested on all: {matrix.label}", heads, rows, notes)
 
 
@@ -67,7 +66,7 @@ def change_table(matrices: Matrices, label: str) -> Table:
         for domain in shared
     ]
     tests = " / ".join(sorted({change.test for change in matrices.changes}))
-    n = ", ".join(str(len(first.groups(test))) for test in first.test_sets)
+    n = ", ".join(str(len(first.image_groups(test))) for test in first.test_sets)
     notes = [
         f"Points on the same questions (n = {n}), 95 % interval, adjusted p ({tests}, Holm over "
         f"{len(matrices.changes)} tests). Bold: adjusted p below 0.05."
@@ -82,7 +81,7 @@ def change_table(matrices: Matrices, label: str) -> Table:
         notes.append(
             f"Left out, as only one of both was trained on it: {', '.join(map(set_name, left_out))}."
         )
-    notes += mark_notes([*first.lines.values(), *other.lines.values()])
+    notes += mark_notes([*first.rows.values(), *other.rows.values()])
     return Table(f"{label} minus {first.label}", heads, rows, notes)
 
 
@@ -136,7 +135,7 @@ def _drawn(matrices: Sequence[Matrix], palette: Palette) -> Figure:
     found = dict.fromkeys(domain for matrix in matrices for domain in matrix.trained)
     lines = [test for test in matrices[0].test_sets if test in found]
     lines += [domain for domain in found if domain not in lines]
-    lines += [UNTRAINED] if any(UNTRAINED in matrix.lines for matrix in matrices) else []
+    lines += [UNTRAINED] if any(UNTRAINED in matrix.rows for matrix in matrices) else []
     size = ((0.72 * columns + 0.4) * len(matrices) + 1.4, 0.5 * len(lines) + 1.3)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(matrices), squeeze=False, sharey=True)[0]

@@ -77,12 +77,12 @@ def questions(c: Comparison, per_set: int = 2) -> tuple[list[Question], list[Pat
     Returns:
         At most ``per_set`` questions for each test set, and the count of each pattern.
     """
-    answers = {row.label: {t: row.runs[0].answers(t) for t in c.test_sets} for row in c.rows}
+    answers = {row.label: {t: row.runs[0].answers(t) for t in c.test_sets} for row in c.groups}
     patterns: Counter[tuple[bool, ...]] = Counter()
     shown: Counter[tuple[bool, ...]] = Counter()
     chosen = []
     for test_set in c.test_sets:
-        tables = [answers[row.label][test_set] for row in c.rows]
+        tables = [answers[row.label][test_set] for row in c.groups]
         found = dict(zip(tables[0].index, zip(*(t["correct"] for t in tables), strict=True), strict=True))
         patterns.update(found.values())
         pictures = {k: _picture(c, k) for k in found}
@@ -94,7 +94,7 @@ def questions(c: Comparison, per_set: int = 2) -> tuple[list[Question], list[Pat
             chosen.append(_question(c, test_set, pick, answers, pictures[pick]))
     total = patterns.total()
     counted = [
-        Pattern([(row.label, bool(r)) for row, r in zip(c.rows, p, strict=True)], n, n / total)
+        Pattern([(row.label, bool(r)) for row, r in zip(c.groups, p, strict=True)], n, n / total)
         for p, n in patterns.most_common()
     ]
     return chosen, counted
@@ -130,13 +130,13 @@ def data_uri(path: Path) -> str:
 
 
 def _picture(c: Comparison, sample_id: str) -> Path | None:
-    return next((p for row in c.rows for run in row.runs if (p := run.image(sample_id))), None)
+    return next((p for row in c.groups for run in row.runs if (p := run.image(sample_id))), None)
 
 
 def _question(c: Comparison, test_set: str, sample_id: str, answers: dict, picture: Path | None) -> Question:
-    first = answers[c.rows[0].label][test_set].loc[sample_id]
+    first = answers[c.groups[0].label][test_set].loc[sample_id]
     replies = []
-    for row in c.rows:
+    for row in c.groups:
         said = answers[row.label][test_set].loc[sample_id]
         letter = said["answer"] if isinstance(said["answer"], str) else None
         replies.append(

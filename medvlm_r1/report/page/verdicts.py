@@ -11,10 +11,10 @@ from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import Comparison
-from medvlm_r1.report.groups import Row
+from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.page.audit import leaked_over
-from medvlm_r1.report.tables.controls import difference
-from medvlm_r1.report.tables.tables import percent, set_name, span
+from medvlm_r1.report.tables.controls import gain_over
+from medvlm_r1.report.tables.table import percent, set_name, span
 
 OFTEN = 0.02  # share of answers without a reading, or cut at the limit, from which on it is said
 
@@ -38,7 +38,7 @@ class Verdict:
     target: str
 
 
-def verdicts(c: Comparison, row: Row) -> list[Verdict]:
+def verdicts(c: Comparison, row: RunGroup) -> list[Verdict]:
     """All verdicts on one configuration, over its seeds."""
     found = [*_leaks(row), *_shortcuts(row), *_alarms(row), *_looking(c, row), *_reading(c, row)]
     return sorted(found, key=lambda v: ("warning", "note", "clear").index(v.level))
@@ -49,7 +49,7 @@ def traces_link(**query: str) -> str:
     return "traces?" + urlencode(query)
 
 
-def _leaks(row: Row) -> list[Verdict]:
+def _leaks(row: RunGroup) -> list[Verdict]:
     audits = [run.metrics.get("audit") or {} for run in row.runs]
     if not all("verdict" in found for found in audits):
         return [Verdict("note", "Leaks", "The data was not audited for leaks and shortcuts.", "provenance")]
@@ -67,7 +67,7 @@ def _leaks(row: Row) -> list[Verdict]:
     return [Verdict("clear", "Leaks", text or "No test image is a copy of a training image.", "audit")]
 
 
-def _shortcuts(row: Row) -> list[Verdict]:
+def _shortcuts(row: RunGroup) -> list[Verdict]:
     rules = (row.runs[0].metrics.get("audit") or {}).get("shortcuts") or {}
     if not rules:
         return []
@@ -86,7 +86,7 @@ def _shortcuts(row: Row) -> list[Verdict]:
     return [Verdict("clear", "Shortcuts", text, "shortcuts")]
 
 
-def _alarms(row: Row) -> list[Verdict]:
+def _alarms(row: RunGroup) -> list[Verdict]:
     raised = [(run, alarm) for run in row.runs for alarm in run.alarms]
     if row.method == "zero_shot":
         return []
@@ -102,8 +102,8 @@ def _alarms(row: Row) -> list[Verdict]:
     return [Verdict("warning", "Alarms", f"Raised: {', '.join(told[:3])}{more}.", "alarms")]
 
 
-def _looking(c: Comparison, row: Row) -> list[Verdict]:
-    gains = {name: difference(row, name, BLANK) for name in c.test_sets}
+def _looking(c: Comparison, row: RunGroup) -> list[Verdict]:
+    gains = {name: gain_over(row, name, BLANK) for name in c.test_sets}
     if None in gains.values():
         text = "Never tested with the picture blanked: how much it looks is unknown."
         return [Verdict("note", "Looking", text, "accuracy")]
@@ -126,7 +126,7 @@ def _points(gains: dict[str, Interval]) -> str:
     )
 
 
-def _reading(c: Comparison, row: Row) -> list[Verdict]:
+def _reading(c: Comparison, row: RunGroup) -> list[Verdict]:
     """Answers that no letter could be read from, and answers cut at the limit."""
     one = {"run": row.runs[0].name} if len(row.runs) == 1 else {}
     plain = [run.answers(name) for run in row.runs for name in c.test_sets]

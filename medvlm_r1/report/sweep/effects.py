@@ -12,7 +12,7 @@ import numpy as np
 
 from medvlm_r1.evaluate.statistics import Interval, holm, seeds_difference
 from medvlm_r1.report.comparison import LEVEL
-from medvlm_r1.report.groups import Row
+from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.run_folder import Run, RunFolderError, flatten
 from medvlm_r1.runs.folder import UNNAMED
 
@@ -20,6 +20,7 @@ _NO_FACTOR = set(UNNAMED) - {"experiment"}
 
 NO_LEVEL = ""
 Levels = tuple[str, ...]  # one of every factor
+Pair = tuple[RunGroup, RunGroup]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def factors_of(runs: Sequence[Run]) -> dict[str, list[str]]:
     return factors
 
 
-def cells_of(runs: Sequence[Run], factors: Mapping[str, Sequence[str]]) -> dict[Levels, Row]:
+def cells_of(runs: Sequence[Run], factors: Mapping[str, Sequence[str]]) -> dict[Levels, RunGroup]:
     """The runs at each combination of levels, over their seeds.
 
     Raises:
@@ -92,11 +93,11 @@ def cells_of(runs: Sequence[Run], factors: Mapping[str, Sequence[str]]) -> dict[
                     f"{one.folder} and {other.folder} have the same seed and differ in no key of the "
                     "command line: give one of them"
                 )
-    return {levels: Row(", ".join(levels) or "all", tuple(peers)) for levels, peers in cells.items()}
+    return {levels: RunGroup(", ".join(levels) or "all", tuple(peers)) for levels, peers in cells.items()}
 
 
 def effects_of(
-    cells: Mapping[Levels, Row], factors: Mapping[str, Sequence[str]], test_sets: Sequence[str]
+    cells: Mapping[Levels, RunGroup], factors: Mapping[str, Sequence[str]], test_sets: Sequence[str]
 ) -> list[Effect]:
     """Every level of every factor minus the factor's first, as a mean over ``test_sets`` of equal weight.
 
@@ -119,7 +120,7 @@ def effects_of(
             a, b = (
                 [_mean([pair[side] for pair in kept], test, seeds) for test in test_sets] for side in (0, 1)
             )
-            groups = [kept[0][0].groups(test) for test in test_sets]
+            groups = [kept[0][0].image_groups(test) for test in test_sets]
             tested = seeds_difference(a, b, groups)
             counts = len(kept), len(seeds), len(pairs) - len(kept)
             found.append((factor, level, reference, *counts, *tested))
@@ -127,11 +128,11 @@ def effects_of(
     return [Effect(*parts, q) for parts, q in zip(found, adjusted, strict=True)]
 
 
-def _most_runs(pairs: Sequence[tuple[Row, Row]]) -> tuple[list[tuple[Row, Row]], list[int]]:
+def _most_runs(pairs: Sequence[Pair]) -> tuple[list[Pair], list[int]]:
     """Those pairs, and seeds that all of them have, of which there are the most together."""
     shared = [frozenset(a.seeds) & frozenset(b.seeds) for a, b in pairs]
     choices = {frozenset.intersection(*shared), *shared} if shared else set()
-    best: tuple[list[tuple[Row, Row]], list[int]] = [], []
+    best: tuple[list[Pair], list[int]] = [], []
     for seeds in sorted(choices, key=sorted):
         kept = [pair for pair, had in zip(pairs, shared, strict=True) if seeds <= had]
         if len(kept) * len(seeds) > len(best[0]) * len(best[1]):
@@ -139,7 +140,7 @@ def _most_runs(pairs: Sequence[tuple[Row, Row]]) -> tuple[list[tuple[Row, Row]],
     return best
 
 
-def _mean(rows: Sequence[Row], test_set: str, seeds: Sequence[int]) -> np.ndarray:
+def _mean(rows: Sequence[RunGroup], test_set: str, seeds: Sequence[int]) -> np.ndarray:
     """``[seeds, questions]``: outcomes averaged over settings, which are no draw of anything."""
     picked = [row.outcomes(test_set)[[row.seeds.index(seed) for seed in seeds]] for row in rows]
     return np.mean(picked, axis=0)

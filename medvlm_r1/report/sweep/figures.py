@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from medvlm_r1.report.comparison import MEAN
 from medvlm_r1.report.figures import PRINT, quiet
-from medvlm_r1.report.sweep.sweep import Sweep
-from medvlm_r1.report.tables.tables import percent, set_name
+from medvlm_r1.report.sweep.summary import Sweep
+from medvlm_r1.report.tables.table import percent, set_name
 
 _FONT = {"font.family": "DejaVu Sans"}
 _SUPPORTED, _OPEN = PRINT.series[2], PRINT.series[0]

@@ -1,7 +1,7 @@
 """The tables of a sweep: statuses and costs, every setting, every effect."""
 
-from medvlm_r1.report.sweep.sweep import Sweep
-from medvlm_r1.report.tables.tables import Cell, Table, mark_notes, p_text, percent, set_name, span
+from medvlm_r1.report.sweep.summary import Sweep
+from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, set_name, span
 from medvlm_r1.runs.status import FAILED, count_statuses, failure_reason
 
 

@@ -9,9 +9,9 @@ from medvlm_r1.evaluate.contrasts import GAINS, reading
 from medvlm_r1.evaluate.controls import BLANK, CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.comparison import Comparison
-from medvlm_r1.report.groups import Row
+from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.page.audit import marks
-from medvlm_r1.report.tables.tables import Cell, Table, mark_notes, percent, set_name, span
+from medvlm_r1.report.tables.table import Cell, Table, mark_notes, percent, set_name, span
 
 NONE = Cell("\N{EN DASH}")
 _GAIN_NAMES = {
@@ -36,47 +36,47 @@ _NOTES = (
 
 def control_table(c: Comparison) -> Table | None:
     """Accuracies, gains and shares by row and test set; ``None`` where only plain questions were asked."""
-    rows = [cells for row in c.rows for cells in _rows(c, row)]
+    rows = [cells for row in c.groups for cells in _rows(c, row)]
     if not rows:
         return None
-    first = Cell("Control") if len(c.rows) == 1 else Cell("Method", "control")
+    first = Cell("Control") if len(c.groups) == 1 else Cell("Method", "control")
     heads = [first, *(Cell(set_name(t)) for t in c.test_sets)]
-    return Table("Controls", heads, rows, [*_NOTES, *_reasons(c), *mark_notes(c.rows)])
+    return Table("Controls", heads, rows, [*_NOTES, *_reasons(c), *mark_notes(c.groups)])
 
 
 def control_summary(c: Comparison) -> Table | None:
     """A line for each row and test set: with the picture, without it, and what that means."""
     rows = []
-    for row in c.rows:
+    for row in c.groups:
         for t in c.test_sets:
-            if (gain := difference(row, t, BLANK)) is None:
+            if (gain := gain_over(row, t, BLANK)) is None:
                 continue
             mark = marks(row.runs, [t])
-            figures = [percent(rate(row, t, control).value) + mark for control in (PLAIN, BLANK)]
+            figures = [percent(accuracy_under(row, t, control).value) + mark for control in (PLAIN, BLANK)]
             figures.append(f"{percent(gain.value, signed=True)}{mark} ({span(gain, signed=True)})")
-            name = set_name(t) if len(c.rows) == 1 else f"{row.label}, {set_name(t)}"
+            name = set_name(t) if len(c.groups) == 1 else f"{row.label}, {set_name(t)}"
             rows.append([Cell(name), *map(Cell, figures), Cell(reading(gain))])
     heads = [Cell(head) for head in ("Controls", "Image", "Blank", "Image gain (95 %)", "Verdict")]
-    return Table("", heads, rows, mark_notes(c.rows)) if rows else None
+    return Table("", heads, rows, mark_notes(c.groups)) if rows else None
 
 
 def control_figures(c: Comparison) -> dict[str, dict[str, dict]]:
-    """Row label -> test set -> accuracy by control, and gains, in plain types."""
+    """Group label -> test set -> accuracy by control, and gains, in plain types."""
 
     def plain(numbers: dict[str, Interval | None]) -> dict[str, dict]:
         return {name: found.as_dict() for name, found in numbers.items() if found}
 
     return {
         row.label: {
-            t: {"accuracy": plain({k: rate(row, t, k) for k in CONTROLS})}
-            | plain({key: difference(row, t, k) for k, key in GAINS.items()})
+            t: {"accuracy": plain({k: accuracy_under(row, t, k) for k in CONTROLS})}
+            | plain({key: gain_over(row, t, k) for k, key in GAINS.items()})
             for t in c.test_sets
         }
-        for row in c.rows
+        for row in c.groups
     }
 
 
-def rate(row: Row, test_set: str, control: str) -> Interval | None:
+def accuracy_under(row: RunGroup, test_set: str, control: str) -> Interval | None:
     """Accuracy over a row's seeds; ``None`` where nothing was asked."""
     found = _noted(row, test_set, lambda found: found["rates"].get(control, {}).get("accuracy"))
     if found and len(row.runs) == 1:
@@ -89,7 +89,7 @@ def rate(row: Row, test_set: str, control: str) -> Interval | None:
     return over_seeds([outcomes], [groups])
 
 
-def difference(row: Row, test_set: str, control: str) -> Interval | None:
+def gain_over(row: RunGroup, test_set: str, control: str) -> Interval | None:
     """Plain accuracy less that under a control, on the questions that all seeds were asked under both."""
     found = _noted(row, test_set, lambda found: found.get(GAINS[control]))
     if found and len(row.runs) == 1:
@@ -100,11 +100,11 @@ def difference(row: Row, test_set: str, control: str) -> Interval | None:
     return seeds_difference([a], [b], [_groups(row, test_set, asked)])[0]
 
 
-def _rows(c: Comparison, row: Row) -> Iterable[list[Cell]]:
+def _rows(c: Comparison, row: RunGroup) -> Iterable[list[Cell]]:
     def across(name: str, cell: Callable[[str], Cell]) -> Iterable[list[Cell]]:
         cells = [cell(t) for t in c.test_sets]
         if any(found is not NONE for found in cells):
-            yield [Cell(name) if len(c.rows) == 1 else Cell(row.label, name), *cells]
+            yield [Cell(name) if len(c.groups) == 1 else Cell(row.label, name), *cells]
 
     others = [list(across(control, lambda t, k=control: _rate_cell(row, t, k))) for control in CONTROLS[1:]]
     if not any(others):
@@ -118,8 +118,8 @@ def _rows(c: Comparison, row: Row) -> Iterable[list[Cell]]:
         yield from across(name, lambda t, k=key: _share_cell(row, t, k))
 
 
-def _rate_cell(row: Row, test_set: str, control: str) -> Cell:
-    found = rate(row, test_set, control)
+def _rate_cell(row: RunGroup, test_set: str, control: str) -> Cell:
+    found = accuracy_under(row, test_set, control)
     if found is None:
         return NONE
     left_out = len(row.runs[0].answers(test_set)) - found.n
@@ -130,15 +130,15 @@ def _rate_cell(row: Row, test_set: str, control: str) -> Cell:
     return Cell(percent(found.value) + marks(row.runs, [test_set]), note)
 
 
-def _gain_cell(row: Row, test_set: str, control: str) -> Cell:
-    gain = difference(row, test_set, control)
+def _gain_cell(row: RunGroup, test_set: str, control: str) -> Cell:
+    gain = gain_over(row, test_set, control)
     if gain is None:
         return NONE
     note = span(gain, signed=True) + (f"; {reading(gain)}" if control == BLANK else "")
     return Cell(percent(gain.value, signed=True) + marks(row.runs, [test_set]), note)
 
 
-def _share_cell(row: Row, test_set: str, key: str) -> Cell:
+def _share_cell(row: RunGroup, test_set: str, key: str) -> Cell:
     found = _noted(row, test_set, lambda controls: controls.get(key))
     if found is None:
         return NONE
@@ -147,7 +147,7 @@ def _share_cell(row: Row, test_set: str, key: str) -> Cell:
     return Cell(percent(found.value) + marks(row.runs, [test_set]), note)
 
 
-def _noted(row: Row, test_set: str, pick: Callable[[dict], dict | None]) -> Interval | None:
+def _noted(row: RunGroup, test_set: str, pick: Callable[[dict], dict | None]) -> Interval | None:
     """A number that the runs' own summaries hold: the mean over seeds; the interval is one seed's.
 
     For a single run it saves drawing again.
@@ -161,20 +161,20 @@ def _noted(row: Row, test_set: str, pick: Callable[[dict], dict | None]) -> Inte
     return Interval(value, first.low, first.high, first.n, first.method)
 
 
-def _asked(row: Row, test_set: str, controls: Iterable[str]) -> list[str]:
+def _asked(row: RunGroup, test_set: str, controls: Iterable[str]) -> list[str]:
     """Ids of the questions that every run of a row was asked under all of the controls."""
     tables = [(run, control) for run in row.runs for control in controls]
-    if not all(run.was_asked(test_set, control) for run, control in tables):
+    if not all(run.has_answers(test_set, control) for run, control in tables):
         return []
     return sorted(set.intersection(*(set(run.answers(test_set, control).index) for run, control in tables)))
 
 
-def _outcomes(row: Row, test_set: str, control: str, asked: list[str]) -> list:
+def _outcomes(row: RunGroup, test_set: str, control: str, asked: list[str]) -> list:
     """``[seeds, questions]`` of right (1) and wrong (0)."""
     return [run.answers(test_set, control).loc[asked, "correct"].astype(float).tolist() for run in row.runs]
 
 
-def _groups(row: Row, test_set: str, asked: list[str]) -> list[str]:
+def _groups(row: RunGroup, test_set: str, asked: list[str]) -> list[str]:
     return row.runs[0].answers(test_set).loc[asked, "image_group"].tolist()
 
 
@@ -182,7 +182,7 @@ def _reasons(c: Comparison) -> list[str]:
     """Why a control that was wanted was not run."""
     found = {
         f"{name} was not run: {reason}."
-        for row in c.rows
+        for row in c.groups
         for run in row.runs
         for summary in run.metrics.get("controls", {}).values()
         for name, reason in summary.get("not_run", {}).items()

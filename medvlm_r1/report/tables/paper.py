@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from medvlm_r1.report.comparison import Comparison
-from medvlm_r1.report.tables.tables import Cell, Table
+from medvlm_r1.report.tables.table import Cell, Table
 
 _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -90,7 +90,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _bold(cell: Cell) -> str:
-    return f"\\textbf{{{escaped(cell.main)}}}" if cell.bold else escaped(cell.main)
+    return f"\\textbf{{{escaped(cell.text)}}}" if cell.bold else escaped(cell.text)
 
 
 def _small(cell: Cell) -> str:

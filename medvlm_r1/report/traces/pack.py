@@ -24,7 +24,7 @@ from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.figures import series
 from medvlm_r1.report.page.examples import data_uri
 from medvlm_r1.report.run_folder import Run
-from medvlm_r1.report.tables.tables import set_name
+from medvlm_r1.report.tables.table import set_name
 
 LARGEST_FILES = 32_000_000  # bytes of all predictions.jsonl, and again of all rollouts/
 LARGEST_PICTURES = 16_000_000  # characters of all pictures as they stand in the page
@@ -99,11 +99,11 @@ class Pictures:
         return self.uris(uri)
 
 
-def gather(c: Comparison) -> Traces:
+def pack_traces(c: Comparison) -> Traces:
     """Pack the traces of every run of a comparison."""
     texts, pictures, left_out = Pool(), Pictures(), []
-    runs = [(row.label, run) for row in c.rows for run in row.runs]
-    colours = series(c.rows)
+    runs = [(row.label, run) for row in c.groups for run in row.runs]
+    colours = series(c.groups)
     tests = _tests(runs, texts, pictures, left_out)
     groups = _groups([run for _, run in runs], texts, pictures, left_out)
     if pictures.refused:
@@ -132,19 +132,19 @@ def gather(c: Comparison) -> Traces:
     )
 
 
-def reply_name(run: Run, step: int | None = None) -> str:
+def answer_set_name(run: Run, step: int | None = None) -> str:
     """What the browser's address calls a run's answers: with their step if it was evaluated at several.
 
     Without ``step``, the answers that the tables are made of.
     """
-    steps = run.every_prediction["step"]
+    steps = run.all_predictions["step"]
     if steps.nunique() == 1:
         return run.name
     return f"{run.name} at step {steps.max() if step is None else step}"
 
 
 def _modalities(runs: Sequence[tuple[str, Run]]) -> list[str]:
-    named = [pd.concat([run.every_prediction["modality"] for _, run in runs]).dropna().unique()]
+    named = [pd.concat([run.all_predictions["modality"] for _, run in runs]).dropna().unique()]
     return sorted({name for names in (*named, *(run.trained_on for _, run in runs)) for name in names})
 
 
@@ -161,7 +161,7 @@ def _tests(
     tables = [
         (k, step, part.set_index(KEY))
         for k, (_, run) in enumerate(runs)
-        for step, part in run.every_prediction.groupby("step")
+        for step, part in run.all_predictions.groupby("step")
     ]
     asked = pd.concat([table for _, _, table in tables])
     asked = asked[~asked.index.duplicated()]
@@ -190,7 +190,7 @@ def _tests(
         "picture": [pictures(_kept(folders, name)) for name in seen],
         "seen": texts.column(seen),
         "replies": [
-            {"run": k, "step": int(step), "name": reply_name(runs[k][1], step)}
+            {"run": k, "step": int(step), "name": answer_set_name(runs[k][1], step)}
             | _replies(table.reindex(asked.index), asked, texts)
             for k, step, table in tables
         ],

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference, compare
 from medvlm_r1.report.figures import curve_panels, dot_panels, series
-from medvlm_r1.report.groups import Row
+from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.matrix.assemble import matrices_among
 from medvlm_r1.report.matrix.tables import change_table, heat_map_svg, matrix_table
 from medvlm_r1.report.page import examples
@@ -24,7 +24,7 @@ from medvlm_r1.report.page.audit import AuditSection, section
 from medvlm_r1.report.page.verdicts import traces_link, verdicts
 from medvlm_r1.report.run_folder import Run, flatten, method_title, rl_beside_sft
 from medvlm_r1.report.tables.controls import control_table
-from medvlm_r1.report.tables.tables import (
+from medvlm_r1.report.tables.table import (
     Table,
     accuracy_table,
     difference_table,
@@ -33,7 +33,7 @@ from medvlm_r1.report.tables.tables import (
     set_name,
     span,
 )
-from medvlm_r1.report.traces.gather import gather, reply_name
+from medvlm_r1.report.traces.pack import answer_set_name, pack_traces
 from medvlm_r1.runs.durable import write_whole
 
 STYLES = ("page/page.css", "traces/traces.css")
@@ -54,7 +54,7 @@ def write_comparison_report(folders: Sequence[Path], out: Path, baseline: str | 
         out: folder to write into.
         baseline: see :func:`medvlm_r1.report.comparison.compare`.
     """
-    command = ["python", "-m", "medvlm_r1.cli.compare", *map(str, folders)]
+    command = ["python", "-m", "medvlm_r1.compare", *map(str, folders)]
     command += ["--baseline", baseline] if baseline else []
     command += [] if [Path(f) for f in folders] == [Path(out)] else ["--out", str(out)]
     return write_page(compare(folders, baseline), Path(out), shlex.join(command))
@@ -77,11 +77,11 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
     )
     environment.filters |= {"percent": percent, "set_name": set_name, "tags": mark_tags, "clock": clock}
     environment.filters["span"] = span
-    environment.globals |= {"traces_link": traces_link, "reply_name": reply_name}
-    traced = next((run for row in c.rows for run in row.runs if run.traced_steps), None)
+    environment.globals |= {"traces_link": traces_link, "answer_set_name": answer_set_name}
+    traced = next((run for row in c.groups for run in row.runs if run.traced_steps), None)
     asked, patterns = examples.questions(c, per_set=2 if len(c.test_sets) < 5 else 1)
-    runs = [run for row in c.rows for run in row.runs]
-    traces = gather(c)
+    runs = [run for row in c.groups for run in row.runs]
+    traces = pack_traces(c)
     page = environment.get_template("page/page.html").render(
         c=c,
         title=title(c),
@@ -91,7 +91,7 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
         differences=difference_table(c) if c.differences else None,
         controls=control_table(c),
         matrices=drawn(runs),
-        number=series(c.rows),
+        number=series(c.groups),
         dots=dot_panels(c),
         curves=curve_panels(c),
         questions=asked,
@@ -102,10 +102,10 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
         runs=runs,
         facts=shared_facts(runs),
         findings={k: flatten(runs[0].metrics.get(k) or {}) for k in ("counters",)},
-        audits=one_of_each([section(run) for run in runs]),
+        audits=distinct_audits([section(run) for run in runs]),
         command=command,
         method_title=method_title,
-        verdicts=[(row, verdicts(c, row)) for row in c.rows],
+        verdicts=[(row, verdicts(c, row)) for row in c.groups],
         pairs=pairs(c),
         traces=traces,
         pictures_json=Markup(json.dumps(traces.pictures)),  # base64: nothing in it could end the element
@@ -133,18 +133,18 @@ def drawn(runs: Sequence[Run]) -> list[tuple[Table, Markup | None]]:
     return [(matrix_table(matrix), heat_map_svg(matrix)) for matrix in found.matrices] + changes
 
 
-def pairs(c: Comparison) -> list[tuple[Row, Row]]:
+def pairs(c: Comparison) -> list[tuple[RunGroup, RunGroup]]:
     """Rows between which differences were taken."""
-    rows = {row.label: row for row in c.rows}
+    rows = {row.label: row for row in c.groups}
     return [(rows[a], rows[b]) for a, b in dict.fromkeys((d.first, d.second) for d in c.differences)]
 
 
 def title(c: Comparison) -> str:
     """``GRPO, SFT and zero-shot on MRI, CT and X-ray``."""
     sets = _and([set_name(t) for t in c.test_sets])
-    if len(c.rows) == 1:
-        return f"{c.rows[0].label} on {sets}"
-    names = [method_title(row.method) for row in reversed(c.rows)]
+    if len(c.groups) == 1:
+        return f"{c.groups[0].label} on {sets}"
+    names = [method_title(row.method) for row in reversed(c.groups)]
     names = [name.lower() if name == method_title("zero_shot") else name for name in dict.fromkeys(names)]
     return f"{_and(names)} on {sets}"
 
@@ -153,9 +153,9 @@ def headline(c: Comparison) -> str:
     """The result in plain sentences, with its uncertainty and whether a test supports it."""
     main = next((d for d in c.differences if rl_beside_sft(*_methods(c, d))), None)
     main = main or next(iter(reversed(c.differences)), None)
-    caution = " " + _seeds([r for r in c.rows if main is None or r.label in (main.first, main.second)])
+    caution = " " + _seeds([r for r in c.groups if main is None or r.label in (main.first, main.second)])
     if main is None:
-        row = c.rows[0]
+        row = c.groups[0]
         rates = [
             f"{percent(i.value)} % on {set_name(t)} ({span(i)}; chance {percent(c.chance[t])})"
             for t in c.test_sets
@@ -181,7 +181,7 @@ def headline(c: Comparison) -> str:
 
 def caveat(c: Comparison) -> str:
     """What a run with the embedded model or data can not show; empty for a real one."""
-    run = c.rows[0].runs[0]
+    run = c.groups[0].runs[0]
     values = flatten(run.config)
     tiny = values.get("model.path") == "embedded"
     phantom = any("phantom" in str(v) for k, v in values.items() if k.startswith("data.") and "_target_" in k)
@@ -195,7 +195,7 @@ def caveat(c: Comparison) -> str:
     )
 
 
-def one_of_each(found: Sequence[AuditSection | None]) -> list[AuditSection]:
+def distinct_audits(found: Sequence[AuditSection | None]) -> list[AuditSection]:
     """Audits that say different things, each by the first run that has it."""
     return list({a.verdict: a for a in reversed(found) if a}.values())[::-1]
 
@@ -242,7 +242,7 @@ def _sentence(c: Comparison, where: str, d: Difference) -> str:
     )
 
 
-def _seeds(rows: Sequence[Row]) -> str:
+def _seeds(rows: Sequence[RunGroup]) -> str:
     counts = [len(row.runs) for row in rows]
     if max(counts) == 1:
         return "One seed: the spread between seeds is not measured."
@@ -256,7 +256,7 @@ def _plain(value: object) -> str:
 
 
 def _methods(c: Comparison, d: Difference) -> tuple[str, str]:
-    method = {row.label: row.method for row in c.rows}
+    method = {row.label: row.method for row in c.groups}
     return method[d.first], method[d.second]
 
 

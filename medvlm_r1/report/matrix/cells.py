@@ -14,15 +14,15 @@ import numpy as np
 from medvlm_r1.evaluate.controls import PRIOR
 from medvlm_r1.evaluate.statistics import Interval, holm, over_seeds, seeds_difference
 from medvlm_r1.report.comparison import LEVEL
-from medvlm_r1.report.groups import Row, paired
+from medvlm_r1.report.groups import RunGroup, group_difference
 from medvlm_r1.report.page.audit import marks
-from medvlm_r1.report.tables.controls import difference, rate
+from medvlm_r1.report.tables.controls import accuracy_under, gain_over
 
 UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """One training domain on one test set.
 
     Attributes:
@@ -46,20 +46,20 @@ class Matrix:
 
     Attributes:
         label: method, and prompt where matrices of several prompts stand side by side.
-        lines: training domain -> its runs; :data:`UNTRAINED` holds zero-shot runs.
+        rows: training domain -> its runs; :data:`UNTRAINED` holds zero-shot runs.
         test_sets: the columns.
     """
 
     label: str
-    lines: dict[str, Row]
+    rows: dict[str, RunGroup]
     test_sets: list[str]
 
     @cached_property
-    def cells(self) -> dict[str, dict[str, Cell]]:
+    def cells(self) -> dict[str, dict[str, MatrixCell]]:
         """Training domain -> test set -> cell."""
         return {
             domain: {test: self._cell(domain, row, test) for test in self.test_sets}
-            for domain, row in self.lines.items()
+            for domain, row in self.rows.items()
         }
 
     @cached_property
@@ -84,17 +84,17 @@ class Matrix:
         if not shared:
             return None
         return seeds_difference(
-            *([part[t] for t in shared] for part in both), [self.groups(t) for t in shared]
+            *([part[t] for t in shared] for part in both), [self.image_groups(t) for t in shared]
         )
 
-    def groups(self, test_set: str) -> list:
+    def image_groups(self, test_set: str) -> list:
         """Image group of each question of a column."""
-        return next(iter(self.lines.values())).groups(test_set)
+        return next(iter(self.rows.values())).image_groups(test_set)
 
     @property
-    def trained(self) -> dict[str, Row]:
+    def trained(self) -> dict[str, RunGroup]:
         """The lines that were trained on something."""
-        return {domain: row for domain, row in self.lines.items() if domain != UNTRAINED}
+        return {domain: row for domain, row in self.rows.items() if domain != UNTRAINED}
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -105,13 +105,13 @@ class Matrix:
         """Test set -> ``[seeds, questions]``, mean over those lines of ``domains`` not trained on it."""
         return self._outcomes(inside=False, domains=domains)
 
-    def _cell(self, domain: str, row: Row, test: str) -> Cell:
+    def _cell(self, domain: str, row: RunGroup, test: str) -> MatrixCell:
         found = marks(row.runs, [test])
         if domain == UNTRAINED:  # no questions that it could know the priors of
-            return Cell(row.rate([test]), False, found)
-        prior = rate(row, test, PRIOR)
-        gain = difference(row, test, PRIOR)
-        return Cell(row.rate([test]), domain == test, found, prior and prior.value, gain)
+            return MatrixCell(row.rate([test]), False, found)
+        prior = accuracy_under(row, test, PRIOR)
+        gain = gain_over(row, test, PRIOR)
+        return MatrixCell(row.rate([test]), domain == test, found, prior and prior.value, gain)
 
     def _outcomes(self, inside: bool, domains: Collection[str] | None = None) -> dict[str, np.ndarray]:
         found = {
@@ -125,7 +125,8 @@ class Matrix:
         return {test: np.mean(lines, axis=0) for test, lines in found.items() if lines}
 
     def _mean(self, outcomes: dict[str, np.ndarray]) -> Interval | None:
-        return over_seeds(list(outcomes.values()), [self.groups(t) for t in outcomes]) if outcomes else None
+        groups = [self.image_groups(test) for test in outcomes]
+        return over_seeds(list(outcomes.values()), groups) if outcomes else None
 
     def as_dict(self) -> dict:
         """Plain types for ``matrix.json``; fractions throughout."""
@@ -133,7 +134,7 @@ class Matrix:
         lost = self.lost_outside
         return {
             "label": self.label,
-            "runs": {domain: [str(run.folder) for run in row.runs] for domain, row in self.lines.items()},
+            "runs": {domain: [str(run.folder) for run in row.runs] for domain, row in self.rows.items()},
             "cells": {d: {t: asdict(cell) for t, cell in line.items()} for d, line in self.cells.items()},
             "mean": {name: mean.as_dict() for name, mean in means.items() if mean},
             "lost_outside": lost and {**lost[0].as_dict(), "p": lost[1]},
@@ -174,11 +175,11 @@ class Matrices:
             domains = self.shared(other)
             for domain in domains:
                 for test in first.test_sets:
-                    tested = paired(other.lines[domain], first.lines[domain], [test])
+                    tested = group_difference(other.rows[domain], first.rows[domain], [test])
                     found.append((other.label, domain, test, *tested))
             a, b = (matrix.outcomes_outside(domains) for matrix in (other, first))
             if a:
-                groups = [first.groups(t) for t in a]
+                groups = [first.image_groups(t) for t in a]
                 tested = seeds_difference(list(a.values()), list(b.values()), groups)
                 found.append((other.label, None, None, *tested, "bootstrap"))
         adjusted = holm([p for *_, p, _ in found])

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
 from medvlm_r1.report.fairness import Fairness
-from medvlm_r1.report.groups import Row
+from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.page.audit import DAGGER, GIVEN_AWAY, given_away_over, leaked_over, marks
 
 SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", OUTSIDE: "Out of domain"}
@@ -22,7 +22,7 @@ SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", 
 class Cell:
     """One table cell: the figure, and its interval or remark in small print."""
 
-    main: str
+    text: str
     note: str = ""
     bold: bool = False
 
@@ -63,7 +63,7 @@ def accuracy_table(c: Comparison) -> Table:
     """Rows in the order zero-shot, SFT, GRPO; a second zero-shot row reads answers leniently."""
     heads = [Cell("Method")]
     for scope, sets in c.scopes.items():
-        n = c.accuracy[c.rows[0].label][scope].n
+        n = c.accuracy[c.groups[0].label][scope].n
         where = "in domain" if c.in_domain and scope in c.in_domain else ""
         if len(sets) > 1:
             where = f"{len(sets)} sets"
@@ -72,7 +72,7 @@ def accuracy_table(c: Comparison) -> Table:
 
     rows = []
     best = {scope: c.best(scope) for scope in c.scopes}
-    for row in c.rows:
+    for row in c.groups:
         seeds = f"{len(row.runs)} seeds" if len(row.runs) > 1 else f"seed {row.seeds[0]}"
         cells = [Cell(row.label, f"{row.experiment}; {seeds}")]
         for scope, i in c.accuracy[row.label].items():
@@ -93,17 +93,17 @@ def accuracy_table(c: Comparison) -> Table:
 
     used = sorted({i.method for row in c.accuracy.values() for i in row.values()})
     notes = [f"Accuracy in percent with 95 % intervals ({', '.join(used)}); n is questions per seed."]
-    if len(c.rows) > 1:
+    if len(c.groups) > 1:
         notes.append("Bold: above every other row of its column after Holm's adjustment.")
         visible = percent(max(c.smallest_visible(t) for t in c.test_sets))
         notes.append(
             f"Two unpaired runs of this size show {visible} points or more per test set at 80 % power."
         )
-    notes += mark_notes(c.rows)
+    notes += mark_notes(c.groups)
     return Table("Accuracy", heads, rows, notes)
 
 
-def mark_notes(rows: Iterable[Row]) -> list[str]:
+def mark_notes(rows: Iterable[RunGroup]) -> list[str]:
     """The footnotes of the marks; none where no number is touched by a leak or a shortcut."""
     runs = [run for row in rows for run in row.runs]
     notes = []
@@ -127,16 +127,16 @@ def difference_table(c: Comparison) -> Table:
     found: dict[tuple[str, str], list[Cell]] = {}
     for d in c.differences:
         cells = found.setdefault((d.first, d.second), [Cell(f"{d.first} \N{MINUS SIGN} {d.second}")])
-        runs = [run for row in c.rows if row.label in (d.first, d.second) for run in row.runs]
+        runs = [run for row in c.groups if row.label in (d.first, d.second) for run in row.runs]
         cells.append(_difference_cell(d, marks(runs, c.scopes[d.where])))
     tests = " / ".join(sorted({d.test for d in c.differences}))
     notes = [
         f"Points on the same questions, 95 % interval, adjusted p ({tests}, Holm over {len(c.differences)}"
         " tests). Bold: adjusted p below 0.05.",
     ]
-    if any(len(row.runs) > 1 for row in c.rows):
+    if any(len(row.runs) > 1 for row in c.groups):
         notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
-    notes += mark_notes(c.rows)
+    notes += mark_notes(c.groups)
     return Table("Differences", heads, list(found.values()), notes if c.differences else [])
 
 
@@ -188,7 +188,7 @@ def as_markdown(table: Table) -> str:
     """A GitHub table with its notes beneath."""
 
     def text(cell: Cell) -> str:
-        main = f"**{cell.main}**" if cell.bold else cell.main
+        main = f"**{cell.text}**" if cell.bold else cell.text
         return f"{main} ({cell.note.replace('; ', ', ')})" if cell.note else main
 
     lines = [
@@ -206,4 +206,4 @@ def _difference_cell(d: Difference, mark: str) -> Cell:
 
 def _lines(cell: Cell) -> str:
     """Main text over small print, safe from console markup."""
-    return escape("\n".join(filter(None, [cell.main, *cell.note.split("; ")])))
+    return escape("\n".join(filter(None, [cell.text, *cell.note.split("; ")])))

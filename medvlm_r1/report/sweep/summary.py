@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from medvlm_r1.report.comparison import MEAN, OUTSIDE
-from medvlm_r1.report.groups import Row, check_same_questions
+from medvlm_r1.report.groups import RunGroup, check_same_questions
 from medvlm_r1.report.run_folder import Run, RunFolderError, read_run
 from medvlm_r1.report.sweep.effects import Effect, Levels, cells_of, effects_of, factors_of
 from medvlm_r1.runs.status import FINISHED, attempts, jobs_of, statuses_of
@@ -53,7 +53,7 @@ class Sweep:
         return factors_of(self.runs)
 
     @cached_property
-    def cells(self) -> dict[Levels, Row]:
+    def cells(self) -> dict[Levels, RunGroup]:
         """Levels of all factors -> the runs there."""
         return cells_of(self.runs, self.factors)
 
