@@ -130,10 +130,10 @@ def carry_out(cfg: DictConfig, folder: Path, this: status.Attempt | None = None)
     import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    from medvlm_r1.artifacts.record import Clock, describe, hardware, write_record
+    from medvlm_r1.artifacts.record import Clock, describe, hardware, write_artifacts
     from medvlm_r1.callbacks.checkpoint import checkpoint_of
     from medvlm_r1.evaluate.journal import Journal
-    from medvlm_r1.inference.endpoint import EndpointError
+    from medvlm_r1.inference.endpoint_client import EndpointError
 
     hush()  # not before: lightning sets the level of its log when it is imported
     clock = Clock()
@@ -187,7 +187,7 @@ def carry_out(cfg: DictConfig, folder: Path, this: status.Attempt | None = None)
             trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
         found = findings.as_dict(pairs=20) if findings else {}
-        write_record(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock, found)
+        write_artifacts(folder, OmegaConf.to_container(cfg, resolve=True), module, validation, clock, found)
         wrap_up(folder)
     return validation["validation/accuracy"]
 
@@ -404,15 +404,15 @@ def show_plan(overrides: list[str]) -> int:
     hush()
     from medvlm_r1.plan.console import show
     from medvlm_r1.plan.plan import plan, remedies
-    from medvlm_r1.plan.workload import job
+    from medvlm_r1.plan.workload import read_workload
 
     def replan(changes, timed=False):
         cfg = hydra.compose("config", overrides=[*overrides, *changes])
         parts = [hydra.utils.instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt)]
-        return plan(job(OmegaConf.to_container(cfg, resolve=True), *parts), timed)
+        return plan(read_workload(OmegaConf.to_container(cfg, resolve=True), *parts), timed)
 
     made = replan([], timed=True)
-    show(made, name, {} if made.fits else remedies(made.job, replan))
+    show(made, name, {} if made.fits else remedies(made.workload, replan))
     return 0 if made.fits else 3
 
 

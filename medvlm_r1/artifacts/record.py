@@ -61,7 +61,7 @@ def describe(config: Mapping[str, Any], module: VLMModule, questions: Questions)
     return f"{method_title(module.method)} of {model_name(config['model'])}; {training}tests: {counts}"
 
 
-def write_record(
+def write_artifacts(
     folder: Path,
     config: dict[str, Any],
     module: VLMModule,

@@ -19,10 +19,10 @@ from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.checks import check_images
 from medvlm_r1.data.images.root import ImageRoot
 from medvlm_r1.data.sample import BadRowError, Question
-from medvlm_r1.inference.answer_file import Response, ResponseFile
+from medvlm_r1.inference.answer_file import AnswerFile, AnswerRecord
 
 if TYPE_CHECKING:
-    from medvlm_r1.inference.answerer import Respondent
+    from medvlm_r1.inference.answerer import Answerer
 
 DISCLAIMER = "For research only. This is not a medical device: no answer may guide the care of a patient."
 EXAMPLES = f"""examples:
@@ -108,7 +108,7 @@ def ask_one(given: argparse.Namespace) -> None:
     question = read_question(row, "question", ImageRoot(".", follow_links=True))
     for _, why in check_images([question]):
         raise BadRowError(f"{why}: correct --image")
-    (response,) = load(given, [question]).respond([question])
+    (response,) = load(given, [question]).answer([question])
     if given.json:
         print(response.as_json(indent=2))
     else:
@@ -122,13 +122,13 @@ def ask_file(given: argparse.Namespace) -> None:
         ValueError, OSError: see their messages.
     """
     questions = read_questions(given.questions)
-    with ResponseFile(given.out, given.model).held() as file:
+    with AnswerFile(given.out, given.model).held() as file:
         missing = file.missing(questions)
         if missing:
             model = load(given, missing)
             with progress(len(missing)) as advance:
                 for start in range(0, len(missing), given.batch):
-                    answered = model.respond(missing[start : start + given.batch])
+                    answered = model.answer(missing[start : start + given.batch])
                     file.add(answered)
                     advance(len(answered))
         responses = [file.kept[question.id] for question in questions]
@@ -159,19 +159,19 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def load(given: argparse.Namespace, questions: Sequence[Question]) -> "Respondent":
+def load(given: argparse.Namespace, questions: Sequence[Question]) -> "Answerer":
     """The model, with a line on stderr for all that a user has to know about it.
 
     Raises:
-        ValueError, OSError: see :func:`~medvlm_r1.inference.answerer.respondent`.
+        ValueError, OSError: see :func:`~medvlm_r1.inference.answerer.load_answerer`.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of kernels that nobody asked for
     # Late, so that --help and a mistyped path are answered at once.
-    from medvlm_r1.inference.answerer import respondent
+    from medvlm_r1.inference.answerer import load_answerer
     from medvlm_r1.policy.loading.resolve import MissingGPUError, MissingWeightsError
 
     try:
-        model = respondent(given.model, given.prompt, given.recipe, given.device)
+        model = load_answerer(given.model, given.prompt, given.recipe, given.device)
     except MissingWeightsError as error:
         reason = str(error).splitlines()[0].replace("model.path=", "--model ").rstrip(".")
         raise ValueError(f"{reason}. Give a run folder, a model directory, embedded or a hub id") from None
@@ -198,7 +198,7 @@ def progress(total: int) -> Iterator:
         yield lambda count: bar.advance(task, count)
 
 
-def show(response: Response, console: Console) -> None:
+def show(response: AnswerRecord, console: Console) -> None:
     """Print question, reasoning, answer and confidence."""
     console.print(f"[bold]{escape(response.question)}[/]", highlight=False)
     console.print(f"[dim]{escape(', '.join(response.images))}[/]\n", highlight=False)
@@ -219,7 +219,7 @@ def show(response: Response, console: Console) -> None:
         console.print(bars, highlight=False)
 
 
-def lines(response: Response) -> list[tuple[str, str]]:
+def lines(response: AnswerRecord) -> list[tuple[str, str]]:
     """What an answer says, part by part."""
     said = [("reasoning", response.reasoning if response.reasoning is not None else "none in think tags")]
     letter = response.answer or response.answer_lenient

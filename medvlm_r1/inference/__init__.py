@@ -1,9 +1,11 @@
-"""Answers outside training: a model on this machine, or one behind an endpoint.
+"""Answers outside training, from a local model or from a served one.
 
-==================  ======================================================
-answerer.py         answer questions with a model, with a confidence
-answer_file.py      the JSON-lines file that keeps the answers
-endpoint.py         a model behind an OpenAI-compatible endpoint
-endpoint_cache.py   its replies on disk, as they come
-==================  ======================================================
+==================  ==========================================================
+answerer.py         answer questions with a local model, with a confidence
+answer_file.py      the JSON-lines file of answers
+endpoint.py         a served model with the interface of a policy
+endpoint_chat.py    questions as messages of the chat completions API
+endpoint_client.py  the OpenAI client, a check before the run, error messages
+endpoint_cache.py   responses on disk
+==================  ==========================================================
 """

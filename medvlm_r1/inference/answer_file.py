@@ -11,12 +11,12 @@ from filelock import FileLock, Timeout
 from medvlm_r1.data.sample import Question
 
 
-class ResponseFileError(ValueError):
+class AnswerFileError(ValueError):
     """A file of answers that cannot be gone on with. The message names file, line and remedy."""
 
 
 @dataclass(frozen=True)
-class Response:
+class AnswerRecord:
     """One answer; a JSON object, or a line of the file of answers.
 
     Attributes:
@@ -62,7 +62,7 @@ class Response:
         return json.dumps(asdict(self), ensure_ascii=False, indent=indent)
 
 
-class ResponseFile:
+class AnswerFile:
     """Answers in a JSON-lines file, one a question, written as they come.
 
     A line is written whole or, where the writer was killed, cut off by the next one.
@@ -74,14 +74,14 @@ class ResponseFile:
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
-        self.kept: dict[str, Response] = {}
+        self.kept: dict[str, AnswerRecord] = {}
 
     @contextmanager
-    def held(self) -> Iterator["ResponseFile"]:
+    def held(self) -> Iterator["AnswerFile"]:
         """The file, for this process alone, with what is in it known and no torn line at its end.
 
         Raises:
-            ResponseFileError: another process holds it, a line is no answer or another model's, a question
+            AnswerFileError: another process holds it, a line is no answer or another model's, a question
                 has two, or nothing can be written there.
         """
         lock = FileLock(f"{self.path}.lock")
@@ -91,25 +91,25 @@ class ResponseFile:
                 self._read()
                 yield self
         except Timeout:
-            raise ResponseFileError(f"{self.path} is being written by another process: wait for it") from None
+            raise AnswerFileError(f"{self.path} is being written by another process: wait for it") from None
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:
         """The questions without an answer here.
 
         Raises:
-            ResponseFileError: an id has the answer to another question.
+            AnswerFileError: an id has the answer to another question.
         """
         for question in questions:
             kept = self.kept.get(question.id)
             asked = [question.question, list(question.options), [image.name for image in question.images]]
             if kept and [kept.question, kept.options, kept.images] != asked:
-                raise ResponseFileError(
+                raise AnswerFileError(
                     f"{self.path} answers another question as {question.id} ({kept.question!r:.60}): the "
                     "question file has changed; give a new file with --out"
                 )
         return [question for question in questions if question.id not in self.kept]
 
-    def add(self, responses: Sequence[Response]) -> None:
+    def add(self, responses: Sequence[AnswerRecord]) -> None:
         """Write answers down."""
         for response in responses:
             self._file.write(response.as_json().encode() + b"\n")
@@ -127,17 +127,17 @@ class ResponseFile:
             where = f"{self.path} line {number}"
             try:
                 row = json.loads(line)
-                response = Response(**{field.name: row[field.name] for field in fields(Response)})
+                response = AnswerRecord(**{field.name: row[field.name] for field in fields(AnswerRecord)})
             except (ValueError, KeyError, TypeError):
-                raise ResponseFileError(
+                raise AnswerFileError(
                     f"{where} is no answer of this command ({line.decode(errors='replace')[:40]!r}): give a "
                     "new file with --out"
                 ) from None
             if response.model != self.model:
-                raise ResponseFileError(
+                raise AnswerFileError(
                     f"{where} is an answer of the model {response.model}, not of {self.model}: give a new "
                     "file with --out"
                 )
             if response.id in self.kept:
-                raise ResponseFileError(f"{where} answers {response.id} a second time: remove one of the two")
+                raise AnswerFileError(f"{where} answers {response.id} a second time: remove one of the two")
             self.kept[response.id] = response

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from medvlm_r1.data.sample import Question, VQASample
-from medvlm_r1.inference.answer_file import Response
+from medvlm_r1.inference.answer_file import AnswerRecord
 from medvlm_r1.policy.confidence import option_probabilities
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.loading.load import load_policy
@@ -22,7 +22,7 @@ from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 
 @dataclass(frozen=True)
-class Respondent:
+class Answerer:
     """A model, the words that it is asked in, and what is worth saying about them.
 
     Attributes:
@@ -36,7 +36,7 @@ class Respondent:
     asked: Asked
     notes: tuple[str, ...]
 
-    def respond(self, questions: Sequence[Question]) -> list[Response]:
+    def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:
         """Answer questions side by side: greedily, through evaluation's engine and parser.
 
         Raises:
@@ -64,7 +64,7 @@ class Respondent:
             shares = dict(zip(rows, found, strict=True))
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         return [
-            self._response(question, answers[row], shares.get(row), lengths[row], truncated[row])
+            self._record(question, answers[row], shares.get(row), lengths[row], truncated[row])
             for row, question in enumerate(questions)
         ]
 
@@ -77,14 +77,14 @@ class Respondent:
                 "fewer images"
             )
 
-    def _response(
+    def _record(
         self, question: Question, answer: Answer, shares: list[float] | None, tokens: int, cut: bool
-    ) -> Response:
+    ) -> AnswerRecord:
         probabilities = dict(zip(question.letters, shares, strict=True)) if shares else None
         said = answer.letter or answer.lenient
         likeliest = max(probabilities, key=lambda letter: probabilities[letter]) if probabilities else None
         meant = said or likeliest
-        return Response(
+        return AnswerRecord(
             id=question.id,
             model=self.name,
             prompt=self.asked.prompt.name,
@@ -108,7 +108,7 @@ class Respondent:
         )
 
 
-def respondent(path: str, prompt: str | None, recipe: str | None, device: str | None) -> Respondent:
+def load_answerer(path: str, prompt: str | None, recipe: str | None, device: str | None) -> Answerer:
     """Load a model to be asked.
 
     Args:
@@ -154,7 +154,7 @@ def respondent(path: str, prompt: str | None, recipe: str | None, device: str | 
             "answers can differ from its evaluation's"
         )
     policy = load_policy(path, asked, revision).to(place).eval()
-    return Respondent(given, policy, asked, tuple(notes))
+    return Answerer(given, policy, asked, tuple(notes))
 
 
 def _device(name: str | None) -> torch.device:

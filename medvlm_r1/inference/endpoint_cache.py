@@ -11,7 +11,7 @@ from filelock import FileLock
 
 
 @dataclass(frozen=True)
-class Reply:
+class CachedResponse:
     """One answer: its text, its tokens as the server counts them, whether it reached the limit."""
 
     text: str
@@ -19,39 +19,39 @@ class Reply:
     truncated: bool
 
 
-class ReplyFile:
-    """Replies by the digest of their request, kept on disk as they come.
+class EndpointCache:
+    """EndpointCompletions by the digest of their request, kept on disk as they come.
 
     A line is written whole or, where a run was killed, cut off by the next reader. Runs may share the
-    file: a question that two of them asked at once is kept once, and both go by that reply.
+    file: a question that two of them asked at once is kept once, and both go by that response.
 
     Args:
         path: a JSON-lines file; ``None`` keeps nothing beyond this process.
 
     Raises:
-        ValueError: a line is no reply.
+        ValueError: a line is no response.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.known: dict[str, Reply] = {}
-        self._read = 0  # bytes of the file that ``known`` holds
+        self.responses: dict[str, CachedResponse] = {}
+        self._read = 0  # bytes of the file that ``responses`` holds
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._open():
                 pass
 
-    def add(self, key: str, reply: Reply, **about: str) -> None:
-        """Keep a reply, with what a reader of the file wants to know about it."""
+    def add(self, key: str, response: CachedResponse, **about: str) -> None:
+        """Keep a response, with what a reader of the file wants to know about it."""
         if self.path is None:
-            self.known[key] = reply
+            self.responses[key] = response
             return
         with self._open() as file:
-            if key not in self.known:
-                row = {"key": key, **about, **asdict(reply)}
+            if key not in self.responses:
+                row = {"key": key, **about, **asdict(response)}
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 file.flush()
-                self.known[key], self._read = reply, file.tell()
+                self.responses[key], self._read = response, file.tell()
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -65,11 +65,11 @@ class ReplyFile:
                     break
                 try:
                     row = json.loads(line)
-                    reply = Reply(row["text"], row["tokens"], row["truncated"])
-                    self.known[row["key"]] = reply
+                    response = CachedResponse(row["text"], row["tokens"], row["truncated"])
+                    self.responses[row["key"]] = response
                 except (ValueError, KeyError, TypeError):
                     raise ValueError(
-                        f"{self.path} holds a line at byte {self._read} that is no reply: remove the line"
+                        f"{self.path} holds a line at byte {self._read} that is no response: remove the line"
                     ) from None
                 self._read += len(line)
             yield file

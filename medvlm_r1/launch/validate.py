@@ -51,7 +51,7 @@ def check_model(cfg: DictConfig) -> None:
 
         check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
         return
-    from medvlm_r1.inference.endpoint import check_endpoint
+    from medvlm_r1.inference.endpoint_client import check_endpoint
 
     check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
 

@@ -2,7 +2,7 @@
 
 ===========  ==================================================================
 cards.py     GPUs and their published figures
-job.py       what of a configuration a plan depends on
+workload.py what of a configuration a plan depends on
 meta.py      counting on the meta device
 measure.py   the cost of one pass, by running the real code there
 memory.py    bytes on one device, and which phases hold them

@@ -22,10 +22,10 @@ def show(
         remedies: overrides that make it fit, and the plans that they lead to.
     """
     console = console or Console(width=_WIDTH, highlight=False)
-    job, card = plan.job, plan.card
-    devices = f"{job.world} x {card.name}" if job.world > 1 else card.name
+    workload, card = plan.workload, plan.card
+    devices = f"{workload.world} x {card.name}" if workload.world > 1 else card.name
     console.print(
-        f"\n[bold]Plan of {escape(name)}[/bold]: {escape(job.path)} on {devices} ({job.strategy})\n"
+        f"\n[bold]Plan of {escape(name)}[/bold]: {escape(workload.path)} on {devices} ({workload.strategy})\n"
     )
     console.print(_parameters(plan))
     console.print(_memory(plan))
@@ -61,7 +61,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _time(plan: Plan) -> Table:
-    job = plan.job
+    workload = plan.workload
     table = _table("Time, an estimate", "one step, on each GPU", "TFLOP", "seconds")
     for work in plan.work:
         table.add_row(work.phase, f"{work.flops / 1e12:,.1f}", f"{work.seconds:,.2f}")
@@ -72,10 +72,10 @@ def _time(plan: Plan) -> Table:
     if plan.seconds is None:
         table.add_row("whole run", "", "unknown: the number of questions is in the data files")
         return table
-    if job.steps:
-        table.add_row(f"{job.steps:,} steps", "", _clock(job.steps * step))
-    answering = job.evaluations * plan.answering / job.world
-    table.add_row(f"{job.evaluations:,} answers in evaluation", "", _clock(answering))
+    if workload.steps:
+        table.add_row(f"{workload.steps:,} steps", "", _clock(workload.steps * step))
+    answering = workload.evaluations * plan.answering / workload.world
+    table.add_row(f"{workload.evaluations:,} answers in evaluation", "", _clock(answering))
     table.add_row("whole run", "", _clock(plan.seconds), style="bold")
     return table
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from medvlm_r1.plan.measure import Meter
-from medvlm_r1.plan.workload import Job
+from medvlm_r1.plan.workload import Workload
 from medvlm_r1.policy.geometry import cache_bytes_per_token
 
 PHASES = ("sampling", "reference", "training", "update", "evaluation")
@@ -41,9 +41,9 @@ class Count:
 class Inventory:
     """The parameters of a model under one tuning: how many, how large, what is trained."""
 
-    def __init__(self, meter: Meter, job: Job) -> None:
+    def __init__(self, meter: Meter, workload: Workload) -> None:
         policy = meter.policy()
-        self.dtype = getattr(torch, job.recipe.dtype)
+        self.dtype = getattr(torch, workload.recipe.dtype)
         named = dict(policy.model.named_parameters())  # a tied head counts once, as the embedding
         self.total = sum(p.numel() for p in named.values())
         self.trained = [p.numel() for p in named.values() if p.requires_grad]
@@ -89,80 +89,80 @@ def _part(name: str) -> str:
     return "head" if "lm_head" in name else "language model"
 
 
-def moment_bytes(job: Job, trained: list[int]) -> float:
+def moment_bytes(workload: Workload, trained: list[int]) -> float:
     """Bytes of the optimiser's state; an unknown optimiser counts as AdamW."""
-    if job.optimizer.startswith("torch.optim.SGD"):
-        return 4.0 * sum(trained) if job.momentum else 0.0
-    if "8bit" in job.optimizer:
+    if workload.optimizer.startswith("torch.optim.SGD"):
+        return 4.0 * sum(trained) if workload.momentum else 0.0
+    if "8bit" in workload.optimizer:
         return sum(2 * n * (1 + 4 / _BLOCK) if n >= _SMALL else 8 * n for n in trained)
     return 8.0 * sum(trained)
 
 
-def resident(job: Job, stock: Inventory) -> list[Held]:
+def resident(workload: Workload, stock: Inventory) -> list[Held]:
     """What lies on the device whatever is computed."""
     width, trained = stock.dtype.itemsize, sum(stock.trained)
-    split = job.world if job.strategy == "fsdp" else 1
-    shared = job.world if job.strategy in ("fsdp", "zero2") else 1
-    weights = stock.weight_bytes(bool(job.tuning.quantize))
-    if job.strategy == "fsdp":
+    split = workload.world if workload.strategy == "fsdp" else 1
+    shared = workload.world if workload.strategy in ("fsdp", "zero2") else 1
+    weights = stock.weight_bytes(bool(workload.tuning.quantize))
+    if workload.strategy == "fsdp":
         weights += trained * (4 - width)  # split weights are their own masters
-    narrow = width < 4 and job.strategy != "fsdp"
+    narrow = width < 4 and workload.strategy != "fsdp"
     parts = [
         Held("CUDA context (assumed)", _in(PHASES, CONTEXT)),
         Held("weights", _in(PHASES, weights / split)),
     ]
-    if job.strategy == "fsdp":
+    if workload.strategy == "fsdp":
         parts.append(Held("whole copy to sample from", _in(PHASES, stock.total * width)))
-    if job.method == "zero_shot":
+    if workload.method == "zero_shot":
         return parts
     if narrow:
         parts.append(Held("fp32 master copies", _in(PHASES, 4 * trained / shared)))
-    parts.append(Held("optimiser's moments", _in(PHASES, moment_bytes(job, stock.trained) / shared)))
-    if job.keeps_reference and not job.tuning.adapter:
+    parts.append(Held("optimiser's moments", _in(PHASES, moment_bytes(workload, stock.trained) / shared)))
+    if workload.keeps_reference and not workload.tuning.adapter:
         kept = stock.total - (stock.tower if stock.tower_is_frozen else 0)
         parts.append(Held("reference", _in(PHASES, kept * width)))
     back = ("training", "update")
-    gradient = 4 if job.strategy == "fsdp" else width
+    gradient = 4 if workload.strategy == "fsdp" else width
     parts.append(Held("gradients", _in(back, gradient * trained / shared)))
-    if job.strategy == "ddp":
+    if workload.strategy == "ddp":
         parts.append(Held("DDP's gradient buckets", _in(back, width * trained)))
-    if job.strategy == "fsdp":
+    if workload.strategy == "fsdp":
         # the outer module and two layers whole, and the outer module's gradients before they are split
         gathered = width * (stock.root + 2 * stock.largest_layer)
         reduced = (width + 4) * (stock.root if trained == stock.total else stock.largest_layer)
         parts.append(Held("gathered weights and gradients", {"training": gathered + reduced}))
     # AdamW of torch takes one fp32 tensor a parameter for its denominators.
-    scratch = 4 * trained / shared if job.optimizer.startswith("torch.optim.Adam") else 0.0
+    scratch = 4 * trained / shared if workload.optimizer.startswith("torch.optim.Adam") else 0.0
     fp32 = 4 * trained / shared if narrow else 0.0
     parts.append(Held("fp32 gradients and scratch", {"update": fp32 + scratch}))
     return parts
 
 
-def transient(job: Job, stock: Inventory, meter: Meter) -> list[Held]:
+def transient(workload: Workload, stock: Inventory, meter: Meter) -> list[Held]:
     """What a phase holds while it computes, at the longest prompts and completions."""
     cache, working = {}, {}
     per_token = cache_bytes_per_token(meter.config, stock.dtype)
     draw = meter.config.text_config.vocab_size * _DRAW_BYTES
-    rollouts = {"evaluation": (job.recipe.evaluation_batch, 1, job.answer)}
-    if job.method == "grpo":
-        rollouts["sampling"] = (job.prompts, job.group_size, job.completion)
+    rollouts = {"evaluation": (workload.recipe.evaluation_batch, 1, workload.answer)}
+    if workload.method == "grpo":
+        rollouts["sampling"] = (workload.prompts, workload.group_size, workload.completion)
     for phase, (prompts, group_size, tokens) in rollouts.items():
-        lengths = job.lengths(prompts, group_size, tokens)
-        copies = prompts if job.shares_prefix else lengths.rows
-        cache[phase] = per_token * (copies * job.prompt + lengths.rows * tokens)
+        lengths = workload.lengths(prompts, group_size, tokens)
+        copies = prompts if workload.shares_prefix else lengths.rows
+        cache[phase] = per_token * (copies * workload.prompt + lengths.rows * tokens)
         # the prompts' pass holds their part of the cache; later the whole cache stands beside the draws
-        fullest = max(meter.prefill(lengths, job.shares_prefix).peak, cache[phase] + draw * lengths.rows)
+        fullest = max(meter.prefill(lengths, workload.shares_prefix).peak, cache[phase] + draw * lengths.rows)
         working[phase] = fullest - cache[phase]
     parts = [Held("KV cache", cache)]
-    if job.method != "zero_shot":
-        lengths = job.lengths(job.micro_batch, job.group_size, job.completion)
-        cost = meter.training(lengths, job.method == "grpo")
+    if workload.method != "zero_shot":
+        lengths = workload.lengths(workload.micro_batch, workload.group_size, workload.completion)
+        cost = meter.training(lengths, workload.method == "grpo")
         parts.append(Held("activations", {"training": cost.held - cost.logits}))
         parts.append(Held("logits", {"training": cost.logits}))
         working["training"] = cost.peak - cost.held
-        if job.keeps_reference:
+        if workload.keeps_reference:
             working["reference"] = meter.scoring(lengths).peak
-    if job.tuning.quantize:  # a layer's weights are unpacked for each product
+    if workload.tuning.quantize:  # a layer's weights are unpacked for each product
         working = {p: n + stock.largest_quantized * stock.dtype.itemsize for p, n in working.items()}
     return [*parts, Held("working memory of a pass", working)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from medvlm_r1.plan.cards import Card
 from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.memory import PHASES, Count, Held, Inventory, moment_bytes, resident, transient
-from medvlm_r1.plan.workload import Job
+from medvlm_r1.plan.workload import Workload
 from medvlm_r1.policy.geometry import cache_bytes_per_token, geometry
 
 # Assumed: the share of a card's published arithmetic that passes reach, and of its bandwidth that the
@@ -33,7 +33,7 @@ class Plan:
     """What a run holds and does.
 
     Attributes:
-        job: the run.
+        workload: the run.
         counts: parameters of each part of the model.
         held: bytes of each part on one device, by phase.
         work: of one training step, phase by phase, at mean lengths; empty without training.
@@ -41,7 +41,7 @@ class Plan:
         notes: what was assumed.
     """
 
-    job: Job
+    workload: Workload
     counts: tuple[Count, ...]
     held: tuple[Held, ...]
     work: tuple[Work, ...]
@@ -50,13 +50,13 @@ class Plan:
 
     @property
     def card(self) -> Card:
-        return self.job.card
+        return self.workload.card
 
     @property
     def phases(self) -> tuple[str, ...]:
         """The phases that this run has."""
-        none = {"grpo": (), "sft": ("sampling", "reference"), "zero_shot": PHASES[:-1]}[self.job.method]
-        if self.job.method == "grpo" and not self.job.keeps_reference:
+        none = {"grpo": (), "sft": ("sampling", "reference"), "zero_shot": PHASES[:-1]}[self.workload.method]
+        if self.workload.method == "grpo" and not self.workload.keeps_reference:
             none = ("reference",)
         return tuple(phase for phase in PHASES if phase not in none)
 
@@ -76,61 +76,63 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Of the whole run; ``None`` if the configuration does not tell how many questions there are."""
-        if self.job.steps is None or self.job.evaluations is None:
+        if self.workload.steps is None or self.workload.evaluations is None:
             return None
         step = sum(work.seconds for work in self.work)
-        return self.job.steps * step + self.job.evaluations * self.answering / self.job.world
+        return self.workload.steps * step + self.workload.evaluations * self.answering / self.workload.world
 
 
-def plan(job: Job, timed: bool = True) -> Plan:
+def plan(workload: Workload, timed: bool = True) -> Plan:
     """Measure on the meta device; see :mod:`medvlm_r1.plan.measure`.
 
     Args:
         timed: estimate times too; without, ``work`` is empty and ``answering`` 0.
     """
-    meter = Meter(geometry(job.path, job.revision), job.recipe, job.tuning, layout=job.layout)
-    stock = Inventory(meter, job)
+    meter = Meter(
+        geometry(workload.path, workload.revision), workload.recipe, workload.tuning, layout=workload.layout
+    )
+    stock = Inventory(meter, workload)
     work, answering = (), 0.0
     if timed:
-        questions = job.recipe.evaluation_batch
-        work = _step(job, stock, meter) if job.method != "zero_shot" else ()
-        answering = _generate(job, stock, meter, questions, 1, job.answer)[1] / questions
+        questions = workload.recipe.evaluation_batch
+        work = _step(workload, stock, meter) if workload.method != "zero_shot" else ()
+        answering = _generate(workload, stock, meter, questions, 1, workload.answer)[1] / questions
     return Plan(
-        job=job,
+        workload=workload,
         counts=tuple(stock.counts),
-        held=(*resident(job, stock), *transient(job, stock, meter)),
+        held=(*resident(workload, stock), *transient(workload, stock, meter)),
         work=work,
         answering=answering,
-        notes=tuple(_notes(job, meter)),
+        notes=tuple(_notes(workload, meter)),
     )
 
 
-def candidates(job: Job) -> list[list[str]]:
+def candidates(workload: Workload) -> list[list[str]]:
     """Overrides that make a run smaller, in the order of what they change: time, rounding, what is trained.
 
     More devices come last, for they change nothing but cost most.
     """
-    if job.method == "zero_shot":
-        sizes = [job.recipe.evaluation_batch // n for n in (2, 4, 8, 16)]
+    if workload.method == "zero_shot":
+        sizes = [workload.recipe.evaluation_batch // n for n in (2, 4, 8, 16)]
         fewer = [[f"model.recipe.evaluation_batch={n}"] for n in sizes if n]
         return [
             *fewer,
-            *([[]] if job.tuning.quantize else [["peft=nf4"], ["peft=nf4", *(fewer or [[]])[-1]]]),
+            *([[]] if workload.tuning.quantize else [["peft=nf4"], ["peft=nf4", *(fewer or [[]])[-1]]]),
         ]
-    small = ["model.recipe.micro_batch=1"] if job.micro_batch > 1 else []
-    again = [] if job.recipe.gradient_checkpointing else ["model.recipe.gradient_checkpointing=true"]
+    small = ["model.recipe.micro_batch=1"] if workload.micro_batch > 1 else []
+    again = [] if workload.recipe.gradient_checkpointing else ["model.recipe.gradient_checkpointing=true"]
     every = [[], small, again, [*small, *again]]
     ways = list(every)
-    if not job.tuning.adapter:
-        if "8bit" not in job.optimizer and "SGD" not in job.optimizer:
+    if not workload.tuning.adapter:
+        if "8bit" not in workload.optimizer and "SGD" not in workload.optimizer:
             ways += [["optimizer=adamw_8bit", *way] for way in every]
         ways += [["peft=lora", *way] for way in every]
-    if not job.tuning.quantize:
+    if not workload.tuning.quantize:
         ways += [["peft=qlora", *way] for way in every]
         for devices in (2, 4, 8):
-            if devices > job.world and job.recipe.prompts_per_step % devices == 0:
+            if devices > workload.world and workload.recipe.prompts_per_step % devices == 0:
                 split = ["trainer=fsdp", f"trainer.devices={devices}"]
-                if "8bit" in job.optimizer:  # 8-bit moments cannot be split
+                if "8bit" in workload.optimizer:  # 8-bit moments cannot be split
                     split.append("optimizer=adamw")
                 ways += [[*split, *way] for way in ([], [*small, *again])]
     unique: list[list[str]] = []
@@ -140,10 +142,10 @@ def candidates(job: Job) -> list[list[str]]:
     return unique
 
 
-def remedies(job: Job, replan: Replan) -> dict[tuple[str, ...], Plan]:
+def remedies(workload: Workload, replan: Replan) -> dict[tuple[str, ...], Plan]:
     """The first candidate that fits on as many devices, and the first on more; each really planned."""
     found: dict[bool, tuple[tuple[str, ...], Plan]] = {}
-    for way in candidates(job):
+    for way in candidates(workload):
         more = any(override.startswith("trainer=") for override in way)
         if more in found or not way:
             continue
@@ -153,74 +155,84 @@ def remedies(job: Job, replan: Replan) -> dict[tuple[str, ...], Plan]:
     return dict(found[more] for more in sorted(found))
 
 
-def _step(job: Job, stock: Inventory, meter: Meter) -> tuple[Work, ...]:
+def _step(workload: Workload, stock: Inventory, meter: Meter) -> tuple[Work, ...]:
     """The phases of one training step on one device, with completions of mean length."""
     work = []
-    if job.method == "grpo":
+    if workload.method == "grpo":
         work.append(
-            Work("sampling", *_generate(job, stock, meter, job.prompts, job.group_size, job.completion))
+            Work(
+                "sampling",
+                *_generate(
+                    workload, stock, meter, workload.prompts, workload.group_size, workload.completion
+                ),
+            )
         )
-    lengths = job.lengths(job.micro_batch, job.group_size, job.mean)
-    scored = int(job.keeps_reference) + int(job.scores_before)
+    lengths = workload.lengths(workload.micro_batch, workload.group_size, workload.mean)
+    scored = int(workload.keeps_reference) + int(workload.scores_before)
     if scored:
-        flops = scored * job.micro_batches * meter.scoring(lengths).flops
-        work.append(Work("reference", flops, flops / _speed(job)))
-    flops = job.micro_batches * job.passes * meter.training(lengths, job.method == "grpo").flops
-    work.append(Work("training", flops, flops / _speed(job)))
+        flops = scored * workload.micro_batches * meter.scoring(lengths).flops
+        work.append(Work("reference", flops, flops / _speed(workload)))
+    flops = (
+        workload.micro_batches * workload.passes * meter.training(lengths, workload.method == "grpo").flops
+    )
+    work.append(Work("training", flops, flops / _speed(workload)))
     # weights, masters and gradients are read and written, moments too
-    shared = job.world if job.strategy in ("fsdp", "zero2") else 1
+    shared = workload.world if workload.strategy in ("fsdp", "zero2") else 1
     trained = sum(stock.trained)
-    moved = 2 * (moment_bytes(job, stock.trained) + trained * (4 + 2 * stock.dtype.itemsize)) / shared
-    seconds = job.updates * moved / (BANDWIDTH_SHARE * job.card.bandwidth)
+    moved = 2 * (moment_bytes(workload, stock.trained) + trained * (4 + 2 * stock.dtype.itemsize)) / shared
+    seconds = workload.updates * moved / (BANDWIDTH_SHARE * workload.card.bandwidth)
     return (*work, Work("update", 0.0, seconds))
 
 
 def _generate(
-    job: Job, stock: Inventory, meter: Meter, prompts: int, group_size: int, limit: int
+    workload: Workload, stock: Inventory, meter: Meter, prompts: int, group_size: int, limit: int
 ) -> tuple[float, float]:
     """Operations and seconds of one call of the rollout engine."""
-    lengths = job.lengths(prompts, group_size, max(1, limit // 2))
-    first = meter.prefill(lengths, job.shares_prefix).flops
+    lengths = workload.lengths(prompts, group_size, max(1, limit // 2))
+    first = meter.prefill(lengths, workload.shares_prefix).flops
     own = lengths.completion // 2
     each = meter.decode(lengths, own).flops
-    copies = prompts if job.shares_prefix else lengths.rows
-    read = stock.language_bytes(bool(job.tuning.quantize))
-    read += (copies * job.prompt + lengths.rows * own) * cache_bytes_per_token(meter.config, stock.dtype)
+    copies = prompts if workload.shares_prefix else lengths.rows
+    read = stock.language_bytes(bool(workload.tuning.quantize))
+    read += (copies * workload.prompt + lengths.rows * own) * cache_bytes_per_token(meter.config, stock.dtype)
     launch = LAUNCH_SECONDS * meter.config.text_config.num_hidden_layers
-    latency = max(read / job.card.bandwidth, each / _speed(job), launch)
-    return first + lengths.completion * each, first / _speed(job) + lengths.completion * latency
+    latency = max(read / workload.card.bandwidth, each / _speed(workload), launch)
+    return first + lengths.completion * each, first / _speed(workload) + lengths.completion * latency
 
 
-def _speed(job: Job) -> float:
+def _speed(workload: Workload) -> float:
     """Assumed operations per second."""
-    return UTILISATION * (job.card.flops if job.recipe.dtype == "bfloat16" else job.card.tf32_flops)
+    card = workload.card
+    return UTILISATION * (card.flops if workload.recipe.dtype == "bfloat16" else card.tf32_flops)
 
 
-def _notes(job: Job, meter: Meter) -> list[str]:
-    width = f"{job.image} image tokens ({job.grid[0] // 2} x {job.grid[1] // 2}, the largest image)"
-    counted = "its tokenizer" if job.exact_text else "3.8 characters a token"
-    launch = LAUNCH_SECONDS * meter.config.text_config.num_hidden_layers * 1e3
+def _notes(workload: Workload, meter: Meter) -> list[str]:
+    """The assumptions behind the figures."""
+    down, across = (side // 2 for side in workload.grid)
+    counted = "its tokenizer" if workload.exact_text else "3.8 characters a token"
+    rate = "bf16" if workload.recipe.dtype == "bfloat16" else "TF32"
+    layers = meter.config.text_config.num_hidden_layers
     notes = [
-        f"A prompt is {job.prompt} tokens: {width} and {job.text} of text (a typical question, {counted}).",
-        "Memory is for the longest completions, all at once, counted by running the model's own code on the "
-        "meta device; the allocator's fragmentation comes on top. A card's GB is taken as 1e9 bytes.",
+        f"A prompt is {workload.prompt} tokens: {workload.image} image tokens ({down} x {across}, the "
+        f"largest image) and {workload.text} of text (a typical question, {counted}).",
+        "Memory assumes that every completion reaches the limit. It is counted by running the model's code "
+        "on the meta device and excludes fragmentation. A card's GB is taken as 1e9 bytes.",
         f"Times are an estimate: completions of half the limit on average, {UTILISATION:.0%} of the card's "
-        f"dense {'bf16' if job.recipe.dtype == 'bfloat16' else 'TF32'} rate, {BANDWIDTH_SHARE:.0%} of its "
-        f"bandwidth in updates, and at least {launch:.1f} ms for one decoding step (launching "
-        f"{meter.config.text_config.num_hidden_layers} layers from the host).",
+        f"dense {rate} rate, {BANDWIDTH_SHARE:.0%} of its bandwidth in updates, and at least "
+        f"{LAUNCH_SECONDS * layers * 1e3:.1f} ms per decoding step (the host launches {layers} layers).",
     ]
-    if job.redraws:
+    if workload.redraws:
         notes.append(
-            f"Sampling is of one round; dynamic sampling adds up to {job.redraws} more, of the groups "
-            "without reward spread."
+            f"Sampling covers one round; dynamic sampling adds up to {workload.redraws} more for "
+            "zero-advantage groups."
         )
-    if job.world > 1:
-        notes.append("What devices send each other is not in the times.")
-    if job.tuning.quantize:
-        notes.append(
-            "4-bit weights: activations are those of the unquantised model; unpacking costs more time."
-        )
-    known = job.optimizer.startswith(("torch.optim.AdamW", "torch.optim.SGD")) or "8bit" in job.optimizer
-    if job.method != "zero_shot" and not known:
-        notes.append(f"{job.optimizer} is not known here: counted as AdamW.")
+    if workload.world > 1:
+        notes.append("Times exclude communication between devices.")
+    if workload.tuning.quantize:
+        notes.append("4-bit weights: times exclude dequantisation; activations are those of 16-bit weights.")
+    known = ("torch.optim.AdamW", "torch.optim.SGD")
+    if workload.method != "zero_shot" and not (
+        workload.optimizer.startswith(known) or "8bit" in workload.optimizer
+    ):
+        notes.append(f"The optimiser {workload.optimizer} is unknown to the plan and counted as AdamW.")
     return notes

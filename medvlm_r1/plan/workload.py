@@ -31,7 +31,7 @@ _PUBLISHED_TEST = 900
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """One run, as far as memory and time depend on it.
 
     Attributes:
@@ -108,7 +108,7 @@ class Job:
         return Lengths(prompts, group_size, self.prompt, completion, self.grid)
 
 
-def job(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle) -> Job:
+def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle) -> Workload:
     """Read a resolved configuration.
 
     Raises:
@@ -145,7 +145,7 @@ def job(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle
     passes = method.get("inner_epochs", 1)
     controls, _ = controls_of(cfg["controls"], prompt)
     steps, evaluations = _counts(cfg, recipe, kind, answers=len(set(controls) - {PRIOR}))
-    return Job(
+    return Workload(
         path=model["path"],
         revision=model["revision"],
         recipe=recipe,

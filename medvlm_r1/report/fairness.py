@@ -18,7 +18,7 @@ BOOKKEEPING = (
 )  # where a run lies and what else it was asked, not what it does
 # how a served model is reached
 BOOKKEEPING += tuple(
-    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
+    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "cache")
 )
 SAME_WORK = (
     "epochs",

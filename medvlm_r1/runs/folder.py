@@ -20,7 +20,7 @@ OUTPUTS = Path("outputs")
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
 UNNAMED += ("pictures", "pictures.folder", "pictures.limit", "resume", "retry", "ckpt_path")
 UNNAMED += tuple(
-    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "replies")
+    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "cache")
 )
 
 

@@ -32,7 +32,7 @@ from medvlm_r1.evaluate.controls import (
     permuted,
 )
 from medvlm_r1.evaluate.predictions import prior_predictions
-from medvlm_r1.inference.endpoint import ChatEncoder
+from medvlm_r1.inference.endpoint_chat import ChatEncoder
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.loading import resolve
 from medvlm_r1.policy.loading.load import load_policy

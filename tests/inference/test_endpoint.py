@@ -27,8 +27,10 @@ from training import PROMPT
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.evaluate.controls import blank as blank_variant
 from medvlm_r1.evaluate.controls import partners
-from medvlm_r1.inference.endpoint import ChatEncoder, EndpointError, check_endpoint, connect
-from medvlm_r1.inference.endpoint_cache import Reply, ReplyFile
+from medvlm_r1.inference.endpoint import connect
+from medvlm_r1.inference.endpoint_cache import CachedResponse, EndpointCache
+from medvlm_r1.inference.endpoint_chat import ChatEncoder
+from medvlm_r1.inference.endpoint_client import EndpointError, check_endpoint
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.loading import resolve
 from medvlm_r1.policy.loading.load import load_policy
@@ -91,7 +93,7 @@ def to(server, tmp_path):
             settings.pop("url", server.url),
             NAME,
             recipe,
-            **{"concurrency": 4, "retries": 2, "timeout": 60.0, "replies": str(tmp_path / "replies")}
+            **{"concurrency": 4, "retries": 2, "timeout": 60.0, "cache": str(tmp_path / "replies")}
             | settings,
         )
 
@@ -207,7 +209,7 @@ class TestKeptReplies:
 
     def test_null_asks_anew_and_keeps_nothing(self, to, server, tmp_path):
         for _ in range(2):
-            ask(to(replies=None), phantoms(2))
+            ask(to(cache=None), phantoms(2))
         assert server.asked == 4
         assert not list(tmp_path.iterdir())
 
@@ -225,22 +227,22 @@ class TestKeptReplies:
 
     def test_are_shared_by_runs_at_the_same_time(self, tmp_path):
         path = tmp_path / "replies.jsonl"
-        mine, theirs = ReplyFile(path), ReplyFile(path)
-        mine.add("a", Reply("first", 1, False))
+        mine, theirs = EndpointCache(path), EndpointCache(path)
+        mine.add("a", CachedResponse("first", 1, False))
         with path.open("ab") as file:
             file.write(b'{"key": "b", "te')  # a third one was killed here
-        theirs.add("a", Reply("second", 2, True))
-        theirs.add("c", Reply("é\nü", 3, False))
-        mine.add("d", Reply("last", 4, True))
-        assert mine.known == ReplyFile(path).known
-        assert theirs.known["a"] == Reply("first", 1, False)
-        assert list(mine.known) == ["a", "c", "d"]
+        theirs.add("a", CachedResponse("second", 2, True))
+        theirs.add("c", CachedResponse("é\nü", 3, False))
+        mine.add("d", CachedResponse("last", 4, True))
+        assert mine.responses == EndpointCache(path).responses
+        assert theirs.responses["a"] == CachedResponse("first", 1, False)
+        assert list(mine.responses) == ["a", "c", "d"]
 
     def test_that_are_none_are_refused(self, tmp_path):
         path = tmp_path / "replies.jsonl"
         path.write_text('{"key": "a", "text": "x", "tokens": 1, "truncated": false}\nnonsense\n')
-        with pytest.raises(ValueError, match="at byte 59 that is no reply"):
-            ReplyFile(path)
+        with pytest.raises(ValueError, match="at byte 59 that is no response"):
+            EndpointCache(path)
 
 
 class TestFailures:
@@ -361,7 +363,7 @@ class TestRun:
 
         again = run_here(tmp_path, *command, "overwrite=true", "workers=0")
         out, err = again.stdout, again.stderr
-        assert f"6 replies of {NAME} found" in out
+        assert f"6 cached responses of {NAME} are reused" in out
         assert "HTTP Request" not in out + err
         assert max(Counter(server.answered).values()) == 1
         assert len(server.answered) == QUESTIONS

@@ -19,7 +19,7 @@ from medvlm_r1.plan.measure import Lengths, Meter, inputs, train_once
 from medvlm_r1.plan.memory import NF4_BYTES
 from medvlm_r1.plan.meta import Ledger
 from medvlm_r1.plan.plan import plan, remedies
-from medvlm_r1.plan.workload import job
+from medvlm_r1.plan.workload import read_workload
 from medvlm_r1.policy.geometry import PUBLISHED, cache_bytes_per_token, geometry, text_tokens, unweighted
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.tuning import Tuning
@@ -34,7 +34,7 @@ def read(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=list(overrides))
         parts = [instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt)]
-        return job(OmegaConf.to_container(cfg, resolve=True), *parts)
+        return read_workload(OmegaConf.to_container(cfg, resolve=True), *parts)
 
 
 @functools.cache
@@ -88,17 +88,17 @@ def test_the_papers_run_by_hand(paper):
         "adapter": 0,
         "head": 0,
     }
-    assert paper.job.steps == 600 // 4 * 2
+    assert paper.workload.steps == 600 // 4 * 2
     # validated four times an epoch, before and after; 100 questions each; 900 in the tests
-    assert paper.job.evaluations == 100 * (2 * 4 + 2) + 5 * 900  # under every control but the prior
+    assert paper.workload.evaluations == 100 * (2 * 4 + 2) + 5 * 900  # under every control but the prior
 
 
 def test_the_cache_by_hand(paper):
     """Two tensors, 28 layers, 2 heads of 128, 2 bytes; 4 prompts x 4 rows, prompt and 512 tokens."""
     per_token = 2 * 28 * 2 * 128 * 2
-    assert per_token == cache_bytes_per_token(geometry(paper.job.path), torch.bfloat16) == 28_672
-    assert held(paper, "KV cache", "sampling") == per_token * (4 * paper.job.prompt + 16 * 512)
-    assert held(paper, "KV cache", "evaluation") == per_token * 16 * (paper.job.prompt + 512)
+    assert per_token == cache_bytes_per_token(geometry(paper.workload.path), torch.bfloat16) == 28_672
+    assert held(paper, "KV cache", "sampling") == per_token * (4 * paper.workload.prompt + 16 * 512)
+    assert held(paper, "KV cache", "evaluation") == per_token * 16 * (paper.workload.prompt + 512)
 
 
 def test_without_kl_there_is_no_reference():
@@ -154,7 +154,7 @@ def test_fsdp_splits(devices):
     assert held(made, "gradients") == ALL * 4 / devices
     assert held(made, "fp32 master copies") == 0
     assert held(made, "whole copy to sample from") == held(made, "reference") == ALL * 2
-    assert made.job.prompts == 4 // devices
+    assert made.workload.prompts == 4 // devices
 
 
 def test_ddp_and_zero2():
@@ -263,8 +263,8 @@ def test_the_packed_pass_is_counted_on_meta_as_on_real_tensors(tiny):
 def test_a_training_pass_costs_three_forward_passes_and_the_logits_again(paper):
     """The backward pass computes scores again too, half of what attention is."""
     work = {w.phase: w.flops for w in paper.work}
-    prompts, prompt, own = paper.job.prompts, paper.job.prompt, paper.job.mean
-    rows, patches = prompts * paper.job.group_size, math.prod(paper.job.grid)
+    prompts, prompt, own = paper.workload.prompts, paper.workload.prompt, paper.workload.mean
+    rows, patches = prompts * paper.workload.group_size, math.prod(paper.workload.grid)
     logits = 2 * 151_936 * 1536 * rows * own
     completions = 4 * 1536 * 28 * rows * (own - 1) * (prompt + own - 1)
     fused = 4 * prompts * (1536 * 28 * prompt**2 + 1280 * 32 * patches**2)
@@ -287,7 +287,7 @@ def test_a_remedy_really_fits():
     overrides = [PAPER, "card=l40s_48gb"]
     made = planned(*overrides)
     assert not made.fits
-    found = remedies(made.job, lambda changes: planned(*overrides, *changes))
+    found = remedies(made.workload, lambda changes: planned(*overrides, *changes))
     assert found
     for changes in found:
         assert planned(*overrides, *changes).fits

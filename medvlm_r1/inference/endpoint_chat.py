@@ -1,0 +1,106 @@
+"""Questions as messages of the chat completions API."""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.perturbation import GREY, BlankImage
+from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
+from medvlm_r1.policy.encode import fitted
+from medvlm_r1.prompts import PromptStyle
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One question as the endpoint receives it.
+
+    Attributes:
+        sample: the question itself, for reading and scoring the answer.
+        messages: in the format of the chat completions API, pictures as data URLs.
+        said: nothing: the API cannot begin an answer.
+    """
+
+    sample: VQASample
+    messages: list[dict[str, Any]]
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """Turns a question into a chat, in a DataLoader worker.
+
+    Attributes:
+        image_size, min_pixels, max_pixels: see :class:`~medvlm_r1.policy.loading.load.Recipe`. A Qwen2-VL
+            server with wider limits leaves a picture of that size as it is.
+    """
+
+    image_size: int | None
+    min_pixels: int
+    max_pixels: int
+
+    def encode(
+        self,
+        sample: VQASample,
+        phase: Phase,
+        prompt: PromptStyle,
+        cache: PictureCache | None = None,
+        opening: str = "",
+        seen: dict[str, Image.Image] | None = None,
+    ) -> Chat:
+        """The prompt style's messages, with the pictures in their places.
+
+        Args:
+            opening: must be empty: how an answer begins is the server's.
+            seen: pictures of earlier calls, which these are added to.
+
+        Raises:
+            BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
+            ValueError: the answer is to begin with something.
+        """
+        if opening:
+            raise ValueError(f"a served model's answer cannot be made to begin with {opening!r}")
+        seen = {} if seen is None else seen
+        pictures = iter(sample.images)
+        messages = [
+            {
+                **message,
+                "content": [
+                    self._picture(next(pictures), sample, cache, seen) if part["type"] == "image" else part
+                    for part in message["content"]
+                ],
+            }
+            for message in prompt.ask(sample, phase)
+        ]
+        return Chat(sample, messages)
+
+    def _picture(
+        self,
+        image: ImageHandle,
+        sample: VQASample,
+        cache: PictureCache | None,
+        seen: dict[str, Image.Image],
+    ) -> dict[str, Any]:
+        png = io.BytesIO()
+        self._fitted(image, sample, cache, seen).save(png, "PNG")  # lossless: the server sees our pixels
+        data = base64.b64encode(png.getvalue()).decode()
+        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+    def _fitted(
+        self,
+        image: ImageHandle,
+        sample: VQASample,
+        cache: PictureCache | None,
+        seen: dict[str, Image.Image],
+    ) -> Image.Image:
+        if image.name not in seen:
+            if isinstance(image, BlankImage):
+                size = self._fitted(image.of, sample, cache, seen).size
+                seen[image.name] = Image.new("RGB", size, GREY)
+            else:
+                limits = (self.image_size, self.min_pixels, self.max_pixels)
+                seen[image.name] = fitted(image, sample, *limits, cache)
+        return seen[image.name]
