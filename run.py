@@ -210,13 +210,13 @@ def wrap_up(folder: Path) -> None:
 def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADataModule", "Trainer"]:
     """Instantiate every part that works on the questions."""
     from medvlm_r1.data.datamodule import VQADataModule
-    from medvlm_r1.evaluate.controls import Variants, controls_of
+    from medvlm_r1.evaluate.controls import PerturbedQuestions, controls_of
 
     instantiate = hydra.utils.instantiate
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
     if (sample := questions.an_open_one) is not None:  # a prompt or reward that needs a letter says so here
-        prompt.ask(sample, "evaluate")
-        rewards.score([prompt.read("", sample)], [sample])
+        prompt.render(sample, "evaluate")
+        rewards.score([prompt.parse("", sample)], [sample])
     controls, not_run = controls_of(cfg.controls, prompt, served="url" in cfg.model)
     for name, why in not_run.items() if not is_later_rank() else ():
         log.info("control %s is not run: %s", name, why)
@@ -233,7 +233,9 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
         evaluation_batch=cfg.model.recipe.evaluation_batch,
         seed=cfg.seed,
         workers=cfg.workers,
-        variants=functools.partial(Variants, controls=controls, opening=prompt.opening),
+        perturb=functools.partial(
+            PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix
+        ),
     )
     if cfg.select == "best" and not (module.trains and "best" in (cfg.get("callbacks") or {})):
         raise ValueError("select=best needs a method that trains (grpo, sft, ...), and callbacks.best")

@@ -8,10 +8,10 @@ stop         what happens                                        where
 ===========  ==================================================  ======================================
 compose      the configuration becomes objects                   ``run.py``, ``conf/``
 sample       a source reads one question                         ``data/``
-ask          a prompt style turns it into a chat                 ``dialogue.py``: ``PromptStyle.ask``
+render       a prompt style turns it into a chat                 ``prompts.py``: ``PromptStyle.render``
 encode       the chat becomes tensors, once per prompt           ``policy/encode.py``
 roll out     an engine draws G completions per prompt            ``rollout/``
-read         the same prompt style parses each completion        ``dialogue.py``: ``PromptStyle.read``
+parse        the same prompt style parses each completion        ``prompts.py``: ``PromptStyle.parse``
 score        reward terms                                        ``rewards.py``
 advantage    each completion relative to its group               ``advantage.py``
 log-probs    policy (with gradient) and reference (without)      ``policy/policy.py``

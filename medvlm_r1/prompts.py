@@ -1,7 +1,7 @@
 """How a question is asked and how the answer is read, side by side.
 
 The instruction that asks for a format, the parser that reads it and the judges of it form one
-grammar, so they stand in one file; rewards and evaluation both call :meth:`PromptStyle.read`.
+grammar, so they stand in one file; rewards and evaluation both call :meth:`PromptStyle.parse`.
 
 Departures from the papers' released code:
 
@@ -127,12 +127,12 @@ class PromptStyle:
             raise ValueError(f"prompt.layout is {self.layout!r}: use 'lines' or 'inline'")
 
     @property
-    def reasons(self) -> bool:
+    def asks_reasoning(self) -> bool:
         """Whether evaluation asks for reasoning before the answer."""
         return self.tags and "<think>" in self.evaluate.partition("<answer>")[0]
 
     @property
-    def opening(self) -> str:
+    def assistant_prefix(self) -> str:
         """What an answer without reasoning begins with, as in :meth:`target`; nothing without tags."""
         return "<answer>" if self.tags else ""
 
@@ -150,7 +150,7 @@ class PromptStyle:
         options = ", ".join(f"{a}){o}" for a, o in zip(sample.letters, sample.options, strict=True))
         return f"{sample.question} {options}"
 
-    def ask(self, sample: Question, phase: Phase) -> list[dict]:
+    def render(self, sample: Question, phase: Phase) -> list[dict]:
         """The chat of one question: a single user turn, images first, then the text.
 
         Returns:
@@ -176,7 +176,7 @@ class PromptStyle:
         """What SFT learns: the gold letter or text, in answer tags if the prompt asks for them."""
         return f"<answer>{sample.answer}</answer>" if self.tags else sample.answer
 
-    def read(self, text: str, sample: Question) -> Answer:
+    def parse(self, text: str, sample: Question) -> Answer:
         """Parse one completion. Never raises, whatever the text."""
         content = _inside(text, "answer")
         if content is None and not self.tags:
@@ -228,22 +228,24 @@ def _ready_to_answer(text: str) -> str:
     return f"{said}\n<answer>" if said else "<answer>"
 
 
-def is_right(answer: Answer, sample: VQASample) -> bool:
+def is_correct(answer: Answer, sample: VQASample) -> bool:
     """The strict reading: the gold letter or, for an open question, the gold text, both normalised."""
     if sample.is_open:
-        return answer.content is not None and normalised(answer.content) == normalised(sample.answer)
+        return answer.content is not None and normalize_answer(answer.content) == normalize_answer(
+            sample.answer
+        )
     return answer.letter == sample.answer
 
 
-def is_right_leniently(answer: Answer, sample: VQASample) -> bool:
-    """As :func:`is_right`, by the lenient letter; an open answer may also do without its tags."""
+def is_correct_leniently(answer: Answer, sample: VQASample) -> bool:
+    """As :func:`is_correct`, by the lenient letter; an open answer may also do without its tags."""
     if sample.is_open:
         said = answer.text if answer.content is None else answer.content
-        return normalised(said) == normalised(sample.answer)
+        return normalize_answer(said) == normalize_answer(sample.answer)
     return answer.lenient == sample.answer
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Lower case, without punctuation, articles and surplus space.
 
     Source: SQuAD's evaluation script, v1.1 (Rajpurkar et al., arXiv 1606.05250), in its order. Unlike
@@ -253,12 +255,12 @@ def normalised(text: str) -> str:
     return plain or " ".join(text.lower().split())
 
 
-def reasoning_of(text: str) -> str | None:
+def parse_reasoning(text: str) -> str | None:
     """What a completion says between its first think tags; ``None`` without."""
     return _inside(text, "think")
 
 
-def named(text: str, options: Sequence[str]) -> list[int]:
+def mentioned_options(text: str, options: Sequence[str]) -> list[int]:
     """Places of the options whose own text occurs, as whole words in any case.
 
     An option that is a part of another one that occurs is not counted: "left kidney" also holds "kidney".
@@ -271,9 +273,9 @@ def named(text: str, options: Sequence[str]) -> list[int]:
     return [p for p, o in found.items() if not any(o != other and o in other for other in found.values())]
 
 
-def token_overlap(said: str, gold: str) -> float:
+def f1_score(said: str, gold: str) -> float:
     """F1 of the normalised words of two texts, counted with repetition (SQuAD's script, v1.1)."""
-    ours, theirs = normalised(said).split(), normalised(gold).split()
+    ours, theirs = normalize_answer(said).split(), normalize_answer(gold).split()
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
@@ -314,5 +316,5 @@ def _lenient(said: str, sample: Question) -> str | None:
         found = {match.upper() for match in pattern.findall(said)}
         if found:
             return found.pop() if len(found) == 1 and found <= set(sample.letters) else None
-    meant = named(said, sample.options)
+    meant = mentioned_options(said, sample.options)
     return sample.letters[meant[0]] if len(meant) == 1 else None

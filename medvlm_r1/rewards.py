@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.text import bleu_score, rouge_score
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.prompts import Answer, is_right, normalised, token_overlap
+from medvlm_r1.prompts import Answer, f1_score, is_correct, normalize_answer
 
 RewardTerm = Callable[[Answer, VQASample], float]
 
@@ -79,14 +79,14 @@ def _need_letter(sample: VQASample) -> None:
 
 def exact_match(answer: Answer, sample: VQASample) -> float:
     """1 if the answer tag holds the gold text, both normalised as SQuAD does (arXiv 1606.05250)."""
-    return float(is_right(answer, sample))
+    return float(is_correct(answer, sample))
 
 
 def token_f1(answer: Answer, sample: VQASample) -> float:
     """F1 of the words in the answer tag and of the gold text, normalised as SQuAD does."""
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
-    return token_overlap(answer.content, sample.answer)
+    return f1_score(answer.content, sample.answer)
 
 
 def bleu(answer: Answer, sample: VQASample, n_gram: int = 1) -> float:
@@ -97,14 +97,18 @@ def bleu(answer: Answer, sample: VQASample, n_gram: int = 1) -> float:
     """
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
-    return float(bleu_score([normalised(answer.content)], [[normalised(sample.answer)]], n_gram=n_gram))
+    return float(
+        bleu_score([normalize_answer(answer.content)], [[normalize_answer(sample.answer)]], n_gram=n_gram)
+    )
 
 
 def rouge_l(answer: Answer, sample: VQASample) -> float:
     """ROUGE-L's F of the answer tag against the gold text, normalised alike (Lin, 2004)."""
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
-    scores = rouge_score(normalised(answer.content), normalised(sample.answer), rouge_keys="rougeL")
+    scores = rouge_score(
+        normalize_answer(answer.content), normalize_answer(sample.answer), rouge_keys="rougeL"
+    )
     return float(scores["rougeL_fmeasure"])
 
 

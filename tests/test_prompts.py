@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.prompts import PromptStyle, is_right, is_right_leniently, normalised
+from medvlm_r1.prompts import PromptStyle, is_correct, is_correct_leniently, normalize_answer
 
 STYLE = PromptStyle("plain", train="T {Question} T", evaluate="E {Question} E")
 INLINE = PromptStyle("inline", train="{Question}", evaluate="{Question}", layout="inline")
@@ -59,24 +59,24 @@ class TestStrictReading:
         ],
     )
     def test_letter(self, text, letter):
-        assert STYLE.read(text, ORGAN).letter == letter
+        assert STYLE.parse(text, ORGAN).letter == letter
 
     @pytest.mark.parametrize("letter", ["E", "J", "K", "1"])
     def test_a_letter_beyond_the_options_is_none(self, letter):
-        said = STYLE.read(f"<answer>{letter}</answer>", ORGAN)
+        said = STYLE.parse(f"<answer>{letter}</answer>", ORGAN)
         assert (said.content, said.letter, said.lenient) == (letter, None, None)
 
     def test_two_options_have_two_letters(self):
         yes_no = ask_about("Is there a lesion?", ("yes", "no"))
-        assert [STYLE.read(f"<answer>{a}</answer>", yes_no).letter for a in "ABCD"] == ["A", "B", None, None]
+        assert [STYLE.parse(f"<answer>{a}</answer>", yes_no).letter for a in "ABCD"] == ["A", "B", None, None]
 
     def test_ten_options_have_ten(self):
         ten = ask_about(options=[f"organ {i}" for i in range(10)])
-        assert STYLE.read("<answer>J</answer>", ten).letter == "J"
+        assert STYLE.parse("<answer>J</answer>", ten).letter == "J"
 
     def test_reasoning_is_what_stands_in_the_first_think_tag(self):
-        assert STYLE.read("<think> so\nso </think><think>2</think>", ORGAN).reasoning == "so\nso"
-        assert STYLE.read("so so <answer>B</answer>", ORGAN).reasoning is None
+        assert STYLE.parse("<think> so\nso </think><think>2</think>", ORGAN).reasoning == "so\nso"
+        assert STYLE.parse("so so <answer>B</answer>", ORGAN).reasoning is None
 
 
 class TestLenientReading:
@@ -135,19 +135,19 @@ class TestLenientReading:
         ],
     )
     def test_letter(self, text, letter):
-        said = STYLE.read(text, ORGAN)
+        said = STYLE.parse(text, ORGAN)
         assert said.lenient == letter
         assert said.letter is None  # none of these has answer tags
 
     def test_answer_tags_go_before_what_stands_around_them(self):
-        assert STYLE.read("A. <answer>B</answer>", ORGAN).lenient == "B"
-        assert STYLE.read("A. <answer>B) kidney</answer>", ORGAN).lenient == "B"
-        assert STYLE.read("The answer is B <answer></answer>", ORGAN).lenient is None
+        assert STYLE.parse("A. <answer>B</answer>", ORGAN).lenient == "B"
+        assert STYLE.parse("A. <answer>B) kidney</answer>", ORGAN).lenient == "B"
+        assert STYLE.parse("The answer is B <answer></answer>", ORGAN).lenient is None
 
     def test_option_texts_are_no_patterns(self):
         grades = ask_about(options=("grade 1 (low)", "grade 1+", ".*", "[a"))
-        assert STYLE.read("grade 1 (low)", grades).lenient == "A"
-        assert STYLE.read("grade 1+", grades).lenient == "B"
+        assert STYLE.parse("grade 1 (low)", grades).lenient == "A"
+        assert STYLE.parse("grade 1+", grades).lenient == "B"
 
 
 class TestFormat:
@@ -173,7 +173,7 @@ class TestFormat:
         ],
     )
     def test_well_formed(self, text, thinks, answers):
-        said = STYLE.read(text, ORGAN)
+        said = STYLE.parse(text, ORGAN)
         assert (said.well_formed, said.answer_only) == (thinks, answers)
 
 
@@ -186,7 +186,7 @@ class TestAnyText:
     @example("<think></think>\x85<answer></answer>")
     @example("<answer></think><answer></answer>")
     def test_formats_and_contents_are_those_of_the_papers_patterns(self, text):
-        said = STYLE.read(text, ORGAN)
+        said = STYLE.parse(text, ORGAN)
         assert said.well_formed == (PAPER_THINK.fullmatch(text) is not None)
         assert said.answer_only == (PAPER_ANSWER_ONLY.fullmatch(text) is not None)
         assert said.answer_first == (ANSWER_FIRST.fullmatch(text) is not None)
@@ -195,12 +195,12 @@ class TestAnyText:
 
     @given(TEXTS.map("".join))
     def test_a_letter_written_down_again_reads_the_same(self, text):
-        said = STYLE.read(text, ORGAN)
+        said = STYLE.parse(text, ORGAN)
         assert said.letter in (None, *"ABCD")
         assert said.lenient in (None, *"ABCD")
         assert said.letter in (None, said.lenient)
         if said.lenient:
-            again = STYLE.read(f"<answer>{said.lenient}</answer>", ORGAN)
+            again = STYLE.parse(f"<answer>{said.lenient}</answer>", ORGAN)
             assert (again.letter, again.lenient) == (said.lenient, said.lenient)
 
     @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ class TestAnyText:
     def test_a_hundred_thousand_characters_are_read_at_once(self, start, piece):
         text = start + piece * (100_000 // len(piece))
         begun = time.process_time()
-        STYLE.read(text, ORGAN)
+        STYLE.parse(text, ORGAN)
         assert time.process_time() - begun < 1.0
 
 
@@ -229,26 +229,28 @@ class TestAsking:
         sample = ask_about("Is it bright?", ("yes", "no"))
         for phase, letter in (("train", "T"), ("evaluate", "E")):
             text = f"{letter} Is it bright?\nA) yes\nB) no {letter}"
-            assert STYLE.ask(sample, phase) == [{"role": "user", "content": [{"type": "text", "text": text}]}]
+            assert STYLE.render(sample, phase) == [
+                {"role": "user", "content": [{"type": "text", "text": text}]}
+            ]
 
     def test_images_come_first(self, questions):
-        content = STYLE.ask(questions["two"], "train")[0]["content"]
+        content = STYLE.render(questions["two"], "train")[0]["content"]
         assert [part["type"] for part in content] == ["image", "image", "text"]
 
     @pytest.mark.parametrize("odd", ["{}", "{0}", "{Question}", "{a:b}", "50 %s", "\\1", "$x"])
     def test_braces_in_a_question_are_left_alone(self, odd):
-        text = STYLE.ask(ask_about(f"What is {odd}?", (f"{odd}1", "no")), "train")[0]["content"][0]["text"]
+        text = STYLE.render(ask_about(f"What is {odd}?", (f"{odd}1", "no")), "train")[0]["content"][0]["text"]
         assert text == f"T What is {odd}?\nA) {odd}1\nB) no T"
 
     def test_braces_in_a_template_are_left_alone(self):
         style = PromptStyle("boxed", train="{Question} \\boxed{A} {}", evaluate="{Question}")
-        text = style.ask(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
+        text = style.render(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
         assert text == "Is it?\nA) yes\nB) no \\boxed{A} {}"
 
     def test_the_sft_target_reads_as_gold(self):
         for letter in "ABCD":
             sample = ask_about(answer=letter)
-            assert STYLE.read(STYLE.target(sample), sample).letter == letter
+            assert STYLE.parse(STYLE.target(sample), sample).letter == letter
 
     @pytest.mark.parametrize("phase", ["train", "evaluate"])
     def test_a_template_without_place_holder_is_refused(self, phase):
@@ -277,13 +279,13 @@ class TestOpenQuestions:
 
     def test_the_question_stands_alone_in_its_own_template(self):
         for phase in ("train", "evaluate"):
-            assert self.OPEN.ask(self.WHERE, phase)[0]["content"][0]["text"] == "O Where is it? O"
-        closed = self.OPEN.ask(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
+            assert self.OPEN.render(self.WHERE, phase)[0]["content"][0]["text"] == "O Where is it? O"
+        closed = self.OPEN.render(ask_about("Is it?", ("yes", "no")), "train")[0]["content"][0]["text"]
         assert closed == "T Is it?\nA) yes\nB) no"
 
     def test_a_prompt_for_letters_is_refused(self):
         with pytest.raises(ValueError, match=r"prompt 'plain' asks for a letter: take prompt=open"):
-            STYLE.ask(self.WHERE, "train")
+            STYLE.render(self.WHERE, "train")
         with pytest.raises(ValueError, match=r"prompt\.open of 'odd' lacks"):
             PromptStyle("odd", "{Question}", "{Question}", open="Where?")
 
@@ -299,12 +301,12 @@ class TestOpenQuestions:
         ],
     )
     def test_readings(self, text, right, leniently):
-        said = STYLE.read(text, self.WHERE)
-        assert (is_right(said, self.WHERE), is_right_leniently(said, self.WHERE)) == (right, leniently)
+        said = STYLE.parse(text, self.WHERE)
+        assert (is_correct(said, self.WHERE), is_correct_leniently(said, self.WHERE)) == (right, leniently)
         assert (said.letter, said.lenient) == (None, None)
 
     def test_the_sft_target_reads_as_gold(self):
-        assert is_right(STYLE.read(STYLE.target(self.WHERE), self.WHERE), self.WHERE)
+        assert is_correct(STYLE.parse(STYLE.target(self.WHERE), self.WHERE), self.WHERE)
 
     @pytest.mark.parametrize(
         ("text", "plain"),
@@ -317,7 +319,7 @@ class TestOpenQuestions:
         ],
     )
     def test_normalised(self, text, plain):
-        assert normalised(text) == plain
+        assert normalize_answer(text) == plain
 
     def test_an_open_sample(self):
         assert (self.WHERE.is_open, self.WHERE.letters, self.WHERE.answer_text) == (True, "", "The left lung")

@@ -34,7 +34,7 @@ def gold(letter, options=4):
 
 def pay(term, text, letter="A", options=4):
     sample = gold(letter, options)
-    return term(STYLE.read(text, sample), sample)
+    return term(STYLE.parse(text, sample), sample)
 
 
 class TestMedVLMR1:
@@ -209,7 +209,7 @@ class TestAnyText:
     def test_full_accuracy_is_a_right_letter(self, text):
         for letter in "ABCD":
             sample = gold(letter)
-            said = STYLE.read(text, sample)
+            said = STYLE.parse(text, sample)
             assert (letter_accuracy(said, sample) == 1.0) == (said.letter == letter)
             assert exact_accuracy(said, sample) <= letter_accuracy(said, sample)
 
@@ -220,7 +220,7 @@ class TestWeightedSum:
     def score(self, weights):
         rewards = Rewards({"format": think_format, "accuracy": letter_accuracy}, weights)
         samples = [gold(letter) for _, letter in self.rows]
-        answers = [STYLE.read(text, s) for (text, _), s in zip(self.rows, samples, strict=True)]
+        answers = [STYLE.parse(text, s) for (text, _), s in zip(self.rows, samples, strict=True)]
         return rewards.score(answers, samples)
 
     def test_terms_are_kept_apart_unweighted(self):
@@ -250,14 +250,14 @@ class TestWeightedSum:
     def test_rows_and_samples_must_pair(self):
         sample = gold("A")
         with pytest.raises(ValueError, match="zip"):
-            Rewards({"a": exact_accuracy}, {}).score([STYLE.read("A", sample)] * 2, [sample])
+            Rewards({"a": exact_accuracy}, {}).score([STYLE.parse("A", sample)] * 2, [sample])
 
     def test_a_failing_term_is_not_a_zero(self):
         def broken(answer, sample):
             raise ZeroDivisionError("the judge is gone")
 
         with pytest.raises(ZeroDivisionError, match="the judge is gone"):
-            Rewards({"broken": broken}, {}).score([STYLE.read("A", gold("A"))], [gold("A")])
+            Rewards({"broken": broken}, {}).score([STYLE.parse("A", gold("A"))], [gold("A")])
 
 
 def ask_openly(answer):
@@ -282,14 +282,14 @@ class TestOpenQuestions:
     )
     def test_terms(self, said, answer, exact, f1, bleu_1, rouge):
         sample = ask_openly(answer)
-        given = STYLE.read(f"<think>x</think><answer>{said}</answer>", sample)
+        given = STYLE.parse(f"<think>x</think><answer>{said}</answer>", sample)
         earned = [term(given, sample) for term in (exact_match, token_f1, bleu, rouge_l)]
         assert earned == pytest.approx([exact, f1, bleu_1, rouge], abs=1e-6)
 
     def test_without_tags_nothing_is_earned(self):
         sample = ask_openly("lung")
         for term in (exact_match, token_f1, bleu, rouge_l):
-            assert term(STYLE.read("lung", sample), sample) == 0.0
+            assert term(STYLE.parse("lung", sample), sample) == 0.0
 
     @pytest.mark.parametrize("term", [exact_match, token_f1, bleu, rouge_l])
     def test_a_closed_question_pays_for_its_letter(self, term):
@@ -299,10 +299,10 @@ class TestOpenQuestions:
     def test_a_term_for_letters_refuses_texts(self, term):
         sample = ask_openly("lung")
         with pytest.raises(ValueError, match="take reward=open"):
-            term(STYLE.read("<answer>lung</answer>", sample), sample)
+            term(STYLE.parse("<answer>lung</answer>", sample), sample)
 
     @given(TEXTS, TEXTS.filter(str.strip))
     def test_all_stay_in_their_range(self, text, answer):
         sample = ask_openly(answer)
         for term in (exact_match, token_f1, bleu, rouge_l):
-            assert 0.0 <= term(STYLE.read(text, sample), sample) <= 1.0 + 1e-6
+            assert 0.0 <= term(STYLE.parse(text, sample), sample) <= 1.0 + 1e-6

@@ -138,7 +138,7 @@ class TRLSide(Side):
         return twin(self.given.reference)
 
     def _dataset(self) -> Dataset:
-        chats = [STYLE.ask(question, "train") for question in self.given.questions]
+        chats = [STYLE.render(question, "train") for question in self.given.questions]
         return Dataset.from_dict(
             {
                 "prompt": [[{"role": "user", "content": chat[0]["content"][-1]["text"]}] for chat in chats],

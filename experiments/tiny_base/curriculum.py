@@ -186,7 +186,7 @@ class Teacher:
             reason = answered_first if style.name == "med_r1_think_after" else reasoned
             said = direct(sample.answer) if straight else reason(sample.answer_text, sample.answer)
             chat = self.tokenizer.apply_chat_template(
-                style.ask(sample, phase), tokenize=False, add_generation_prompt=True
+                style.render(sample, phase), tokenize=False, add_generation_prompt=True
             )
             index.append(scene)
             pieces.append([(chat, False), (said + "<|im_end|>", True)])

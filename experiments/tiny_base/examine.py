@@ -80,12 +80,12 @@ class Examiner:
             **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
         )
         said = self.tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
-        read = [STYLES[style].read(prefix + text, one) for text, one in zip(said, samples, strict=True)]
+        read = [STYLES[style].parse(prefix + text, one) for text, one in zip(said, samples, strict=True)]
         right = np.array([a.letter == one.answer for a, one in zip(read, samples, strict=True)])
         return right, np.array([answer.well_formed for answer in read])
 
     def _prompt(self, sample: VQASample, style: str) -> str:
         text = self.tokenizer.apply_chat_template(
-            STYLES[style].ask(sample, "evaluate"), tokenize=False, add_generation_prompt=True
+            STYLES[style].render(sample, "evaluate"), tokenize=False, add_generation_prompt=True
         )
         return text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS)

@@ -18,11 +18,11 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from medvlm_r1.algorithms.optim import Optimisation
-from medvlm_r1.data.perturbation import PLAIN, Variant
+from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.evaluate.journal import Journal
-from medvlm_r1.evaluate.predictions import Prediction, predict
+from medvlm_r1.evaluate.predictions import Prediction
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import Answer, PromptStyle
@@ -97,10 +97,10 @@ class VLMModule(LightningModule):
         """Roll out and read: completions, the question of each row, and what each row says."""
         rollout = self.engine(self.policy, prompts, sampling, DrawKey(self.seed, self.step))
         samples = rows_of([prompt.sample for prompt in prompts], sampling.group_size)
-        said = rows_of([prompt.said for prompt in prompts], sampling.group_size)
+        prefixes = rows_of([prompt.assistant_prefix for prompt in prompts], sampling.group_size)
         answers = [
-            self.prompt.read(begin + text, sample)
-            for begin, text, sample in zip(said, rollout.texts, samples, strict=True)
+            self.prompt.parse(prefix + text, sample)
+            for prefix, text, sample in zip(prefixes, rollout.texts, samples, strict=True)
         ]
         return rollout, samples, answers
 
@@ -109,14 +109,14 @@ class VLMModule(LightningModule):
         return self.policy.counters.timed(phase)
 
     def judge(
-        self, asked: Sequence[Variant], prompts: Sequence[EncodedPrompt], test_set: str
+        self, asked: Sequence[Perturbation], prompts: Sequence[EncodedPrompt], test_set: str
     ) -> tuple[list[Prediction], Tensor]:
         """Greedy answers: one row a question, and the total reward that each would earn."""
         rollout, samples, answers = self.answer(prompts, self.greedy)
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         rows = [
-            predict(variant, answer, tokens, cut, self.run_name, self.step, test_set)
-            for variant, answer, tokens, cut in zip(asked, answers, lengths, truncated, strict=True)
+            Prediction.from_answer(perturbation, answer, tokens, cut, self.run_name, self.step, test_set)
+            for perturbation, answer, tokens, cut in zip(asked, answers, lengths, truncated, strict=True)
         ]
         return rows, self.rewards.score(answers, samples).total
 
@@ -129,7 +129,7 @@ class VLMModule(LightningModule):
         self.policy.prepare()
 
     def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
-        asked = [Variant(PLAIN, prompt.sample) for prompt in prompts]
+        asked = [Perturbation(PLAIN, prompt.sample) for prompt in prompts]
         rows, rewards = self.judge(asked, prompts, "validation")
         values = {name: [getattr(row, field) for row in rows] for name, field in _VALIDATION.items()}
         for name, value in {**values, "reward": rewards.tolist()}.items():
@@ -149,13 +149,16 @@ class VLMModule(LightningModule):
             self.totals = self.journal.totals or self.totals
 
     def test_step(
-        self, questions: list[list[tuple[Variant, EncodedPrompt]]], batch_idx: int, dataloader_idx: int = 0
+        self,
+        questions: list[list[tuple[Perturbation, EncodedPrompt]]],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Answer a batch once under each control."""
         test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
-        together: dict[str, list[tuple[Variant, EncodedPrompt]]] = {}
-        for variant, prompt in (pair for question in questions for pair in question):
-            together.setdefault(variant.control, []).append((variant, prompt))
+        together: dict[str, list[tuple[Perturbation, EncodedPrompt]]] = {}
+        for perturbation, prompt in (pair for question in questions for pair in question):
+            together.setdefault(perturbation.control, []).append((perturbation, prompt))
         rows = [
             row for pairs in together.values() for row in self.judge(*zip(*pairs, strict=True), test_set)[0]
         ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from medvlm_r1.algorithms.advantages import in_groups
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.encode import EncodedPrompt, PromptBatch, collate
-from medvlm_r1.prompts import Answer, is_right
+from medvlm_r1.prompts import Answer, is_correct
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 
@@ -36,7 +36,7 @@ class Drawn:
     def right(self) -> Bool[Tensor, " rows"]:
         """Whether each row's answer is the gold one."""
         pairs = zip(self.answers, self.samples, strict=True)
-        return torch.tensor([is_right(answer, sample) for answer, sample in pairs])
+        return torch.tensor([is_correct(answer, sample) for answer, sample in pairs])
 
     @property
     def spread(self) -> Bool[Tensor, " prompts"]:

@@ -17,12 +17,12 @@ from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sources.huatuo_bundle import HUB_ID
-from medvlm_r1.evaluate.contrasts import summarise_controls
+from medvlm_r1.evaluate.control_metrics import summarise_controls
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.evaluate.predictions import (
     Prediction,
-    in_order,
     prior_predictions,
+    sort_predictions,
     summarise,
     write_predictions,
 )
@@ -81,7 +81,7 @@ def write_artifacts(
     predictions = module.predictions
     if PRIOR in controls:
         prior = prior_predictions(questions.train, questions.test, folder.name, module.step)
-        predictions = in_order([*predictions, *prior])
+        predictions = sort_predictions([*predictions, *prior])
     write_predictions(folder / "predictions.jsonl", predictions)
     run = {
         "name": folder.name,

@@ -1,19 +1,19 @@
-"""What the questions give away before a model sees them.
+"""Audit of the questions: leaks between sets, repeated questions, shortcuts without the image.
 
-===============  ====================================================================================
-pictures.py      fingerprints of all pictures, and the pairs worth a closer look
-kinds.py         two pictures laid over each other: copy, how altered, or neighbouring slice
-leaks.py         questions of one set that show a picture of another
-shortcuts.py     scores of rules that see no picture
-findings.py      all of it in one value, its JSON form and its verdict in a line
-whole.py         the audit itself
-before_run.py    the audit at the start of a run, kept on disk
-files.py         question files as they are, faults and all
-===============  ====================================================================================
+=================  ==================================================================================
+run_audit.py       audit a set of questions: run all checks below
+fingerprints.py    digests and thumbnails of all images; candidate pairs of similar images
+compare_pair.py    classify two images: copy (and how it was altered), neighbouring slice, different
+leaks.py           questions of one set that show an image of another
+shortcuts.py       accuracy of rules that see no image
+result.py          the audit result, its JSON form and its one-line verdict
+pre_run.py         the audit at the start of a run, cached on disk
+question_files.py  read question files with all their faults
+=================  ==================================================================================
 """
 
-from medvlm_r1.audit.before_run import BeforeRun
-from medvlm_r1.audit.findings import Audit
-from medvlm_r1.audit.whole import audit
+from medvlm_r1.audit.pre_run import PreRunAudit
+from medvlm_r1.audit.result import Audit
+from medvlm_r1.audit.run_audit import audit
 
-__all__ = ["Audit", "BeforeRun", "audit"]
+__all__ = ["Audit", "PreRunAudit", "audit"]

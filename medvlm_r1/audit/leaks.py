@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from posixpath import basename
 
-from medvlm_r1.audit.copy_kinds import COPIES, EXACT, NAMED, NEIGHBOUR, View, kind_of, view
-from medvlm_r1.audit.pictures import Candidate, Fingerprint, candidates, in_parallel
+from medvlm_r1.audit.compare_pair import COPIES, EXACT, NAMED, NEIGHBOUR, View, classify_pair, view
+from medvlm_r1.audit.fingerprints import Candidate, Fingerprint, candidates, in_parallel
 from medvlm_r1.data.sample import ImageHandle, VQASample
 
 Prints = Mapping[str, Fingerprint | None]  # by picture name; None where the picture is not on disk
@@ -165,7 +165,7 @@ def _alike(first: Mapping, second: Mapping, handles: Mapping, prints: Prints, se
 
     def judged(c: Candidate) -> Pair | None:
         one, other = mine[c.first], theirs[c.second]
-        kind, distance = kind_of(seen_again(one), seen_again(other), c.turn)
+        kind, distance = classify_pair(seen_again(one), seen_again(other), c.turn)
         return Pair(kind, one, other, distance) if kind else None
 
     pairs: dict[tuple[str, str], Pair] = {}

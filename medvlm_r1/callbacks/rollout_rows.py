@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.prompts import Answer, is_right
+from medvlm_r1.prompts import Answer, is_correct
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 
@@ -39,7 +39,7 @@ def rollout_rows(
             "completion": row % group_size,
             "text": answer.text,
             "answer": answer.content if sample.is_open else answer.letter,
-            "right": is_right(answer, sample),
+            "right": is_correct(answer, sample),
             "rewards": {name: round(float(value[row]), 6) for name, value in table.terms.items()},
             "total": round(float(table.total[row]), 6),
             "advantage": round(float(advantages[row]), 6),

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medvlm_r1.audit import Audit, audit
-from medvlm_r1.audit.files import read_files
+from medvlm_r1.audit.question_files import read_files
 from medvlm_r1.data.sample import BadRowError
 
 EXAMPLES = """examples:

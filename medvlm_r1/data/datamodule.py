@@ -9,12 +9,12 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from medvlm_r1.data.perturbation import Plain, Variant
+from medvlm_r1.data.perturbation import Perturbation, Unperturbed
 from medvlm_r1.data.questions import Questions, Source
 from medvlm_r1.data.sample import Phase
 
 Encode = Callable[..., Any]  # (question, phase); of a test question also what its answer begins with
-Variants = Callable[[Source], Sequence[list[Variant]]]
+Perturb = Callable[[Source], Sequence[list[Perturbation]]]
 
 
 class VQADataModule(LightningDataModule):
@@ -24,17 +24,18 @@ class VQADataModule(LightningDataModule):
     from (seed, epoch) alone, so methods that share a seed see the same questions in the same order,
     and the number of workers changes nothing.
 
-    A test loader's batches hold, for each question, its variants with their tensors.
+    A test batch holds, per question, its perturbations with their tensors.
 
     Args:
         questions: what trains, validates and tests.
-        encode: (question, phase) -> tensors, run in the workers. A test question's is also given ``opening``,
-            what the answer is made to begin with, and ``seen``, in which its variants share pictures.
+        encode: (question, phase) -> tensors, run in the workers. For test questions it also takes
+            ``assistant_prefix``, the first text of the answer, and ``seen``, the images that all
+            perturbations of one question share.
         prompts_per_step: prompts in one optimiser step, over all devices.
         evaluation_batch: prompts answered at once in evaluation, per device.
         seed: of the order.
         workers: processes that decode and encode; 0 works in the main process.
-        variants: the ways in which each question of a test set is asked; as it stands by default.
+        perturb: test set -> the perturbations of each question; by default the unchanged question alone.
 
     Raises:
         ValueError: the training questions do not fill one step.
@@ -48,14 +49,14 @@ class VQADataModule(LightningDataModule):
         evaluation_batch: int,
         seed: int,
         workers: int,
-        variants: Variants = Plain,
+        perturb: Perturb = Unperturbed,
     ) -> None:
         super().__init__()
         # A test set may hold fewer questions than there are devices.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.questions, self.encode = questions, encode
         self.prompts_per_step, self.evaluation_batch = prompts_per_step, evaluation_batch
-        self.seed, self.workers, self.variants = seed, workers, variants
+        self.seed, self.workers, self.perturb = seed, workers, perturb
         self.answered: Set[tuple[str, str]] = frozenset()  # test set and id of questions that need no answer
         self._taken = 0  # batches of the current epoch that a resumed run has behind it
         self._sampler: _Shuffled | None = None
@@ -138,7 +139,7 @@ class VQADataModule(LightningDataModule):
                 part for part in batches if any((name, share[i].id) not in self.answered for i in part)
             ]
         return DataLoader(
-            _EncodedVariants(self._share(self.variants(source)), self.encode),
+            _EncodedPerturbations(self._share(self.perturb(source)), self.encode),
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=list,
@@ -195,8 +196,8 @@ class _Encoded(Dataset):
         return self.encode(self.source[index], self.phase)
 
 
-class _EncodedVariants(Dataset):
-    """All variants of a question together, so that its pictures are decoded and cut into patches once."""
+class _EncodedPerturbations(Dataset):
+    """All perturbations of a question together, so that its images are decoded and cut into patches once."""
 
     def __init__(self, source: _Share, encode: Encode) -> None:
         self.source, self.encode = source, encode
@@ -204,9 +205,14 @@ class _EncodedVariants(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> list[tuple[Variant, Any]]:
+    def __getitem__(self, index: int) -> list[tuple[Perturbation, Any]]:
         seen: dict = {}
         return [
-            (variant, self.encode(variant.sample, "evaluate", opening=variant.opening, seen=seen))
-            for variant in self.source[index]
+            (
+                perturbation,
+                self.encode(
+                    perturbation.sample, "evaluate", assistant_prefix=perturbation.assistant_prefix, seen=seen
+                ),
+            )
+            for perturbation in self.source[index]
         ]

@@ -1,4 +1,4 @@
-"""A test question as a control puts it: what the model is asked in its place."""
+"""A test question under a control: the image, option order or answer start that replaces its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ GREY = (128, 128, 128)
 
 @dataclass(frozen=True)
 class BlankImage:
-    """Uniform mid-grey in the place of a picture, of the same size."""
+    """A uniform mid-grey image of the same size as another."""
 
     of: ImageHandle
 
@@ -27,32 +27,32 @@ class BlankImage:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Perturbation:
     """One test question under one control.
 
     Attributes:
-        control: its name.
-        sample: the question as it is asked, its answer's letter included.
-        order: where each option stood before, in the order in which it is asked; ``None`` where it stayed.
-        picture_of: the question whose pictures are shown; ``None`` for its own.
-        opening: what the answer is made to begin with.
+        control: name of the control.
+        sample: the changed question, with the gold letter of its new option order.
+        order: for each option its index in the original question; ``None`` if the order is unchanged.
+        picture_of: id of the question whose images are shown; ``None`` for its own.
+        assistant_prefix: first text of the answer, given to the model.
     """
 
     control: str
     sample: VQASample
     order: tuple[int, ...] | None = None
     picture_of: str | None = None
-    opening: str = ""
+    assistant_prefix: str = ""
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Every question as it stands, and no other way."""
+class Unperturbed:
+    """The perturbations of a test set without controls: each question unchanged."""
 
     source: Sequence[VQASample]
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> list[Variant]:
-        return [Variant(PLAIN, self.source[index])]
+    def __getitem__(self, index: int) -> list[Perturbation]:
+        return [Perturbation(PLAIN, self.source[index])]

@@ -1,10 +1,11 @@
-"""What makes a number worth printing: controls, and the statistics of answered questions.
+"""Evaluation: controls, predictions and their statistics.
 
-================  =============================================================================
-controls.py       how each control asks a question
-predictions.py    an answer's row, and what the plain rows sum up to
-contrasts.py      what the rows of different controls say beside each other
-labels.py         what the audit found that touches a number
-statistics.py     intervals and tests
-================  =============================================================================
+==================  ===========================================================================
+controls.py         perturbed test questions: blank or swapped image, permuted options, cut reasoning
+predictions.py      one row per answered question; accuracy, format and length metrics
+journal.py          answers on disk batch by batch, so that an interrupted evaluation resumes
+control_metrics.py  paired differences between controls, with a verdict on image use
+audit_warnings.py   audit results that affect a test set's numbers
+statistics.py       confidence intervals and tests
+==================  ===========================================================================
 """

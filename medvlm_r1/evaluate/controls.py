@@ -32,9 +32,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from medvlm_r1.data.perturbation import PLAIN, BlankImage, Variant
+from medvlm_r1.data.perturbation import PLAIN, BlankImage, Perturbation
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.prompts import PromptStyle, normalised
+from medvlm_r1.prompts import PromptStyle, normalize_answer
 
 BLANK, SWAPPED, PERMUTED, PRIOR, CUT = "blank", "swapped", "permuted", "prior", "reasoning-cut"
 CONTROLS = (PLAIN, BLANK, SWAPPED, PERMUTED, PRIOR, CUT)
@@ -81,7 +81,7 @@ def controls_of(
     left = {}
     if CUT in names and served:
         left[CUT] = "a served model's answer cannot be begun for it"
-    elif CUT in names and not prompt.reasons:
+    elif CUT in names and not prompt.asks_reasoning:
         left[CUT] = f"the prompt {prompt.name} asks for no reasoning before the answer"
     return tuple(name for name in names if name not in left), left
 
@@ -90,30 +90,30 @@ def _listed(chosen: str | Sequence[str]) -> list[str]:
     return [chosen] if isinstance(chosen, str) else list(chosen or ())
 
 
-class Variants:
+class PerturbedQuestions:
     """The questions of a test set, each as every control puts it.
 
     Args:
         source: the test set.
         controls: names, in the order in which a question is asked.
-        opening: what an answer without reasoning begins with.
+        assistant_prefix: what an answer without reasoning begins with.
     """
 
-    def __init__(self, source: Sequence[VQASample], controls: Sequence[str], opening: str) -> None:
-        self.source, self.opening = source, opening
+    def __init__(self, source: Sequence[VQASample], controls: Sequence[str], assistant_prefix: str) -> None:
+        self.source, self.assistant_prefix = source, assistant_prefix
         self.controls = [name for name in controls if name != PRIOR]
         self.partners = partners(list(source)) if SWAPPED in self.controls else {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> list[Variant]:
+    def __getitem__(self, index: int) -> list[Perturbation]:
         """The question under each control that it can be put under."""
         sample = self.source[index]
         asked = [self._under(control, sample, index) for control in self.controls]
-        return [variant for variant in asked if variant is not None]
+        return [perturbation for perturbation in asked if perturbation is not None]
 
-    def _under(self, control: str, sample: VQASample, index: int) -> Variant | None:
+    def _under(self, control: str, sample: VQASample, index: int) -> Perturbation | None:
         if control == BLANK:
             return blank(sample)
         if control == SWAPPED:
@@ -121,22 +121,22 @@ class Variants:
             return None if partner is None else swapped(sample, self.source[partner])
         if control == PERMUTED:
             return permuted(sample)
-        return Variant(control, sample, opening=self.opening if control == CUT else "")
+        return Perturbation(control, sample, assistant_prefix=self.assistant_prefix if control == CUT else "")
 
 
-def blank(sample: VQASample) -> Variant | None:
+def blank(sample: VQASample) -> Perturbation | None:
     """The question with grey in the place of its pictures; ``None`` without any."""
     if not sample.images:
         return None
-    return Variant(BLANK, replace(sample, images=tuple(BlankImage(image) for image in sample.images)))
+    return Perturbation(BLANK, replace(sample, images=tuple(BlankImage(image) for image in sample.images)))
 
 
-def swapped(sample: VQASample, partner: VQASample) -> Variant:
+def swapped(sample: VQASample, partner: VQASample) -> Perturbation:
     """The question with the pictures of another one."""
-    return Variant(SWAPPED, replace(sample, images=partner.images), picture_of=partner.id)
+    return Perturbation(SWAPPED, replace(sample, images=partner.images), picture_of=partner.id)
 
 
-def permuted(sample: VQASample, seed: int = _SEED) -> Variant | None:
+def permuted(sample: VQASample, seed: int = _SEED) -> Perturbation | None:
     """The question with its options moved round, by a number of places drawn for it; ``None`` if open."""
     if sample.is_open:
         return None
@@ -145,7 +145,7 @@ def permuted(sample: VQASample, seed: int = _SEED) -> Variant | None:
     order = tuple((place + places) % count for place in range(count))
     letter = sample.letters[order.index(sample.letters.index(sample.answer))]
     options = tuple(sample.options[old] for old in order)
-    return Variant(PERMUTED, replace(sample, options=options, answer=letter), order=order)
+    return Perturbation(PERMUTED, replace(sample, options=options, answer=letter), order=order)
 
 
 def partners(samples: Sequence[VQASample], seed: int = _SEED) -> dict[int, int]:
@@ -171,7 +171,7 @@ def _deranged(samples: Sequence[VQASample], places: Sequence[int]) -> dict[int, 
     answer while no block is larger than all others together. What meets its own picture changes partners with
     the first question with which both come out right.
     """
-    gold = _numbered([normalised(sample.answer_text) for sample in samples])
+    gold = _numbered([normalize_answer(sample.answer_text) for sample in samples])
     sizes = np.bincount(gold)
     order = np.lexsort((np.arange(len(gold)), gold, -sizes[gold]))
     shown = np.empty_like(order)

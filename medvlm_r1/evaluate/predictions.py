@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medvlm_r1.audit.shortcuts import hit, prior_guesses
-from medvlm_r1.data.perturbation import PLAIN, Variant
+from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import proportion
-from medvlm_r1.prompts import Answer, is_right, is_right_leniently, token_overlap
+from medvlm_r1.prompts import Answer, f1_score, is_correct, is_correct_leniently
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Prediction:
     ``correct`` the chance that a fair draw among them hits.
 
     ``options`` and ``gold`` are as they were asked; ``order`` and ``picture_of`` say what a control changed,
-    see :class:`~medvlm_r1.data.perturbation.Variant`.
+    see :class:`~medvlm_r1.data.perturbation.Perturbation`.
     """
 
     run: str
@@ -50,35 +50,42 @@ class Prediction:
     order: list[int] | None = None
     picture_of: str | None = None
 
-
-def predict(
-    asked: Variant, answer: Answer, tokens: int, truncated: bool, run: str, step: int, test_set: str
-) -> Prediction:
-    """The row of one answered question."""
-    sample = asked.sample
-    return Prediction(
-        run=run,
-        step=step,
-        test_set=test_set,
-        sample_id=sample.id,
-        image_group=sample.image_group,
-        modality=sample.modality,
-        question_type=sample.question_type,
-        control=asked.control,
-        question=sample.question,
-        options=list(sample.options),
-        text=answer.text,
-        answer=answer.content if sample.is_open else answer.letter,
-        gold=sample.answer,
-        correct=is_right(answer, sample),
-        correct_lenient=is_right_leniently(answer, sample),
-        well_formed=answer.well_formed,
-        answered=answer.answered,
-        tokens=tokens,
-        truncated=truncated,
-        order=None if asked.order is None else list(asked.order),
-        picture_of=asked.picture_of,
-    )
+    @classmethod
+    def from_answer(
+        cls,
+        perturbation: Perturbation,
+        answer: Answer,
+        tokens: int,
+        truncated: bool,
+        run: str,
+        step: int,
+        test_set: str,
+    ) -> "Prediction":
+        """Build the row of one answered question."""
+        sample = perturbation.sample
+        return cls(
+            run=run,
+            step=step,
+            test_set=test_set,
+            sample_id=sample.id,
+            image_group=sample.image_group,
+            modality=sample.modality,
+            question_type=sample.question_type,
+            control=perturbation.control,
+            question=sample.question,
+            options=list(sample.options),
+            text=answer.text,
+            answer=answer.content if sample.is_open else answer.letter,
+            gold=sample.answer,
+            correct=is_correct(answer, sample),
+            correct_lenient=is_correct_leniently(answer, sample),
+            well_formed=answer.well_formed,
+            answered=answer.answered,
+            tokens=tokens,
+            truncated=truncated,
+            order=None if perturbation.order is None else list(perturbation.order),
+            picture_of=perturbation.picture_of,
+        )
 
 
 def prior_predictions(
@@ -90,13 +97,13 @@ def prior_predictions(
         for sample, letters in prior_guesses(train, list(source)):
             decided, chance = len(letters) == 1, hit(sample, letters)
             said = Answer("", letter=letters[0] if decided else None)
-            row = predict(Variant(PRIOR, sample), said, 0, False, run, step, name)
+            row = Prediction.from_answer(Perturbation(PRIOR, sample), said, 0, False, run, step, name)
             row.correct = row.correct_lenient = bool(chance) if chance in (0, 1) else chance
             found.append(row)
     return found
 
 
-def in_order(predictions: Iterable[Prediction]) -> list[Prediction]:
+def sort_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
     """By test set, as they come first, then by control; questions keep their order."""
     rows = list(predictions)
     sets = list(dict.fromkeys(row.test_set for row in rows))
@@ -136,7 +143,7 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
             "truncated": sum(p.truncated for p in rows) / len(rows),
         }
         if texts := [p for p in rows if not p.options]:
-            overlaps = [token_overlap(p.answer or "", p.gold) for p in texts]
+            overlaps = [f1_score(p.answer or "", p.gold) for p in texts]
             sections.setdefault("open", {})[name] = {
                 "exact_match": share("correct", texts),
                 "token_f1": sum(overlaps) / len(overlaps),

@@ -51,7 +51,7 @@ class Answerer:
             self._check_length(each)
         sampling = Sampling(group_size=1, max_tokens=self.asked.max_completion_tokens, temperature=0.0)
         rollout = SharedPrefixEngine()(policy, prompts, sampling, DrawKey(0, 0))
-        answers = [prompt.read(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
+        answers = [prompt.parse(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
         weighed = [
             (row, prompt.alternatives(answer, question))
             for row, (answer, question) in enumerate(zip(answers, questions, strict=True))

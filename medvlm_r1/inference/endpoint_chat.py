@@ -21,12 +21,12 @@ class Chat:
     Attributes:
         sample: the question itself, for reading and scoring the answer.
         messages: in the format of the chat completions API, pictures as data URLs.
-        said: nothing: the API cannot begin an answer.
+        assistant_prefix: empty: the API takes no first text of the answer.
     """
 
     sample: VQASample
     messages: list[dict[str, Any]]
-    said: str = ""
+    assistant_prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,21 @@ class ChatEncoder:
         phase: Phase,
         prompt: PromptStyle,
         cache: PictureCache | None = None,
-        opening: str = "",
+        assistant_prefix: str = "",
         seen: dict[str, Image.Image] | None = None,
     ) -> Chat:
         """The prompt style's messages, with the pictures in their places.
 
         Args:
-            opening: must be empty: how an answer begins is the server's.
+            assistant_prefix: must be empty: the API takes no first text of the answer.
             seen: pictures of earlier calls, which these are added to.
 
         Raises:
             BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
             ValueError: the answer is to begin with something.
         """
-        if opening:
-            raise ValueError(f"a served model's answer cannot be made to begin with {opening!r}")
+        if assistant_prefix:
+            raise ValueError(f"a served model's answer cannot be made to begin with {assistant_prefix!r}")
         seen = {} if seen is None else seen
         pictures = iter(sample.images)
         messages = [
@@ -73,7 +73,7 @@ class ChatEncoder:
                     for part in message["content"]
                 ],
             }
-            for message in prompt.ask(sample, phase)
+            for message in prompt.render(sample, phase)
         ]
         return Chat(sample, messages)
 

@@ -129,7 +129,7 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
     vision = geometry(model["path"], model["revision"]).vision_config
     grid = _grid(recipe, vision.patch_size * vision.spatial_merge_size)
-    text, exact = text_tokens(model["path"], model["revision"], prompt.ask(_TYPICAL, "train"))
+    text, exact = text_tokens(model["path"], model["revision"], prompt.render(_TYPICAL, "train"))
     image = grid[0] * grid[1] // vision.spatial_merge_size**2
     if image + text > recipe.max_prompt_tokens:
         raise ValueError(

@@ -39,7 +39,7 @@ class EncodedPrompt:
         pixels: patches of all images of this question; no rows without an image.
         grid: patch grid (t, h, w) of each image.
         pictures: a digest of each image's patches: equal pictures have equal features.
-        said: what the answer was made to begin with; its tokens are the last of ``ids``.
+        assistant_prefix: first text of the answer, given to the model; its tokens are the last of ``ids``.
     """
 
     sample: Question
@@ -48,7 +48,7 @@ class EncodedPrompt:
     pixels: Float[Tensor, "patches features"]
     grid: Int[Tensor, "images 3"]
     pictures: tuple[str, ...]
-    said: str = ""
+    assistant_prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class Encoder:
         phase: Phase,
         prompt: PromptStyle,
         cache: PictureCache | None = None,
-        opening: str = "",
+        assistant_prefix: str = "",
         seen: Seen | None = None,
     ) -> EncodedPrompt:
         """Encode one question, decoding those of its images that are not in the cache.
 
         Args:
-            opening: what the answer is made to begin with, see :meth:`begun`.
+            assistant_prefix: first text of the answer, given to the model; see :meth:`prefix_tokens`.
             seen: pictures of earlier calls, which these are added to: the same ones are not cut again.
 
         Raises:
@@ -135,7 +135,7 @@ class Encoder:
             BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
         """
         text = self.tokenizer.apply_chat_template(
-            prompt.ask(sample, phase), tokenize=False, add_generation_prompt=True
+            prompt.render(sample, phase), tokenize=False, add_generation_prompt=True
         )
         pixels, grid, pictures = self._see(sample.images, sample, cache, {} if seen is None else seen)
         merge = self.image_processor.merge_size
@@ -152,22 +152,22 @@ class Encoder:
                 f"max_prompt_tokens={self.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
                 "model.recipe.max_pixels"
             )
-        if opening and text.endswith("<think>"):  # a template that opens the tag itself
-            opening = f"</think>\n{opening}"
-        said = self.begun(opening) if opening else []
-        ids = torch.cat([ids, torch.tensor(said, dtype=torch.long)])
+        if assistant_prefix and text.endswith("<think>"):  # a template that opens the tag itself
+            assistant_prefix = f"</think>\n{assistant_prefix}"
+        prefix = self.prefix_tokens(assistant_prefix) if assistant_prefix else []
+        ids = torch.cat([ids, torch.tensor(prefix, dtype=torch.long)])
         image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         positions = rope_positions(ids, grid, image_id, merge)
-        text = self.decode(torch.tensor(said)) if said else ""
+        text = self.decode(torch.tensor(prefix)) if prefix else ""
         return EncodedPrompt(sample, ids, positions, pixels, grid, pictures, text)
 
-    def begun(self, opening: str) -> list[int]:
-        """Token ids of a text that an answer goes on from.
+    def prefix_tokens(self, assistant_prefix: str) -> list[int]:
+        """Token ids of ``assistant_prefix`` that do not depend on the text after it.
 
-        Left out are tokens that depend on how it goes on: Qwen's tokenizer joins the end of ``<answer>`` with
-        the letter behind it, so a model that has learnt ``>B`` must be left to say it in one.
+        Qwen's tokenizer merges the end of ``<answer>`` with the next letter: a model that learnt the token
+        ``>B`` must be free to generate it.
         """
-        texts = [opening, *(f"{opening}{letter}</" for letter in LETTERS)]
+        texts = [assistant_prefix, *(f"{assistant_prefix}{letter}</" for letter in LETTERS)]
         whole, *others = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
         same = [len(set(column)) == 1 for column in zip(whole, *others, strict=False)]
         return whole[: [*same, False].index(False)] or whole

@@ -66,7 +66,7 @@ def test_ten_thousand_texts(prompt, texts, questions):
     style = of("prompt", prompt)
     assert len(texts) == 10_000
     samples = [questions[k % len(questions)] for k in range(len(texts))]
-    answers = [style.read(text, sample) for text, sample in zip(texts, samples, strict=True)]
+    answers = [style.parse(text, sample) for text, sample in zip(texts, samples, strict=True)]
     for reward in CLOSED:
         table = of("reward", reward).score(answers, samples)
         for name, values in table.terms.items():
@@ -83,7 +83,7 @@ def test_ten_thousand_texts(prompt, texts, questions):
 def test_hacks_pay_no_accuracy(reward, questions):
     style, rewards = of("prompt", "medvlm_r1"), of("reward", reward)
     for sample in questions[:8]:
-        answers = [style.read(text.replace("{gold}", sample.answer), sample) for text in HACKS.values()]
+        answers = [style.parse(text.replace("{gold}", sample.answer), sample) for text in HACKS.values()]
         paid = rewards.score(answers, [sample] * len(answers)).terms["accuracy"]
         assert not paid.any(), [name for name, value in zip(HACKS, paid, strict=True) if value]
 
@@ -96,7 +96,7 @@ def test_completions_of_the_embedded_model(temperature, different, questions):
     sampling = Sampling(group_size=50, max_tokens=48, temperature=temperature)
     rollout = SharedPrefixEngine()(policy, prompts, sampling, DrawKey(seed=0, step=0))
     samples = [sample for sample in questions[:10] for _ in range(50)]
-    answers = [style.read(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)]
+    answers = [style.parse(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)]
     table = of("reward", "medvlm_r1").score(answers, samples)
     assert len(set(rollout.texts)) > different
     for name, values in table.terms.items():

@@ -16,12 +16,12 @@ import pytest
 from command import run_here
 from PIL import Image, ImageFilter
 
-from medvlm_r1.audit import Audit, BeforeRun, audit
-from medvlm_r1.audit.before_run import content_key
-from medvlm_r1.audit.copy_kinds import COPIES, NEIGHBOUR, Turn, kind_of, view
-from medvlm_r1.audit.files import read_files
+from medvlm_r1.audit import Audit, PreRunAudit, audit
+from medvlm_r1.audit.compare_pair import COPIES, NEIGHBOUR, Turn, classify_pair, view
+from medvlm_r1.audit.fingerprints import Fingerprint, candidates, fingerprint, fingerprints
 from medvlm_r1.audit.leaks import repeated
-from medvlm_r1.audit.pictures import Fingerprint, candidates, fingerprint, fingerprints
+from medvlm_r1.audit.pre_run import content_key
+from medvlm_r1.audit.question_files import read_files
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.cli.audit import main
 from medvlm_r1.data.formats.mcq_json import McqJson
@@ -131,7 +131,7 @@ def test_copies_that_are_sharpened_and_cropped(modality):
     found = Counter()
     for sample in PhantomSource(modality, 30):
         picture = sample.images[0].load()
-        found[kind_of(view(picture), view(sharpened_and_cropped(picture)))[0]] += 1
+        found[classify_pair(view(picture), view(sharpened_and_cropped(picture)))[0]] += 1
     assert found["sharpened and cropped"] >= 27, found
     assert sum(n for kind, n in found.items() if kind in COPIES) >= 29, found
 
@@ -146,7 +146,7 @@ def test_pictures_turned_in_any_way_are_found_and_named(turn):
         for p in (picture, turned)
     )
     mirror = turn.name.startswith(("FLIP", "TRANS"))
-    kinds = {kind_of(view(picture), view(turned), c.turn)[0] for c in candidates([one], [other])}
+    kinds = {classify_pair(view(picture), view(turned), c.turn)[0] for c in candidates([one], [other])}
     assert kinds == {"mirrored" if mirror else "rotated"}
 
 
@@ -186,7 +186,7 @@ def test_distinct_phantoms_raise_no_false_alarm():
         fingerprints([s.images[0] for s in PhantomSource("mri", 150, k)]) for k in ("train", "test")
     )
     pairs = candidates(first, second)
-    kinds = Counter(kind_of(first[c.first].view, second[c.second].view, c.turn)[0] for c in pairs)
+    kinds = Counter(classify_pair(first[c.first].view, second[c.second].view, c.turn)[0] for c in pairs)
     assert len(pairs) > 50  # the sieves alone would raise an alarm for many
     assert not [kind for kind in kinds if kind in COPIES]
     assert kinds[NEIGHBOUR] <= 1  # of 22,500 pairs
@@ -239,18 +239,18 @@ def questions_of(planted):
 
 def test_on_leak(planted, tmp_path):
     questions = questions_of(planted)
-    same, found = BeforeRun("warn", tmp_path)(questions)
+    same, found = PreRunAudit("warn", tmp_path)(questions)
     assert same is questions
     assert len(found.leaking) == 5
     with pytest.raises(ValueError, match=r"35 of 80 mri questions .* audit.on_leak=drop"):
-        BeforeRun("fail", tmp_path)(questions)
-    kept, told = BeforeRun("drop", tmp_path)(questions)
+        PreRunAudit("fail", tmp_path)(questions)
+    kept, told = PreRunAudit("drop", tmp_path)(questions)
     assert (len(kept.train), told.dropped) == (30, 5)
     assert kept.test is questions.test
     assert "5 training questions dropped for it" in told.verdict
-    assert not BeforeRun("warn")(kept)[1].leaking
+    assert not PreRunAudit("warn")(kept)[1].leaking
     with pytest.raises(ValueError, match="'warn', 'drop' or 'fail'"):
-        BeforeRun("skip")
+        PreRunAudit("skip")
 
 
 def test_a_run_drops_or_fails(planted, tmp_path):
@@ -289,13 +289,13 @@ def test_a_run_drops_or_fails(planted, tmp_path):
 
 def test_findings_are_kept_by_content(planted, tmp_path):
     questions = questions_of(planted)
-    first = BeforeRun(cache=tmp_path)(questions)[1]
+    first = PreRunAudit(cache=tmp_path)(questions)[1]
     (path,) = tmp_path.glob("*.json")
     stamp = path.stat().st_mtime_ns
-    assert BeforeRun(cache=tmp_path)(questions)[1] == first
+    assert PreRunAudit(cache=tmp_path)(questions)[1] == first
     assert path.stat().st_mtime_ns == stamp
     fewer = dataclasses.replace(questions, train=questions.train[1:])
-    BeforeRun(cache=tmp_path)(fewer)
+    PreRunAudit(cache=tmp_path)(fewer)
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
@@ -399,9 +399,9 @@ def test_planted_copies_of_real_scans():
         for kind, alter in ALTERED.items():
             if kind != "same pixels":
                 other = alter(picture)
-                found, _ = kind_of(view(picture), view(other), TURNED.get(kind, Turn()))
+                found, _ = classify_pair(view(picture), view(other), TURNED.get(kind, Turn()))
                 told[kind, found] += 1
-        found, _ = kind_of(view(picture), view(sharpened_and_cropped(picture)))
+        found, _ = classify_pair(view(picture), view(sharpened_and_cropped(picture)))
         told["both", found] += 1
     assert sum(n for (k, f), n in told.items() if k == "both" and f in COPIES) >= 57, told
     for kind in ALTERED:

@@ -38,7 +38,7 @@ def question(*options, id="q"):
 
 def alternatives(text, *options, style=PROMPT):
     asked = question(*options)
-    return style.alternatives(style.read(text, asked), asked)
+    return style.alternatives(style.parse(text, asked), asked)
 
 
 class TestAlternatives:
@@ -106,7 +106,7 @@ class TestProbabilities:
         for text, sample in zip(texts, PhantomSource("mri", 5, "test"), strict=True):
             shorter = dataclasses.replace(sample, options=sample.options[: 4 - len(given) % 3], answer="A")
             prompt = policy.encoder.encode(shorter, "evaluate", PROMPT)
-            each = PROMPT.alternatives(PROMPT.read(text, shorter), shorter)
+            each = PROMPT.alternatives(PROMPT.parse(text, shorter), shorter)
             given.append((prompt, dataclasses.replace(each, ends_turn=text == ".")))
         found = option_probabilities(policy, *zip(*given, strict=True))
         for (prompt, each), shares in zip(given, found, strict=True):
@@ -123,7 +123,7 @@ class TestProbabilities:
         chosen = [questions["two"], questions["flat"], questions["text"]]
         prompts = [encoder.encode(sample, "evaluate", short_style) for sample in chosen]
         each = [
-            short_style.alternatives(short_style.read(REASONED + "B" + CLOSED, sample), sample)
+            short_style.alternatives(short_style.parse(REASONED + "B" + CLOSED, sample), sample)
             for sample in chosen
         ]
         assert ">B" in encoder.tokenizer.tokenize(each[0].texts[1])

@@ -21,11 +21,11 @@ from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.data.perturbation import BlankImage
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.evaluate.contrasts import GAINS, summarise_controls
+from medvlm_r1.evaluate.control_metrics import GAINS, summarise_controls
 from medvlm_r1.evaluate.controls import (
     CONTROLS,
     CUT,
-    Variants,
+    PerturbedQuestions,
     check_controls,
     controls_of,
     partners,
@@ -112,12 +112,14 @@ class TestSwapped:
 
     def test_the_row_says_whose_picture_it_is(self):
         samples = [question(0, "a"), question(1, "b"), question(2, "a")]
-        asked = Variants(samples, ["image", "swapped"], "")
+        asked = PerturbedQuestions(samples, ["image", "swapped"], "")
         shown = {v.sample.id: v for i in range(3) for v in asked[i] if v.control == "swapped"}
         assert len(shown) == 2  # the third finds no partner
-        for name, variant in shown.items():
-            assert variant.sample.images == next(s.images for s in samples if s.id == variant.picture_of)
-            assert variant.sample.answer == next(s.answer for s in samples if s.id == name)
+        for name, perturbation in shown.items():
+            assert perturbation.sample.images == next(
+                s.images for s in samples if s.id == perturbation.picture_of
+            )
+            assert perturbation.sample.answer == next(s.answer for s in samples if s.id == name)
 
 
 class TestPermuted:
@@ -128,14 +130,14 @@ class TestPermuted:
         sample = dataclasses.replace(
             question(0), id=f"q{number}", options=options, answer="ABCDEFGHIJ"[place]
         )
-        variant = permuted(sample)
-        asked = variant.sample
+        perturbation = permuted(sample)
+        asked = perturbation.sample
         assert asked.answer_text == sample.answer_text
         assert asked.answer != sample.answer
         assert sorted(asked.options) == sorted(options)
         assert not any(a == b for a, b in zip(asked.options, options, strict=True))
-        assert asked.options == tuple(options[old] for old in variant.order)
-        assert variant == permuted(sample)
+        assert asked.options == tuple(options[old] for old in perturbation.order)
+        assert perturbation == permuted(sample)
 
     def test_all_moves_are_drawn(self):
         orders = {permuted(dataclasses.replace(question(0), id=f"q{i}")).order for i in range(40)}
@@ -160,7 +162,7 @@ class TestEncoding:
 
     def test_blank_pictures_of_one_size_are_one_picture(self, encoder, short_style):
         samples = [question(i) for i in range(2)]
-        asked = [Variants(samples, ["image", "blank"], "")[i] for i in range(2)]
+        asked = [PerturbedQuestions(samples, ["image", "blank"], "")[i] for i in range(2)]
         pictures = [[encoder.encode(v.sample, "evaluate", short_style).pictures for v in a] for a in asked]
         assert pictures[0][0] != pictures[1][0]
         assert pictures[0][1] == pictures[1][1]
@@ -171,26 +173,31 @@ class TestEncoding:
         sample = dataclasses.replace(question(0), images=(Counted(1, loads),))
         encoder = ChatEncoder(None, 3136, 401408) if served else encoder
         controls = [c for c in ANSWERED if not (served and c == "reasoning-cut")]
-        asked, seen = Variants([sample], controls, "<answer>")[0], {}
-        made = [encoder.encode(v.sample, "evaluate", PROMPT, opening=v.opening, seen=seen) for v in asked]
+        asked, seen = PerturbedQuestions([sample], controls, "<answer>")[0], {}
+        made = [
+            encoder.encode(v.sample, "evaluate", PROMPT, assistant_prefix=v.assistant_prefix, seen=seen)
+            for v in asked
+        ]
         assert len(made) == len(controls) - 1  # it has no partner to swap with
         assert loads == [1]
 
     def test_a_served_answer_cannot_be_begun(self):
         with pytest.raises(ValueError, match="cannot be made to begin with '<answer>'"):
-            ChatEncoder(None, 3136, 401408).encode(question(0), "evaluate", PROMPT, opening="<answer>")
+            ChatEncoder(None, 3136, 401408).encode(
+                question(0), "evaluate", PROMPT, assistant_prefix="<answer>"
+            )
 
     def test_an_opening_ends_where_every_letter_goes_on_alike(self, encoder):
         """What is put before an answer is how the tokenizer spells it before any letter."""
-        begun = encoder.begun("<answer>")
+        begun = encoder.prefix_tokens("<answer>")
         for letter in "ABCDEFGHIJ":
             whole = encoder.tokenizer(f"<answer>{letter}</answer>")["input_ids"]
             assert whole[: len(begun)] == begun
-        prompt = encoder.encode(question(0), "evaluate", PROMPT, opening="<answer>")
+        prompt = encoder.encode(question(0), "evaluate", PROMPT, assistant_prefix="<answer>")
         plain = encoder.encode(question(0), "evaluate", PROMPT)
         assert prompt.ids.tolist() == [*plain.ids.tolist(), *begun]
         assert prompt.positions[:, -1].tolist() == [int(plain.positions.max()) + len(begun)] * 3
-        assert "<answer>".startswith(prompt.said)
+        assert "<answer>".startswith(prompt.assistant_prefix)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from training import PROMPT
 
 from medvlm_r1.algorithms.base import VLMModule
-from medvlm_r1.evaluate.controls import blank as blank_variant
+from medvlm_r1.evaluate.controls import blank as blanked
 from medvlm_r1.evaluate.controls import partners
 from medvlm_r1.inference.endpoint import connect
 from medvlm_r1.inference.endpoint_cache import CachedResponse, EndpointCache
@@ -128,7 +128,7 @@ class TestPictures:
         limits = {"min_pixels": 56 * 84, "max_pixels": 84 * 84}
         local = load_policy(str(checkpoint), replace(RECIPE, image_size=side, **limits)).encoder
         remote = ChatEncoder(side, **limits)
-        blank = [variant.sample for q in questions.values() if (variant := blank_variant(q))]
+        blank = [perturbation.sample for q in questions.values() if (perturbation := blanked(q))]
         for sample in [*questions.values(), *blank]:
             messages, pictures = parsed(
                 {

@@ -179,7 +179,7 @@ def test_every_prompt_is_pinned_here():
 def test_an_open_question_is_asked_for_a_short_text(hemorrhage):
     sample = dataclasses.replace(hemorrhage, options=(), answer="Hemorrhage")
     for phase in ("train", "evaluate"):
-        text = style("open").ask(sample, phase)[0]["content"][1]["text"]
+        text = style("open").render(sample, phase)[0]["content"][1]["text"]
         closed = TURNS["open", "evaluate"].replace("\nA) Hemorrhage\nB) Acute infarct", "")
         instruction = "the correct single-letter choice (A, B, C, D,...) inside"
         assert instruction in closed

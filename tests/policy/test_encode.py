@@ -190,7 +190,7 @@ class TestStock:
     def agree(self, encoder, stock, sample, style, pictures):
         """Ours from files, stock's from ``pictures``: through its own template, call and expansion."""
         ours = encoder.encode(sample, "train", style)
-        text = stock.apply_chat_template(style.ask(sample, "train"), add_generation_prompt=True)
+        text = stock.apply_chat_template(style.render(sample, "train"), add_generation_prompt=True)
         theirs = stock(text=[text], images=pictures or None, return_tensors="pt")
         assert ours.ids.tolist() == theirs["input_ids"][0].tolist()
         if pictures:

@@ -274,7 +274,7 @@ class TestGroupOrder:
             truncated=torch.zeros(len(tokens), dtype=torch.bool),
         )
         samples = [prompt.sample for prompt in chosen for _ in range(GROUP)]
-        answers = [style.read(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)]
+        answers = [style.parse(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)]
         table = method.rewards.score(answers, samples)
         rewards = table.total if rewards is None else rewards
         advantages = GroupRelative().relative(rewards, GROUP)

@@ -78,7 +78,7 @@ def answered(model, folder, samples=QUESTIONS):
     answers = []
     for sample in samples:
         chat = tokenizer.apply_chat_template(
-            PROMPT.ask(sample, "evaluate"), tokenize=False, add_generation_prompt=True
+            PROMPT.render(sample, "evaluate"), tokenize=False, add_generation_prompt=True
         )
         vision = processor([image.load() for image in sample.images], return_tensors="pt")
         places = int(vision["image_grid_thw"].prod()) // processor.merge_size**2

@@ -55,7 +55,7 @@ class Conversation:
 
     messages: list
 
-    def ask(self, sample, phase):
+    def render(self, sample, phase):
         return self.messages
 
 

@@ -10,9 +10,9 @@ import torch
 
 from medvlm_r1.algorithms.advantages import GroupRelative
 from medvlm_r1.callbacks.rollout_rows import rollout_rows, write_rows
-from medvlm_r1.data.perturbation import PLAIN, Variant
+from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.evaluate.predictions import predict, summarise, write_predictions
+from medvlm_r1.evaluate.predictions import Prediction, summarise, write_predictions
 from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Rollout
@@ -49,9 +49,9 @@ def write_large_run(folder: Path, steps: int = 500, prompts: int = 10, size: int
         samples = [sample(rng, "mri", "train", step * prompts + k) for k in range(prompts)]
         write_rows(folder / "rollouts" / f"step-{step}.jsonl", drawn(rng, step, samples, size))
     plain = [
-        predict(
-            Variant(PLAIN, asked),
-            PROMPT.read(completion(rng, asked), asked),
+        Prediction.from_answer(
+            Perturbation(PLAIN, asked),
+            PROMPT.parse(completion(rng, asked), asked),
             90,
             False,
             folder.name,
@@ -72,7 +72,7 @@ def write_large_run(folder: Path, steps: int = 500, prompts: int = 10, size: int
 def drawn(rng: random.Random, step: int, samples: list[VQASample], size: int) -> list[dict]:
     """Rows of one step, scored and compared within their groups as training does it."""
     asked = [question for question in samples for _ in range(size)]
-    answers = [PROMPT.read(completion(rng, question), question) for question in asked]
+    answers = [PROMPT.parse(completion(rng, question), question) for question in asked]
     table = REWARDS.score(answers, asked)
     tokens = torch.ones(len(asked), 90, dtype=torch.long)
     rollout = partial(Rollout, tokens=tokens, mask=tokens.bool(), truncated=torch.zeros(len(asked)).bool())

@@ -13,7 +13,7 @@ from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.optim import Optimisation
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.questions import Questions
-from medvlm_r1.evaluate.controls import Variants
+from medvlm_r1.evaluate.controls import PerturbedQuestions
 from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.loading.load import Recipe, load_policy
@@ -79,8 +79,10 @@ def phantoms(n=8):
 def data_of(policy, questions, controls=("image",), workers=0, batch=4):
     """The data module of a policy's questions."""
     encode = functools.partial(policy.encoder.encode, prompt=PROMPT)
-    variants = functools.partial(Variants, controls=controls, opening=PROMPT.opening)
-    return VQADataModule(questions, encode, 4, batch, seed=0, workers=workers, variants=variants)
+    perturb = functools.partial(
+        PerturbedQuestions, controls=controls, assistant_prefix=PROMPT.assistant_prefix
+    )
+    return VQADataModule(questions, encode, 4, batch, seed=0, workers=workers, perturb=perturb)
 
 
 def fit(

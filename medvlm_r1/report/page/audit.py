@@ -4,8 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from medvlm_r1.audit.shortcuts import Shortcut
-from medvlm_r1.evaluate.labels import given_away
-from medvlm_r1.evaluate.labels import leaked as leaked_sets
+from medvlm_r1.evaluate.audit_warnings import leak_shares, strong_shortcuts
 from medvlm_r1.report.run_folder import Run
 
 DAGGER = "\N{DAGGER}"  # a leak
@@ -17,7 +16,7 @@ def leaked(run: Run) -> dict[str, float]:
 
     Empty for a run that trained on nothing, has no audit, or dropped those training questions.
     """
-    found = leaked_sets(run.metrics.get("audit") or {}, trained=run.method != "zero_shot")
+    found = leak_shares(run.metrics.get("audit") or {}, trained=run.method != "zero_shot")
     return {name: share for name, share in found.items() if name in run.test_sets}
 
 
@@ -34,7 +33,7 @@ def given_away_over(runs: Sequence[Run]) -> dict[str, tuple[str, Shortcut]]:
     """Test set -> the best rule that sees no picture, where an audit of one of the runs found one."""
     found: dict[str, tuple[str, Shortcut]] = {}
     for run in runs:
-        found |= given_away(run.metrics.get("audit") or {})
+        found |= strong_shortcuts(run.metrics.get("audit") or {})
     return {name: shortcut for name, shortcut in found.items() if name in runs[0].test_sets}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from medvlm_r1.data.perturbation import PLAIN
-from medvlm_r1.evaluate.contrasts import GAINS, reading
+from medvlm_r1.evaluate.control_metrics import GAINS, interpret_gain
 from medvlm_r1.evaluate.controls import BLANK, CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.comparison import Comparison
@@ -55,7 +55,7 @@ def control_summary(c: Comparison) -> Table | None:
             figures = [percent(accuracy_under(row, t, control).value) + mark for control in (PLAIN, BLANK)]
             figures.append(f"{percent(gain.value, signed=True)}{mark} ({span(gain, signed=True)})")
             name = set_name(t) if len(c.groups) == 1 else f"{row.label}, {set_name(t)}"
-            rows.append([Cell(name), *map(Cell, figures), Cell(reading(gain))])
+            rows.append([Cell(name), *map(Cell, figures), Cell(interpret_gain(gain))])
     heads = [Cell(head) for head in ("Controls", "Image", "Blank", "Image gain (95 %)", "Verdict")]
     return Table("", heads, rows, mark_notes(c.groups)) if rows else None
 
@@ -134,7 +134,7 @@ def _gain_cell(row: RunGroup, test_set: str, control: str) -> Cell:
     gain = gain_over(row, test_set, control)
     if gain is None:
         return NONE
-    note = span(gain, signed=True) + (f"; {reading(gain)}" if control == BLANK else "")
+    note = span(gain, signed=True) + (f"; {interpret_gain(gain)}" if control == BLANK else "")
     return Cell(percent(gain.value, signed=True) + marks(row.runs, [test_set]), note)
 
 

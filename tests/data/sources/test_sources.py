@@ -21,12 +21,12 @@ from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.images.containers import ParquetImage, PictureFolder, ZipImage
-from medvlm_r1.data.perturbation import Variant
+from medvlm_r1.data.perturbation import Perturbation
 from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import split_by_image
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
-from medvlm_r1.evaluate.predictions import predict, summarise
+from medvlm_r1.evaluate.predictions import Prediction, summarise
 from medvlm_r1.policy.loading.load import load_policy
 
 with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -368,7 +368,9 @@ def test_open_answers_are_summed_up_beside_closed_ones():
     said = [(where, "The left lung."), (where, "right lung"), (where, None), (closed, "A")]
     texts = [(sample, f"<answer>{text}</answer>" if text else "lung") for sample, text in said]
     rows = [
-        predict(Variant("image", s), OPEN.read(t, s), 5, False, "run", 0, "s_open" if s.is_open else "s")
+        Prediction.from_answer(
+            Perturbation("image", s), OPEN.parse(t, s), 5, False, "run", 0, "s_open" if s.is_open else "s"
+        )
         for s, t in texts
     ]
     sections = summarise(rows)

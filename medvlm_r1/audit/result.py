@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from medvlm_r1.audit.copy_kinds import NAMED, NEIGHBOUR
+from medvlm_r1.audit.compare_pair import NAMED, NEIGHBOUR
 from medvlm_r1.audit.leaks import Leak, Pair
 from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.data.sample import VQASample

@@ -5,12 +5,12 @@ import json
 import pytest
 from run_folders import audit, write_run
 
-from medvlm_r1.data.perturbation import Variant
+from medvlm_r1.data.perturbation import Perturbation
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.evaluate.contrasts import summarise_controls, verdict
+from medvlm_r1.evaluate.audit_warnings import audit_warnings, leak_shares, strong_shortcuts
+from medvlm_r1.evaluate.control_metrics import summarise_controls, verdict
 from medvlm_r1.evaluate.controls import CONTROLS
-from medvlm_r1.evaluate.labels import given_away, labels, leaked
-from medvlm_r1.evaluate.predictions import predict, prior_predictions
+from medvlm_r1.evaluate.predictions import Prediction, prior_predictions
 from medvlm_r1.evaluate.statistics import paired_difference, proportion, wilson
 from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.report.comparison import compare
@@ -28,9 +28,9 @@ def sample(number, answer="A", options=OPTIONS):
 def rows(control, texts, options=OPTIONS, gold="A", **changed):
     """A prediction for each text; ``None`` leaves the question out."""
     return [
-        predict(
-            Variant(control, sample(i, gold, options), **changed), STYLE.read(text, sample(i)), 5, False,
-            "run", 0, "mri",
+        Prediction.from_answer(
+            Perturbation(control, sample(i, gold, options), **changed), STYLE.parse(text, sample(i)),
+            5, False, "run", 0, "mri",
         )
         for i, text in enumerate(texts)
         if text is not None
@@ -163,22 +163,28 @@ def planted(copies=18, given=True):
 
 class TestLabels:
     def test_say_what_touches_a_test_set(self):
-        assert labels(planted(), True, "mri") == ["30.0 % of the questions show a copy of a training image"]
+        assert audit_warnings(planted(), True, "mri") == [
+            "30.0 % of the questions show a copy of a training image"
+        ]
         told = ["option text alone scores 96.0 % without looking (chance 27.0)"]
-        assert labels(planted(), True, "ct") == labels(planted(), False, "ct") == told
-        assert labels(planted(), True, "xray") == labels({}, True, "mri") == []
+        assert audit_warnings(planted(), True, "ct") == audit_warnings(planted(), False, "ct") == told
+        assert audit_warnings(planted(), True, "xray") == audit_warnings({}, True, "mri") == []
 
     def test_a_leak_touches_what_was_trained_on_it(self):
-        assert leaked(planted(), trained=True) == {"mri": 0.3}
-        assert leaked(planted(), trained=False) == leaked(planted() | {"dropped": 3}, trained=True) == {}
+        assert leak_shares(planted(), trained=True) == {"mri": 0.3}
+        assert (
+            leak_shares(planted(), trained=False)
+            == leak_shares(planted() | {"dropped": 3}, trained=True)
+            == {}
+        )
 
     def test_a_shortcut_is_one_that_stands_out(self):
-        assert list(given_away(planted())) == ["ct"]
-        assert given_away(audit()) == {}
+        assert list(strong_shortcuts(planted())) == ["ct"]
+        assert strong_shortcuts(audit()) == {}
 
     def test_stand_beside_the_numbers_in_the_summary(self):
         plain = rows("image", [say("A")] * 4)
-        assert summary(plain, ("image",), audit=planted())["labels"] == labels(planted(), True, "mri")
+        assert summary(plain, ("image",), audit=planted())["labels"] == audit_warnings(planted(), True, "mri")
         assert summary(plain, ("image",), audit=planted(), trained=False)["labels"] == []
 
 

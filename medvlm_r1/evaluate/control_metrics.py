@@ -27,11 +27,11 @@ from typing import Any
 
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.sample import LETTERS
+from medvlm_r1.evaluate.audit_warnings import audit_warnings
 from medvlm_r1.evaluate.controls import BLANK, CUT, PERMUTED, PRIOR, SWAPPED
-from medvlm_r1.evaluate.labels import labels
 from medvlm_r1.evaluate.predictions import Prediction
 from medvlm_r1.evaluate.statistics import Interval, paired_difference, proportion
-from medvlm_r1.prompts import named, reasoning_of
+from medvlm_r1.prompts import mentioned_options, parse_reasoning
 
 GAINS = {BLANK: "image_gain", SWAPPED: "swap_gain", CUT: "reasoning_effect", PRIOR: "prior_gain"}
 Scores = dict[str, float]  # question -> right (1) or wrong (0), or the chance to be right
@@ -54,7 +54,7 @@ def summarise_controls(
     """
     return {
         name: _Answered([p for p in predictions if p.test_set == name]).contrasts(controls)
-        | {"not_run": dict(not_run), "labels": labels(audit, trained, name)}
+        | {"not_run": dict(not_run), "labels": audit_warnings(audit, trained, name)}
         for name in dict.fromkeys(p.test_set for p in predictions)
     }
 
@@ -115,7 +115,7 @@ class _Answered:
         for name, row in self.plain.items():
             if {"yes", "no"} & {option.casefold() for option in row.options}:
                 continue
-            places = named(reasoning_of(row.text) or "", row.options)
+            places = mentioned_options(parse_reasoning(row.text) or "", row.options)
             chosen = _chosen(row)
             if len(places) == 1 and chosen is not None:
                 found[name] = float(row.options[places[0]] != chosen)
@@ -151,10 +151,10 @@ def verdict(gain: Mapping[str, Any] | None) -> str:
     gain = Interval(**gain)
     ends = f"({_points(gain.low)} to {_points(gain.high)})"
     unsure = ", interval includes zero" if gain.low <= 0 <= gain.high else ""
-    return f"image gain {_points(gain.value, '+')} points {ends}{unsure}: {reading(gain)}"
+    return f"image gain {_points(gain.value, '+')} points {ends}{unsure}: {interpret_gain(gain)}"
 
 
-def reading(gain: Interval) -> str:
+def interpret_gain(gain: Interval) -> str:
     """What an image gain says, in words."""
     if gain.low > 0:
         return "the picture is used"

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from medvlm_r1.audit.findings import Audit, balance
+from medvlm_r1.audit.fingerprints import fingerprints
 from medvlm_r1.audit.leaks import find_leak, pictures, repeated
-from medvlm_r1.audit.pictures import fingerprints
+from medvlm_r1.audit.result import Audit, balance
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.data.sample import VQASample
 

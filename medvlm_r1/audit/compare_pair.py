@@ -117,7 +117,7 @@ def view(picture: Image.Image) -> View:
     return View(picture.size, np.asarray(picture.convert("L").resize((side, side), Image.Resampling.LANCZOS)))
 
 
-def kind_of(first: View, second: View, turn: Turn = UNTURNED) -> tuple[str | None, float]:
+def classify_pair(first: View, second: View, turn: Turn = UNTURNED) -> tuple[str | None, float]:
     """How ``second`` follows from ``first``, and their distance.
 
     Args:

@@ -10,9 +10,9 @@ from typing import Literal
 
 from filelock import FileLock
 
-from medvlm_r1.audit.findings import Audit
 from medvlm_r1.audit.leaks import pictures
-from medvlm_r1.audit.whole import audit
+from medvlm_r1.audit.result import Audit
+from medvlm_r1.audit.run_audit import audit
 from medvlm_r1.data.images.checks import WORTH_KEEPING, image_digest
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.known_files import KnownFiles
@@ -27,7 +27,7 @@ OnLeak = Literal["warn", "drop", "fail"]
 VERSION = 1  # of the findings: raise it when the same questions would be judged otherwise
 
 
-class BeforeRun:
+class PreRunAudit:
     """Audits questions once; the same questions and pictures again are answered from disk.
 
     Args:

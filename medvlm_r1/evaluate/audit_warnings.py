@@ -6,7 +6,7 @@ from typing import Any
 from medvlm_r1.audit.shortcuts import Shortcut
 
 
-def leaked(audit: Mapping[str, Any], trained: bool) -> dict[str, float]:
+def leak_shares(audit: Mapping[str, Any], trained: bool) -> dict[str, float]:
     """Test set -> share of its questions that show a copy of an image that the run was trained on.
 
     Args:
@@ -24,7 +24,7 @@ def leaked(audit: Mapping[str, Any], trained: bool) -> dict[str, float]:
     }
 
 
-def given_away(audit: Mapping[str, Any]) -> dict[str, tuple[str, Shortcut]]:
+def strong_shortcuts(audit: Mapping[str, Any]) -> dict[str, tuple[str, Shortcut]]:
     """Test set -> the best of the rules that see no picture, where it stands out from guessing."""
     found = {}
     for name, rules in audit.get("shortcuts", {}).items():
@@ -35,12 +35,12 @@ def given_away(audit: Mapping[str, Any]) -> dict[str, tuple[str, Shortcut]]:
     return found
 
 
-def labels(audit: Mapping[str, Any], trained: bool, test_set: str) -> list[str]:
+def audit_warnings(audit: Mapping[str, Any], trained: bool, test_set: str) -> list[str]:
     """What touches every number of a test set, in words."""
     told = []
-    if share := leaked(audit, trained).get(test_set):
+    if share := leak_shares(audit, trained).get(test_set):
         told.append(f"{100 * share:.1f} % of the questions show a copy of a training image")
-    if shortcut := given_away(audit).get(test_set):
+    if shortcut := strong_shortcuts(audit).get(test_set):
         rule, score = shortcut
         told.append(
             f"{rule} alone scores {100 * score.accuracy:.1f} % without looking "

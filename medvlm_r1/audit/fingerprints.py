@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.audit.copy_kinds import Turn, View, view
+from medvlm_r1.audit.compare_pair import Turn, View, view
 from medvlm_r1.data.images.checks import image_digest
 from medvlm_r1.data.progress import tracked
 from medvlm_r1.data.sample import ImageFile, ImageHandle
