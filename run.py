@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from medvlm_r1.algorithms.base import VLMModule
     from medvlm_r1.data.datamodule import VQADataModule
-    from medvlm_r1.data.questions import Questions
+    from medvlm_r1.data.splits import Questions
 
 CONF = Path(__file__).parent / "conf"
 log = logging.getLogger("medvlm_r1")
@@ -227,7 +227,9 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
     data = VQADataModule(
         questions,
         encode=functools.partial(
-            policy.encoder.encode, prompt=prompt, cache=instantiate(cfg.pictures) if cfg.pictures else None
+            policy.encoder.encode,
+            prompt=prompt,
+            cache=instantiate(cfg.image_cache) if cfg.image_cache else None,
         ),
         prompts_per_step=cfg.model.recipe.prompts_per_step,
         evaluation_batch=cfg.model.recipe.evaluation_batch,

@@ -27,7 +27,7 @@ ALLOWED = {
     "report": {"audit", "data", "evaluate", "runs"},
     "artifacts": {"algorithms", "data", "evaluate", "policy", "report", "runs"},
     "launch": {"evaluate", "inference", "policy", "report", "runs"},
-    "cli": {"artifacts", "audit", "data", "inference", "policy", "report"},
+    "cli": {"artifacts", "audit", "data", "inference", "policy", "report", "runs"},
     # python -m medvlm_r1.NAME
     **{name: {"cli"} for name in ("compare", "export", "matrix", "predict", "sweep")},
 }

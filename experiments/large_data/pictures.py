@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import gaussian_filter
 
-from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.images.cache import ImageCache
+from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.nifti import NiftiImage
-from medvlm_r1.data.sample import ImageFile, ImageHandle, Question
+from medvlm_r1.data.sample import ImageHandle, Question
 from medvlm_r1.policy.encode import fitted
 
 LIMITS = (56 * 56, 512 * 28 * 28)  # pixels, as a run of Qwen2-VL may set them
@@ -46,7 +47,7 @@ def files(folder: Path) -> dict[str, ImageHandle]:
     return handles
 
 
-def milliseconds(handle: ImageHandle, cache: PictureCache | None) -> float:
+def milliseconds(handle: ImageHandle, cache: ImageCache | None) -> float:
     """The fastest of some."""
     question, taken = Question("q", (handle,), "q", ()), []
     for _ in range(REPEATS):
@@ -62,7 +63,7 @@ def main() -> None:
         folder = Path(temporary)
         huggingface_hub.constants.HF_HOME = str(folder / "home")
         for name, handle in files(folder).items():
-            cache = PictureCache(folder / name.replace(" ", ""))
+            cache = ImageCache(folder / name.replace(" ", ""))
             made, kept = milliseconds(handle, None), milliseconds(handle, cache)
             size = sum(path.stat().st_size for path in cache.folder.glob("??/*"))
             table.add_row(name, f"{handle.path.stat().st_size:,}", f"{made:.1f}", f"{kept:.1f}", f"{size:,}")

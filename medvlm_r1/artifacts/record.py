@@ -15,8 +15,8 @@ import torch
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.data.perturbation import PLAIN
-from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sources.huatuo_bundle import HUB_ID
+from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.control_metrics import summarise_controls
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.evaluate.predictions import (

@@ -26,9 +26,10 @@ from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
 from medvlm_r1.audit.compare_pair import Turn, View, view
-from medvlm_r1.data.images.checks import image_digest
-from medvlm_r1.data.progress import tracked
-from medvlm_r1.data.sample import ImageFile, ImageHandle
+from medvlm_r1.data.images.content_key import image_digest
+from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.sample import ImageHandle
+from medvlm_r1.runs.progress import track
 
 SIDE = 32  # pixels of a thumbnail
 ALIKE = 0.85  # correlation of lowest frequencies; a crop by 2 % on each side keeps at least 0.86
@@ -131,7 +132,7 @@ def in_parallel(
     )
     with pool:
         found = pool.map(function, items, chunksize=_CHUNK)  # threads take one at a time
-        yield from tracked(found, description, len(items))
+        yield from track(found, description, len(items))
 
 
 def candidates(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> list[Candidate]:
@@ -144,7 +145,7 @@ def candidates(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> l
     rows = [i for i, f in enumerate(first) if not f.is_flat]
     columns = [j for j, f in enumerate(second) if not f.is_flat]
     found = []
-    for left in tracked(range(0, len(columns), _BLOCK), "Comparing thumbnails", -(-len(columns) // _BLOCK)):
+    for left in track(range(0, len(columns), _BLOCK), "Comparing thumbnails", -(-len(columns) // _BLOCK)):
         inside = columns[left : left + _BLOCK]
         here = [
             Candidate(top_rows[c.first], inside[c.second], c.explained, c.turn)

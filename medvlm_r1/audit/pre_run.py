@@ -13,13 +13,15 @@ from filelock import FileLock
 from medvlm_r1.audit.leaks import pictures
 from medvlm_r1.audit.result import Audit
 from medvlm_r1.audit.run_audit import audit
-from medvlm_r1.data.images.checks import WORTH_KEEPING, image_digest
+from medvlm_r1.data.images.content_key import image_digest
+from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
-from medvlm_r1.data.images.known_files import KnownFiles
+from medvlm_r1.data.images.digest_cache import DigestCache
 from medvlm_r1.data.images.nifti import NiftiImage
-from medvlm_r1.data.progress import tracked
-from medvlm_r1.data.questions import Questions
-from medvlm_r1.data.sample import ImageFile, ImageHandle, VQASample
+from medvlm_r1.data.images.validate import WORTH_KEEPING
+from medvlm_r1.data.sample import ImageHandle, VQASample
+from medvlm_r1.data.splits import Questions
+from medvlm_r1.runs.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ def _line(sample: VQASample, digests: dict[str, str]) -> list:
 def _contents(handles: dict[str, ImageHandle]) -> dict[str, str]:
     """What pictures show, without decoding or rendering: bytes of a file, parameters of a rendering."""
     digests: dict[Path, str] = {}  # a volume's slices share their file
-    with KnownFiles() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
+    with DigestCache() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
 
         def content(handle: ImageHandle) -> str:
             if not isinstance(handle, ImageFile | DicomImage | NiftiImage):
@@ -111,5 +113,5 @@ def _contents(handles: dict[str, ImageHandle]) -> dict[str, str]:
                 digests[handle.path] = image_digest(handle, known) or "absent"
             return f"{handle!r} {digests[handle.path]}"
 
-        found = tracked(handles.items(), "Looking for changed images", len(handles))
+        found = track(handles.items(), "Looking for changed images", len(handles))
         return {name: content(handle) for name, handle in found}

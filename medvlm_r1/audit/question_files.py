@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medvlm_r1.data.formats.mcq_row import read_row
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import BadRowError, VQASample
 
 UNKNOWN = "unknown"

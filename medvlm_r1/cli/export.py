@@ -11,7 +11,6 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from medvlm_r1.artifacts.model_card import model_card
-from medvlm_r1.data.sources.hub import hub_problem
 from medvlm_r1.policy.loading.validate import RECORD, UnusableWeightsError
 from medvlm_r1.policy.saving import (
     ModelFolder,
@@ -19,6 +18,7 @@ from medvlm_r1.policy.saving import (
     look_into,
     whole_or_not_at_all,
 )
+from medvlm_r1.runs.hub import hub_problem
 
 EXAMPLES = """examples:
   python -m medvlm_r1.export outputs/runs/grpo_600-seed0

@@ -16,8 +16,8 @@ from rich.table import Table
 from medvlm_r1.data.formats.mcq_row import read_question
 from medvlm_r1.data.formats.question_file import image_faults, raise_first
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.checks import check_images
-from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.resolve import ImageRoot
+from medvlm_r1.data.images.validate import check_images
 from medvlm_r1.data.sample import BadRowError, Question
 from medvlm_r1.inference.answer_file import AnswerFile, AnswerRecord
 

@@ -16,8 +16,8 @@ image_folder.py     labelled images, turned into questions from a template
 medvlm_r1_set.py    MedVLM-R1's 600 training questions and its test file
 sources/            the other published sets, one file each; pictures.py reads them in place
 huatuo_bundle.py    the bundle that they come from; archive.py unpacks its images
-checks.py           do all pictures decode? known_files.py keeps the findings, and digests of files
-picture_key.py      what determines a picture; picture_cache.py keeps it as the model takes it
+checks.py           do all pictures decode? digest_cache.py keeps the findings, and digests of files
+image_key.py      what determines a picture; picture_cache.py keeps it as the model takes it
 splits.py           held out by image group; nested subsets
 audit/              what the questions give away: leaks between sets, shortcuts, balance
 options.py          one function per option of ``conf/data``

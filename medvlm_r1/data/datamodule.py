@@ -10,8 +10,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from medvlm_r1.data.perturbation import Perturbation, Unperturbed
-from medvlm_r1.data.questions import Questions, Source
 from medvlm_r1.data.sample import Phase
+from medvlm_r1.data.splits import Questions, Source
 
 Encode = Callable[..., Any]  # (question, phase); of a test question also what its answer begins with
 Perturb = Callable[[Source], Sequence[list[Perturbation]]]

@@ -8,9 +8,8 @@ from medvlm_r1.data.formats.mcq_json import McqJson
 from medvlm_r1.data.formats.question_file import OnBadRow, QuestionFile
 from medvlm_r1.data.formats.table import Columns, Table, modality_of_test
 from medvlm_r1.data.images.volume import Volumes
-from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sources.medvlm_r1_set import SUBSETS, MedVLMR1Set
-from medvlm_r1.data.splits import Per, choose, hold_out
+from medvlm_r1.data.splits import Per, Questions, choose, hold_out
 
 
 def mcq_json(
@@ -42,7 +41,7 @@ def mcq_json(
             of one study share their data.
         on_bad_row: ``fail`` or ``skip``; see :class:`~medvlm_r1.data.formats.question_file.QuestionFile`.
         check_images: decode every image before training.
-        follow_links: take images outside their folder; see :class:`~medvlm_r1.data.images.root.ImageRoot`.
+        follow_links: take images outside their folder; see :class:`~medvlm_r1.data.images.resolve.ImageRoot`.
         volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
 
     Raises:

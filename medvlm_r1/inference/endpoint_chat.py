@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
 from medvlm_r1.policy.encode import fitted
@@ -47,7 +47,7 @@ class ChatEncoder:
         sample: VQASample,
         phase: Phase,
         prompt: PromptStyle,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
         assistant_prefix: str = "",
         seen: dict[str, Image.Image] | None = None,
     ) -> Chat:
@@ -81,7 +81,7 @@ class ChatEncoder:
         self,
         image: ImageHandle,
         sample: VQASample,
-        cache: PictureCache | None,
+        cache: ImageCache | None,
         seen: dict[str, Image.Image],
     ) -> dict[str, Any]:
         png = io.BytesIO()
@@ -93,7 +93,7 @@ class ChatEncoder:
         self,
         image: ImageHandle,
         sample: VQASample,
-        cache: PictureCache | None,
+        cache: ImageCache | None,
         seen: dict[str, Image.Image],
     ) -> Image.Image:
         if image.name not in seen:

@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 # Keys that may differ between two attempts of one run: they do not change its result.
-FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "pictures", "logger", "callbacks")
+FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
 FREE += ("run_folder",)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.splits import Questions
 from medvlm_r1.phantom.modalities import MODALITIES
 from medvlm_r1.phantom.questions import QUESTION_TYPES, PhantomSource
 

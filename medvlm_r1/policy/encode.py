@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from medvlm_r1.data.images.cache import PictureCache
+from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import LETTERS, BadRowError, ImageHandle, Phase, Question
 from medvlm_r1.prompts import PromptStyle
@@ -120,7 +120,7 @@ class Encoder:
         sample: Question,
         phase: Phase,
         prompt: PromptStyle,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
         assistant_prefix: str = "",
         seen: Seen | None = None,
     ) -> EncodedPrompt:
@@ -173,7 +173,7 @@ class Encoder:
         return whole[: [*same, False].index(False)] or whole
 
     def _see(
-        self, images: tuple[ImageHandle, ...], sample: Question, cache: PictureCache | None, seen: Seen
+        self, images: tuple[ImageHandle, ...], sample: Question, cache: ImageCache | None, seen: Seen
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Patches, grid and digests of pictures, from ``seen`` where they are in it."""
         if not images:
@@ -213,7 +213,7 @@ def fitted(
     image_size: int | None,
     min_pixels: int,
     max_pixels: int,
-    cache: PictureCache | None = None,
+    cache: ImageCache | None = None,
 ) -> Image.Image:
     """The picture at the size at which Qwen2-VL's image processor would cut it into patches.
 
@@ -234,7 +234,7 @@ def fitted(
 
     if cache is None:
         return make()
-    return cache.picture(image, (_SIZING, transformers.__version__, image_size, min_pixels, max_pixels), make)
+    return cache.get(image, (_SIZING, transformers.__version__, image_size, min_pixels, max_pixels), make)
 
 
 def decoded(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:

@@ -14,8 +14,8 @@ from transformers import (
     Qwen2VLConfig,
 )
 
-from medvlm_r1.data.sources.hub import hub_problem
 from medvlm_r1.policy.loading.resolve import EMBEDDED, MissingWeightsError
+from medvlm_r1.runs.hub import hub_problem
 
 _ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
 _IDS = {

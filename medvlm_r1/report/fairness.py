@@ -13,7 +13,7 @@ BOOKKEEPING = (
     "resume",
     "ckpt_path",
     "workers",
-    "pictures",
+    "image_cache",
     "controls",
 )  # where a run lies and what else it was asked, not what it does
 # how a served model is reached

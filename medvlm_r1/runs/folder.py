@@ -18,7 +18,7 @@ from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked
 OUTPUTS = Path("outputs")
 # Overrides that do not make another experiment stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
-UNNAMED += ("pictures", "pictures.folder", "pictures.limit", "resume", "retry", "ckpt_path")
+UNNAMED += ("image_cache", "image_cache.folder", "image_cache.limit", "resume", "retry", "ckpt_path")
 UNNAMED += tuple(
     f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "cache")
 )

@@ -4,6 +4,9 @@ Keys that a user types keep working for this version, and old run folders stay r
 """
 
 # Configuration keys and groups by their dotted path; a prefix stands for all keys below it.
-KEYS: dict[str, str] = {"model.replies": "model.cache"}
+KEYS: dict[str, str] = {
+    "model.replies": "model.cache",
+    "pictures": "image_cache",
+}
 # Columns of metrics.csv.
 METRICS: dict[str, str] = {}

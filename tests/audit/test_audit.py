@@ -25,9 +25,10 @@ from medvlm_r1.audit.question_files import read_files
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.cli.audit import main
 from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
-from medvlm_r1.data.questions import Questions
-from medvlm_r1.data.sample import ImageFile, VQASample
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.splits import Questions
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.report.page.audit import DAGGER
 

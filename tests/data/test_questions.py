@@ -9,8 +9,7 @@ from PIL import Image
 
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.options import mcq_json
-from medvlm_r1.data.questions import Questions
-from medvlm_r1.data.splits import hold_out
+from medvlm_r1.data.splits import Questions, hold_out
 from medvlm_r1.phantom import PhantomSource
 
 

@@ -19,8 +19,8 @@ from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.data.perturbation import BlankImage
-from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.control_metrics import GAINS, summarise_controls
 from medvlm_r1.evaluate.controls import (
     CONTROLS,

@@ -14,7 +14,8 @@ from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
-from medvlm_r1.data.sample import BadRowError, ImageFile
+from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.policy.encode import collate, rope_positions
 from medvlm_r1.prompts import PromptStyle
 

@@ -12,7 +12,7 @@ from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.optim import Optimisation
 from medvlm_r1.data.datamodule import VQADataModule
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.controls import PerturbedQuestions
 from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.phantom import PhantomSource

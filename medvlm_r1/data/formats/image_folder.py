@@ -19,8 +19,7 @@ from typing import Any
 
 from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
 from medvlm_r1.data.formats.rows import read_csv
-from medvlm_r1.data.images.resolve import is_dicom_file, is_image, with_settings
-from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.resolve import ImageRoot, is_dicom_file, is_image, with_settings
 from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 
@@ -115,9 +114,9 @@ class ImageFolder(QuestionFile):
         modality: of all of them.
         labels: a CSV file with the columns ``file`` and ``label``, and optionally ``split`` (train,
             validation or test), ``patient``, and ``slice`` and ``window`` of DICOM and NIfTI files as in
-            :class:`~medvlm_r1.data.formats.table.Columns`; its path starts from ``folder``. Default: the label of
-            an image is the name of the subfolder that it is in; below that, a folder with DICOM files is
-            one series and one image.
+            :class:`~medvlm_r1.data.formats.table.Columns`; its path starts from ``folder``. Default: the
+            label of an image is the name of its subfolder; below that, a folder with DICOM files is one
+            series and one image.
         template: what is asked.
         group: a regular expression that finds the patient in a file's path; its first group, or all that
             matches, names the patient. Default: the column ``patient``, else every image is on its own.

@@ -7,7 +7,7 @@ from typing import Any
 from medvlm_r1.data.formats.mcq_row import read_row
 from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.images.volume import Volumes
 
 

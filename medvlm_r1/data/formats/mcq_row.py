@@ -13,7 +13,7 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
-from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import LETTERS, BadRowError, Question, VQASample
 
 _REQUIRED = ("image", "question", "options", "answer")

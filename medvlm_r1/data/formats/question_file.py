@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from medvlm_r1.data.images import checks
-from medvlm_r1.data.progress import tracked
+from medvlm_r1.data.images import validate
+from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.runs.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def read_samples(
         raise ValueError(f"on_bad_row is {on_bad_row!r}: use 'fail' or 'skip'")
     samples, skipped, places = [], [], {}
     name = name or plain_stem(path)
-    for number, row in tracked(rows, f"Reading {path.name}"):
+    for number, row in track(rows, f"Reading {path.name}"):
         try:
             if isinstance(row, BadRowError):
                 raise row
@@ -166,7 +167,7 @@ def image_faults(
     remedy: str = "replace the file",
 ) -> dict[str, str]:
     """By sample id, a line for every sample with a picture that does not decode."""
-    return {s.id: f"{places[s.id]}: {why}; {remedy}" for s, why in checks.check_images(samples, workers)}
+    return {s.id: f"{places[s.id]}: {why}; {remedy}" for s, why in validate.check_images(samples, workers)}
 
 
 def raise_first(faults: dict[str, str]) -> None:
@@ -179,5 +180,5 @@ def raise_first(faults: dict[str, str]) -> None:
 def _pictures(sample: VQASample, with_bytes: bool) -> set[str]:
     keys = {f"group {sample.image_group}", *(f"path {handle.name}" for handle in sample.images)}
     if with_bytes:
-        keys |= {f"bytes {digest}" for h in sample.images if (digest := checks.image_digest(h)) is not None}
+        keys |= {f"bytes {digest}" for h in sample.images if (digest := image_digest(h)) is not None}
     return keys

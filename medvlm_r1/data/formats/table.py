@@ -14,8 +14,7 @@ import pyarrow.parquet
 from medvlm_r1.data.formats.mcq_row import MODALITIES, read_row
 from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
 from medvlm_r1.data.formats.rows import PARQUET, read_table
-from medvlm_r1.data.images.resolve import with_settings
-from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.resolve import ImageRoot, with_settings
 from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 

@@ -1,6 +1,6 @@
 """Pictures as the model takes them, kept on disk: each is decoded and resized once, whoever asks again.
 
-An entry is named by what determines it (:mod:`~medvlm_r1.data.images.content_key`, and the size it is brought to)
+An entry is named by what determines it (:mod:`~medvlm_r1.data.images.content_key` and the final size)
 and holds 8-bit pixels without loss. It is written beside and then takes its name, so that processes and
 runs may share the folder and be killed at any time; one whose checksum does not fit is made anew. What
 goes wrong with the folder costs time alone.
@@ -22,9 +22,10 @@ import pyarrow
 from filelock import FileLock
 from PIL import Image
 
-from medvlm_r1.data.images.content_key import picture_key
-from medvlm_r1.data.images.known_files import KnownFiles, cache_folder
-from medvlm_r1.data.sample import ImageFile, ImageHandle
+from medvlm_r1.data.images.content_key import image_key
+from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.images.digest_cache import DigestCache, cache_folder
+from medvlm_r1.data.sample import ImageHandle
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _SWEPT = 0.9  # share of the limit that is left when it is exceeded
 _UNIT = 4096  # bytes in the cache for each byte in the length of the file that counts them
 
 
-class PictureCache:
+class ImageCache:
     """A folder of pictures, readable by its user alone and bounded in size.
 
     Args:
@@ -52,10 +53,10 @@ class PictureCache:
 
     def __init__(self, folder: str | Path | None = None, limit: float = 20.0) -> None:
         if not limit > 0:
-            raise ValueError(f"pictures.limit is {limit}: give GB above 0, or pictures=null for no cache")
+            raise ValueError(f"image_cache.limit is {limit}: give GB above 0, or image_cache=null")
         self.folder = Path(folder or cache_folder()) / "pictures"
         self.limit = int(limit * 1e9)
-        self.known = KnownFiles(batch=64)
+        self.known = DigestCache(batch=64)
         self._full_until = 0.0
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ class PictureCache:
         except OSError as error:
             self._give_up(error)
 
-    def picture(
+    def get(
         self, handle: ImageHandle, size: tuple[int | str | None, ...], make: Callable[[], Image.Image]
     ) -> Image.Image:
         """The picture at its final size, made where it is not kept.
@@ -78,13 +79,13 @@ class PictureCache:
         """
         if self._full_until == math.inf or _is_small(handle):
             return make()
-        if (key := picture_key(handle, self.known)) is None:
+        if (key := image_key(handle, self.known)) is None:
             return make()
         name = hashlib.sha256(repr((key, size)).encode()).hexdigest()
         kept = self._read(name)
         if kept is None:
             kept = make()
-            if picture_key(handle, self.known) == key:  # the file may have changed meanwhile
+            if image_key(handle, self.known) == key:  # the file may have changed meanwhile
                 self._write(name, kept)
         return kept
 
@@ -176,7 +177,7 @@ class PictureCache:
 
     def _give_up(self, error: OSError) -> None:
         """A full disk or a folder that is read-only, taken away or somebody else's."""
-        logger.warning("%s: pictures are not kept (%s); pictures=null asks for no cache", self.folder, error)
+        logger.warning("%s: cannot store images (%s); set image_cache=null", self.folder, error)
         self._full_until = math.inf
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medvlm_r1.data.formats.question_file import OnBadRow
-from medvlm_r1.data.images.checks import check_images
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.validate import check_images
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
-from medvlm_r1.data.splits import hold_out
+from medvlm_r1.data.splits import Questions, hold_out
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import pyarrow.parquet
 from filelock import FileLock
 
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.known_files import cache_folder
+from medvlm_r1.data.images.digest_cache import cache_folder
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.sources.archive import unpack
-from medvlm_r1.data.sources.hub import hub_problem
+from medvlm_r1.data.sources.unzip import unzip
+from medvlm_r1.runs.hub import hub_problem
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,6 @@ def bundle_images(root: Path, cache: str | Path | None = None) -> Path:
     with FileLock(f"{target}.lock"):  # the ranks of a run come here together
         if not target.is_dir():
             logger.info("Unpacking %s into %s", archive, target)
-            unpack(archive, target, below="images")
+            unzip(archive, target, below="images")
     tops = [folder.parent for folder in target.rglob("images") if folder.is_dir()]
     return min(tops, key=lambda top: len(top.parts))

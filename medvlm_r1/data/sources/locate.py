@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from medvlm_r1.data.sources.hub import hub_problem
+from medvlm_r1.runs.hub import hub_problem
 
 logger = logging.getLogger(__name__)
 

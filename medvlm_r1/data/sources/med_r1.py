@@ -17,11 +17,11 @@ from typing import Literal
 from medvlm_r1.data.formats.mcq_row import modality_of, read_row
 from medvlm_r1.data.formats.question_file import OnBadRow
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.containers import PictureFolder
-from medvlm_r1.data.images.root import ImageRoot
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import PictureFolder
+from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import Table, assemble, without_images_of
+from medvlm_r1.data.splits import Questions
 
 AUTHORS = "https://github.com/Yuxiang-Lai117/Med-R1"
 

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 from medvlm_r1.data.formats.mcq_row import read_row
 from medvlm_r1.data.formats.question_file import OnBadRow, image_faults, plain_stem, raise_first, read_samples
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.checks import image_digest
-from medvlm_r1.data.images.root import ImageRoot
+from medvlm_r1.data.images.content_key import image_digest
+from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.huatuo_bundle import LAYOUT, bundle_images, bundle_rows, find_bundle
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from medvlm_r1.data.formats.question_file import OnBadRow
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.containers import PictureFolder
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import PictureFolder
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import Table, assemble, text_of
 from medvlm_r1.data.sources.locate import find_set, need_files
+from medvlm_r1.data.splits import Questions
 
 HUB_ID = "TsinghuaC3I/MedXpertQA"
 

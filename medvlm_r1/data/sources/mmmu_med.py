@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from medvlm_r1.data.formats.question_file import OnBadRow
-from medvlm_r1.data.images.containers import ParquetRows
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import ParquetRows
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import Table, assemble, text_of
 from medvlm_r1.data.sources.locate import find_set, need_files
+from medvlm_r1.data.splits import Questions
 
 HUB_ID = "MMMU/MMMU"
 SUBJECTS = (

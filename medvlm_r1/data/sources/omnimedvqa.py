@@ -14,13 +14,12 @@ from typing import Any, Literal
 from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.question_file import OnBadRow
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.containers import PictureFolder
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import PictureFolder
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.assemble import Table, assemble, draw, letter_of, split_by_image, text_of
 from medvlm_r1.data.sources.locate import find_set
 from medvlm_r1.data.sources.med_r1 import task_of
-from medvlm_r1.data.splits import hold_out
+from medvlm_r1.data.splits import Questions, hold_out
 
 HUB_ID = "foreverbeliever/OmniMedVQA"
 ARCHIVE = "OmniMedVQA.zip"

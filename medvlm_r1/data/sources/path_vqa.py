@@ -6,11 +6,11 @@
 from typing import Literal
 
 from medvlm_r1.data.formats.question_file import OnBadRow
-from medvlm_r1.data.images.containers import ParquetRows
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import ParquetRows
 from medvlm_r1.data.sources.assemble import assemble, tests_of, without_images_of
 from medvlm_r1.data.sources.locate import find_set
 from medvlm_r1.data.sources.vqa_rad import embedded_table
+from medvlm_r1.data.splits import Questions
 
 HUB_ID = "flaviagiammarino/path-vqa"
 PARTS = ("train", "validation", "test")

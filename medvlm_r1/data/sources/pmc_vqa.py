@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from medvlm_r1.data.formats.question_file import OnBadRow
-from medvlm_r1.data.images.containers import PictureFolder
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import PictureFolder
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import Table, assemble, letter_of, text_of, without_images_of
 from medvlm_r1.data.sources.locate import find_set, need_files
+from medvlm_r1.data.splits import Questions
 
 HUB_ID = "RadGenome/PMC-VQA"
 SUFFIX = {1: "", 2: "_2"}

@@ -10,8 +10,7 @@ from typing import Any, Literal
 from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.question_file import OnBadRow
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.containers import PictureFolder
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import PictureFolder
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.assemble import (
     YES_NO,
@@ -24,6 +23,7 @@ from medvlm_r1.data.sources.assemble import (
     yes_no,
 )
 from medvlm_r1.data.sources.locate import find_set, need_files
+from medvlm_r1.data.splits import Questions
 
 HUB_ID = "BoKelvin/SLAKE"
 # the authors' own download calls it validate.json

@@ -6,8 +6,7 @@
 from typing import Any, Literal
 
 from medvlm_r1.data.formats.question_file import OnBadRow
-from medvlm_r1.data.images.containers import ParquetRows
-from medvlm_r1.data.questions import Questions
+from medvlm_r1.data.images.embedded import ParquetRows
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import (
     YES_NO,
@@ -20,6 +19,7 @@ from medvlm_r1.data.sources.assemble import (
     yes_no,
 )
 from medvlm_r1.data.sources.locate import find_set, need_files
+from medvlm_r1.data.splits import Questions
 
 HUB_ID = "flaviagiammarino/vqa-rad"
 

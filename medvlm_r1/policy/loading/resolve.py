@@ -9,7 +9,6 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from medvlm_r1.data.sources.hub import hub_problem
 from medvlm_r1.policy.loading.validate import (
     ADAPTER,
     UnusableWeightsError,
@@ -19,6 +18,7 @@ from medvlm_r1.policy.loading.validate import (
     check_names,
     missing_shards,
 )
+from medvlm_r1.runs.hub import hub_problem
 
 _CACHED = re.compile(r"models--([^/]+?)(?:--([^/]+))?/snapshots/([0-9a-f]{40})/?$")
 EMBEDDED = Path(__file__).parents[2] / "tiny"

@@ -23,11 +23,12 @@ from PIL import Image
 from medvlm_r1.data.formats.image_folder import ImageFolder
 from medvlm_r1.data.formats.mcq_json import McqJson
 from medvlm_r1.data.formats.table import Columns, Table
-from medvlm_r1.data.images import checks
-from medvlm_r1.data.images.known_files import KnownFiles
-from medvlm_r1.data.sample import BadRowError, ImageFile
-from medvlm_r1.data.sources.archive import unpack
+from medvlm_r1.data.images import validate
+from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.images.digest_cache import DigestCache
+from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.data.sources.huatuo_bundle import bundle_images
+from medvlm_r1.data.sources.unzip import unzip
 
 ROW = {"question": "q", "options": ["a", "b"], "answer": "a", "subset": "MR", "modality": "MR"}
 
@@ -87,7 +88,7 @@ def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images/a.png", bytes(20_000_000))
     with pytest.raises(BadRowError, match=r"would unpack to 20,000,000, over 50 times as many"):
-        unpack(tmp_path / "bomb.zip", tmp_path / "target", below="images")
+        unzip(tmp_path / "bomb.zip", tmp_path / "target", below="images")
     assert [p.name for p in tmp_path.iterdir()] == ["bomb.zip"]
 
 
@@ -99,7 +100,7 @@ def test_a_zip_that_declares_too_little_is_read_no_further(tmp_path):
     data = path.read_bytes().replace(struct.pack("<I", 20_000_000), struct.pack("<I", 100))
     path.write_bytes(data)
     with pytest.raises(BadRowError, match=r"is damaged .*fetch it again"):
-        unpack(path, tmp_path / "target", below="images")
+        unzip(path, tmp_path / "target", below="images")
     assert [p.name for p in tmp_path.iterdir()] == ["liar.zip"]
 
 
@@ -107,7 +108,7 @@ def test_an_archive_of_images_with_odd_names_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
         for name in ("ä b.png", "..b.png", "脑.png"):
             archive.writestr(f"images/{name}", os.urandom(1000))
-    unpack(tmp_path / "good.zip", tmp_path / "target", below="images")
+    unzip(tmp_path / "good.zip", tmp_path / "target", below="images")
     assert sorted(p.name for p in (tmp_path / "target/images").iterdir()) == ["..b.png", "ä b.png", "脑.png"]
 
 
@@ -294,9 +295,9 @@ def many(tmp_path, monkeypatch):
     """Enough images for their checks to be kept, and a cache of their own."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "home"))
     noise = np.random.default_rng(0)
-    for i in range(checks.WORTH_KEEPING):
+    for i in range(validate.WORTH_KEEPING):
         Image.fromarray(noise.integers(0, 255, (8, 8), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    rows = [{**ROW, "image": f"{i}.png"} for i in range(checks.WORTH_KEEPING)]
+    rows = [{**ROW, "image": f"{i}.png"} for i in range(validate.WORTH_KEEPING)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     return tmp_path
 
@@ -320,13 +321,13 @@ def test_an_image_that_changed_is_checked_again(many, decodings):
 
 def test_an_image_found_good_before_is_not_decoded_again(many, decodings):
     McqJson(many / "rows.json")
-    assert len(decodings) == checks.WORTH_KEEPING
+    assert len(decodings) == validate.WORTH_KEEPING
     decodings.clear()
-    assert len(McqJson(many / "rows.json")) == checks.WORTH_KEEPING
+    assert len(McqJson(many / "rows.json")) == validate.WORTH_KEEPING
     assert decodings == []
     (many / "home/medvlm_r1/images.sqlite").unlink()
     McqJson(many / "rows.json")
-    assert len(decodings) == checks.WORTH_KEEPING
+    assert len(decodings) == validate.WORTH_KEEPING
 
 
 def test_a_change_that_hides_is_seen(many):
@@ -359,8 +360,8 @@ def test_a_damaged_database_is_as_good_as_none(many, decodings, damage):
     kept.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage)
     decodings.clear()
     for _ in range(2):
-        assert len(McqJson(many / "rows.json")) == checks.WORTH_KEEPING
-    assert len(decodings) <= checks.WORTH_KEEPING
+        assert len(McqJson(many / "rows.json")) == validate.WORTH_KEEPING
+    assert len(decodings) <= validate.WORTH_KEEPING
     decodings.clear()
     McqJson(many / "rows.json")
     assert decodings == []
@@ -372,8 +373,8 @@ def test_a_killed_run_keeps_what_it_found(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from medvlm_r1.data.images.known_files import KnownFiles
-known = KnownFiles(Path(sys.argv[1]) / "k.sqlite", batch=1)
+from medvlm_r1.data.images.digest_cache import DigestCache
+known = DigestCache(Path(sys.argv[1]) / "k.sqlite", batch=1)
 known.digest(Path(sys.argv[1]) / "a")
 print("begun", flush=True)
 number = 0
@@ -393,12 +394,12 @@ while True:
 
 def test_runs_beside_each_other_keep_both_findings(tmp_path):
     path = tmp_path / "k.sqlite"
-    with KnownFiles(path) as first, KnownFiles(path) as second:
+    with DigestCache(path) as first, DigestCache(path) as second:
         first.add_good("one")
         second.add_good("two")
         first.write()
         assert second.is_good("one")
-    with KnownFiles(path) as again:
+    with DigestCache(path) as again:
         assert again.is_good("one")
         assert again.is_good("two")
         assert not again.is_good("three")
@@ -406,7 +407,7 @@ def test_runs_beside_each_other_keep_both_findings(tmp_path):
 
 def test_a_cache_that_cannot_be_written_stops_nothing(many):
     (many / "home").write_text("a file where the folder should be")
-    assert len(McqJson(many / "rows.json")) == checks.WORTH_KEEPING
+    assert len(McqJson(many / "rows.json")) == validate.WORTH_KEEPING
 
 
 def test_pictures_without_a_file_are_named_too(tmp_path):

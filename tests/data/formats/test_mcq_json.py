@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from medvlm_r1.data.formats.mcq_json import McqJson
-from medvlm_r1.data.images.checks import check_images, image_digest
-from medvlm_r1.data.sample import BadRowError, ImageFile
+from medvlm_r1.data.images.content_key import image_digest
+from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.images.validate import check_images
+from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.prompts import PromptStyle
 
 LINES = PromptStyle("lines", "{Question}", "{Question}", layout="lines")

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medvlm_r1.data.formats.mcq_json import McqJson
-from medvlm_r1.data.images.checks import image_digest
+from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError

@@ -20,12 +20,12 @@ from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.data.datamodule import VQADataModule
-from medvlm_r1.data.images.containers import ParquetImage, PictureFolder, ZipImage
+from medvlm_r1.data.images.embedded import ParquetImage, PictureFolder, ZipImage
 from medvlm_r1.data.perturbation import Perturbation
-from medvlm_r1.data.questions import Questions
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.assemble import split_by_image
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
+from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.predictions import Prediction, summarise
 from medvlm_r1.policy.loading.load import load_policy
 

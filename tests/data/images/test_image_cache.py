@@ -25,13 +25,14 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
 from medvlm_r1.data.formats.mcq_json import McqJson
-from medvlm_r1.data.images import known_files
-from medvlm_r1.data.images.cache import PictureCache
-from medvlm_r1.data.images.containers import ParquetImage, ZipImage
+from medvlm_r1.data.images import content_key, digest_cache
+from medvlm_r1.data.images.cache import ImageCache
+from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
-from medvlm_r1.data.images.known_files import KnownFiles
+from medvlm_r1.data.images.digest_cache import DigestCache
+from medvlm_r1.data.images.embedded import ParquetImage, ZipImage
 from medvlm_r1.data.images.nifti import NiftiImage
-from medvlm_r1.data.sample import BadRowError, ImageFile
+from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.phantom import PhantomSource
 
 SIZE = ("test", 56)
@@ -119,7 +120,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(home):
-    return PictureCache()
+    return ImageCache()
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def never():
 
 def kept(cache, handle, size=SIZE):
     """What the cache gives; fails where the picture would have to be made."""
-    return cache.picture(handle, size, never)
+    return cache.get(handle, size, never)
 
 
 class TestPixels:
@@ -157,7 +158,7 @@ class TestPixels:
         picture = handle.load()
         assert len(entries(cache)) == 1
         monkeypatch.setattr(type(handle), "load", never)
-        again = encoder.encode(sample, "train", short_style, PictureCache())
+        again = encoder.encode(sample, "train", short_style, ImageCache())
         if image_size:
             picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
         stock = encoder.image_processor([picture], return_tensors="pt")
@@ -202,20 +203,20 @@ class TestKeys:
         handles += [NiftiImage(path, range=(0, 1)), NiftiImage(path, percentiles=(0, 50))]
         handles += [DicomImage(ct), DicomImage(ct, window="lung"), DicomImage(ct, window=(0, 90.0))]
         handles += [DicomImage(ct, allow_identifying=True), ImageFile(ct)]
-        with KnownFiles() as known:
-            assert len({content_key.picture_key(handle, known) for handle in handles}) == len(handles)
+        with DigestCache() as known:
+            assert len({content_key.image_key(handle, known) for handle in handles}) == len(handles)
 
     def test_go_by_content(self, scans, cache):
         first, other = saved(noise(90, 90), scans / "a.png"), saved(noise(90, 90), scans / "b.png")
-        picture = cache.picture(first, SIZE, first.load)
+        picture = cache.get(first, SIZE, first.load)
         assert kept(cache, other).tobytes() == picture.tobytes()
         changed = noise(90, 90, seed=1)
         changed.save(first.path)
-        assert cache.picture(first, SIZE, first.load).tobytes() == changed.tobytes()
+        assert cache.get(first, SIZE, first.load).tobytes() == changed.tobytes()
 
     def test_are_others_for_other_code(self, scans, cache, monkeypatch):
         handle = saved(noise(90, 90), scans / "a.png")
-        cache.picture(handle, SIZE, handle.load)
+        cache.get(handle, SIZE, handle.load)
         monkeypatch.setattr(content_key.metadata, "version", lambda package: "another")
         content_key._rules.cache_clear()
         with pytest.raises(AssertionError, match="made again"):
@@ -229,14 +230,14 @@ class TestKeys:
             noise(90, 90, seed=1).save(handle.path)
             return handle.load()
 
-        cache.picture(handle, SIZE, meanwhile)
+        cache.get(handle, SIZE, meanwhile)
         assert entries(cache) == []
 
     def test_a_rendered_picture_and_a_tiny_file_cost_nothing(self, scans, cache):
         phantom = PhantomSource("mri", 1, "train")[0].images[0]
         tiny = saved(noise(20, 20), scans / "a.png")
         for handle in (phantom, tiny):
-            cache.picture(handle, SIZE, handle.load)
+            cache.get(handle, SIZE, handle.load)
         assert entries(cache) == []
 
 
@@ -258,11 +259,11 @@ class TestPrivacy:
 
     def test_only_its_user_may_look(self, scans, cache, tmp_path):
         handle = saved(noise(90, 90), scans / "a.png")
-        cache.picture(handle, SIZE, handle.load)
+        cache.get(handle, SIZE, handle.load)
         (entry,) = entries(cache)
         assert [stat.S_IMODE(p.stat().st_mode) for p in (cache.folder, entry)] == [0o700, 0o600]
         (tmp_path / "shared/pictures").mkdir(parents=True, mode=0o755)
-        elsewhere = PictureCache(tmp_path / "shared")
+        elsewhere = ImageCache(tmp_path / "shared")
         assert stat.S_IMODE(elsewhere.folder.stat().st_mode) == 0o700
 
 
@@ -270,13 +271,13 @@ class TestDamage:
     @pytest.fixture
     def entry(self, scans, cache):
         self.handle = saved(noise(90, 90), scans / "a.png")
-        self.picture = cache.picture(self.handle, SIZE, self.handle.load)
+        self.picture = cache.get(self.handle, SIZE, self.handle.load)
         return entries(cache)[0]
 
     def mended(self, cache, entry, data):
         entry.write_bytes(data)
         made = []
-        picture = cache.picture(self.handle, SIZE, lambda: made.append(1) or self.handle.load())
+        picture = cache.get(self.handle, SIZE, lambda: made.append(1) or self.handle.load())
         assert made == [1]
         assert picture.tobytes() == self.picture.tobytes() == kept(cache, self.handle).tobytes()
 
@@ -292,21 +293,21 @@ class TestDamage:
 
     def test_an_entry_in_anothers_place_is_not_used(self, entry, scans, cache):
         other = saved(noise(90, 90, seed=1), scans / "b.png")
-        cache.picture(other, SIZE, other.load)
+        cache.get(other, SIZE, other.load)
         (data,) = (p.read_bytes() for p in entries(cache) if p != entry)
         self.mended(cache, entry, data)
 
     def test_a_folder_that_cannot_be_written_stops_nothing(self, scans, tmp_path):
         (tmp_path / "file").write_text("a file where the folder should be")
         handle = saved(noise(90, 90), scans / "a.png")
-        cache = PictureCache(tmp_path / "file")
-        assert cache.picture(handle, SIZE, handle.load).size == (90, 90)
+        cache = ImageCache(tmp_path / "file")
+        assert cache.get(handle, SIZE, handle.load).size == (90, 90)
 
     def test_a_folder_that_goes_away_stops_nothing(self, entry, cache):
         for path in sorted(cache.folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         cache.folder.rmdir()
-        assert cache.picture(self.handle, SIZE, self.handle.load).tobytes() == self.picture.tobytes()
+        assert cache.get(self.handle, SIZE, self.handle.load).tobytes() == self.picture.tobytes()
 
 
 KILLED = """
@@ -314,13 +315,13 @@ import os, signal, sys
 from pathlib import Path
 import huggingface_hub.constants
 huggingface_hub.constants.HF_HOME = sys.argv[1]
-from medvlm_r1.data.images.cache import PictureCache
-from medvlm_r1.data.sample import ImageFile
+from medvlm_r1.data.images.cache import ImageCache
+from medvlm_r1.data.images.decode import ImageFile
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(os, sys.argv[3], kill)
 handle = ImageFile(Path(sys.argv[2]))
-PictureCache().picture(handle, ("test", 56), handle.load)
+ImageCache().get(handle, ("test", 56), handle.load)
 """
 
 
@@ -333,7 +334,7 @@ class TestProcesses:
         assert subprocess.run(command, check=False).returncode == -9
         assert entries(cache) == []
         (left,) = cache.folder.glob("??/.*")
-        picture = cache.picture(handle, SIZE, handle.load)
+        picture = cache.get(handle, SIZE, handle.load)
         assert kept(cache, handle).tobytes() == picture.tobytes()
         os.utime(left, (0, 0))
         cache._sweep()
@@ -358,7 +359,7 @@ class TestProcesses:
 
 def shown(cache, handles, seed):
     order = np.random.default_rng(seed).permutation(len(handles))
-    found = {k: cache.picture(handles[k], SIZE, handles[k].load) for k in order}
+    found = {k: cache.get(handles[k], SIZE, handles[k].load) for k in order}
     return [hashlib.sha256(found[k].tobytes()).hexdigest() for k in range(len(handles))]
 
 
@@ -368,11 +369,11 @@ class TestLimit:
     def fill(self, cache, scans, numbers):
         handles = [saved(noise(64, 64, seed=k), scans / f"{k}.png") for k in numbers]
         for handle in handles:
-            cache.picture(handle, SIZE, handle.load)
+            cache.get(handle, SIZE, handle.load)
         return handles
 
     def test_the_oldest_used_goes(self, scans):
-        cache = PictureCache(limit=10 * 4 * 4096 / 1e9)
+        cache = ImageCache(limit=10 * 4 * 4096 / 1e9)
         handles = self.fill(cache, scans, range(10))
         assert len(entries(cache)) == 10
         for path in entries(cache):
@@ -384,7 +385,7 @@ class TestLimit:
         kept(cache, ImageFile(scans / "10.png"))
 
     def test_what_is_in_use_stays_and_nothing_new_is_kept(self, scans):
-        cache = PictureCache(limit=10 * 4 * 4096 / 1e9)
+        cache = ImageCache(limit=10 * 4 * 4096 / 1e9)
         handles = self.fill(cache, scans, range(15))
         assert len(entries(cache)) == 10
         for handle in handles[:10]:
@@ -392,12 +393,12 @@ class TestLimit:
 
     def test_holds_over_processes(self, scans):
         for k in range(15):  # each with a cache of its own
-            self.fill(PictureCache(limit=10 * 4 * 4096 / 1e9), scans, [k])
-        assert len(entries(PictureCache())) == 10
+            self.fill(ImageCache(limit=10 * 4 * 4096 / 1e9), scans, [k])
+        assert len(entries(ImageCache())) == 10
 
     def test_is_positive(self):
-        with pytest.raises(ValueError, match=r"pictures\.limit is 0"):
-            PictureCache(limit=0)
+        with pytest.raises(ValueError, match=r"image_cache\.limit is 0"):
+            ImageCache(limit=0)
 
 
 def test_the_second_time_nothing_is_decoded_resized_or_hashed(
@@ -423,10 +424,10 @@ def test_the_second_time_nothing_is_decoded_resized_or_hashed(
 
     counted(ImageFile, "load", "decoded")
     counted(Image.Image, "resize", "resized")
-    counted(known_files, "file_digest", "hashed")
+    counted(digest_cache, "file_digest", "hashed")
 
     def run():
-        cache = PictureCache()
+        cache = ImageCache()
         for sample in McqJson(scans / "rows.json"):
             encoder.encode(sample, "train", short_style, cache)
         done = dict(counts)
@@ -439,7 +440,7 @@ def test_the_second_time_nothing_is_decoded_resized_or_hashed(
 
 def test_travels_to_workers(cache, scans):
     handle = saved(noise(90, 90), scans / "a.png")
-    picture = cache.picture(handle, SIZE, handle.load)
+    picture = cache.get(handle, SIZE, handle.load)
     there = pickle.loads(pickle.dumps(cache))
     assert kept(there, handle).tobytes() == picture.tobytes()
     assert len(pickle.dumps(cache)) < 1000

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medvlm_r1.data import progress
-from medvlm_r1.data.progress import tracked
+from medvlm_r1.runs import progress
+from medvlm_r1.runs.progress import track
 
 
 @pytest.fixture
@@ -14,14 +14,14 @@ def terminal(monkeypatch):
 
 def test_what_takes_long_shows_a_bar(terminal, monkeypatch, capsys):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    assert list(tracked(range(5), "Reading rows", 5)) == list(range(5))
+    assert list(track(range(5), "Reading rows", 5)) == list(range(5))
     assert "Reading rows" in capsys.readouterr().err
-    assert list(tracked(iter("abc"), "Reading lines")) == list("abc")
+    assert list(track(iter("abc"), "Reading lines")) == list("abc")
     assert "Reading lines" in capsys.readouterr().err
 
 
 def test_what_ends_soon_shows_none(terminal, capsys):
-    assert list(tracked(range(5), "Reading rows", 5)) == list(range(5))
+    assert list(track(range(5), "Reading rows", 5)) == list(range(5))
     assert "Reading rows" not in capsys.readouterr().err
 
 
@@ -29,5 +29,5 @@ def test_what_ends_soon_shows_none(terminal, capsys):
 def test_later_ranks_and_files_show_none(setting, terminal, monkeypatch, capsys):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setenv(*setting)
-    assert list(tracked(range(5), "Reading rows", 5)) == list(range(5))
+    assert list(track(range(5), "Reading rows", 5)) == list(range(5))
     assert capsys.readouterr().err == ""

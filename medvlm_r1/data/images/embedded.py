@@ -18,7 +18,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, decode
+from medvlm_r1.data.images.decode import ImageFile, decode
+from medvlm_r1.data.sample import BadRowError, ImageHandle
 
 _BATCH = 32  # rows read together: bounds what of a shard is in memory at a time
 
@@ -42,7 +43,7 @@ class ParquetImage:
         return f"{self.path.as_posix()}/{self.row}/{self.column}"
 
     def load(self) -> Image.Image:
-        """Read the pages up to this row, and decode it as :func:`~medvlm_r1.data.sample.decode` does.
+        """Read the pages up to this row, and decode it as :func:`~medvlm_r1.data.images.decode.decode` does.
 
         Raises:
             BadRowError: the file is gone or damaged, or the bytes are no picture.
@@ -129,7 +130,7 @@ class ZipImage:
         return f"{self.archive.as_posix()}/{self.member}"
 
     def load(self) -> Image.Image:
-        """Read the member, and decode it as :func:`~medvlm_r1.data.sample.decode` does.
+        """Read the member, and decode it as :func:`~medvlm_r1.data.images.decode.decode` does.
 
         Raises:
             BadRowError: archive or member is missing or damaged, or the bytes are no picture.

@@ -1,4 +1,4 @@
-"""Is the model hub there? One short probe, because the hub client's own retries take over 20 s offline."""
+"""Check whether the Hugging Face hub can be reached, without the hub client's retries (over 20 s offline)."""
 
 import threading
 
@@ -8,17 +8,17 @@ PROBE_SECONDS = 3.0
 
 
 def hub_problem() -> str | None:
-    """Why the hub cannot be reached; ``None`` if it answers. Takes :data:`PROBE_SECONDS` at most."""
+    """Return why the hub cannot be reached, or ``None`` if it can; takes at most :data:`PROBE_SECONDS`."""
     problem: list[str | None] = [f"no answer within {PROBE_SECONDS:.0f} s"]
 
     def probe() -> None:
         try:
             huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_SECONDS)
             problem[0] = None
-        except Exception as error:  # which classes depends on the HTTP library that the hub client uses
+        except Exception as error:  # the classes depend on the hub client's HTTP library
             problem[0] = str(error)
 
-    # A thread, because no HTTP timeout covers a name server that does not answer.
+    # A thread, because no HTTP timeout covers a DNS server that does not answer.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)

@@ -1,16 +1,13 @@
 """Checks on pictures that a source makes once, before training: do they decode, and which are the same."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from medvlm_r1.data.images.content_key import picture_key
-from medvlm_r1.data.images.dicom import DicomImage
-from medvlm_r1.data.images.known_files import KnownFiles, file_digest
-from medvlm_r1.data.images.nifti import NiftiImage
-from medvlm_r1.data.progress import tracked
-from medvlm_r1.data.sample import BadRowError, ImageFile, ImageHandle, VQASample
+from medvlm_r1.data.images.content_key import image_key
+from medvlm_r1.data.images.digest_cache import DigestCache
+from medvlm_r1.data.sample import BadRowError, ImageHandle, VQASample
+from medvlm_r1.runs.progress import track
 
 _WIDEST = 200  # ratio of sides at which Qwen2-VL's image processor gives up
 WORTH_KEEPING = 200  # pictures; fewer are decoded before a reader would notice
@@ -42,30 +39,30 @@ def _faults(pictures: dict[str, ImageHandle], workers: int) -> dict[str, str]:
         with ThreadPoolExecutor(workers) as pool:
             reasons = zip(pictures, pool.map(_fault, pictures.values()), strict=True)
             return {name: reason for name, reason in reasons if reason}
-    with KnownFiles() as known, ThreadPoolExecutor(workers) as pool:
+    with DigestCache() as known, ThreadPoolExecutor(workers) as pool:
         # What is known is looked up in this thread alone: the lookups of several would wait for each other.
-        found = tracked(pictures.items(), "Looking for changed images", len(pictures))
+        found = track(pictures.items(), "Looking for changed images", len(pictures))
         new = {name: handle for name, handle in found if not _was_good(handle, known)}
         judged = pool.map(lambda handle: _fault_now(handle, known), new.values())
-        reasons = zip(new, tracked(judged, "Checking images", len(new)), strict=True)
+        reasons = zip(new, track(judged, "Checking images", len(new)), strict=True)
         return {name: reason for name, reason in reasons if reason}
 
 
-def _was_good(handle: ImageHandle, known: KnownFiles) -> bool:
-    key = picture_key(handle, known, unread=True)
+def _was_good(handle: ImageHandle, known: DigestCache) -> bool:
+    key = image_key(handle, known, unread=True)
     return key is not None and known.is_good(key)
 
 
-def _fault_now(handle: ImageHandle, known: KnownFiles) -> str | None:
+def _fault_now(handle: ImageHandle, known: DigestCache) -> str | None:
     """The fault of a picture, decoded only where it was not found good before. What is damaged is mended."""
     try:
-        key = picture_key(handle, known)
+        key = image_key(handle, known)
     except BadRowError as error:
         return str(error)
     if key and known.is_good(key):
         return None
     reason = _fault(handle)
-    if key and not reason and picture_key(handle, known) == key:  # it may have changed meanwhile
+    if key and not reason and image_key(handle, known) == key:  # it may have changed meanwhile
         known.add_good(key)
     return reason
 
@@ -80,25 +77,3 @@ def _fault(handle: ImageHandle) -> str | None:
     if max(width, height) > _WIDEST * min(width, height):
         return f"image {handle.name} is {width} x {height} pixels, too narrow for the model: crop it"
     return None
-
-
-def image_digest(handle: ImageHandle, known: KnownFiles | None = None) -> str | None:
-    """SHA-256 that two handles share if they show the same picture.
-
-    Args:
-        handle: the picture.
-        known: asked first, for the digests of files.
-
-    Returns:
-        The digest of the file's bytes, so that all slices of a volume share it; for a folder, of its
-        files' digests; of size and pixels for a picture that is no file; ``None`` where the file is not
-        there.
-    """
-    digest = (known and known.digest) or file_digest
-    if isinstance(handle, ImageFile | DicomImage | NiftiImage):
-        if handle.path.is_dir():
-            files = sorted(map(str, (digest(path) for path in handle.path.iterdir() if path.is_file())))
-            return hashlib.sha256("".join(files).encode()).hexdigest()
-        return digest(handle.path) if handle.path.is_file() else None
-    picture = handle.load()
-    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()

@@ -13,7 +13,7 @@ RATIO_LIMIT = 50
 scan's below 10, a bomb's 1,000."""
 
 
-def unpack(archive: Path, target: Path, below: str) -> None:
+def unzip(archive: Path, target: Path, below: str) -> None:
     """Unpack an archive, whole or not at all; nothing is written outside ``target`` and ``target``.part.
 
     Every name is judged before anything is written. The unpacked size is the one that the archive declares:

@@ -31,7 +31,7 @@ def cache_folder() -> Path:
     return Path(huggingface_hub.constants.HF_HOME) / "medvlm_r1"
 
 
-class KnownFiles:
+class DigestCache:
     """Digests of files that have not changed since they were read, and pictures that were found good.
 
     Findings are written in batches, and at the end of a ``with`` block. Threads may share it, and so may
@@ -54,7 +54,7 @@ class KnownFiles:
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
 
-    def __enter__(self) -> "KnownFiles":
+    def __enter__(self) -> "DigestCache":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,7 +6,7 @@ import published
 import pyarrow.parquet
 import pytest
 
-from medvlm_r1.data.images.containers import ParquetImage, PictureFolder
+from medvlm_r1.data.images.embedded import ParquetImage, PictureFolder
 from medvlm_r1.data.sample import BadRowError
 
 
