@@ -39,7 +39,7 @@ def packed_logprobs(
     banned: Bool[Tensor, " vocabulary"],
     temperature: float,
 ) -> Rows:
-    """Each prompt once, its completions behind it, no padding; see :mod:`~medvlm_r1.policy.forward.packing`."""
+    """Each prompt once, then its completions, unpadded; see :mod:`~medvlm_r1.policy.forward.packing`."""
     device, group_size = tokens.device, len(tokens) // len(prompts)
     # A completion's last token predicts nothing, so it is not fed.
     fed = Blocks([max(n - 1, 0) for n in lengths], device)
