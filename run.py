@@ -41,6 +41,7 @@ from medvlm_r1.launch.validate import check_model, check_same_run, check_setting
 from medvlm_r1.runs import durable, status
 from medvlm_r1.runs.folder import OUTPUTS, empty, run_name
 from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank, own_processes
+from medvlm_r1.runs.renames import renamed_overrides
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -221,7 +222,7 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
     for name, why in not_run.items() if not is_later_rank() else ():
         log.info("control %s is not run: %s", name, why)
     policy = instantiate(cfg.model)
-    engine = instantiate(cfg.rollout) if cfg.rollout else policy.engine
+    engine = instantiate(cfg.rollout) if cfg.get("rollout") else policy.engine
     method = instantiate(cfg.method)
     module = method(policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed)
     data = VQADataModule(
@@ -422,6 +423,11 @@ def show_plan(overrides: list[str]) -> int:
 
 def main() -> None:
     """The command line."""
+    sys.argv[1:], notices = renamed_overrides(sys.argv[1:])
+    for notice in notices if not is_later_rank() else ():
+        print(notice, file=sys.stderr)
+    # Hydra cannot take null for a group
+    sys.argv[1:] = [re.sub(r"^(callbacks|rollout)=null$", r"~\1", argument) for argument in sys.argv[1:]]
     try:
         sweep = check_command_line(sys.argv[1:])
     except Mistake as mistake:

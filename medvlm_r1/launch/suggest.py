@@ -6,12 +6,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.runs.renames import renamed
+
 
 def explained(error: Exception, known: DictConfig | None, conf: Path) -> str:
     """Hydra's message, with the nearest spelling among the keys of ``known`` or options in ``conf``."""
     message = str(error)
     if key := re.search(r"Could not override '([^']+)'", message):
         near = nearest(key[1], keys_of(known or OmegaConf.create()))
+        if (new := renamed(key[1])) != key[1]:
+            return f"`{key[1]}` is now `{new}`: rename it in the file that sets it"
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
         return f"there is no key {key[1]!r} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.runs.renames import KEYS, renamed
+
 # Keys that may differ between two attempts of one run: they do not change its result.
 FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
 FREE += ("run_folder",)
@@ -17,6 +19,9 @@ def check_settings(cfg: DictConfig) -> None:
     """
     from medvlm_r1.evaluate.controls import check_controls
 
+    for old in KEYS:
+        if OmegaConf.select(cfg, old, throw_on_resolution_failure=False) is not None:
+            raise ValueError(f"`{old}` is now `{renamed(old)}`: rename it in the file that sets it")
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     check_controls(cfg.controls, served="url" in cfg.model)

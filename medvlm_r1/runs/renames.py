@@ -1,12 +1,74 @@
-"""Names that an earlier version used, and what they are called now.
+"""Names of earlier versions and their names now.
 
-Keys that a user types keep working for this version, and old run folders stay readable.
+Old configuration keys still work on the command line in this version, and old run folders stay readable.
 """
 
-# Configuration keys and groups by their dotted path; a prefix stands for all keys below it.
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# Configuration keys and groups by dotted path; an entry covers all keys below it.
 KEYS: dict[str, str] = {
     "model.replies": "model.cache",
     "pictures": "image_cache",
+    "tune": "peft",
+    "watch": "callbacks",
 }
 # Columns of metrics.csv.
 METRICS: dict[str, str] = {}
+
+_OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w./]+)(?P<package>@[^=]*)?(?P<value>=.*)?", re.DOTALL)
+
+
+def renamed(key: str) -> str:
+    """Present name of a dotted key, or of a group with slashes."""
+    dotted = key.replace("/", ".")
+    for old in sorted(KEYS, key=len, reverse=True):
+        if dotted == old or dotted.startswith(f"{old}."):
+            new = renamed(KEYS[old] + dotted.removeprefix(old))
+            return new.replace(".", "/") if "/" in key else new
+    return key
+
+
+def renamed_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Rewrite old keys in command-line arguments, interpolations in values among them.
+
+    Returns:
+        The arguments, and one line per old key that gives its present name.
+    """
+    rewritten, notices = [], {}
+
+    def rename(key: str) -> str:
+        if (new := renamed(key)) != key:
+            notices[key] = f"`{key}` is now `{new}`"
+        return new
+
+    for argument in arguments:
+        parts = None if argument.startswith("-") else _OVERRIDE.fullmatch(argument)
+        if parts:
+            package = re.sub(r"[\w.]+", lambda match: rename(match[0]), parts["package"] or "")
+            value = re.sub(r"(?<=\$\{)[\w.]+", lambda match: rename(match[0]), parts["value"] or "")
+            argument = f"{parts['sign']}{rename(parts['key'])}{package}{value}"
+        rewritten.append(argument)
+    return rewritten, list(notices.values())
+
+
+def renamed_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Rewrite old keys in a nested configuration, such as a run's ``config.yaml``."""
+    result: dict[str, Any] = {}
+
+    def insert(node: dict[str, Any], path: tuple[str, ...]) -> None:
+        for name, value in node.items():
+            here = (*path, str(name))
+            if isinstance(value, dict) and value:
+                insert(value, here)
+                continue
+            dotted = ".".join(here)
+            *parents, last = here if renamed(dotted) == dotted else renamed(dotted).split(".")
+            target = result
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[last] = value
+
+    insert(config, ())
+    return result
