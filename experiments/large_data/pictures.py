@@ -19,7 +19,7 @@ from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageHandle, Question
-from medvlm_r1.policy.encode import fitted
+from medvlm_r1.policy.encode import load_resized
 
 LIMITS = (56 * 56, 512 * 28 * 28)  # pixels, as a run of Qwen2-VL may set them
 REPEATS = 7
@@ -52,7 +52,7 @@ def milliseconds(handle: ImageHandle, cache: ImageCache | None) -> float:
     question, taken = Question("q", (handle,), "q", ()), []
     for _ in range(REPEATS):
         begun = time.perf_counter()
-        fitted(handle, question, None, *LIMITS, cache)
+        load_resized(handle, question, None, *LIMITS, cache)
         taken.append(time.perf_counter() - begun)
     return 1000 * min(taken)
 

@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import run  # noqa: E402  (the composition root)
-from medvlm_r1.policy.geometry import geometry, unweighted  # noqa: E402
+from medvlm_r1.policy.loading.architecture import load_config, meta_model  # noqa: E402
 
 run.hush()  # before the libraries that it silences are loaded
 from medvlm_r1.artifacts.record import hardware  # noqa: E402
@@ -157,7 +157,7 @@ def in_its_own_process(case: str, arguments: argparse.Namespace, checkpoint: Pat
 def random_checkpoint(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """A Hugging Face directory of genuine shape, vocabulary and processing, with random weights in bf16."""
     cfg = composed([f"model={arguments.model}"])
-    config = geometry(cfg.model.path)
+    config = load_config(cfg.model.path)
     config.text_config.pad_token_id = 151643
     weights = random_weights(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     weights.generation_config.update(eos_token_id=[151645, 151643], pad_token_id=151643)
@@ -170,7 +170,7 @@ def random_checkpoint(folder: str, arguments: argparse.Namespace) -> dict[str, A
 def random_weights(config: Any, device: torch.device) -> Any:
     """A model of this architecture in bf16, matrices drawn with a deviation of 0.02."""
     torch.manual_seed(0)
-    weights = unweighted(config, torch.bfloat16).to_empty(device=device)
+    weights = meta_model(config, torch.bfloat16).to_empty(device=device)
     weights.tie_weights()  # storage came separately for each of two tied matrices
     for name, parameter in weights.named_parameters():
         if parameter.ndim == 1:
@@ -245,7 +245,7 @@ def resume(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Pa
 def sums(module: LightningModule, trainer: Any) -> Tensor:
     """The sum over each trained tensor, of its fp32 copy where there is one: equal where the weights are."""
     (optimizer,) = trainer.optimizers
-    trained = getattr(optimizer, "masters", module.policy.trained)
+    trained = getattr(optimizer, "masters", module.policy.trainable_parameters)
     return torch.stack([tensor.detach().double().sum().cpu() for tensor in trained])
 
 

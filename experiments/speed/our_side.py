@@ -26,7 +26,7 @@ from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 LR = 1e-12  # as TRL's side has it
 ENGINES = {
@@ -166,7 +166,7 @@ class OurSide(Side):
         reference, descend = module.reference, module.descend
 
         def roll_out(
-            policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: DrawKey
+            policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
         ) -> Rollout:
             rows = key.rows([p.sample.id for p in prompts], sampling.group_size)
             self._prompts, self._found = prompts, {"logprobs": [], "reference": []}

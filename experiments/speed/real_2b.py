@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.plan.meta import fused_attention
 from medvlm_r1.policy.encode import Encoder, collate
-from medvlm_r1.policy.geometry import geometry, unweighted
+from medvlm_r1.policy.loading.architecture import load_config, meta_model
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
 
@@ -59,7 +59,7 @@ def arithmetic(tune: str, encoder: Encoder) -> list[dict[str, Any]]:
             else {"of 384 in the mean": spread, "of 512": whole}
         )
         for completions, lengths in cases.items():
-            forward, total = one_pass(geometry(GENUINE), tune, layout, encoder, lengths)
+            forward, total = one_pass(load_config(GENUINE), tune, layout, encoder, lengths)
             rows.append({"layout": layout, "completions": completions, "forward": forward, "total": total})
     return rows
 
@@ -71,9 +71,9 @@ def one_pass(
     tuning = Tuning("adapter", adapter()) if tune == "lora" else Tuning()
     has_layout = "layout" in inspect.signature(Policy).parameters
     with torch.device("meta"):
-        model = tuning.apply(unweighted(config, torch.bfloat16))
+        model = tuning.apply(meta_model(config, torch.bfloat16))
         policy = Policy(model.train(), encoder, **{"layout": layout} if has_layout else {}).to("meta")
-    for parameter in policy.trained:
+    for parameter in policy.trainable_parameters:
         parameter.data = parameter.data.to(torch.bfloat16)
     prompts = collate([of_words(PROMPT, encoder)] * PROMPTS, policy.pad_id, torch.device("cpu"))
     # Lengths stay on the host, where a layout reads them; the rest has no storage.

@@ -22,7 +22,7 @@ from transformers import (
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.encode import PATCH, EncodedPrompt, Encoder
-from medvlm_r1.policy.geometry import geometry, resized
+from medvlm_r1.policy.loading.architecture import load_config, with_depth
 from medvlm_r1.policy.loading.resolve import EMBEDDED
 from medvlm_r1.prompts import PromptStyle
 
@@ -102,7 +102,8 @@ class Noise:
 
 def config_of(size: Size) -> PreTrainedConfig:
     """The genuine configuration (the embedded model's for ``quick``), of ``size.layers`` and ``blocks``."""
-    config = resized(geometry("embedded" if size.model == "quick" else GENUINE), size.layers, size.blocks)
+    path = "embedded" if size.model == "quick" else GENUINE
+    config = with_depth(load_config(path), size.layers, size.blocks)
     if size.model != "quick":
         config.text_config.pad_token_id = 151643
     return config

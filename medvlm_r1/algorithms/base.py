@@ -28,7 +28,7 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import Answer, PromptStyle
 from medvlm_r1.rewards import Rewards
 from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 Item = TypeVar("Item")
 
@@ -95,7 +95,7 @@ class VLMModule(LightningModule):
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling
     ) -> tuple[Completions, list[VQASample], list[Answer]]:
         """Roll out and read: completions, the question of each row, and what each row says."""
-        rollout = self.engine(self.policy, prompts, sampling, DrawKey(self.seed, self.step))
+        rollout = self.engine(self.policy, prompts, sampling, NoiseKey(self.seed, self.step))
         samples = rows_of([prompt.sample for prompt in prompts], sampling.group_size)
         prefixes = rows_of([prompt.assistant_prefix for prompt in prompts], sampling.group_size)
         answers = [
@@ -142,7 +142,7 @@ class VLMModule(LightningModule):
 
     def on_test_start(self) -> None:
         self.policy.prepare()
-        self.policy.keep_pictures()  # several controls show the same ones
+        self.policy.enable_vision_cache()  # several controls show the same ones
         self.predictions.clear()
         if self.journal:
             self.predictions += self.journal.rows
@@ -169,7 +169,7 @@ class VLMModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Bring together what all ranks predicted and computed: by test set, control and question."""
-        self.policy.forget_pictures()
+        self.policy.clear_vision_cache()
         self.count()
         self.computed = self.totals
         if self.trainer.world_size > 1:
@@ -193,7 +193,7 @@ class VLMModule(LightningModule):
         assert self.optim is not None
         # DeepSpeed keeps fp32 copies of its own.
         copies = not isinstance(self.trainer.strategy, DeepSpeedStrategy)
-        optimizer = self.optim.build(self.policy.trained, copies)
+        optimizer = self.optim.build(self.policy.trainable_parameters, copies)
         total = int(self.trainer.estimated_stepping_batches)
         if total == self.trainer.max_steps:  # Lightning's limit counts updates, the schedule counts steps
             total = math.ceil(total / self.updates_per_step)
@@ -204,7 +204,7 @@ class VLMModule(LightningModule):
         """Clip, step and clear; returns the gradients' norm before clipping."""
         assert self.optim is not None
         optimizer = self.optimizers()
-        norm = nn.utils.clip_grad_norm_(self.policy.trained, self.optim.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.policy.trainable_parameters, self.optim.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):

@@ -130,17 +130,17 @@ class GRPO(VLMModule):
                 "method.micro_batch"
             )
         if stage == "fit" and self.beta:
-            self.policy.keep_reference()
+            self.policy.freeze_reference()
 
     def on_fit_start(self) -> None:
-        self.policy.place_copies()
+        self.policy.move_copies()
 
     def on_fit_end(self) -> None:
         self.policy.drop_reference()
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
         """One rollout over all prompts of this step, and the updates that follow from it."""
-        self.policy.refresh_whole()
+        self.policy.sync_sampling_model()
         first = self.rolled(prompts)
         drawn = self.redrawn(first)
         advantages, batches = self.weighed(drawn)

@@ -54,7 +54,7 @@ class Drawn:
         rows = self.rows_of(chosen)
         return Drawn(
             [self.prompts[prompt] for prompt in chosen],
-            self.rollout.rows(rows.to(self.rollout.tokens.device)),
+            self.rollout.select(rows.to(self.rollout.tokens.device)),
             [self.samples[row] for row in rows.tolist()],
             [self.answers[row] for row in rows.tolist()],
             self.table.each(lambda values: values[rows]),
@@ -67,7 +67,7 @@ class Drawn:
         }
         return Drawn(
             self.prompts + other.prompts,
-            self.rollout.beside(other.rollout, pad_id),
+            self.rollout.concat(other.rollout, pad_id),
             self.samples + other.samples,
             self.answers + other.answers,
             replace(self.table, terms=terms),

@@ -28,7 +28,7 @@ from medvlm_r1.evaluate.predictions import (
 )
 from medvlm_r1.policy.loading.resolve import base_of, loaded_commit
 from medvlm_r1.policy.loading.validate import RECORD
-from medvlm_r1.policy.saving import whole_or_not_at_all
+from medvlm_r1.policy.saving.folder import replace_folder
 from medvlm_r1.report.run_folder import method_title
 from medvlm_r1.runs.durable import write_whole
 
@@ -56,7 +56,7 @@ def describe(config: Mapping[str, Any], module: VLMModule, questions: Questions)
     counts = ", ".join(f"{len(source)} {name}" for name, source in questions.test.items())
     training = ""
     if module.trains:
-        trained = sum(p.numel() for p in module.policy.trained)
+        trained = sum(p.numel() for p in module.policy.trainable_parameters)
         training = f"{len(questions.train)} training questions, {trained:,} parameters trained; "
     return f"{method_title(module.method)} of {model_name(config['model'])}; {training}tests: {counts}"
 
@@ -83,6 +83,7 @@ def write_artifacts(
         prior = prior_predictions(questions.train, questions.test, folder.name, module.step)
         predictions = sort_predictions([*predictions, *prior])
     write_predictions(folder / "predictions.jsonl", predictions)
+    trained = module.policy.trainable_parameters if module.trains else []
     run = {
         "name": folder.name,
         "experiment": config["experiment"],
@@ -96,7 +97,7 @@ def write_artifacts(
         "steps": module.step,
         # an endpoint does not tell
         "parameters": sum(p.numel() for p in module.policy.parameters()) or None,
-        "parameters_trained": sum(p.numel() for p in module.policy.trained) if module.trains else 0,
+        "parameters_trained": sum(p.numel() for p in trained),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
         "select": config["select"],
@@ -167,7 +168,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
         "versions": run["versions"],
         "commit": run["commit"],
     }
-    with whole_or_not_at_all(folder) as partial:
+    with replace_folder(folder) as partial:
         module.policy.save(partial, max_new_tokens=recipe["max_completion_tokens"])
         write_json(partial / RECORD, asked)
         card = model_card(asked, adapter=module.policy.has_adapter)

@@ -12,11 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.policy.loading.validate import RECORD, UnusableWeightsError
-from medvlm_r1.policy.saving import (
+from medvlm_r1.policy.saving.folder import (
     ModelFolder,
     ModelFolderError,
-    look_into,
-    whole_or_not_at_all,
+    inspect_folder,
+    replace_folder,
 )
 from medvlm_r1.runs.hub import hub_problem
 
@@ -83,7 +83,7 @@ def export(given: argparse.Namespace) -> None:
         ExportError, ModelFolderError: see their messages.
     """
     folder = model_folder(given.source)
-    found = look_into(folder)
+    found = inspect_folder(folder)
     if given.merge != (given.out is not None):
         raise ExportError("--merge needs --out DIR, and --out is for --merge alone")
     if (given.dtype or given.base) and not given.merge:
@@ -95,12 +95,12 @@ def export(given: argparse.Namespace) -> None:
     if given.merge:
         if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
             raise ExportError(f"{given.out} is not empty: give a new directory with --out")
-        from medvlm_r1.policy.merge import merge_adapter  # the one thing here that needs the model's code
+        from medvlm_r1.policy.saving.merge import merge_adapter  # imports transformers: seconds
 
-        with whole_or_not_at_all(given.out) as partial:
+        with replace_folder(given.out) as partial:
             merge_adapter(folder, partial, given.dtype, given.base)
             write_card(partial, adapter=False)
-        folder, found = given.out, look_into(given.out)
+        folder, found = given.out, inspect_folder(given.out)
     elif given.card and not write_card(folder, adapter=found.kind == "adapter"):
         raise ExportError(f"{folder} holds no medvlm_r1.json to write a card from")
     elif given.push_to_hub and not (folder / "README.md").exists():

@@ -29,7 +29,7 @@ class VQADataModule(LightningDataModule):
     Args:
         questions: what trains, validates and tests.
         encode: (question, phase) -> tensors, run in the workers. For test questions it also takes
-            ``assistant_prefix``, the first text of the answer, and ``seen``, the images that all
+            ``assistant_prefix``, the first text of the answer, and ``memo``, the images that all
             perturbations of one question share.
         prompts_per_step: prompts in one optimiser step, over all devices.
         evaluation_batch: prompts answered at once in evaluation, per device.
@@ -206,12 +206,12 @@ class _EncodedPerturbations(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> list[tuple[Perturbation, Any]]:
-        seen: dict = {}
+        memo: dict = {}
         return [
             (
                 perturbation,
                 self.encode(
-                    perturbation.sample, "evaluate", assistant_prefix=perturbation.assistant_prefix, seen=seen
+                    perturbation.sample, "evaluate", assistant_prefix=perturbation.assistant_prefix, memo=memo
                 ),
             )
             for perturbation in self.source[index]

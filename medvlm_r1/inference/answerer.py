@@ -9,15 +9,22 @@ import torch
 
 from medvlm_r1.data.sample import Question, VQASample
 from medvlm_r1.inference.answer_file import AnswerRecord
-from medvlm_r1.policy.confidence import option_probabilities
+from medvlm_r1.inference.confidence import option_probabilities
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.resolve import MissingWeightsError, check_weights, find_weights
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.policy.prompt_record import RECORD, Asked, UnknownAskingError, configured, pinned, recorded
+from medvlm_r1.policy.prompt_record import (
+    RECORD,
+    PromptRecord,
+    UnknownPromptError,
+    configured_revision,
+    read_record,
+    record_from_config,
+)
 from medvlm_r1.prompts import Answer
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 
@@ -33,7 +40,7 @@ class Answerer:
 
     name: str
     policy: Policy
-    asked: Asked
+    asked: PromptRecord
     notes: tuple[str, ...]
 
     def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:
@@ -50,7 +57,7 @@ class Answerer:
         for each in prompts:
             self._check_length(each)
         sampling = Sampling(group_size=1, max_tokens=self.asked.max_completion_tokens, temperature=0.0)
-        rollout = SharedPrefixEngine()(policy, prompts, sampling, DrawKey(0, 0))
+        rollout = SharedPrefixEngine()(policy, prompts, sampling, NoiseKey(0, 0))
         answers = [prompt.parse(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
         weighed = [
             (row, prompt.alternatives(answer, question))
@@ -121,11 +128,11 @@ def load_answerer(path: str, prompt: str | None, recipe: str | None, device: str
     Raises:
         MissingWeightsError, UnusableWeightsError, MissingGPUError: see
             :func:`~medvlm_r1.policy.loading.resolve.check_weights`.
-        UnknownAskingError: how to ask cannot be told, or the record says otherwise.
+        UnknownPromptError: how to ask cannot be told, or the record says otherwise.
         ValueError: no such device.
     """
     place = _device(device)
-    given, revision = path, pinned(path)
+    given, revision = path, configured_revision(path)
     inside = Path(path) / "model"
     if any((inside / name).is_file() for name in ("config.json", "adapter_config.json")):
         path = str(inside)
@@ -136,15 +143,15 @@ def load_answerer(path: str, prompt: str | None, recipe: str | None, device: str
         )
     check_weights(path, revision, "cpu" if device == "cpu" else "auto")
     folder = find_weights(path, revision)
-    asked, notes = recorded(folder), []
+    asked, notes = read_record(folder), []
     if asked is None:
-        asked, option = configured(path, prompt or "medvlm_r1", recipe)
+        asked, option = record_from_config(path, prompt or "medvlm_r1", recipe)
         notes.append(
             f"{given} has no {RECORD}, so how it was trained is unknown: it is asked with --prompt "
             f"{asked.prompt.name} and the limits of --recipe {option}"
         )
     elif recipe or prompt not in (None, asked.prompt.name):
-        raise UnknownAskingError(
+        raise UnknownPromptError(
             f"{folder}: {RECORD} says how the model is asked (prompt {asked.prompt.name}); --prompt and "
             "--recipe are for a checkpoint without one: leave them out"
         )

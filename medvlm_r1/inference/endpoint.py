@@ -32,7 +32,7 @@ from medvlm_r1.inference.endpoint_client import (
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.loading.load import Recipe
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,14 @@ class Endpoint:
     def prepare(self) -> None:
         """Nothing is kept here that an evaluation would have to bring up to date."""
 
-    def keep_pictures(self) -> None:
+    def enable_vision_cache(self) -> None:
         """Nor are there features to keep."""
 
-    def forget_pictures(self) -> None:
+    def clear_vision_cache(self) -> None:
         """Or to drop."""
 
     def engine(
-        self, policy: "Endpoint", prompts: Sequence[Chat], sampling: Sampling, draws: DrawKey
+        self, policy: "Endpoint", prompts: Sequence[Chat], sampling: Sampling, draws: NoiseKey
     ) -> EndpointCompletions:
         """Answer questions, all at once up to ``concurrency``; the server draws, so ``draws`` has no say.
 

@@ -10,7 +10,7 @@ from PIL import Image
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
-from medvlm_r1.policy.encode import fitted
+from medvlm_r1.policy.encode import load_resized
 from medvlm_r1.prompts import PromptStyle
 
 
@@ -49,13 +49,13 @@ class ChatEncoder:
         prompt: PromptStyle,
         cache: ImageCache | None = None,
         assistant_prefix: str = "",
-        seen: dict[str, Image.Image] | None = None,
+        memo: dict[str, Image.Image] | None = None,
     ) -> Chat:
         """The prompt style's messages, with the pictures in their places.
 
         Args:
             assistant_prefix: must be empty: the API takes no first text of the answer.
-            seen: pictures of earlier calls, which these are added to.
+            memo: pictures of earlier calls, which these are added to.
 
         Raises:
             BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
@@ -63,13 +63,13 @@ class ChatEncoder:
         """
         if assistant_prefix:
             raise ValueError(f"a served model's answer cannot be made to begin with {assistant_prefix!r}")
-        seen = {} if seen is None else seen
+        memo = {} if memo is None else memo
         pictures = iter(sample.images)
         messages = [
             {
                 **message,
                 "content": [
-                    self._picture(next(pictures), sample, cache, seen) if part["type"] == "image" else part
+                    self._picture(next(pictures), sample, cache, memo) if part["type"] == "image" else part
                     for part in message["content"]
                 ],
             }
@@ -82,10 +82,10 @@ class ChatEncoder:
         image: ImageHandle,
         sample: VQASample,
         cache: ImageCache | None,
-        seen: dict[str, Image.Image],
+        memo: dict[str, Image.Image],
     ) -> dict[str, Any]:
         png = io.BytesIO()
-        self._fitted(image, sample, cache, seen).save(png, "PNG")  # lossless: the server sees our pixels
+        self._fitted(image, sample, cache, memo).save(png, "PNG")  # lossless: the server sees our pixels
         data = base64.b64encode(png.getvalue()).decode()
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
@@ -94,13 +94,13 @@ class ChatEncoder:
         image: ImageHandle,
         sample: VQASample,
         cache: ImageCache | None,
-        seen: dict[str, Image.Image],
+        memo: dict[str, Image.Image],
     ) -> Image.Image:
-        if image.name not in seen:
+        if image.name not in memo:
             if isinstance(image, BlankImage):
-                size = self._fitted(image.of, sample, cache, seen).size
-                seen[image.name] = Image.new("RGB", size, GREY)
+                size = self._fitted(image.of, sample, cache, memo).size
+                memo[image.name] = Image.new("RGB", size, GREY)
             else:
                 limits = (self.image_size, self.min_pixels, self.max_pixels)
-                seen[image.name] = fitted(image, sample, *limits, cache)
-        return seen[image.name]
+                memo[image.name] = load_resized(image, sample, *limits, cache)
+        return memo[image.name]

@@ -20,9 +20,9 @@ from torch import Tensor
 from medvlm_r1.algorithms.losses import grpo_loss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
 from medvlm_r1.policy.encode import Encoder, PromptBatch
-from medvlm_r1.policy.forward.decoding import Decoding
-from medvlm_r1.policy.forward.logprobs import repeated
-from medvlm_r1.policy.geometry import block_period, resized, unweighted
+from medvlm_r1.policy.forward.decoding import DecodingLayout
+from medvlm_r1.policy.forward.logprobs import repeat_prompts
+from medvlm_r1.policy.loading.architecture import block_period, meta_model, with_depth
 from medvlm_r1.policy.loading.load import Recipe, load_encoder
 from medvlm_r1.policy.loading.resolve import EMBEDDED
 from medvlm_r1.policy.loading.tuning import Tuning
@@ -89,7 +89,7 @@ class Meter:
     """Measures passes of one model under one tuning.
 
     Args:
-        config: the architecture, of :func:`~medvlm_r1.policy.geometry.geometry`.
+        config: the architecture, of :func:`~medvlm_r1.policy.loading.architecture.load_config`.
         recipe: its dtype and checkpointing.
         tuning: what is trained. Weights in 4 bits are measured as if they were not: the kernels do not
             run on meta, and activations are the same.
@@ -113,12 +113,12 @@ class Meter:
 
     def policy(self, layers: int | None = None, blocks: int | None = None) -> Policy:
         """The real policy on the meta device, in full depth or cut down."""
-        config = self.config if layers is None else resized(self.config, layers, blocks)
+        config = self.config if layers is None else with_depth(self.config, layers, blocks)
         with torch.device("meta"):
-            model = self.tuning.apply(unweighted(config, getattr(torch, self.recipe.dtype)))
+            model = self.tuning.apply(meta_model(config, getattr(torch, self.recipe.dtype)))
             # any tokenizer does: no text is encoded here
             policy = Policy(model.train(), _encoder(), self.layout).to("meta")
-        for parameter in policy.trained:  # adapters take the weights' type, but not on meta
+        for parameter in policy.trainable_parameters:  # adapters take the weights' type, but not on meta
             parameter.data = parameter.data.to(getattr(torch, self.recipe.dtype))
         if self.recipe.gradient_checkpointing:
             policy.checkpoint_gradients()
@@ -177,7 +177,7 @@ def inputs(policy: Policy, lengths: Lengths, device: str = "meta") -> tuple[Prom
         positions=torch.zeros(3, ids.numel(), dtype=torch.long, device=device),
         pixels=torch.zeros(lengths.prompts * down * across, features, device=device),
         grid=torch.tensor([[1, down, across]] * lengths.prompts),
-        pictures=tuple(map(str, range(lengths.prompts))),
+        image_digests=tuple(map(str, range(lengths.prompts))),
         lengths=(lengths.prompt,) * lengths.prompts,
         pad_id=policy.pad_id,
     )
@@ -194,9 +194,9 @@ def train_once(
     Args:
         fused: attention on meta as a GPU computes it; otherwise by torch's plain formula.
     """
-    for parameter in policy.trained:
+    for parameter in policy.trainable_parameters:
         parameter.grad = torch.zeros_like(parameter)
-    policy.forget_pictures()  # kept features would be counted in the first pass alone
+    policy.clear_vision_cache()  # kept features would be counted in the first pass alone
     batch = inputs(policy, lengths, device)
     with _ledger(policy.train(), batch[0]) as ledger, fused_attention() if fused else nullcontext():
         logprobs = policy.logprobs(*batch)
@@ -213,7 +213,7 @@ def train_once(
 @torch.no_grad()
 def _score(policy: Policy, lengths: Lengths) -> Cost:
     batch = inputs(policy, lengths)
-    policy.forget_pictures()
+    policy.clear_vision_cache()
     with _ledger(policy, batch[0]) as ledger, fused_attention():
         policy.reference_logprobs(*batch) if policy.has_adapter else policy.logprobs(*batch)
     return Cost(ledger.flops, 0, 0, ledger.peak, ledger.peak_wide)
@@ -222,13 +222,15 @@ def _score(policy: Policy, lengths: Lengths) -> Cost:
 @torch.no_grad()
 def _prefill(policy: Policy, lengths: Lengths, shared: bool) -> Cost:
     prompts, _, _ = inputs(policy, lengths)
-    policy.forget_pictures()
-    with policy.sampling(), _ledger(policy, prompts) as ledger, fused_attention():
+    policy.clear_vision_cache()
+    with policy.sampling_mode(), _ledger(policy, prompts) as ledger, fused_attention():
         if shared:
             kept = policy.prefill(prompts)
-            policy.scores(kept.hidden)
+            policy.next_token_logprobs(kept.hidden)
         else:  # as transformers' generate begins
-            embeds, mask, positions = repeated(policy.model, prompts, policy.see(prompts), lengths.group_size)
+            embeds, mask, positions = repeat_prompts(
+                policy.model, prompts, policy.image_features(prompts), lengths.group_size
+            )
             policy.model(
                 inputs_embeds=embeds,
                 attention_mask=mask.long(),
@@ -242,10 +244,10 @@ def _prefill(policy: Policy, lengths: Lengths, shared: bool) -> Cost:
 @torch.no_grad()
 def _decode(policy: Policy, lengths: Lengths, seen: int) -> Cost:
     prompts, _, _ = inputs(policy, lengths)
-    with policy.sampling(), Ledger(), fused_attention():
-        decoding = Decoding(policy.prefill(prompts), lengths.group_size, seen + 1)
-    with policy.sampling(), _ledger(policy, prompts) as ledger, fused_attention():
-        policy.scores(policy.decode(prompts.ids.new_zeros(lengths.rows), decoding))
+    with policy.sampling_mode(), Ledger(), fused_attention():
+        decoding = DecodingLayout(policy.prefill(prompts), lengths.group_size, seen + 1)
+    with policy.sampling_mode(), _ledger(policy, prompts) as ledger, fused_attention():
+        policy.next_token_logprobs(policy.decode_step(prompts.ids.new_zeros(lengths.rows), decoding))
     return Cost(ledger.flops, 0, 0, 0, 0)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.workload import Workload
-from medvlm_r1.policy.geometry import cache_bytes_per_token
+from medvlm_r1.policy.loading.architecture import cache_bytes_per_token
 
 PHASES = ("sampling", "reference", "training", "update", "evaluation")
 # Double-quantised NF4 (arXiv 2305.14314): 4 bits, an 8-bit scale for 64 weights, and for 256 of those

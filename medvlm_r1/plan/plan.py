@@ -7,7 +7,7 @@ from medvlm_r1.plan.cards import Card
 from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.memory import PHASES, Count, Held, Inventory, moment_bytes, resident, transient
 from medvlm_r1.plan.workload import Workload
-from medvlm_r1.policy.geometry import cache_bytes_per_token, geometry
+from medvlm_r1.policy.loading.architecture import cache_bytes_per_token, load_config
 
 # Assumed: the share of a card's published arithmetic that passes reach, and of its bandwidth that the
 # update reaches.
@@ -89,7 +89,10 @@ def plan(workload: Workload, timed: bool = True) -> Plan:
         timed: estimate times too; without, ``work`` is empty and ``answering`` 0.
     """
     meter = Meter(
-        geometry(workload.path, workload.revision), workload.recipe, workload.tuning, layout=workload.layout
+        load_config(workload.path, workload.revision),
+        workload.recipe,
+        workload.tuning,
+        layout=workload.layout,
     )
     stock = Inventory(meter, workload)
     work, answering = (), 0.0

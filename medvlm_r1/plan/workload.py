@@ -8,7 +8,7 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.plan.cards import Card, card_named
 from medvlm_r1.plan.measure import Lengths
-from medvlm_r1.policy.geometry import geometry, text_tokens
+from medvlm_r1.policy.loading.architecture import load_config, text_tokens
 from medvlm_r1.policy.loading.load import Recipe
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.prompts import PromptStyle
@@ -127,7 +127,7 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         raise ValueError("weights held in 4 bits cannot be split over devices: take trainer=ddp")
     if strategy == "fsdp" and "8bit" in cfg["optimizer"]["_target_"]:
         raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
-    vision = geometry(model["path"], model["revision"]).vision_config
+    vision = load_config(model["path"], model["revision"]).vision_config
     grid = _grid(recipe, vision.patch_size * vision.spatial_merge_size)
     text, exact = text_tokens(model["path"], model["revision"], prompt.render(_TYPICAL, "train"))
     image = grid[0] * grid[1] // vision.spatial_merge_size**2

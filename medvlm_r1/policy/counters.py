@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 import torch
 
-COUNTS = ("images_encoded", "prefill_tokens", "decode_rows", "host_reads", "pass_tokens", "head_tokens")
+COUNTS = (
+    "images_encoded",
+    "prefill_tokens",
+    "decode_rows",
+    "device_syncs",
+    "forward_tokens",
+    "lm_head_tokens",
+)
 
 
 class Counters(Counter[str]):
@@ -17,9 +24,9 @@ class Counters(Counter[str]):
     images_encoded            pictures that went through the vision tower
     prefill_tokens            prompt tokens read before decoding
     decode_rows               rows times steps that decoding fed to the model
-    host_reads                times that decoding waited to see which rows had ended
-    pass_tokens               tokens through the layers in log-probability passes
-    head_tokens               tokens whose logits were computed in those
+    device_syncs                times that decoding waited to see which rows had ended
+    forward_tokens               tokens through the layers in log-probability passes
+    lm_head_tokens               tokens whose logits were computed in those
     seconds_<phase>           sample, score, reference, train, update
     ========================  ==================================================================
     """

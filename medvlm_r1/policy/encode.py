@@ -20,11 +20,11 @@ from medvlm_r1.prompts import PromptStyle
 
 PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-NARROWEST = 200  # ratio of sides above which the image processor gives up
-_SIZING = 1  # another number for other pixels of `fitted` or `decoded`: what is kept of them is made anew
+MAX_ASPECT_RATIO = 200  # ratio of sides above which the image processor gives up
+_RESIZE_VERSION = 1  # another number for other pixels of the resized image: what is kept of them is made anew
 
 
-Seen = dict[tuple[str, ...], tuple[Tensor, Tensor, tuple[str, ...]]]
+PatchMemo = dict[tuple[str, ...], tuple[Tensor, Tensor, tuple[str, ...]]]
 """Patches, grid and digests, by the names of pictures."""
 
 
@@ -47,7 +47,7 @@ class EncodedPrompt:
     positions: Int[Tensor, "3 tokens"]
     pixels: Float[Tensor, "patches features"]
     grid: Int[Tensor, "images 3"]
-    pictures: tuple[str, ...]
+    image_digests: tuple[str, ...]
     assistant_prefix: str = ""
 
 
@@ -66,7 +66,7 @@ class PromptBatch:
     positions: Int[Tensor, "3 tokens"]
     pixels: Float[Tensor, "patches features"]
     grid: Int[Tensor, "images 3"]
-    pictures: tuple[str, ...]
+    image_digests: tuple[str, ...]
     lengths: tuple[int, ...]
     pad_id: int
 
@@ -122,13 +122,13 @@ class Encoder:
         prompt: PromptStyle,
         cache: ImageCache | None = None,
         assistant_prefix: str = "",
-        seen: Seen | None = None,
+        memo: PatchMemo | None = None,
     ) -> EncodedPrompt:
         """Encode one question, decoding those of its images that are not in the cache.
 
         Args:
             assistant_prefix: first text of the answer, given to the model; see :meth:`prefix_tokens`.
-            seen: pictures of earlier calls, which these are added to: the same ones are not cut again.
+            memo: pictures of earlier calls, which these are added to: the same ones are not cut again.
 
         Raises:
             ValueError: the prompt exceeds ``max_prompt_tokens``.
@@ -137,7 +137,9 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(
             prompt.render(sample, phase), tokenize=False, add_generation_prompt=True
         )
-        pixels, grid, pictures = self._see(sample.images, sample, cache, {} if seen is None else seen)
+        pixels, grid, pictures = self._image_patches(
+            sample.images, sample, cache, {} if memo is None else memo
+        )
         merge = self.image_processor.merge_size
         # Each image of the template holds one place holder: repeat it once per merged patch.
         pieces = text.split("<|image_pad|>")
@@ -172,26 +174,26 @@ class Encoder:
         same = [len(set(column)) == 1 for column in zip(whole, *others, strict=False)]
         return whole[: [*same, False].index(False)] or whole
 
-    def _see(
-        self, images: tuple[ImageHandle, ...], sample: Question, cache: ImageCache | None, seen: Seen
+    def _image_patches(
+        self, images: tuple[ImageHandle, ...], sample: Question, cache: ImageCache | None, memo: PatchMemo
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """Patches, grid and digests of pictures, from ``seen`` where they are in it."""
+        """Patches, grid and digests of pictures, from ``memo`` where they are in it."""
         if not images:
             return torch.zeros(0, self._patch_features()), torch.zeros(0, 3, dtype=torch.long), ()
         key = tuple(image.name for image in images)
-        if key not in seen:
+        if key not in memo:
             if all(isinstance(image, BlankImage) for image in images):
-                _, grid, _ = self._see(tuple(image.of for image in images), sample, cache, seen)
+                _, grid, _ = self._image_patches(tuple(image.of for image in images), sample, cache, memo)
                 side = self.image_processor.patch_size
                 pictures = [Image.new("RGB", (w * side, h * side), GREY) for _, h, w in grid.tolist()]
             else:
                 limits = self.image_processor.size
                 sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
-                pictures = [fitted(image, sample, *sides, cache) for image in images]
+                pictures = [load_resized(image, sample, *sides, cache) for image in images]
             cut = self.image_processor(pictures, do_resize=False, return_tensors="pt")
             pixels, grid = cut["pixel_values"], cut["image_grid_thw"]
-            seen[key] = pixels, grid, _digests(pixels, grid)
-        return seen[key]
+            memo[key] = pixels, grid, _digests(pixels, grid)
+        return memo[key]
 
     def encode_target(self, sample: Question, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the completion that SFT learns, end of turn included."""
@@ -207,7 +209,7 @@ class Encoder:
         return 3 * processor.temporal_patch_size * processor.patch_size**2
 
 
-def fitted(
+def load_resized(
     image: ImageHandle,
     sample: Question,
     image_size: int | None,
@@ -228,16 +230,18 @@ def fitted(
     """
 
     def make() -> Image.Image:
-        picture = decoded(image, sample, image_size)
+        picture = load_image(image, sample, image_size)
         height, width = smart_resize(picture.height, picture.width, PATCH, min_pixels, max_pixels)
         return picture.resize((width, height), Image.Resampling.BICUBIC)
 
     if cache is None:
         return make()
-    return cache.get(image, (_SIZING, transformers.__version__, image_size, min_pixels, max_pixels), make)
+    return cache.get(
+        image, (_RESIZE_VERSION, transformers.__version__, image_size, min_pixels, max_pixels), make
+    )
 
 
-def decoded(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:
+def load_image(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:
     """The picture, as a square of ``side`` pixels; ``None`` keeps its shape.
 
     Raises:
@@ -246,10 +250,10 @@ def decoded(image: ImageHandle, sample: Question, side: int | None) -> Image.Ima
     picture = image.load()
     if side is not None:
         return picture.resize((side, side), Image.Resampling.BICUBIC)
-    if max(picture.size) > NARROWEST * min(picture.size):
+    if max(picture.size) > MAX_ASPECT_RATIO * min(picture.size):
         raise BadRowError(
             f"{sample.id}: image {image.name} is {picture.width} x {picture.height} pixels, more than "
-            f"{NARROWEST} times as long as wide, which Qwen2-VL cannot take: crop it, or set "
+            f"{MAX_ASPECT_RATIO} times as long as wide, which Qwen2-VL cannot take: crop it, or set "
             "model.recipe.image_size"
         )
     return picture
@@ -285,7 +289,7 @@ def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device)
         positions=torch.cat([p.positions for p in prompts], dim=1).to(device),
         pixels=torch.cat([p.pixels for p in prompts]),
         grid=torch.cat([p.grid for p in prompts]),
-        pictures=tuple(picture for p in prompts for picture in p.pictures),
+        image_digests=tuple(picture for p in prompts for picture in p.image_digests),
         lengths=tuple(len(p.ids) for p in prompts),
         pad_id=pad_id,
     )

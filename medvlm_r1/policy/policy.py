@@ -18,12 +18,17 @@ from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
 from medvlm_r1.policy.forward import attention
 from medvlm_r1.policy.forward.attention import run_layers
-from medvlm_r1.policy.forward.decoding import Decoding, Prefix
-from medvlm_r1.policy.forward.lm_head import head_scores
-from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, inner_model, repeated
-from medvlm_r1.policy.forward.packing import Prompts
-from medvlm_r1.policy.forward.vision import FeatureCache, blank_features, picture_features
-from medvlm_r1.policy.saving import greedy, name_base, name_processor, whole_or_not_at_all
+from medvlm_r1.policy.forward.decoding import DecodingLayout, PromptCache
+from medvlm_r1.policy.forward.lm_head import next_token_logprobs
+from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, inner_model, repeat_prompts
+from medvlm_r1.policy.forward.packing import PromptLayout
+from medvlm_r1.policy.forward.vision import FeatureCache, blank_features, features_of_images
+from medvlm_r1.policy.saving.folder import (
+    greedy_config,
+    replace_folder,
+    write_adapter_base,
+    write_processor_class,
+)
 
 Scores = Float[Tensor, "rows vocabulary"]
 
@@ -104,18 +109,18 @@ class Policy(nn.Module):
     ) -> Float[Tensor, "rows tokens"]:
         """As :meth:`logprobs`, under the starting weights: adapter off, or the frozen copy."""
         if not self.has_adapter and not self._reference:
-            raise RuntimeError("no reference is kept: call keep_reference() before training starts")
+            raise RuntimeError("no reference is kept: call freeze_reference() before training starts")
         if self._reference:
             return self._logprobs(self._reference[0], prompts, tokens, mask, temperature)
         with self.model.disable_adapter():
             return self(prompts, tokens, mask, temperature)
 
     @property
-    def trained(self) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimiser moves."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def keep_reference(self) -> None:
+    def freeze_reference(self) -> None:
         """Keep the present weights as the reference; free with an adapter, a frozen copy without.
 
         A frozen vision tower is shared with the copy.
@@ -123,36 +128,36 @@ class Policy(nn.Module):
         self._reference_features.clear()
         if self.has_adapter:
             return
-        tower = inner_model(self.whole).visual
+        tower = inner_model(self.sampling_model).visual
         shared = {id(tower): tower} if self.tower_is_frozen else {}
-        self._reference = [copy.deepcopy(self.whole, shared).requires_grad_(False)]
+        self._reference = [copy.deepcopy(self.sampling_model, shared).requires_grad_(False)]
 
     def drop_reference(self) -> None:
         """Free the frozen copy when training is over."""
         self._reference = []
-        self.forget_pictures()
+        self.clear_vision_cache()
 
-    def keep_pictures(self) -> None:
+    def enable_vision_cache(self) -> None:
         """Run a trained tower once for each picture, until they are forgotten: while no weight moves."""
         if not self._keeps_features:
             self._features.clear()
         self._keeps_features = True
 
-    def forget_pictures(self) -> None:
+    def clear_vision_cache(self) -> None:
         """Drop the kept features: the next pass runs the tower again."""
         self._keeps_features = self.tower_is_frozen
         self._features.clear()
         self._reference_features.clear()
 
-    def place_copies(self) -> None:
+    def move_copies(self) -> None:
         """Move the frozen copies, which Lightning does not see, to the model's device."""
         for model in (*self._reference, *self._whole):
             model.to(self.device)
 
     def prepare(self) -> None:
         """Bring the frozen copies to this device and up to date, before an evaluation. A collective."""
-        self.place_copies()
-        self.refresh_whole()
+        self.move_copies()
+        self.sync_sampling_model()
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass, but never those of a frozen tower."""
@@ -190,7 +195,7 @@ class Policy(nn.Module):
             fully_shard(part, mesh=mesh, mp_policy=types)
 
     @torch.no_grad()
-    def refresh_whole(self) -> None:
+    def sync_sampling_model(self) -> None:
         """Bring the whole copy of a split model up to date. A collective: every rank must call it."""
         for whole in self._whole:
             copies = dict(whole.named_parameters())
@@ -199,62 +204,69 @@ class Policy(nn.Module):
                     copies[name].copy_(parameter.full_tensor())
 
     @property
-    def whole(self) -> PreTrainedModel:
+    def sampling_model(self) -> PreTrainedModel:
         """The model with all its weights on this device: to sample from and to save."""
         return self._whole[0] if self._whole else self.model
 
-    def see(self, prompts: PromptBatch, model: PreTrainedModel | None = None) -> Tensor | None:
+    def image_features(self, prompts: PromptBatch, model: PreTrainedModel | None = None) -> Tensor | None:
         """Features of the prompts' pictures, from ``model`` or the policy's own; ``None`` without any."""
-        model, cache = model or self.whole, None
+        model, cache = model or self.sampling_model, None
         if self.tower_is_frozen:  # and the same in all copies; in the whole one it waits for no other rank
-            model, cache = self.whole, self._features
+            model, cache = self.sampling_model, self._features
         elif self._reference and model is self._reference[0]:
             cache = self._reference_features
-        elif self._keeps_features and model is self.whole:
+        elif self._keeps_features and model is self.sampling_model:
             cache = self._features
         if not len(prompts.grid):
             if cache is not None or not torch.distributed.is_initialized():
                 return None
             # Another rank may hold pictures, and strategies wait until all ranks used the same weights.
             return blank_features(model, self.encoder.image_processor.merge_size)[:0]
-        features, encoded = picture_features(model, prompts, cache)
+        features, encoded = features_of_images(model, prompts, cache)
         self.counters["images_encoded"] += encoded
         return features
 
     @contextmanager
-    def sampling(self) -> Iterator[None]:
+    def sampling_mode(self) -> Iterator[None]:
         """While completions are drawn: in training mode, gradient checkpointing would keep no keys."""
-        mode = self.whole.training
-        self.whole.eval()
+        mode = self.sampling_model.training
+        self.sampling_model.eval()
         try:
             yield
         finally:
-            self.whole.train(mode)
+            self.sampling_model.train(mode)
 
     @torch.no_grad()
-    def prefill(self, prompts: PromptBatch, multiple: int = 1) -> Prefix:
+    def prefill(self, prompts: PromptBatch, multiple: int = 1) -> PromptCache:
         """Read each prompt once.
 
         Args:
             multiple: keys and values are padded to so many tokens, or twice as many, and so on.
         """
-        model, layout = self.whole, Prompts(prompts.lengths, self.device, keep=True, multiple=multiple)
-        embeds = embed(model, prompts, self.see(prompts, model))
+        model, layout = (
+            self.sampling_model,
+            PromptLayout(prompts.lengths, self.device, keep=True, multiple=multiple),
+        )
+        embeds = embed(model, prompts, self.image_features(prompts, model))
         self.counters["prefill_tokens"] += len(embeds)
         hidden = run_layers(inner_model(model).language_model, embeds, prompts.positions, layout)
-        return Prefix(layout.kept, layout.blocks.filled, prompts.next_positions, hidden[prompts.ends])
+        return PromptCache(layout.kept, layout.blocks.filled, prompts.next_positions, hidden[prompts.ends])
 
     @torch.no_grad()
-    def decode(self, tokens: Int[Tensor, " rows"], decoding: Decoding) -> Float[Tensor, "rows width"]:
+    def decode_step(
+        self, tokens: Int[Tensor, " rows"], decoding: DecodingLayout
+    ) -> Float[Tensor, "rows width"]:
         """Feed each row its latest token."""
-        model = self.whole
+        model = self.sampling_model
         embeds = model.get_input_embeddings()(tokens)
         return run_layers(inner_model(model).language_model, embeds, decoding.positions, decoding)
 
     @torch.no_grad()
-    def scores(self, hidden: Float[Tensor, "rows width"], temperature: float = 1.0) -> Scores:
+    def next_token_logprobs(self, hidden: Float[Tensor, "rows width"], temperature: float = 1.0) -> Scores:
         """Log-probabilities of the next token, as :meth:`logprobs` has them."""
-        return head_scores(hidden, self.whole.get_output_embeddings().weight, self.banned, temperature)
+        return next_token_logprobs(
+            hidden, self.sampling_model.get_output_embeddings().weight, self.banned, temperature
+        )
 
     @torch.no_grad()
     def generate(
@@ -279,10 +291,12 @@ class Policy(nn.Module):
             eos_token_id=self.eos_ids,
             pad_token_id=self.pad_id,
         )
-        model = self.whole
-        embeds, mask, positions = repeated(model, prompts, self.see(prompts, model), group_size)
+        model = self.sampling_model
+        embeds, mask, positions = repeat_prompts(
+            model, prompts, self.image_features(prompts, model), group_size
+        )
         self.counters["prefill_tokens"] += mask.numel()
-        with self.sampling():
+        with self.sampling_mode():
             tokens = model.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask.long(),
@@ -303,20 +317,20 @@ class Policy(nn.Module):
         Args:
             max_new_tokens: limit of an answer that goes into the generation config.
         """
-        model = self.whole
-        with whole_or_not_at_all(folder) as partial:
+        model = self.sampling_model
+        with replace_folder(folder) as partial:
             # Otherwise peft asks the hub for the size of the base's vocabulary.
             how = {"save_embedding_layers": False} if self.has_adapter else {}
             model.save_pretrained(partial, **how)
             self.encoder.tokenizer.save_pretrained(partial)
             self.encoder.image_processor.save_pretrained(partial)
-            name_processor(partial, model.config.model_type)
+            write_processor_class(partial, model.config.model_type)
             if self.has_adapter:
-                name_base(partial, model.get_base_model().name_or_path)
-            greedy(self.eos_ids, self.pad_id, self.banned_ids, max_new_tokens).save_pretrained(partial)
+                write_adapter_base(partial, model.get_base_model().name_or_path)
+            greedy_config(self.eos_ids, self.pad_id, self.banned_ids, max_new_tokens).save_pretrained(partial)
 
     def _logprobs(self, model, prompts, tokens, mask, temperature):
-        features, lengths = self.see(prompts, model), mask.sum(1).tolist()
+        features, lengths = self.image_features(prompts, model), mask.sum(1).tolist()
         compute, count = LAYOUTS[self.layout]
         for name, number in count(prompts, tokens, lengths).items():
             self.counters[name] += number

@@ -16,12 +16,12 @@ _LIMITS = ("min_pixels", "max_pixels", "image_size", "dtype", "max_completion_to
 _STYLE = {"name", "train", "evaluate", "layout", "tags"}
 
 
-class UnknownAskingError(ValueError):
+class UnknownPromptError(ValueError):
     """It cannot be told how a model is to be asked. The message says why and names the remedy."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptRecord:
     """What training and evaluation showed a model, and in which words; stands where a recipe does.
 
     Attributes:
@@ -43,12 +43,12 @@ class Asked:
     gradient_checkpointing: bool = False
 
 
-def recorded(folder: Path) -> Asked | None:
+def read_record(folder: Path) -> PromptRecord | None:
     """As ``medvlm_r1.json`` of a checkpoint says; ``None`` where there is none.
 
     Raises:
         UnusableWeightsError: the file is no JSON.
-        UnknownAskingError: it lacks something.
+        UnknownPromptError: it lacks something.
     """
     if not (folder / RECORD).is_file():
         return None
@@ -59,7 +59,7 @@ def recorded(folder: Path) -> Asked | None:
         or not isinstance(style, dict)
         or (lacking := sorted(_STYLE - style.keys()))
     ):
-        raise UnknownAskingError(
+        raise UnknownPromptError(
             f"{folder}: {RECORD} lacks {', '.join(lacking) or 'a prompt'}, so how the model was asked is "
             "unknown: copy the file again, or remove it and choose with --prompt"
         )
@@ -67,7 +67,7 @@ def recorded(folder: Path) -> Asked | None:
     return _asked(PromptStyle(**{key: style[key] for key in _STYLE}, open=style.get("open")), said, rounded)
 
 
-def configured(path: str, prompt: str, recipe: str | None = None) -> tuple[Asked, str]:
+def record_from_config(path: str, prompt: str, recipe: str | None = None) -> tuple[PromptRecord, str]:
     """As the options ``prompt`` and ``model`` of ``conf/`` say, for a checkpoint without a record.
 
     Args:
@@ -79,10 +79,10 @@ def configured(path: str, prompt: str, recipe: str | None = None) -> tuple[Asked
         How to ask, and the name of the model option.
 
     Raises:
-        UnknownAskingError: there is no ``conf/``, or no such option.
+        UnknownPromptError: there is no ``conf/``, or no such option.
     """
     if not CONF.is_dir():
-        raise UnknownAskingError(
+        raise UnknownPromptError(
             f"{path} has no {RECORD}, and there are no prompts and limits to choose from at {CONF}: run this "
             "from the project's repository"
         )
@@ -92,13 +92,13 @@ def configured(path: str, prompt: str, recipe: str | None = None) -> tuple[Asked
     return _asked(PromptStyle(**style), limits), recipe
 
 
-def pinned(path: str) -> str | None:
+def configured_revision(path: str) -> str | None:
     """The revision that the configuration's model options give for a hub id; ``None`` for anything else."""
     return next((model["revision"] for _, model in _models() if model.get("path") == path), None)
 
 
-def _asked(prompt: PromptStyle, said: Mapping[str, Any], rounded: bool = False) -> Asked:
-    return Asked(prompt, *(said[key] for key in _LIMITS), rounded=rounded)
+def _asked(prompt: PromptStyle, said: Mapping[str, Any], rounded: bool = False) -> PromptRecord:
+    return PromptRecord(prompt, *(said[key] for key in _LIMITS), rounded=rounded)
 
 
 def _files(group: str) -> list[Path]:
@@ -112,7 +112,7 @@ def _models() -> list[tuple[str, dict[str, Any]]]:
 def _option(group: str, name: str) -> dict[str, Any]:
     """An option of a group, with the options that it builds on below it."""
     if name not in (names := [file.stem for file in _files(group)]):
-        raise UnknownAskingError(f"there is no {group} option {name!r}: take one of {', '.join(names)}")
+        raise UnknownPromptError(f"there is no {group} option {name!r}: take one of {', '.join(names)}")
     node = OmegaConf.load(CONF / group / f"{name}.yaml")
     values = OmegaConf.to_container(node, resolve=False)  # other groups stay names: ${peft}
     below = [_option(group, other) for other in values.pop("defaults", []) if other != "_self_"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from medvlm_r1.rollout.rows import Rows
+from medvlm_r1.rollout.decoding_state import DecodingState
 
 Step = Callable[[], None]
 WARM_UP = 2  # steps before recording: libraries choose kernels and take their work spaces
@@ -39,7 +39,7 @@ def compiled_cuda_graph(step: Step, rewind: Step) -> Step:
     return cuda_graph(torch.compile(step, fullgraph=True, dynamic=False), rewind)
 
 
-class Recorder:
+class GraphCache:
     """Replays steps of rows whose shape was seen before.
 
     Args:
@@ -51,7 +51,7 @@ class Recorder:
         self._staying: dict[Hashable, list[Tensor]] = {}
         self._replays: dict[Hashable, Step] = {}
 
-    def __call__(self, rows: Rows) -> None:
+    def __call__(self, rows: DecodingState) -> None:
         """One step of ``rows``; its tensors may be others afterwards, with the values that are meant."""
         tensors = rows.tensors()
         shape = (rows.policy, rows.sampling, *(tensor.shape for tensor in tensors))
@@ -59,7 +59,7 @@ class Recorder:
         for stays, new in zip(staying, tensors, strict=True):
             if stays is not new:
                 stays.copy_(new)
-        rows.adopt(staying)
+        rows.use_tensors(staying)
         key = shape, rows.decoding.window
         if key not in self._replays:
             before = [tensor.clone() for tensor in staying]
@@ -68,5 +68,5 @@ class Recorder:
                 for tensor, value in zip(staying, before, strict=True):
                     tensor.copy_(value)
 
-            self._replays[key] = self.record(rows.twin().advance, rewind)
+            self._replays[key] = self.record(rows.shallow_copy().advance, rewind)
         self._replays[key]()

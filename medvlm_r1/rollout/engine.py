@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Rollout:
         """Tokens per completion, end of sequence included."""
         return self.mask.sum(1)
 
-    def rows(self, chosen: Int[Tensor, " rows"]) -> "Rollout":
+    def select(self, chosen: Int[Tensor, " rows"]) -> "Rollout":
         """Some of the rows, in this order."""
         return Rollout(
             tokens=self.tokens[chosen],
@@ -86,7 +86,7 @@ class Rollout:
             truncated=self.truncated[chosen],
         )
 
-    def beside(self, other: "Rollout", pad_id: int) -> "Rollout":
+    def concat(self, other: "Rollout", pad_id: int) -> "Rollout":
         """The rows of both, one's below the other's, padded to the longer."""
         longest = max(self.tokens.shape[1], other.tokens.shape[1])
 
@@ -122,7 +122,7 @@ class RolloutEngine(Protocol):
     """
 
     def __call__(
-        self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: DrawKey
+        self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
     ) -> Rollout: ...
 
 
@@ -134,7 +134,7 @@ def completion_mask(
     return ended.cumsum(1) - ended.long() == 0
 
 
-def finished_rollout(
+def build_rollout(
     policy: Policy,
     tokens: Int[Tensor, "rows tokens"],
     logprobs: Float[Tensor, "rows tokens"],

@@ -19,7 +19,7 @@ Scores = Float[Tensor, "rows vocabulary"]
 
 
 @dataclass(frozen=True)
-class DrawKey:
+class NoiseKey:
     """What a rollout's draws depend on besides its rows.
 
     Attributes:
@@ -30,7 +30,7 @@ class DrawKey:
     seed: int
     step: int
 
-    def rows(self, sample_ids: Sequence[str], group_size: int) -> Int[Tensor, " rows"]:
+    def completion_keys(self, sample_ids: Sequence[str], group_size: int) -> Int[Tensor, " rows"]:
         """One 32-bit key per completion, prompt-major."""
         samples = torch.tensor([zlib.crc32(s.encode()) for s in sample_ids])
         completions = torch.arange(group_size)
@@ -40,14 +40,14 @@ class DrawKey:
         return _mix(key[:, None] ^ completions[None, :]).reshape(-1)
 
 
-def choice_scores(
+def gumbel_max_scores(
     logprobs: Scores, sampling: "Sampling", rows: Int[Tensor, " rows"], position: int | Tensor
 ) -> tuple[Scores, Float[Tensor, " rows"]]:
     """Scores whose argmax is the draw of each row's next token.
 
     Args:
         logprobs: of the next token.
-        rows: 32-bit keys of :meth:`DrawKey.rows`.
+        rows: 32-bit keys of :meth:`NoiseKey.completion_keys`.
         position: index of the token in its completion.
 
     Returns:
@@ -86,7 +86,7 @@ def gumbel_noise(
     """Standard Gumbel noise, so that argmax(logits + noise) is a draw from softmax(logits).
 
     Args:
-        rows: 32-bit keys of :meth:`DrawKey.rows`.
+        rows: 32-bit keys of :meth:`NoiseKey.completion_keys`.
         position: index of the token in its completion.
         vocabulary: number of token ids.
     """

@@ -11,11 +11,16 @@ from typing import Any
 KEYS: dict[str, str] = {
     "model.replies": "model.cache",
     "pictures": "image_cache",
+    "rollout.look_every": "rollout.sync_every",
     "tune": "peft",
     "watch": "callbacks",
 }
 # Columns of metrics.csv.
-METRICS: dict[str, str] = {}
+METRICS: dict[str, str] = {
+    "train/host_reads": "train/device_syncs",
+    "train/pass_tokens": "train/forward_tokens",
+    "train/head_tokens": "train/lm_head_tokens",
+}
 
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w./]+)(?P<package>@[^=]*)?(?P<value>=.*)?", re.DOTALL)
 

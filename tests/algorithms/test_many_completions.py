@@ -14,7 +14,7 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 PROMPTS = ["medvlm_r1", "medvlm_r1_simple"]  # answer tags, and none: they read alike otherwise
@@ -94,7 +94,7 @@ def test_completions_of_the_embedded_model(temperature, different, questions):
     style, policy = of("prompt", "medvlm_r1"), load_policy("embedded", RECIPE)
     prompts = [policy.encoder.encode(sample, "train", style) for sample in questions[:10]]
     sampling = Sampling(group_size=50, max_tokens=48, temperature=temperature)
-    rollout = SharedPrefixEngine()(policy, prompts, sampling, DrawKey(seed=0, step=0))
+    rollout = SharedPrefixEngine()(policy, prompts, sampling, NoiseKey(seed=0, step=0))
     samples = [sample for sample in questions[:10] for _ in range(50)]
     answers = [style.parse(text, sample) for text, sample in zip(rollout.texts, samples, strict=True)]
     table = of("reward", "medvlm_r1").score(answers, samples)

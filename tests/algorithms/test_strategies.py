@@ -150,9 +150,9 @@ def test_splitting_changes_no_bit_of_the_function_in_bfloat16(one_rank):
     with torch.no_grad():
         expected = policy.logprobs(batch, tokens, mask)
         policy.shard(one_rank)
-        assert {p.dtype for p in policy.trained} == {torch.float32}
+        assert {p.dtype for p in policy.trainable_parameters} == {torch.float32}
         assert torch.equal(policy.logprobs(batch, tokens, mask), expected)
-    assert {p.dtype for p in policy.whole.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in policy.sampling_model.parameters()} == {torch.bfloat16}
 
 
 def test_a_device_without_a_validation_question_is_refused():

@@ -19,11 +19,11 @@ from medvlm_r1.cli.export import files_to_upload, main
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.loading.load import load_policy
-from medvlm_r1.policy.merge import merge_adapter
-from medvlm_r1.policy.saving import look_into
+from medvlm_r1.policy.saving.folder import inspect_folder
+from medvlm_r1.policy.saving.merge import merge_adapter
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 (SCAN,) = PhantomSource("mri", 25, "test")[3].images
 
@@ -59,7 +59,7 @@ class TestCard:
         sample = VQASample("card", (SCAN,), "Which organ is marked?", options, "A", "mri", "", "test", "card")
         prompt = policy.encoder.encode(sample, "evaluate", PROMPT)
         greedy = Sampling(group_size=1, max_tokens=32, temperature=0.0)
-        rollout = ReferenceEngine()(policy, [prompt], greedy, DrawKey(0, 0))
+        rollout = ReferenceEngine()(policy, [prompt], greedy, NoiseKey(0, 0))
         assert said.strip() == rollout.texts[0].strip()
 
     @pytest.mark.parametrize("tune", ["full", "lora"])
@@ -124,7 +124,7 @@ class TestCommand:
         card = (out / "README.md").read_text()
         assert "library_name: transformers" in card
         assert "merged into these weights" in card
-        assert look_into(out).dtype == "bfloat16"
+        assert inspect_folder(out).dtype == "bfloat16"
         assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
 
     @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText
 import run  # noqa: F401  (registers the resolvers)
 from medvlm_r1.cli.predict import main
 from medvlm_r1.data.sample import Question
+from medvlm_r1.inference.confidence import option_probabilities
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy import prompt_record
-from medvlm_r1.policy.confidence import option_probabilities
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.resolve import EMBEDDED
 from medvlm_r1.policy.loading.tuning import Tuning
@@ -144,7 +144,7 @@ class TestAsked:
     def test_a_plain_checkpoints_limits_are_those_of_its_model_option(self, name):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("config", overrides=[f"model={name}", "prompt=med_r1_simple"])
-        found, option = prompt_record.configured("anywhere", "med_r1_simple", name)
+        found, option = prompt_record.record_from_config("anywhere", "med_r1_simple", name)
         assert option == name
         for limit in ("min_pixels", "max_pixels", "image_size", "dtype", "max_completion_tokens"):
             assert getattr(found, limit) == cfg.model.recipe[limit]
@@ -155,16 +155,16 @@ class TestAsked:
         }
 
     def test_the_option_is_found_by_its_path(self):
-        assert prompt_record.configured("embedded", "medvlm_r1")[1] == "tiny"
-        assert prompt_record.configured("Qwen/Qwen2-VL-7B-Instruct", "medvlm_r1")[1] == "qwen2_vl_7b"
-        assert prompt_record.configured("/some/checkpoint", "medvlm_r1")[1] == "qwen2_vl_2b"
-        assert prompt_record.pinned("Qwen/Qwen2-VL-2B-Instruct").startswith("895c3a")
-        assert prompt_record.pinned("/some/checkpoint") is None
+        assert prompt_record.record_from_config("embedded", "medvlm_r1")[1] == "tiny"
+        assert prompt_record.record_from_config("Qwen/Qwen2-VL-7B-Instruct", "medvlm_r1")[1] == "qwen2_vl_7b"
+        assert prompt_record.record_from_config("/some/checkpoint", "medvlm_r1")[1] == "qwen2_vl_2b"
+        assert prompt_record.configured_revision("Qwen/Qwen2-VL-2B-Instruct").startswith("895c3a")
+        assert prompt_record.configured_revision("/some/checkpoint") is None
 
     def test_without_conf_it_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr(prompt_record, "CONF", tmp_path / "conf")
-        with pytest.raises(prompt_record.UnknownAskingError, match="from the project's repository"):
-            prompt_record.configured("embedded", "medvlm_r1")
+        with pytest.raises(prompt_record.UnknownPromptError, match="from the project's repository"):
+            prompt_record.record_from_config("embedded", "medvlm_r1")
 
 
 @pytest.fixture(scope="module")

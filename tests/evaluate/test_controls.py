@@ -173,9 +173,9 @@ class TestEncoding:
         sample = dataclasses.replace(question(0), images=(Counted(1, loads),))
         encoder = ChatEncoder(None, 3136, 401408) if served else encoder
         controls = [c for c in ANSWERED if not (served and c == "reasoning-cut")]
-        asked, seen = PerturbedQuestions([sample], controls, "<answer>")[0], {}
+        asked, memo = PerturbedQuestions([sample], controls, "<answer>")[0], {}
         made = [
-            encoder.encode(v.sample, "evaluate", PROMPT, assistant_prefix=v.assistant_prefix, seen=seen)
+            encoder.encode(v.sample, "evaluate", PROMPT, assistant_prefix=v.assistant_prefix, memo=memo)
             for v in asked
         ]
         assert len(made) == len(controls) - 1  # it has no partner to swap with
@@ -339,7 +339,7 @@ class TestCost:
         policy = load_policy("embedded", RECIPE, tuning=tuning)
         every, _ = judged(policy, tmp_path / "every", phantoms(12), batch=4)
         assert every.computed["images_encoded"] == 12 + 1
-        policy.forget_pictures()
+        policy.clear_vision_cache()
         plain, _ = judged(policy, tmp_path / "plain", phantoms(12), ("image",), batch=4)
         assert plain.computed["images_encoded"] == 12
 

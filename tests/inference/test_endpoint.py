@@ -37,7 +37,7 @@ from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.rewards import Rewards, letter_accuracy
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 RECIPE = replace(training.RECIPE, max_prompt_tokens=4096)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
@@ -107,7 +107,7 @@ def phantoms(n, modality="mri"):
 
 def ask(policy, samples, engine=None, sampling=GREEDY):
     prompts = [policy.encoder.encode(sample, "evaluate", PROMPT) for sample in samples]
-    return (engine or policy.engine)(policy, prompts, sampling, DrawKey(0, 0))
+    return (engine or policy.engine)(policy, prompts, sampling, NoiseKey(0, 0))
 
 
 def rows(rollout):

@@ -12,7 +12,7 @@ from transformers import Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.encode import Encoder
-from medvlm_r1.policy.geometry import geometry
+from medvlm_r1.policy.loading.architecture import load_config
 
 CONF = Path(__file__).parents[2] / "conf" / "prompt"
 
@@ -141,7 +141,7 @@ class TestTokenizer:
         assert len(qwen2) == 151657
 
     def test_it_fits_the_genuine_configuration(self, qwen2):
-        config = geometry("Qwen/Qwen2-VL-2B-Instruct")
+        config = load_config("Qwen/Qwen2-VL-2B-Instruct")
         assert qwen2.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id == 151655
         assert max(SPECIALS.values()) < config.text_config.vocab_size
         assert qwen2("<|im_end|>")["input_ids"] == [qwen2.eos_token_id]

@@ -20,7 +20,13 @@ from medvlm_r1.plan.memory import NF4_BYTES
 from medvlm_r1.plan.meta import Ledger
 from medvlm_r1.plan.plan import plan, remedies
 from medvlm_r1.plan.workload import read_workload
-from medvlm_r1.policy.geometry import PUBLISHED, cache_bytes_per_token, geometry, text_tokens, unweighted
+from medvlm_r1.policy.loading.architecture import (
+    PUBLISHED,
+    cache_bytes_per_token,
+    load_config,
+    meta_model,
+    text_tokens,
+)
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.tuning import Tuning
 
@@ -70,7 +76,7 @@ def paper():
     ),
 )
 def test_the_published_architectures_have_their_published_size(path, parameters):
-    assert sum(p.numel() for p in unweighted(geometry(path), torch.bfloat16).parameters()) == parameters
+    assert sum(p.numel() for p in meta_model(load_config(path), torch.bfloat16).parameters()) == parameters
 
 
 def test_the_papers_run_by_hand(paper):
@@ -96,7 +102,7 @@ def test_the_papers_run_by_hand(paper):
 def test_the_cache_by_hand(paper):
     """Two tensors, 28 layers, 2 heads of 128, 2 bytes; 4 prompts x 4 rows, prompt and 512 tokens."""
     per_token = 2 * 28 * 2 * 128 * 2
-    assert per_token == cache_bytes_per_token(geometry(paper.workload.path), torch.bfloat16) == 28_672
+    assert per_token == cache_bytes_per_token(load_config(paper.workload.path), torch.bfloat16) == 28_672
     assert held(paper, "KV cache", "sampling") == per_token * (4 * paper.workload.prompt + 16 * 512)
     assert held(paper, "KV cache", "evaluation") == per_token * 16 * (paper.workload.prompt + 512)
 
@@ -180,7 +186,7 @@ def test_the_meta_device_counts_what_the_tiny_model_really_holds(tiny):
     In the repeated layout: what the packed one computes again, it keeps where no hook of autograd's sees it.
     """
     policy = load_policy("embedded", tiny.recipe, layout="repeated")
-    meta = Meter(geometry("embedded"), tiny.recipe, Tuning(), whole=True, layout="repeated").policy()
+    meta = Meter(load_config("embedded"), tiny.recipe, Tuning(), whole=True, layout="repeated").policy()
     with sdpa_kernel(SDPBackend.MATH):
         real = train_once(policy, TINY, grouped=True, device="cpu", fused=False)
     assert train_once(meta, TINY, grouped=True, fused=False) == real
@@ -207,7 +213,7 @@ def test_shallow_models_tell_the_cost_of_the_whole_one(path, again):
     recipe = dataclasses.replace(read(PAPER).recipe, gradient_checkpointing=again)
     lengths = Lengths(1, 4, 300, 200, (16, 32))
     shallow, whole = (
-        Meter(geometry(path), recipe, Tuning(), w).training(lengths, True) for w in (False, True)
+        Meter(load_config(path), recipe, Tuning(), w).training(lengths, True) for w in (False, True)
     )
     assert dataclasses.astuple(shallow)[:3] == dataclasses.astuple(whole)[:3]
     assert shallow.peak == pytest.approx(whole.peak, rel=0.01)
@@ -215,7 +221,7 @@ def test_shallow_models_tell_the_cost_of_the_whole_one(path, again):
 
 def test_arithmetic_agrees_with_torchs_counter():
     recipe = read(PAPER).recipe
-    policy = Meter(geometry("embedded"), recipe, Tuning()).policy()
+    policy = Meter(load_config("embedded"), recipe, Tuning()).policy()
     batch = inputs(policy, TINY)
     with FlopCounterMode(display=False) as counter, Ledger() as ledger:
         policy.logprobs(*batch)
@@ -224,7 +230,7 @@ def test_arithmetic_agrees_with_torchs_counter():
 
 def test_arithmetic_by_hand():
     """Two operations for each weight and token, and attention: 4 x rows x tokens^2 x width x layers."""
-    meter = Meter(geometry("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning(), layout="repeated")
+    meter = Meter(load_config("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning(), layout="repeated")
     few, many = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 3, 300, 200, (4, 4))
     of_two_rows = meter.scoring(many).flops - meter.scoring(few).flops  # the image is seen once
     embedding = 151_936 * 1536
@@ -236,7 +242,7 @@ def test_arithmetic_by_hand():
 
 def test_arithmetic_of_packed_passes_by_hand():
     """A further completion costs its own tokens, which see the prompt and themselves; and its logits."""
-    meter = Meter(geometry("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
+    meter = Meter(load_config("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
     few, many = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 3, 300, 200, (4, 4))
     of_two_rows = meter.scoring(many).flops - meter.scoring(few).flops
     embedding = 151_936 * 1536
@@ -246,7 +252,7 @@ def test_arithmetic_of_packed_passes_by_hand():
 
 
 def test_a_prompt_is_read_once_whatever_the_group():
-    meter = Meter(geometry("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
+    meter = Meter(load_config("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
     one, four = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 4, 300, 200, (4, 4))
     assert meter.prefill(four).flops == meter.prefill(one).flops
     assert meter.prefill(four, shared=False).flops > 2 * meter.prefill(one, shared=False).flops
@@ -254,7 +260,7 @@ def test_a_prompt_is_read_once_whatever_the_group():
 
 def test_the_packed_pass_is_counted_on_meta_as_on_real_tensors(tiny):
     policy = load_policy("embedded", tiny.recipe)
-    meta = Meter(geometry("embedded"), tiny.recipe, Tuning(), whole=True).policy()
+    meta = Meter(load_config("embedded"), tiny.recipe, Tuning(), whole=True).policy()
     with sdpa_kernel(SDPBackend.MATH):
         real = train_once(policy, TINY, grouped=True, device="cpu", fused=False)
     assert train_once(meta, TINY, grouped=True, fused=False) == real
@@ -274,7 +280,7 @@ def test_a_training_pass_costs_three_forward_passes_and_the_logits_again(paper):
 
 
 def test_checkpointing_trades_memory_for_arithmetic():
-    one = Meter(geometry("embedded"), read("model=tiny").recipe, Tuning())
+    one = Meter(load_config("embedded"), read("model=tiny").recipe, Tuning())
     two = Meter(one.config, dataclasses.replace(one.recipe, gradient_checkpointing=True), Tuning())
     assert two.training(TINY, True).held < 0.5 * one.training(TINY, True).held
     assert two.training(TINY, True).flops > 1.2 * one.training(TINY, True).flops

@@ -350,8 +350,8 @@ class TestCollate:
 
     def test_a_picture_is_known_by_its_patches(self, prompts, questions, encoder, short_style):
         again = encoder.encode(questions["two"], "evaluate", short_style)
-        assert again.pictures == prompts["two"].pictures
-        every = [picture for p in prompts.values() for picture in p.pictures]
+        assert again.image_digests == prompts["two"].image_digests
+        every = [picture for p in prompts.values() for picture in p.image_digests]
         assert len(set(every)) == len(every) == 5
 
     def test_pictures_stand_in_the_order_of_the_prompts(self, prompts):

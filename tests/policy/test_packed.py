@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_iter
 from medvlm_r1.plan.measure import Lengths, Meter
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.forward import lm_head, logprobs
-from medvlm_r1.policy.forward.lm_head import head_logprobs
+from medvlm_r1.policy.forward.lm_head import target_logprobs
 from medvlm_r1.policy.forward.logprobs import inner_model
-from medvlm_r1.policy.forward.packing import Blocks
-from medvlm_r1.policy.geometry import geometry
+from medvlm_r1.policy.forward.packing import Padder
+from medvlm_r1.policy.loading.architecture import load_config
 from medvlm_r1.policy.loading.load import Recipe
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
@@ -52,7 +52,7 @@ def test_both_layouts_give_the_same(kind, names, lengths, prompts, request):
     tokens, mask = completions(policy.encoder, LENGTHS[lengths](GROUP * len(chosen)))
     batch = collate(chosen, policy.pad_id, CPU)
     weight = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))[mask]
-    trained = policy.trained
+    trained = policy.trainable_parameters
     found = []
     for each in (policy, repeated):
         logprobs = each.logprobs(batch, tokens, mask, 0.9)
@@ -110,8 +110,8 @@ def test_each_prompt_and_each_token_goes_through_once(prompts, random_policy):
     # A completion's last token predicts nothing.
     expected = sum(len(p.ids) for p in chosen) + sum(lengths) - len(lengths)
     assert seen == [expected] * len(layers)
-    assert policy.counters["pass_tokens"] == expected
-    assert policy.counters["head_tokens"] == sum(lengths)
+    assert policy.counters["forward_tokens"] == expected
+    assert policy.counters["lm_head_tokens"] == sum(lengths)
     assert policy.counters["images_encoded"] == 2
 
 
@@ -146,7 +146,7 @@ class TestHead:
         plain = plain.gather(-1, targets[:, None])[:, 0]
         wanted = [hidden] if frozen else [hidden, weight]
         expected = torch.autograd.grad((plain * gain).sum(), wanted)
-        got = head_logprobs(hidden, weight.detach() if frozen else weight, targets, banned, temperature)
+        got = target_logprobs(hidden, weight.detach() if frozen else weight, targets, banned, temperature)
         torch.testing.assert_close(got, plain, rtol=1e-6, atol=1e-6)
         for one, other in zip(torch.autograd.grad((got * gain).sum(), wanted), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=2e-6)
@@ -167,7 +167,7 @@ class TestHead:
                 return out
 
         with Largest() as largest:
-            got = head_logprobs(hidden, weight.detach() if frozen else weight, targets, banned, 1.0)
+            got = target_logprobs(hidden, weight.detach() if frozen else weight, targets, banned, 1.0)
             (got * gain).sum().backward()
         assert largest.bytes == 8 * 400 * 4
 
@@ -176,7 +176,7 @@ class TestBlocks:
     @pytest.mark.parametrize("lengths", [[3, 1, 4], [2, 2], [0, 3], [0, 0]])
     @pytest.mark.parametrize("multiple", [1, 5])
     def test_there_and_back(self, lengths, multiple):
-        blocks = Blocks(lengths, CPU, multiple)
+        blocks = Padder(lengths, CPU, multiple)
         tokens = torch.randn(sum(lengths), 2)
         block = blocks.pad(tokens)
         assert block.shape == (len(lengths), blocks.longest, 2)
@@ -198,7 +198,7 @@ class TestRealSize:
 
     def cost(self, layout, completion, tuning=None):
         meter = Meter(
-            geometry("Qwen/Qwen2-VL-2B-Instruct"),
+            load_config("Qwen/Qwen2-VL-2B-Instruct"),
             self.RECIPE,
             tuning or Tuning(train="language_model"),
             layout=layout,

@@ -393,7 +393,7 @@ class TestReference:
 
     def test_the_frozen_copy_is_the_start_after_an_update(self, fresh_policy, task):
         mask = task[-1]
-        fresh_policy.keep_reference()
+        fresh_policy.freeze_reference()
         with torch.no_grad():
             start = fresh_policy.logprobs(*task)
         train_a_little(fresh_policy, *task)
@@ -405,12 +405,12 @@ class TestReference:
         assert not reference.requires_grad
 
     def test_without_one_it_says_so(self, fresh_policy, task):
-        with pytest.raises(RuntimeError, match="call keep_reference"):
+        with pytest.raises(RuntimeError, match="call freeze_reference"):
             fresh_policy.reference_logprobs(*task)
 
     def test_the_frozen_copy_is_in_no_checkpoint_and_no_optimiser(self, fresh_policy):
         before = [list(fresh_policy.state_dict()), *map(len, self.registered(fresh_policy))]
-        fresh_policy.keep_reference()
+        fresh_policy.freeze_reference()
         assert [list(fresh_policy.state_dict()), *map(len, self.registered(fresh_policy))] == before
 
     @staticmethod
@@ -429,11 +429,11 @@ class TestReference:
             assert (lora_policy.logprobs(*task) - adapted)[mask].abs().max() > 1e-3
 
     def test_an_adapter_needs_no_copy(self, lora_policy):
-        lora_policy.keep_reference()
+        lora_policy.freeze_reference()
         assert lora_policy._reference == []
 
     def test_temperature_applies_to_the_reference_too(self, fresh_policy, task):
-        fresh_policy.keep_reference()
+        fresh_policy.freeze_reference()
         with torch.no_grad():
             expected = fresh_policy.logprobs(*task, 0.7)
         assert torch.equal(fresh_policy.reference_logprobs(*task, 0.7), expected)

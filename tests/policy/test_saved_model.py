@@ -28,11 +28,11 @@ from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.resolve import EMBEDDED, base_of
 from medvlm_r1.policy.loading.tuning import Tuning
-from medvlm_r1.policy.merge import merge_adapter
-from medvlm_r1.policy.saving import ModelFolderError, look_into, whole_or_not_at_all
+from medvlm_r1.policy.saving.folder import ModelFolderError, inspect_folder, replace_folder
+from medvlm_r1.policy.saving.merge import merge_adapter
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 LIMIT = 24
 TARGETS = ".*language_model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -44,7 +44,7 @@ def trained(tuning=None, steps=6, recipe=RECIPE):
     """A policy that learned a few questions by plain likelihood, so that it is no longer its base."""
     seed_everything(0, verbose=False)
     policy = load_policy("embedded", recipe, tuning=tuning)
-    optimizer = torch.optim.AdamW(policy.trained, lr=3e-3 if tuning else 3e-4)
+    optimizer = torch.optim.AdamW(policy.trainable_parameters, lr=3e-3 if tuning else 3e-4)
     samples = list(PhantomSource("mri", 4 * steps, "train"))
     for step in range(steps):
         chosen = [policy.encoder.encode(s, "train", PROMPT) for s in samples[4 * step : 4 * step + 4]]
@@ -66,7 +66,7 @@ def evaluated(policy):
     answers = []
     for start in range(0, len(QUESTIONS), 16):
         prompts = [policy.encoder.encode(s, "evaluate", PROMPT) for s in QUESTIONS[start : start + 16]]
-        rollout = engine(policy, prompts, sampling, DrawKey(0, 0))
+        rollout = engine(policy, prompts, sampling, NoiseKey(0, 0))
         answers += [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask.bool(), strict=True)]
     return answers
 
@@ -217,7 +217,7 @@ class TestDirectory:
         recipe = functools.partial(type(RECIPE), **{**vars(RECIPE), "dtype": "bfloat16"})()
         policy = load_policy("embedded", recipe, tuning=tuning)
         policy.save(tmp_path / "model")
-        assert look_into(tmp_path / "model").dtype == "bfloat16"
+        assert inspect_folder(tmp_path / "model").dtype == "bfloat16"
         if tuning is None:
             loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype="auto")
             assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
@@ -229,7 +229,7 @@ class TestDirectory:
         tuning = Tuning(train="adapter", adapter=LORA.adapter, quantize="nf4")
         policy = trained(tuning, steps=1)
         policy.save(tmp_path / "model")
-        found = look_into(tmp_path / "model")
+        found = inspect_folder(tmp_path / "model")
         assert (found.kind, found.base, found.dtype) == ("adapter", "embedded", "float32")
         merge_adapter(tmp_path / "model", tmp_path / "merged")
         merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict()
@@ -244,7 +244,7 @@ class TestDirectory:
     def test_merging_saves_in_the_asked_dtype(self, adapter, tmp_path):
         for dtype, stored in ((None, "float32"), ("bfloat16", "bfloat16")):
             merge_adapter(adapter[0], tmp_path / stored, dtype)
-            found = look_into(tmp_path / stored)
+            found = inspect_folder(tmp_path / stored)
             assert (found.kind, found.dtype) == ("weights", stored)
             loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / stored, dtype="auto")
             assert loaded.dtype == getattr(torch, stored)
@@ -255,7 +255,7 @@ class TestDirectory:
         weights = tmp_path / "model" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
         with pytest.raises(ModelFolderError, match="cut short"):
-            look_into(tmp_path / "model")
+            inspect_folder(tmp_path / "model")
 
 
 class TestInterrupted:
@@ -266,7 +266,7 @@ class TestInterrupted:
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
         def write_half():
-            with whole_or_not_at_all(folder) as partial:
+            with replace_folder(folder) as partial:
                 (partial / "config.json").write_text("{}")
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -291,19 +291,19 @@ class TestInterrupted:
         code = """
 import os
 from pathlib import Path
-from medvlm_r1.policy.saving import whole_or_not_at_all
-with whole_or_not_at_all(Path("model")) as partial:
+from medvlm_r1.policy.saving.folder import replace_folder
+with replace_folder(Path("model")) as partial:
     (partial / "config.json").write_text("{}")
     os.kill(os.getpid(), 9)
 """
         python(tmp_path, "-c", code, code=-9)
         assert not (tmp_path / "model").exists()
         load_policy(str(full[0]), RECIPE).save(tmp_path / "model")
-        assert look_into(tmp_path / "model").kind == "weights"
+        assert inspect_folder(tmp_path / "model").kind == "weights"
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
     def test_saving_again_replaces(self, adapter, tmp_path):
         shutil.copytree(adapter[0], tmp_path / "model")
         load_policy("embedded", RECIPE).save(tmp_path / "model")
-        assert look_into(tmp_path / "model").kind == "weights"
+        assert inspect_folder(tmp_path / "model").kind == "weights"
         assert not list((tmp_path / "model").glob("adapter_*"))

@@ -86,7 +86,7 @@ class TestWhatMoves:
         )
 
     def test_nothing_is_trained_in_four_bits_alone(self):
-        assert fresh(Tuning("nothing", quantize="nf4")).trained == []
+        assert fresh(Tuning("nothing", quantize="nf4")).trainable_parameters == []
 
 
 def fresh(tuning, **recipe):
@@ -110,11 +110,11 @@ class TestReference:
     @pytest.mark.parametrize("name", CHOICES)
     def test_it_is_the_untrained_model_throughout(self, name, task):
         policy = fresh(CHOICES[name][0])
-        policy.keep_reference()
+        policy.freeze_reference()
         mask = task[-1]
         with torch.no_grad():
             untrained = policy.logprobs(*task)
-        optimizer = torch.optim.AdamW(policy.trained, lr=1e-2)
+        optimizer = torch.optim.AdamW(policy.trainable_parameters, lr=1e-2)
         for _ in range(3):
             assert torch.equal(policy.reference_logprobs(*task)[mask], untrained[mask])
             policy.logprobs(*task)[mask].sum().backward()
@@ -126,14 +126,14 @@ class TestReference:
 
     def test_it_shares_a_frozen_tower(self):
         policy = fresh(Tuning("language_model"))
-        policy.keep_reference()
+        policy.freeze_reference()
         (reference,) = policy._reference
         assert reference.model.visual is policy.model.model.visual
         assert reference.model.language_model is not policy.model.model.language_model
 
     def test_a_trained_tower_is_copied(self):
         policy = fresh(Tuning())
-        policy.keep_reference()
+        policy.freeze_reference()
         assert policy._reference[0].model.visual is not policy.model.model.visual
 
 

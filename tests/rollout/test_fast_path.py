@@ -83,7 +83,7 @@ def test_twenty_steps_give_the_same_losses_and_weights(beta, tmp_path):
         moved = max(moved, (one - before).abs().max().item())
     assert moved > 1e-2
     # without a KL term, groups without an advantage are passed over, and nothing changes by it
-    assert beta or ours.totals["pass_tokens"] < reference.totals["pass_tokens"] / 2
+    assert beta or ours.totals["forward_tokens"] < reference.totals["forward_tokens"] / 2
     assert max(ours.gaps) < 1e-3
 
 
@@ -93,8 +93,8 @@ def test_what_a_run_computes_is_counted(tmp_path):
     # 8 training questions in 2 steps, 8 validation questions twice, 14 test questions; the same pictures
     # of validation are known the second time
     assert totals["images_encoded"] == 8 + 8 + 14
-    assert totals["pass_tokens"] > 0
-    assert totals["head_tokens"] > 0
+    assert totals["forward_tokens"] > 0
+    assert totals["lm_head_tokens"] > 0
     assert totals["decode_rows"] > 0
     assert all(totals[f"seconds_{phase}"] > 0 for phase in ("sample", "reference", "train", "update"))
     assert module.computed == totals

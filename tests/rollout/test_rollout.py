@@ -10,11 +10,11 @@ from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Sampling, completion_mask
 from medvlm_r1.rollout.reference import ReferenceEngine
-from medvlm_r1.rollout.sampling_noise import DrawKey, gumbel_noise, truncate
+from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_noise, truncate
 
 CPU = torch.device("cpu")
 ROLL = ReferenceEngine()
-KEY = DrawKey(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 GROUP = Sampling(group_size=4, max_tokens=12)
 VISION = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
@@ -91,7 +91,7 @@ class TestDraws:
         assert first.texts == second.texts
         assert torch.equal(first.logprobs, second.logprobs)
 
-    @pytest.mark.parametrize("key", [DrawKey(4, 5), DrawKey(3, 6)])
+    @pytest.mark.parametrize("key", [NoiseKey(4, 5), NoiseKey(3, 6)])
     def test_another_key_draws_others(self, key, prompts, stopping_policy):
         chosen = [prompts["square"]]
         first, second = (ROLL(stopping_policy, chosen, GROUP, k) for k in (KEY, key))
@@ -165,7 +165,7 @@ class TestGreedy:
 
     def test_does_not_depend_on_the_key(self, prompts, stopping_policy):
         greedy = Sampling(max_tokens=8, temperature=0.0)
-        texts = [ROLL(stopping_policy, [prompts["square"]], greedy, k).texts for k in (KEY, DrawKey(0, 0))]
+        texts = [ROLL(stopping_policy, [prompts["square"]], greedy, k).texts for k in (KEY, NoiseKey(0, 0))]
         assert texts[0] == texts[1]
 
     def test_records_at_temperature_one(self, prompts, stopping_policy):

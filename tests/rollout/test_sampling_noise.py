@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy import stats
 
-from medvlm_r1.rollout.sampling_noise import DrawKey, gumbel_noise
+from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_noise
 
 VOCABULARY = 1000
 
 
 def noise(seed=0, step=0, samples=("a", "b"), group=2, position=0, vocabulary=VOCABULARY):
-    return gumbel_noise(DrawKey(seed, step).rows(samples, group), position, vocabulary)
+    return gumbel_noise(NoiseKey(seed, step).completion_keys(samples, group), position, vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ class TestKey:
         seed, step, completion, position, token = 7, 5, 1, 3, 2
         row = mix(mix(mix(mix(seed ^ 0x9E3779B9) ^ step) ^ zlib.crc32(b"q")) ^ completion)
         uniform = ((mix(mix(row ^ position) ^ token) >> 9) + 0.5) / 2**23
-        assert DrawKey(seed, step).rows(["q"], 2)[completion] == row
+        assert NoiseKey(seed, step).completion_keys(["q"], 2)[completion] == row
         drawn = noise(seed, step, ("q",), 2, position, 4)[completion, token]
         assert drawn.item() == pytest.approx(-math.log(-math.log(uniform)), abs=1e-5)
 
@@ -60,7 +60,8 @@ class TestKey:
         assert not torch.equal(noise(step=1, position=2), noise(step=2, position=1))
 
     def test_neighbouring_keys_are_apart(self):
-        keys = [DrawKey(s, t).rows([f"q{i}" for i in range(50)], 8) for s in range(8) for t in range(8)]
+        names = [f"q{i}" for i in range(50)]
+        keys = [NoiseKey(s, t).completion_keys(names, 8) for s in range(8) for t in range(8)]
         assert len(torch.cat(keys).unique()) == 8 * 8 * 50 * 8
 
     def test_the_batch_does_not_matter(self):
@@ -103,13 +104,13 @@ class TestDistribution:
 
     def test_argmax_draws_from_the_softmax(self):
         logits = torch.tensor([0.0, 1.0, -2.0, 2.0, 0.5, -0.5], dtype=torch.float64)
-        rows = DrawKey(3, 1).rows([f"q{i}" for i in range(2500)], 8)
+        rows = NoiseKey(3, 1).completion_keys([f"q{i}" for i in range(2500)], 8)
         drawn = (logits + gumbel_noise(rows, 5, 6)).argmax(-1)
         seen = torch.bincount(drawn, minlength=6).numpy()
         assert stats.chisquare(seen, logits.softmax(0).numpy() * len(rows)).pvalue > 0.001
 
     def test_positions_draw_independently(self):
-        rows = DrawKey(0, 0).rows([f"q{i}" for i in range(500)], 8)
+        rows = NoiseKey(0, 0).completion_keys([f"q{i}" for i in range(500)], 8)
         first, second = (gumbel_noise(rows, position, 3).argmax(-1) for position in (0, 1))
         table = torch.bincount(first * 3 + second, minlength=9).view(3, 3).numpy()
         assert stats.chi2_contingency(table).pvalue > 0.001

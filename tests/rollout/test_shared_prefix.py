@@ -12,16 +12,16 @@ from torch._dynamo.testing import CompileCounter
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.cuda_graphs import Recorder
+from medvlm_r1.rollout.cuda_graphs import GraphCache
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
-from medvlm_r1.rollout.sampling_noise import DrawKey
-from medvlm_r1.rollout.shared_prefix import Rows, SharedPrefixEngine
+from medvlm_r1.rollout.sampling_noise import NoiseKey
+from medvlm_r1.rollout.shared_prefix import DecodingState, SharedPrefixEngine
 
 CPU = torch.device("cpu")
-KEY = DrawKey(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 GROUP = Sampling(group_size=4, max_tokens=16)
-FAST = SharedPrefixEngine(look_every=4)
+FAST = SharedPrefixEngine(sync_every=4)
 POLICIES = ["random_policy", "untied_policy", "lora_policy", "policy_2_5"]
 
 
@@ -91,16 +91,16 @@ class TestAgreesWithTheReference:
 
 
 class TestCompaction:
-    @pytest.mark.parametrize("look_every", [1, 3, 16])
-    def test_changes_nothing_that_is_drawn(self, look_every, prompts, policy):
+    @pytest.mark.parametrize("sync_every", [1, 3, 16])
+    def test_changes_nothing_that_is_drawn(self, sync_every, prompts, policy):
         chosen = list(prompts.values())
-        whole = SharedPrefixEngine(look_every, compact=False)(policy, chosen, GROUP, KEY)
-        same_draws(SharedPrefixEngine(look_every)(policy, chosen, GROUP, KEY), whole)
+        whole = SharedPrefixEngine(sync_every, compact=False)(policy, chosen, GROUP, KEY)
+        same_draws(SharedPrefixEngine(sync_every)(policy, chosen, GROUP, KEY), whole)
 
     def test_decodes_the_rows_that_go_on_and_few_others(self, prompts, policy):
         """Rows times steps, counted from the lengths: groups keep as many rows as the fullest has live."""
         chosen = list(prompts.values())
-        rollout = SharedPrefixEngine(look_every=1)(policy, chosen, GROUP, KEY)
+        rollout = SharedPrefixEngine(sync_every=1)(policy, chosen, GROUP, KEY)
         lengths = rollout.lengths.view(len(chosen), -1)
         expected = 0
         for done in range(1, int(lengths.max())):
@@ -113,11 +113,11 @@ class TestCompaction:
 class TestCounts:
     def test_prompts_are_read_once_and_the_host_looks_rarely(self, prompts, policy):
         chosen = list(prompts.values())
-        SharedPrefixEngine(look_every=4)(policy, chosen, GROUP, KEY)
+        SharedPrefixEngine(sync_every=4)(policy, chosen, GROUP, KEY)
         counted = policy.counters.take()
         assert counted["prefill_tokens"] == sum(len(p.ids) for p in chosen)
         assert counted["images_encoded"] == 5
-        assert counted["host_reads"] <= math.ceil(GROUP.max_tokens / 4)
+        assert counted["device_syncs"] <= math.ceil(GROUP.max_tokens / 4)
         assert policy.counters == {}
 
     def test_a_picture_of_two_questions_is_encoded_once(self, questions, random_policy, short_style):
@@ -179,13 +179,13 @@ class TestRecorded:
                 rewind()
             return step
 
-        engine = SharedPrefixEngine(look_every=4, recorder=Recorder(record))
+        engine = SharedPrefixEngine(sync_every=4, graph_cache=GraphCache(record))
         orders = [list(prompts), list(prompts)[::-1], list(prompts)]
         for step, order in enumerate(orders):
-            chosen, key = [prompts[name] for name in order], DrawKey(3, step)
+            chosen, key = [prompts[name] for name in order], NoiseKey(3, step)
             same_draws(engine(policy, chosen, GROUP, key), FAST(policy, chosen, GROUP, key))
         first = len(recorded)
-        engine(policy, [prompts[name] for name in orders[0]], GROUP, DrawKey(3, 0))
+        engine(policy, [prompts[name] for name in orders[0]], GROUP, NoiseKey(3, 0))
         assert first == len(recorded) > 1  # nothing new the second time
 
     def test_warming_up_at_the_last_token_stays_inside(self, prompts, policy):
@@ -198,25 +198,25 @@ class TestRecorded:
             return step
 
         sampling = dataclasses.replace(GROUP, max_tokens=2)
-        engine = SharedPrefixEngine(recorder=Recorder(record))
+        engine = SharedPrefixEngine(graph_cache=GraphCache(record))
         chosen = [prompts["square"], prompts["text"]]
         same_draws(engine(policy, chosen, sampling, KEY), FAST(policy, chosen, sampling, KEY))
 
     def test_a_result_is_not_written_over_by_the_next_rollout(self, prompts, policy):
-        engine = SharedPrefixEngine(recorder=Recorder(lambda step, rewind: step))
-        one = engine(policy, [prompts["square"]], GROUP, DrawKey(0, 0))
+        engine = SharedPrefixEngine(graph_cache=GraphCache(lambda step, rewind: step))
+        one = engine(policy, [prompts["square"]], GROUP, NoiseKey(0, 0))
         kept = one.tokens.clone()
-        engine(policy, [prompts["square"]], GROUP, DrawKey(0, 1))
+        engine(policy, [prompts["square"]], GROUP, NoiseKey(0, 1))
         assert torch.equal(one.tokens, kept)
 
     def test_a_step_is_one_graph_and_two_rollouts_share_it(self, prompts, random_policy):
         torch._dynamo.reset()
         counter = CompileCounter()
-        compiled = torch.compile(Rows.advance, backend=counter, fullgraph=True)
+        compiled = torch.compile(DecodingState.advance, backend=counter, fullgraph=True)
         for step in (1, 2):
             names = ["square", "flat"] if step == 1 else ["flat", "square"]
-            rows = Rows(random_policy, [prompts[n] for n in names], GROUP, DrawKey(0, step), 64)
-            with torch.no_grad(), random_policy.sampling():
+            rows = DecodingState(random_policy, [prompts[n] for n in names], GROUP, NoiseKey(0, step), 64)
+            with torch.no_grad(), random_policy.sampling_mode():
                 rows.draw()
                 for _ in range(3):
                     compiled(rows)
@@ -225,5 +225,5 @@ class TestRecorded:
 
 @pytest.mark.parametrize("wrong", [0, -1])
 def test_it_must_look_at_some_time(wrong):
-    with pytest.raises(ValueError, match=f"look_every is {wrong}: it must be at least 1"):
-        SharedPrefixEngine(look_every=wrong)
+    with pytest.raises(ValueError, match=f"sync_every is {wrong}: it must be at least 1"):
+        SharedPrefixEngine(sync_every=wrong)

@@ -14,7 +14,7 @@ from PIL import Image
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
-from medvlm_r1.rollout.sampling_noise import DrawKey
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 NAME = "served/thinking-tiny"
 
@@ -132,7 +132,7 @@ class Server(ThreadingHTTPServer):
         sampling = Sampling(max_tokens=body["max_tokens"], temperature=float(body["temperature"]))
         with self.lock:
             prompt = self.policy.encoder.encode(asked, "evaluate", Conversation(messages))
-            rollout = ReferenceEngine()(self.policy, [prompt], sampling, DrawKey(0, 0))
+            rollout = ReferenceEngine()(self.policy, [prompt], sampling, NoiseKey(0, 0))
         tokens = int(rollout.lengths[0])
         return 200, {
             "id": "chatcmpl-1",

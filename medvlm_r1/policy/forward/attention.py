@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "medvlm_r1"
 
 
-class Layout(ABC):
+class AttentionLayout(ABC):
     """How the tokens of one pass see each other."""
 
     @abstractmethod
@@ -38,10 +38,10 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Layout | Tensor | None,
+    attention_mask: AttentionLayout | Tensor | None,
     **how,
 ) -> tuple[Tensor, None]:
-    if isinstance(attention_mask, Layout):
+    if isinstance(attention_mask, AttentionLayout):
         seen = attention_mask.attend(module.layer_idx, query, key, value, how["scaling"])
         return seen.unsqueeze(0), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
@@ -56,7 +56,7 @@ def run_layers(
     language_model: nn.Module,
     embeds: Float[Tensor, "tokens width"],
     positions: Float[Tensor, "3 tokens"],
-    layout: Layout,
+    layout: AttentionLayout,
 ) -> Float[Tensor, "tokens width"]:
     """All layers and the last norm over tokens in one row, which see each other as ``layout`` says."""
     return language_model(
@@ -67,7 +67,7 @@ def run_layers(
     ).last_hidden_state.squeeze(0)
 
 
-def attend_in_two_parts(
+def shared_prefix_attention(
     query: Float[Tensor, "groups rows kv_heads queries size"],
     prefix: tuple[Tensor, Tensor],
     own: tuple[Tensor, Tensor],

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from medvlm_r1.policy.forward.attention import Layout, attend_in_two_parts
+from medvlm_r1.policy.forward.attention import AttentionLayout, shared_prefix_attention
 
 Keys = Float[Tensor, "prompts kv_heads longest size"]
 
 
 @dataclass(frozen=True)
-class Prefix:
+class PromptCache:
     """What a pass over the prompts leaves behind.
 
     Attributes:
@@ -27,9 +27,9 @@ class Prefix:
     positions: Int[Tensor, " prompts"]
     hidden: Float[Tensor, "prompts width"]
 
-    def only(self, prompts: Int[Tensor, " kept"]) -> "Prefix":
+    def only(self, prompts: Int[Tensor, " kept"]) -> "PromptCache":
         """Some of the prompts."""
-        return Prefix(
+        return PromptCache(
             [(keys[prompts], values[prompts]) for keys, values in self.layers],
             self.filled[prompts],
             self.positions[prompts],
@@ -37,7 +37,7 @@ class Prefix:
         )
 
 
-class Decoding(Layout):
+class DecodingLayout(AttentionLayout):
     """One new token of each row attends to its prompt and to the row's earlier tokens.
 
     Shapes do not change from step to step and the step's number is a tensor, so a step can be compiled
@@ -49,16 +49,16 @@ class Decoding(Layout):
         tokens: the most that a row may decode.
     """
 
-    def __init__(self, prefix: Prefix, group_size: int, tokens: int) -> None:
+    def __init__(self, prefix: PromptCache, group_size: int, tokens: int) -> None:
         self.prefix, self.group_size = prefix, group_size
         keys = prefix.layers[0][0]
         prompts, heads, _, size = keys.shape
         # [layer, keys or values, row, head, token, size]: some rows, or the first tokens, are a view
         self._own = keys.new_zeros(len(prefix.layers), 2, prompts * group_size, heads, tokens, size)
         self.step = torch.zeros(1, dtype=torch.long, device=keys.device)
-        self.look_at(tokens)
+        self.set_window(tokens)
 
-    def look_at(self, tokens: int) -> None:
+    def set_window(self, tokens: int) -> None:
         """Attend to the first ``tokens`` own tokens; those that are still to come are masked."""
         self._window = torch.arange(min(tokens, self._own.shape[4]), device=self._own.device)
 
@@ -73,7 +73,7 @@ class Decoding(Layout):
             kept.index_copy_(2, self.step, new[0].transpose(0, 1).unsqueeze(2))
         prompts, heads, rows = len(self.prefix.filled), keys.shape[1], len(keys)
         shape = (prompts, self.group_size, heads)
-        seen = attend_in_two_parts(
+        seen = shared_prefix_attention(
             query[0].transpose(0, 1).reshape(*shape, -1, query.shape[-1]),
             self.prefix.layers[layer],
             tuple(x[:, :, : self.window].unflatten(0, shape[:2]) for x in (keys, values)),
@@ -88,7 +88,7 @@ class Decoding(Layout):
         kept = [x for layer in self.prefix.layers for x in layer]
         return [*kept, self.prefix.filled, self.prefix.positions, self._own, self.step]
 
-    def adopt(self, tensors: list[Tensor]) -> None:
+    def use_tensors(self, tensors: list[Tensor]) -> None:
         """Go on in these tensors, which hold the same as :meth:`tensors`."""
         *kept, filled, positions, self._own, self.step = tensors
         layers = list(zip(kept[::2], kept[1::2], strict=True))

@@ -14,7 +14,7 @@ FEW = 32  # rows up to which a CPU takes the product the other way round
 SLICE = 8192  # entries of the vocabulary: what is turned stays in the cache
 
 
-def head_logprobs(
+def target_logprobs(
     hidden: Float[Tensor, "tokens width"],
     weight: Float[Tensor, "vocabulary width"],
     targets: Int[Tensor, " tokens"],
@@ -32,10 +32,10 @@ def head_logprobs(
     return _HeadLogprobs.apply(hidden, weight, targets, banned, temperature)
 
 
-def head_scores(
+def next_token_logprobs(
     hidden: Float[Tensor, "rows width"], weight: Tensor, banned: Tensor, temperature: float
 ) -> Float[Tensor, "rows vocabulary"]:
-    """Log-probabilities of the whole vocabulary, as :func:`head_logprobs` has them of one token."""
+    """Log-probabilities of the whole vocabulary, as :func:`target_logprobs` has them of one token."""
     return _scores(hidden, weight, banned, temperature).log_softmax(-1)
 
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from medvlm_r1.policy.encode import PromptBatch
 from medvlm_r1.policy.forward.attention import run_layers
-from medvlm_r1.policy.forward.lm_head import head_logprobs
-from medvlm_r1.policy.forward.packing import Blocks, Groups
+from medvlm_r1.policy.forward.lm_head import target_logprobs
+from medvlm_r1.policy.forward.packing import GroupLayout, Padder
 
 Rows = Float[Tensor, "rows tokens"]
 
@@ -42,8 +42,8 @@ def packed_logprobs(
     """Each prompt once, then its completions, unpadded; see :mod:`~medvlm_r1.policy.forward.packing`."""
     device, group_size = tokens.device, len(tokens) // len(prompts)
     # A completion's last token predicts nothing, so it is not fed.
-    fed = Blocks([max(n - 1, 0) for n in lengths], device)
-    layout = Groups(prompts.lengths, fed.lengths, device)
+    fed = Padder([max(n - 1, 0) for n in lengths], device)
+    layout = GroupLayout(prompts.lengths, fed.lengths, device)
     behind = fed.unpad(tokens[:, : fed.longest])
     embeds = torch.cat([embed(model, prompts, features), model.get_input_embeddings()(behind)])
     starts = prompts.next_positions.repeat_interleave(group_size)
@@ -52,8 +52,8 @@ def packed_logprobs(
     positions = torch.cat([prompts.positions, positions.expand(3, -1)], dim=1)
     hidden = run_layers(inner_model(model).language_model, embeds, positions, layout)
 
-    told = Blocks(lengths, device)
-    logprobs = head_logprobs(
+    told = Padder(lengths, device)
+    logprobs = target_logprobs(
         hidden[_predictors(prompts, lengths, fed).to(device)],
         model.get_output_embeddings().weight,
         told.unpad(tokens[:, : told.longest]),
@@ -64,7 +64,7 @@ def packed_logprobs(
     return pad(rows, (0, tokens.shape[1] - rows.shape[1]))
 
 
-def _predictors(prompts: PromptBatch, lengths: Sequence[int], fed: Blocks) -> Int[Tensor, " told"]:
+def _predictors(prompts: PromptBatch, lengths: Sequence[int], fed: Padder) -> Int[Tensor, " told"]:
     """For each completion token, the place of the token before it: the prompt's last, or its neighbour."""
     group_size, start, places = len(lengths) // len(prompts), sum(prompts.lengths), []
     ends = prompts.ends.repeat_interleave(group_size)
@@ -86,7 +86,7 @@ def repeated_logprobs(
 ) -> Rows:
     """The prompt again before each completion, padded, through transformers' own forward."""
     group_size = len(tokens) // len(prompts)
-    embeds, seen, positions = repeated(model, prompts, features, group_size)
+    embeds, seen, positions = repeat_prompts(model, prompts, features, group_size)
     steps = torch.arange(tokens.shape[1], device=tokens.device)
     starts = prompts.next_positions.repeat_interleave(group_size)
     mask = steps < torch.tensor(lengths, device=tokens.device)[:, None]
@@ -103,12 +103,12 @@ def repeated_logprobs(
 
 def _packed_counts(prompts: PromptBatch, tokens: Tensor, lengths: Sequence[int]) -> dict[str, int]:
     fed = sum(max(n - 1, 0) for n in lengths)
-    return {"pass_tokens": sum(prompts.lengths) + fed, "head_tokens": sum(lengths)}
+    return {"forward_tokens": sum(prompts.lengths) + fed, "lm_head_tokens": sum(lengths)}
 
 
 def _repeated_counts(prompts: PromptBatch, tokens: Tensor, lengths: Sequence[int]) -> dict[str, int]:
     rows, longest = tokens.shape
-    return {"pass_tokens": rows * (max(prompts.lengths) + longest), "head_tokens": rows * (longest + 1)}
+    return {"forward_tokens": rows * (max(prompts.lengths) + longest), "lm_head_tokens": rows * (longest + 1)}
 
 
 LAYOUTS = {
@@ -118,7 +118,7 @@ LAYOUTS = {
 """By name: what computes log-probabilities, and what it costs."""
 
 
-def repeated(
+def repeat_prompts(
     model: PreTrainedModel, prompts: PromptBatch, features: Tensor | None, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings, mask and positions of the prompts, padded on the left, one row per completion."""

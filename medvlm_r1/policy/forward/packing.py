@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from medvlm_r1.policy.forward.attention import Layout, attend_in_two_parts
+from medvlm_r1.policy.forward.attention import AttentionLayout, shared_prefix_attention
 
 Heads = Float[Tensor, "tokens heads size"]
 
 
-class Blocks:
+class Padder:
     """Sequences of different lengths, one behind the other, and how they go into a padded block and back.
 
     Args:
@@ -54,19 +54,19 @@ class Blocks:
         return flat if len(self) == len(flat) else flat.index_select(0, self.places)
 
 
-class Prompts(Layout):
+class PromptLayout(AttentionLayout):
     """Prompts in one row, each seeing itself alone, causally.
 
     Args:
         lengths: tokens of each prompt.
         keep: keep keys and values, for completions that are decoded later.
-        multiple: see :class:`Blocks`.
+        multiple: see :class:`Padder`.
     """
 
     def __init__(
         self, lengths: Sequence[int], device: torch.device, keep: bool = False, multiple: int = 1
     ) -> None:
-        self.blocks = Blocks(lengths, device, multiple)
+        self.blocks = Padder(lengths, device, multiple)
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
 
     def attend(self, layer, query, key, value, scaling):
@@ -87,7 +87,7 @@ class Prompts(Layout):
         return self.blocks.unpad(seen.transpose(1, 2)), (key, value)
 
 
-class Groups(Layout):
+class GroupLayout(AttentionLayout):
     """Prompts, and behind them ``group_size`` completions of each.
 
     Args:
@@ -96,8 +96,8 @@ class Groups(Layout):
     """
 
     def __init__(self, prompts: Sequence[int], completions: Sequence[int], device: torch.device) -> None:
-        self.prompts = Prompts(prompts, device)
-        self.completions = Blocks(completions, device)
+        self.prompts = PromptLayout(prompts, device)
+        self.completions = Padder(completions, device)
         self.group_size = len(completions) // len(prompts)
         longest = self.completions.longest
         self.causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
@@ -124,7 +124,7 @@ class Groups(Layout):
 
         # query heads in a row share their key head with their neighbours
         query = rows(query).unflatten(2, (kv_heads, shared)).flatten(3, 4)
-        seen = attend_in_two_parts(
+        seen = shared_prefix_attention(
             query,
             prefix,
             (rows(key), rows(value)),

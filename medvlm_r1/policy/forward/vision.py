@@ -43,7 +43,7 @@ class FeatureCache:
         self._size = 0
 
 
-def picture_features(
+def features_of_images(
     model: PreTrainedModel, prompts: PromptBatch, cache: FeatureCache | None
 ) -> tuple[Float[Tensor, "tokens width"], int]:
     """Features of all pictures of the prompts, in their order, and how many went through the tower.
@@ -54,10 +54,12 @@ def picture_features(
         model: below any adapter's wrapping; has ``get_image_features``.
         cache: of a frozen tower; no graph leads through one. ``None`` for a tower that is trained.
     """
-    known = {key: features for key in prompts.pictures if cache and (features := cache.get(key)) is not None}
-    missing = [key for key in dict.fromkeys(prompts.pictures) if key not in known]
+    known = {
+        key: features for key in prompts.image_digests if cache and (features := cache.get(key)) is not None
+    }
+    missing = [key for key in dict.fromkeys(prompts.image_digests) if key not in known]
     if missing:
-        places = [prompts.pictures.index(key) for key in missing]
+        places = [prompts.image_digests.index(key) for key in missing]
         patches = prompts.pixels.split(prompts.grid.prod(1).tolist())
         device, grid = model.get_input_embeddings().weight.device, prompts.grid[places]
         if device.type != "meta":  # the tower reads its shapes from the grid
@@ -69,7 +71,7 @@ def picture_features(
         known |= dict(zip(missing, found, strict=True))
         for key in missing if cache else ():
             cache.put(key, known[key].clone())  # a slice would keep its whole batch alive
-    return torch.cat([known[key] for key in prompts.pictures]), len(missing)
+    return torch.cat([known[key] for key in prompts.image_digests]), len(missing)
 
 
 def blank_features(model: PreTrainedModel, merge: int) -> Float[Tensor, "1 width"]:

@@ -23,7 +23,7 @@ from medvlm_r1.policy.loading.validate import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     UnusableWeightsError,
-    check_same_images,
+    check_image_limits,
     check_tensors,
     read_json,
 )
@@ -127,7 +127,7 @@ def load_policy(
     """
     tuning = tuning or Tuning()
     folder = find_weights(path, revision)
-    check_same_images(
+    check_image_limits(
         path,
         folder,
         min_pixels=recipe.min_pixels,
@@ -144,7 +144,7 @@ def load_policy(
     dtype = getattr(torch, recipe.dtype)
     model = load_model(path, base or folder, dtype=dtype, **tuning.quantization(dtype))
     if base:
-        model = merged(path, model, base, folder)
+        model = merge_adapter_weights(path, model, base, folder)
     # Loading leaves evaluation mode; there is no dropout, so the mode only matters to checkpointing.
     policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe, base), layout)
     if recipe.gradient_checkpointing:
@@ -175,7 +175,7 @@ def load_model(path: str, folder: Path, **how: Any) -> PreTrainedModel:
     return model
 
 
-def merged(path: str, model: PreTrainedModel, base: Path, folder: Path) -> PreTrainedModel:
+def merge_adapter_weights(path: str, model: PreTrainedModel, base: Path, folder: Path) -> PreTrainedModel:
     """``model``, which was loaded from ``base``, with the adapter in ``folder`` added to its weights.
 
     Raises:

@@ -148,7 +148,7 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     return base, config.get("revision")
 
 
-def check_same_images(path: str, folder: Path, **limits: int | None) -> None:
+def check_image_limits(path: str, folder: Path, **limits: int | None) -> None:
     """Refuse to show a model pictures of another resolution than it was trained on.
 
     Args:

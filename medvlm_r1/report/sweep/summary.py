@@ -11,7 +11,7 @@ from medvlm_r1.report.run_folder import Run, RunFolderError, read_run
 from medvlm_r1.report.sweep.effects import Effect, Levels, cells_of, effects_of, factors_of
 from medvlm_r1.runs.status import FINISHED, attempts, jobs_of, statuses_of
 
-TOKENS = ("prefill_tokens", "decode_rows", "pass_tokens")  # read, drawn, and passed through for the loss
+TOKENS = ("prefill_tokens", "decode_rows", "forward_tokens")  # read, drawn, and passed through for the loss
 
 
 @dataclass(frozen=True)

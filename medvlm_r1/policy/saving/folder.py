@@ -47,7 +47,7 @@ class ModelFolder:
 
 
 @contextmanager
-def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """Yield a new directory beside ``folder`` to write into; it takes ``folder``'s place at the end.
 
     What was at ``folder`` is replaced. A kill leaves ``folder`` as it was, or moved aside
@@ -69,7 +69,7 @@ def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def greedy(
+def greedy_config(
     eos_ids: list[int], pad_id: int, banned_ids: list[int], max_new_tokens: int | None
 ) -> GenerationConfig:
     """Our evaluation as a generation config: the likeliest token, and never a vision token."""
@@ -83,13 +83,13 @@ def greedy(
     )
 
 
-def name_processor(folder: Path, model_type: str) -> None:
+def write_processor_class(folder: Path, model_type: str) -> None:
     """Name the processor class beside the image processor's settings, where ``AutoProcessor`` looks."""
     path = folder / "preprocessor_config.json"
     path.write_text(_pretty({**_json(path), "processor_class": _PROCESSORS[model_type]}), encoding="utf-8")
 
 
-def name_base(folder: Path, loaded_from: str) -> None:
+def write_adapter_base(folder: Path, loaded_from: str) -> None:
     """Name an adapter's base as others can find it, and remove PEFT's empty model card."""
     base, revision = base_of(loaded_from)
     path = folder / "adapter_config.json"
@@ -98,7 +98,7 @@ def name_base(folder: Path, loaded_from: str) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def look_into(folder: Path) -> ModelFolder:
+def inspect_folder(folder: Path) -> ModelFolder:
     """Read a model directory's own description and its weight files' headers.
 
     Raises:

@@ -38,7 +38,7 @@ _CHARACTERS_PER_TOKEN = 3.8
 PUBLISHED = (*_LANGUAGE, *_FINE_TUNES)
 
 
-def geometry(path: str, revision: str | None = None) -> PreTrainedConfig:
+def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
     """The configuration of a checkpoint, without a network where that is possible.
 
     Args:
@@ -70,7 +70,7 @@ def geometry(path: str, revision: str | None = None) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
-def resized(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrainedConfig:
+def with_depth(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrainedConfig:
     """The same architecture with another number of language layers and of vision blocks.
 
     Args:
@@ -98,7 +98,7 @@ def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     return 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
 
 
-def unweighted(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The real model class on the meta device: every shape, no storage.
 
     ``.to_empty(device=...)`` gives it storage, for whoever wants to fill in random weights; a tied head

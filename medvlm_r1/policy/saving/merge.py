@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from medvlm_r1.policy.loading.load import load_model, merged
+from medvlm_r1.policy.loading.load import load_model, merge_adapter_weights
 from medvlm_r1.policy.loading.resolve import MissingWeightsError, find_weights
 from medvlm_r1.policy.loading.validate import adapter_base
-from medvlm_r1.policy.saving import ModelFolderError, look_into
+from medvlm_r1.policy.saving.folder import ModelFolderError, inspect_folder
 
 
 def merge_adapter(folder: Path, out: Path, dtype: str | None = None, base: str | None = None) -> None:
@@ -40,8 +40,8 @@ def merge_adapter(folder: Path, out: Path, dtype: str | None = None, base: str |
             f"the base of {folder}, {path}, is missing: {where}\nGive it with --base: a directory or a hub id"
         ) from None
     logging.disable_progress_bar()
-    model = merged(str(folder), load_model(path, start, dtype=torch.float32), start, folder)
-    model.to(getattr(torch, dtype or look_into(start).dtype)).save_pretrained(out)
+    model = merge_adapter_weights(str(folder), load_model(path, start, dtype=torch.float32), start, folder)
+    model.to(getattr(torch, dtype or inspect_folder(start).dtype)).save_pretrained(out)
     for file in folder.iterdir():
         if file.is_file() and not file.name.startswith("adapter_") and file.name != "README.md":
             shutil.copyfile(file, out / file.name)

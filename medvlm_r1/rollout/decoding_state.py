@@ -8,13 +8,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from medvlm_r1.policy.encode import EncodedPrompt, collate
-from medvlm_r1.policy.forward.decoding import Decoding
+from medvlm_r1.policy.forward.decoding import DecodingLayout
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.sampling_noise import DrawKey, choice_scores
+from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
 
 
-class Rows:
+class DecodingState:
     """Completions as they grow.
 
     What is drawn lies in tensors of all rows; ``at`` says which of them are still decoded.
@@ -25,17 +25,17 @@ class Rows:
         policy: Policy,
         prompts: Sequence[EncodedPrompt],
         sampling: Sampling,
-        key: DrawKey,
+        key: NoiseKey,
         prompt_block: int = 1,
     ) -> None:
         self.policy, self.sampling, device = policy, sampling, policy.device
         group_size, count = sampling.group_size, len(prompts) * sampling.group_size
         prefix = policy.prefill(collate(prompts, policy.pad_id, device), prompt_block)
-        self.decoding = Decoding(prefix, group_size, sampling.max_tokens)
+        self.decoding = DecodingLayout(prefix, group_size, sampling.max_tokens)
         self.hidden = prefix.hidden.repeat_interleave(group_size, dim=0)
         self.at = torch.arange(count, device=device)
         self.drawn = torch.full_like(self.at, policy.pad_id)
-        self.keys = key.rows([p.sample.id for p in prompts], group_size).to(device)
+        self.keys = key.completion_keys([p.sample.id for p in prompts], group_size).to(device)
         self.eos = torch.tensor(policy.eos_ids, device=device)
         self.ended = torch.zeros(count, dtype=torch.bool, device=device)
         self.tokens = torch.full((count, sampling.max_tokens), policy.pad_id, device=device)
@@ -44,15 +44,15 @@ class Rows:
 
     def advance(self) -> None:
         """One step: the latest tokens go through the layers, and the next ones are drawn."""
-        self.hidden.copy_(self.policy.decode(self.drawn, self.decoding))
+        self.hidden.copy_(self.policy.decode_step(self.drawn, self.decoding))
         self.decoding.step += 1
         self.draw()
 
     def draw(self) -> None:
         """A token for every row, from the hidden state of its latest one."""
         at, position = self.at, self.decoding.step
-        logprobs = self.policy.scores(self.hidden, self.sampling.divisor)
-        scores, kept = choice_scores(logprobs, self.sampling, self.keys[at], position)
+        logprobs = self.policy.next_token_logprobs(self.hidden, self.sampling.divisor)
+        scores, kept = gumbel_max_scores(logprobs, self.sampling, self.keys[at], position)
         drawn = scores.argmax(-1)
         # A row that has ended stays in the batch until the next look, and draws padding.
         self.drawn.copy_(torch.where(self.ended[at], self.policy.pad_id, drawn))
@@ -61,9 +61,9 @@ class Rows:
         self.kept_mass[at, position] = kept
         self.ended[at] |= torch.isin(self.drawn, self.eos)
 
-    def look(self) -> Bool[Tensor, "prompts rows"]:
+    def read_ended(self) -> Bool[Tensor, "prompts rows"]:
         """Which of the rows have ended; waits for the device."""
-        self.policy.counters["host_reads"] += 1
+        self.policy.counters["device_syncs"] += 1
         return self.ended[self.at].cpu().view(-1, self.decoding.group_size)
 
     def compact(self, ended: Bool[Tensor, "prompts rows"], in_powers: bool = False) -> None:
@@ -92,13 +92,13 @@ class Rows:
         """All that a step reads or writes, in a fixed order."""
         return [*self.decoding.tensors(), *(getattr(self, name) for name in _STATE)]
 
-    def adopt(self, tensors: list[Tensor]) -> None:
+    def use_tensors(self, tensors: list[Tensor]) -> None:
         """Go on in these tensors, which hold the same as :meth:`tensors`."""
-        self.decoding.adopt(tensors[: -len(_STATE)])
+        self.decoding.use_tensors(tensors[: -len(_STATE)])
         for name, tensor in zip(_STATE, tensors[-len(_STATE) :], strict=True):
             setattr(self, name, tensor)
 
-    def twin(self) -> "Rows":
+    def shallow_copy(self) -> "DecodingState":
         """The same tensors under names of its own."""
         other = copy.copy(self)
         other.decoding = copy.copy(self.decoding)
