@@ -163,7 +163,8 @@ class TestEncoding:
     def test_blank_pictures_of_one_size_are_one_picture(self, encoder, short_style):
         samples = [question(i) for i in range(2)]
         asked = [PerturbedQuestions(samples, ["image", "blank"], "")[i] for i in range(2)]
-        pictures = [[encoder.encode(v.sample, "evaluate", short_style).pictures for v in a] for a in asked]
+        made = [[encoder.encode(v.sample, "evaluate", short_style) for v in a] for a in asked]
+        pictures = [[prompt.image_digests for prompt in row] for row in made]
         assert pictures[0][0] != pictures[1][0]
         assert pictures[0][1] == pictures[1][1]
 
