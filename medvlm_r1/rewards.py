@@ -1,7 +1,7 @@
 """Reward terms and their weighted sum.
 
-A term is a plain function ``(Answer, VQASample) -> float``, logged under the name that it has in
-the configuration. A term that fails raises: an error turned into a reward of 0 would hide for hours.
+A term is a plain function ``(Answer, VQASample) -> float``, logged under its name in the configuration.
+Exceptions in a term propagate: a bug that silently scores 0 would stay hidden for hours.
 """
 
 import re
@@ -22,26 +22,26 @@ _PAPER_LETTERS = re.compile(r"[A-J]")
 
 
 def think_format(answer: Answer, sample: VQASample) -> float:
-    """1 if the whole completion is think tags followed by answer tags (both papers)."""
+    """1 if the completion is think tags followed by answer tags, nothing else (both papers)."""
     return float(answer.well_formed)
 
 
 def answer_format(answer: Answer, sample: VQASample) -> float:
-    """1 if the whole completion is answer tags (Med-R1 without thinking)."""
+    """1 if the completion is answer tags, nothing else (Med-R1 without thinking)."""
     return float(answer.answer_only)
 
 
 def answer_then_think_format(answer: Answer, sample: VQASample) -> float:
-    """1 if the whole completion is answer tags followed by think tags (Med-R1's Think-After)."""
+    """1 if the completion is answer tags followed by think tags, nothing else (Med-R1's Think-After)."""
     return float(answer.answer_first)
 
 
 def letter_accuracy(answer: Answer, sample: VQASample) -> float:
     """MedVLM-R1's accuracy reward, with its partial credit.
 
-    The contents of the first answer tag are upper-cased and searched for the characters A to J.
-    Exactly one, equal to gold, gives 1 when nothing else stands there and 0.5 when other text does;
-    everything else gives 0 (so ``A) Brain`` scores 0: the word holds an A, a B and an I).
+    Upper-cases the contents of the first answer tag and finds the characters A to J. If there is exactly one and
+    it is the gold letter: 1 without other text, 0.5 with. Otherwise 0 (so ``A) Brain`` scores 0: the word
+    contains A, B and I).
 
     Raises:
         ValueError: the question is open.
@@ -56,7 +56,7 @@ def letter_accuracy(answer: Answer, sample: VQASample) -> float:
 
 
 def exact_accuracy(answer: Answer, sample: VQASample) -> float:
-    """Med-R1's accuracy reward: the contents of the answer tag equal the gold letter, else 0.
+    """Med-R1's accuracy reward: 1 if the contents of the answer tag equal the gold letter, else 0.
 
     Raises:
         ValueError: the question is open.
@@ -68,32 +68,32 @@ def exact_accuracy(answer: Answer, sample: VQASample) -> float:
 def _need_letter(sample: VQASample) -> None:
     if sample.is_open:
         raise ValueError(
-            f"question {sample.id} is open, but this reward judges a letter: take reward=open, or leave open "
+            f"question {sample.id} is open, but this reward needs a letter: take reward=open, or leave open "
             "questions out with data.questions=closed"
         )
 
 
-# The terms below judge an open question's text. A closed question's letter is right or wrong in each of
-# them, so that one reward serves a mixture.
+# The terms below compare texts for open questions. For closed questions all of them return 1 or 0 for the
+# letter, so that one reward fits a mixture.
 
 
 def exact_match(answer: Answer, sample: VQASample) -> float:
-    """1 if the answer tag holds the gold text, both normalised as SQuAD does (arXiv 1606.05250)."""
+    """1 if the answer equals the gold text, both normalised as in SQuAD (arXiv 1606.05250)."""
     return float(is_correct(answer, sample))
 
 
 def token_f1(answer: Answer, sample: VQASample) -> float:
-    """F1 of the words in the answer tag and of the gold text, normalised as SQuAD does."""
+    """F1 of the words of the answer and of the gold text, normalised as in SQuAD."""
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
     return f1_score(answer.content, sample.answer)
 
 
 def bleu(answer: Answer, sample: VQASample, n_gram: int = 1) -> float:
-    """BLEU of the answer tag against the gold text, normalised alike (Papineni et al., ACL 2002).
+    """BLEU of the answer against the gold text, both normalised (Papineni et al., ACL 2002).
 
     Args:
-        n_gram: longest n-gram. Open answers are mostly one to three words, which no 4-gram fits into.
+        n_gram: longest n-gram. Open answers mostly have one to three words, too few for a 4-gram.
     """
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
@@ -103,7 +103,7 @@ def bleu(answer: Answer, sample: VQASample, n_gram: int = 1) -> float:
 
 
 def rouge_l(answer: Answer, sample: VQASample) -> float:
-    """ROUGE-L's F of the answer tag against the gold text, normalised alike (Lin, 2004)."""
+    """ROUGE-L F-measure of the answer against the gold text, both normalised (Lin, 2004)."""
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
     scores = rouge_score(
@@ -114,11 +114,11 @@ def rouge_l(answer: Answer, sample: VQASample) -> float:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Rewards of all rows of one rollout, prompt-major.
+    """Rewards of all completions of one rollout, prompt-major.
 
     Attributes:
-        terms: each term's unweighted value per row, by name.
-        weights: the factor of each term.
+        terms: name -> unweighted value of each row.
+        weights: name -> factor.
     """
 
     terms: dict[str, Float[Tensor, " rows"]]
@@ -126,23 +126,21 @@ class RewardTable:
 
     @property
     def total(self) -> Float[Tensor, " rows"]:
-        """The weighted sum per row."""
+        """Weighted sum per row."""
         return sum(self.weights[name] * value for name, value in self.terms.items())
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "RewardTable":
-        """The same terms with ``change`` applied to each one's rows."""
-        return RewardTable({name: change(value) for name, value in self.terms.items()}, self.weights)
+    def map(self, function: Callable[[Tensor], Tensor]) -> "RewardTable":
+        """Apply ``function`` to the rows of each term."""
+        return RewardTable({name: function(value) for name, value in self.terms.items()}, self.weights)
 
-    def plus(self, name: str, values: Float[Tensor, " rows"], weight: float = 1.0) -> "RewardTable":
-        """With one term more.
+    def with_term(self, name: str, values: Float[Tensor, " rows"], weight: float = 1.0) -> "RewardTable":
+        """Return a table with one more term.
 
         Raises:
-            ValueError: there is one of this name.
+            ValueError: a term has this name already.
         """
         if name in self.terms:
-            raise ValueError(
-                f"the method adds a reward term {name!r}: give your own in reward.terms another name"
-            )
+            raise ValueError(f"the method adds a reward term {name!r}: rename yours in reward.terms")
         return RewardTable({**self.terms, name: values}, {**self.weights, name: weight})
 
 
@@ -151,8 +149,8 @@ class Rewards:
     """The weighted sum of named terms.
 
     Attributes:
-        terms: functions by name.
-        weights: factor of each term; a term that is not named here weighs 1.
+        terms: name -> function.
+        weights: name -> factor; 1 by default.
     """
 
     terms: Mapping[str, RewardTerm]
@@ -166,7 +164,7 @@ class Rewards:
             raise ValueError(f"reward.weights names {unknown}, but the terms are {sorted(self.terms)}")
 
     def score(self, answers: Sequence[Answer], samples: Sequence[VQASample]) -> RewardTable:
-        """Score answer ``i`` against sample ``i``; both are given row by row.
+        """Score answer ``i`` against sample ``i``.
 
         Raises:
             ValueError: the two sequences differ in length.

@@ -164,7 +164,7 @@ class GRPO(VLMModule):
         if self.beta and self.kl_in == "reward":
             # all groups have a gradient with a KL term, so the rows are in the order in which they were drawn
             penalties = torch.cat([batch.penalty.sum(1) for batch in batches]).cpu()
-            advantages = self.judged(replace(drawn, table=drawn.table.plus("kl", penalties, -self.beta)))
+            advantages = self.judged(replace(drawn, table=drawn.table.with_term("kl", penalties, -self.beta)))
             parts = advantages.to(self.device).split([len(batch.tokens) for batch in batches])
             batches = [replace(b, advantages=part) for b, part in zip(batches, parts, strict=True)]
         if self.whiten or (self.beta and self.kl_in == "token"):
@@ -205,7 +205,7 @@ class GRPO(VLMModule):
             if self.overlong:
                 slope = self.overlong * self.sampling.max_tokens
                 beyond = (self.sampling.max_tokens - slope - rollout.lengths.cpu()) / slope
-                table = table.plus(OVERLONG, beyond.clamp(-1, 0))
+                table = table.with_term(OVERLONG, beyond.clamp(-1, 0))
         return Drawn(prompts, rollout, samples, answers, table)
 
     def _on_all_ranks(self, drawn: Drawn) -> set[str]:
@@ -226,7 +226,7 @@ class GRPO(VLMModule):
             def gathered(values: Tensor) -> Tensor:
                 return self.all_gather(values.to(self.device)).flatten().cpu()
 
-            table, right = table.each(gathered), gathered(right.float()).bool()
+            table, right = table.map(gathered), gathered(right.float()).bool()
         return self.advantages(table, right, self.sampling.group_size).chunk(world)[rank]
 
     def by_token(self, batches: list[MicroBatch]) -> list[MicroBatch]:

@@ -57,7 +57,7 @@ class Drawn:
             self.rollout.select(rows.to(self.rollout.tokens.device)),
             [self.samples[row] for row in rows.tolist()],
             [self.answers[row] for row in rows.tolist()],
-            self.table.each(lambda values: values[rows]),
+            self.table.map(lambda values: values[rows]),
         )
 
     def beside(self, other: "Drawn", pad_id: int) -> "Drawn":

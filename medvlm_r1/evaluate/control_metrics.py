@@ -31,7 +31,7 @@ from medvlm_r1.evaluate.audit_warnings import audit_warnings
 from medvlm_r1.evaluate.controls import BLANK, CUT, PERMUTED, PRIOR, SWAPPED
 from medvlm_r1.evaluate.predictions import Prediction
 from medvlm_r1.evaluate.statistics import Interval, paired_difference, proportion
-from medvlm_r1.prompts import mentioned_options, parse_reasoning
+from medvlm_r1.prompts import mentioned_options, tag_contents
 
 GAINS = {BLANK: "image_gain", SWAPPED: "swap_gain", CUT: "reasoning_effect", PRIOR: "prior_gain"}
 Scores = dict[str, float]  # question -> right (1) or wrong (0), or the chance to be right
@@ -115,7 +115,7 @@ class _Answered:
         for name, row in self.plain.items():
             if {"yes", "no"} & {option.casefold() for option in row.options}:
                 continue
-            places = mentioned_options(parse_reasoning(row.text) or "", row.options)
+            places = mentioned_options(tag_contents(row.text, "think") or "", row.options)
             chosen = _chosen(row)
             if len(places) == 1 and chosen is not None:
                 found[name] = float(row.options[places[0]] != chosen)
