@@ -39,9 +39,9 @@ def answer_then_think_format(answer: Answer, sample: VQASample) -> float:
 def letter_accuracy(answer: Answer, sample: VQASample) -> float:
     """MedVLM-R1's accuracy reward, with its partial credit.
 
-    Upper-cases the contents of the first answer tag and finds the characters A to J. If there is exactly one and
-    it is the gold letter: 1 without other text, 0.5 with. Otherwise 0 (so ``A) Brain`` scores 0: the word
-    contains A, B and I).
+    Upper-cases the contents of the first answer tag and finds the characters A to J. If there is exactly
+    one and it is the gold letter: 1 without other text, 0.5 with. Otherwise 0 (so ``A) Brain`` scores 0: the
+    word contains A, B and I).
 
     Raises:
         ValueError: the question is open.
