@@ -91,11 +91,11 @@ def _closed(samples: Sequence[VQASample]) -> list[VQASample]:
 
 
 def _hit(rule: Liking, sample: VQASample) -> float:
-    return hit(sample, _best(rule, sample))
+    return hit_probability(sample, _best(rule, sample))
 
 
-def hit(sample: VQASample, letters: Sequence[str]) -> float:
-    """The chance that a fair draw among letters is right."""
+def hit_probability(sample: VQASample, letters: Sequence[str]) -> float:
+    """Probability that a uniform draw among ``letters`` is correct."""
     return (sample.answer in letters) / len(letters)
 
 

@@ -1,25 +1,25 @@
-"""What the controls say about a run: the section ``controls`` of ``metrics.json``.
+"""Compare the controls of a run: the section ``controls`` of ``metrics.json``.
 
 By test set:
 
 =====================  ===============================================================================
 rates                  by control: accuracy and format rates with intervals, questions, questions left out
-image_gain             accuracy with the picture less accuracy with a blank one, on the same questions
-swap_gain              the same less another question's picture
-reasoning_effect       the same less an answer without reasoning
-prior_gain             the same less the option-text prior
-order_consistency      share of questions for which the same option text is chosen in both orders, of
-                       those with a strict letter in both
-reasoning_contradicts  share of the plain answers whose letter is another option than the one named in
-                       think tags, of those with a strict letter and exactly one option's text named there;
-                       without yes/no questions, as a "no" in a sentence need not be the option
-not_run                controls that were wanted, and why they are not there
-labels                 what the audit found that touches every one of these numbers
-verdict                whether the picture is used, in words
+image_gain             accuracy with the image minus accuracy with a blank one, on the same questions
+swap_gain              accuracy with the image minus accuracy with another question's image
+reasoning_effect       accuracy with reasoning minus accuracy without
+prior_gain             accuracy minus that of the option-text prior
+order_consistency      share of questions whose answer keeps its option text in both orders, of those with a
+                       strict letter in both
+reasoning_contradicts  share of plain answers whose letter differs from the option named in the think tags,
+                       of those with a strict letter and exactly one named option; without yes/no
+                       questions, because a "no" in a sentence need not be the option
+not_run                controls that were requested and skipped, with the reason
+labels                 audit warnings that affect every number here
+verdict                one sentence: whether the model uses the image
 =====================  ===============================================================================
 
-Differences are paired, with intervals that draw whole image groups. What has no question is ``null``.
-Questions go by their ids, as in the report's tables, so that both draw the same.
+Differences are paired; their intervals resample whole image groups. Values without questions are ``null``.
+Questions are sorted by id, as in the report's tables, so that both draw the same resamples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ from medvlm_r1.evaluate.statistics import Interval, paired_difference, proportio
 from medvlm_r1.prompts import mentioned_options, tag_contents
 
 GAINS = {BLANK: "image_gain", SWAPPED: "swap_gain", CUT: "reasoning_effect", PRIOR: "prior_gain"}
-Scores = dict[str, float]  # question -> right (1) or wrong (0), or the chance to be right
+Scores = dict[str, float]  # question id -> correct (1) or not (0), or the probability to be correct
 
 
 def summarise_controls(
@@ -44,23 +44,23 @@ def summarise_controls(
     audit: Mapping[str, Any],
     trained: bool,
 ) -> dict[str, dict]:
-    """The section, by test set.
+    """Compute the section, by test set.
 
     Args:
-        predictions: of all test sets and controls, the prior's among them.
+        predictions: of all test sets and controls, including the prior's.
         controls, not_run: see :func:`~medvlm_r1.evaluate.controls.controls_of`.
-        audit: its plain form; empty without one.
-        trained: whether the run was trained: a leak touches no other.
+        audit: JSON form of the audit; empty without one.
+        trained: whether the run trained; leaks affect only trained runs.
     """
     return {
-        name: _Answered([p for p in predictions if p.test_set == name]).contrasts(controls)
+        name: _TestSet([p for p in predictions if p.test_set == name]).compare(controls)
         | {"not_run": dict(not_run), "labels": audit_warnings(audit, trained, name)}
         for name in dict.fromkeys(p.test_set for p in predictions)
     }
 
 
-class _Answered:
-    """One test set's answers."""
+class _TestSet:
+    """The predictions of one test set, by control and question."""
 
     def __init__(self, predictions: Sequence[Prediction]) -> None:
         self.rows: dict[str, dict[str, Prediction]] = {}
@@ -68,15 +68,15 @@ class _Answered:
             self.rows.setdefault(row.control, {})[row.sample_id] = row
         self.plain = self.rows[PLAIN]
 
-    def contrasts(self, controls: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {"rates": {control: self._rates(control) for control in controls}}
+    def compare(self, controls: Sequence[str]) -> dict[str, Any]:
+        section: dict[str, Any] = {"rates": {control: self._rates(control) for control in controls}}
         for control, name in GAINS.items():
             if control in controls:
-                found[name] = self._gain(control)
+                section[name] = self._gain(control)
         if PERMUTED in controls:
-            found["order_consistency"] = self._rate(self._consistent())
-        found["reasoning_contradicts"] = self._rate(self._contradicting())
-        return found | {"verdict": verdict(found.get("image_gain"))}
+            section["order_consistency"] = self._rate(self._consistent())
+        section["reasoning_contradicts"] = self._rate(self._contradicting())
+        return section | {"verdict": verdict(section.get("image_gain"))}
 
     def scores(self, control: str) -> Scores:
         return {name: float(row.correct) for name, row in self.rows.get(control, {}).items()}
@@ -96,30 +96,30 @@ class _Answered:
         return rates
 
     def _gain(self, control: str) -> dict | None:
-        """Plain less ``control``, on the questions that were asked under both."""
-        under = self.scores(control)
-        both = sorted(self.plain.keys() & under.keys())
+        """Accuracy under ``image`` minus accuracy under ``control``, on the questions that have both."""
+        scores = self.scores(control)
+        both = sorted(self.plain.keys() & scores.keys())
         if not both:
             return None
         plain = self.scores(PLAIN)
-        a, b = [plain[name] for name in both], [under[name] for name in both]
+        a, b = [plain[name] for name in both], [scores[name] for name in both]
         return paired_difference(a, b, self._groups(both)).as_dict()
 
     def _consistent(self) -> Scores:
-        there = self.rows.get(PERMUTED, {})
-        pairs = {name: (_chosen(self.plain[name]), _chosen(row)) for name, row in there.items()}
+        permuted = self.rows.get(PERMUTED, {})
+        pairs = {name: (_chosen(self.plain[name]), _chosen(row)) for name, row in permuted.items()}
         return {name: float(a == b) for name, (a, b) in pairs.items() if a is not None and b is not None}
 
     def _contradicting(self) -> Scores:
-        found = {}
+        scores = {}
         for name, row in self.plain.items():
             if {"yes", "no"} & {option.casefold() for option in row.options}:
                 continue
-            places = mentioned_options(tag_contents(row.text, "think") or "", row.options)
+            mentioned = mentioned_options(tag_contents(row.text, "think") or "", row.options)
             chosen = _chosen(row)
-            if len(places) == 1 and chosen is not None:
-                found[name] = float(row.options[places[0]] != chosen)
-        return found
+            if len(mentioned) == 1 and chosen is not None:
+                scores[name] = float(row.options[mentioned[0]] != chosen)
+        return scores
 
     def _rate(self, scores: Scores) -> dict | None:
         if not scores:
@@ -133,18 +133,18 @@ class _Answered:
 
 
 def _chosen(row: Prediction) -> str | None:
-    """The text of the option that an answer chose, by the strict reading."""
+    """Text of the option that the strict letter chooses."""
     if not row.options or row.answer is None:
         return None
     return row.options[LETTERS.index(row.answer)]
 
 
 def verdict(gain: Mapping[str, Any] | None) -> str:
-    """Whether the picture is used, by the interval of the image gain.
+    """State whether the model uses the image, by the interval of the image gain.
 
     Args:
-        gain: plain form of an :class:`~medvlm_r1.evaluate.statistics.Interval`; ``None`` where no question
-            was asked with a blank picture.
+        gain: JSON form of an :class:`~medvlm_r1.evaluate.statistics.Interval`; ``None`` without questions
+            under ``blank``.
     """
     if gain is None:
         return "no answer to a blank picture: whether the picture is used is not known"
@@ -155,7 +155,7 @@ def verdict(gain: Mapping[str, Any] | None) -> str:
 
 
 def interpret_gain(gain: Interval) -> str:
-    """What an image gain says, in words."""
+    """State in words what an image gain shows."""
     if gain.low > 0:
         return "the picture is used"
     return "better without the picture" if gain.high < 0 else "no evidence that the picture is used"

@@ -1,4 +1,4 @@
-"""Answers of an evaluation, kept as they come: one that is stopped goes on behind the last whole batch."""
+"""Save the answers of an evaluation batch by batch, so that an interrupted one resumes."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from medvlm_r1.evaluate.predictions import Prediction
 
 
 class Journal:
-    """One line a batch, on disk before the next batch begins.
+    """A JSON line per batch, on disk before the next batch starts.
 
-    A line that was cut off is dropped, and with it its batch: batches are answered whole, because what stands
-    beside a question can move the last bits of its logits. The last batch is answered again, because an
-    evaluation without a question left would be skipped by Lightning with all that belongs to its end.
+    An incomplete last line is dropped with its batch: batches are answered as a unit, because the other
+    questions of a batch can change the last bits of a question's logits. The last batch is always answered
+    again, because Lightning skips an evaluation without batches, including its end hooks.
 
     Args:
-        path: of the file; whoever has written the answers elsewhere removes it.
-        of: what the answers depend on, such as the step of the weights; those of something else are dropped.
+        path: the file; the caller deletes it after writing the answers elsewhere.
+        of: identifies the evaluation, e.g. by the step of the weights; answers of any other are dropped.
     """
 
     def __init__(self, path: Path, of: dict[str, Any]) -> None:
@@ -33,9 +33,9 @@ class Journal:
             whole = [json.dumps(of).encode() + b"\n"]
         whole = whole[: max(1, len(whole) - 1)]
         for line in whole[1:]:
-            kept = json.loads(line)
-            self.rows += [Prediction(**row) for row in kept["rows"]]
-            self.totals = Counter(kept["totals"])
+            batch = json.loads(line)
+            self.rows += [Prediction(**row) for row in batch["rows"]]
+            self.totals = Counter(batch["totals"])
         partial = path.with_name(f"{path.name}.partial")
         with partial.open("wb") as file:
             file.writelines(whole)
@@ -46,11 +46,11 @@ class Journal:
 
     @property
     def answered(self) -> set[tuple[str, str]]:
-        """Test set and id of the questions that need no answer any more."""
+        """Test set and id of the questions already answered."""
         return {(row.test_set, row.sample_id) for row in self.rows}
 
     def add(self, rows: Sequence[Prediction], totals: Counter[str]) -> None:
-        """Keep a batch: its answers, and what was computed up to its end."""
+        """Append a batch: its answers, and the run's totals so far."""
         line = {"totals": dict(totals), "rows": [asdict(row) for row in rows]}
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()

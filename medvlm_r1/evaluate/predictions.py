@@ -1,11 +1,11 @@
-"""Predictions, one row each, and what they sum up to."""
+"""Predictions, one row per answered question, and their metrics."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from medvlm_r1.audit.shortcuts import hit, prior_guesses
+from medvlm_r1.audit.shortcuts import hit_probability, prior_guesses
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
@@ -17,15 +17,15 @@ from medvlm_r1.prompts import Answer, f1_score, is_correct, is_correct_leniently
 class Prediction:
     """One greedy answer to one test question; a row of ``predictions.jsonl``.
 
-    The key is (step, test_set, control, sample_id). ``answer`` is the strict letter, ``correct`` and
-    ``correct_lenient`` judge the two readings; ``tokens`` counts the end of sequence. Of an open question
-    ``options`` is empty, ``answer`` and ``gold`` are texts, and ``correct`` is their exact match.
+    The key is (step, test_set, control, sample_id). ``answer`` is the strict letter; ``correct`` and
+    ``correct_lenient`` score the strict and the lenient letter; ``tokens`` includes the end-of-turn token.
+    For open questions ``options`` is empty, ``answer`` and ``gold`` are texts, ``correct`` is exact match.
 
-    The prior is no model and says nothing; where it likes several options equally, ``answer`` is ``None`` and
-    ``correct`` the chance that a fair draw among them hits.
+    The prior has no text. If it ranks several options equally, ``answer`` is ``None`` and ``correct`` is the
+    probability that a uniform draw among them is correct.
 
-    ``options`` and ``gold`` are as they were asked; ``order`` and ``picture_of`` say what a control changed,
-    see :class:`~medvlm_r1.data.perturbation.Perturbation`.
+    ``options`` and ``gold`` are those of the perturbed question; for ``order`` and ``picture_of`` see
+    :class:`~medvlm_r1.data.perturbation.Perturbation`.
     """
 
     run: str
@@ -91,27 +91,27 @@ class Prediction:
 def prior_predictions(
     train: Sequence[VQASample], tests: Mapping[str, Sequence[VQASample]], run: str, step: int
 ) -> list[Prediction]:
-    """What the option-text prior, fitted on ``train``, answers to every test question with options."""
-    found = []
+    """Answer every test question that has options by the option-text prior fitted on ``train``."""
+    rows = []
     for name, source in tests.items():
         for sample, letters in prior_guesses(train, list(source)):
-            decided, chance = len(letters) == 1, hit(sample, letters)
-            said = Answer("", letter=letters[0] if decided else None)
-            row = Prediction.from_answer(Perturbation(PRIOR, sample), said, 0, False, run, step, name)
+            chance = hit_probability(sample, letters)
+            answer = Answer("", letter=letters[0] if len(letters) == 1 else None)
+            row = Prediction.from_answer(Perturbation(PRIOR, sample), answer, 0, False, run, step, name)
             row.correct = row.correct_lenient = bool(chance) if chance in (0, 1) else chance
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def sort_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """By test set, as they come first, then by control; questions keep their order."""
+    """Sort by test set (in order of first occurrence), then by control; questions keep their order."""
     rows = list(predictions)
     sets = list(dict.fromkeys(row.test_set for row in rows))
     return sorted(rows, key=lambda row: (sets.index(row.test_set), CONTROLS.index(row.control)))
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write ``predictions.jsonl``, whole or not at all."""
+    """Write ``predictions.jsonl`` atomically."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         for prediction in predictions:
@@ -120,12 +120,11 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
-    """The sections of ``metrics.json`` that follow from the plain predictions, by test set.
+    """Compute the sections of ``metrics.json`` for the control ``image``, by test set.
 
-    Values are fractions with intervals (Wilson, or a bootstrap over image groups where questions share one);
-    ``tokens`` holds the mean completion length and the share of completions cut at the limit.
-    Where there are open questions, ``open`` holds their exact match and their mean token F1, for each test
-    set that has some.
+    Values are fractions with intervals (Wilson, or a bootstrap over image groups if questions share one).
+    ``tokens`` holds the mean completion length and the share of completions cut at the limit; ``open``, for
+    test sets with open questions, their exact match and mean token F1.
     """
     sections: dict[str, dict] = {"accuracy": {}, "accuracy_lenient": {}, "format": {}, "tokens": {}}
     predictions = [p for p in predictions if p.control == PLAIN]

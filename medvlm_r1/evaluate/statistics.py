@@ -1,20 +1,20 @@
-"""Intervals and tests for answered questions. Pure functions on arrays of right (1) and wrong (0).
+"""Confidence intervals and tests for answered questions: pure functions on arrays of 1 (correct) and 0.
 
-Shapes: one run is ``[questions]``; several runs of one method are ``[seeds, questions]``, the same
-questions in the same order in every row. ``groups`` names the image (or patient) of each question:
-questions that share one are not independent, so whole groups are drawn. All values are fractions.
+Shapes: one run is ``[questions]``; several runs of one method are ``[seeds, questions]`` with the same
+questions in the same order in every row. ``groups`` is the image (or patient) of each question: questions
+that share one are not independent, so resampling draws whole groups. All values are fractions.
 
-Two choices that matter:
+Two design choices:
 
-1. Seeds and questions are crossed, not nested: every seed answers the same questions. Drawing
-   questions anew inside each seed would average question noise away over seeds. So a draw takes seeds
-   on their means over questions, takes groups on their means over seeds, and adds both deviations, as
+1. Seeds and questions are crossed, not nested: every seed answers the same questions. Resampling
+   questions within each seed would average question noise away over seeds. So a resample draws seeds on
+   their means over questions, draws groups on their means over seeds, and adds both deviations, as
    two-way clustered variances do (Cameron, Gelbach and Miller 2011, without their third term, which
-   removes what is counted twice; it errs on the wide side).
-2. Of S seeds a draw takes S - 1. Drawing S understates the spread between seeds by (S - 1) / S, a
+   subtracts the double count; intervals are wider for it).
+2. A resample draws S - 1 of S seeds. Drawing S understates the variance between seeds by (S - 1) / S, a
    third of it at three seeds (McCarthy and Snowden 1985, "The bootstrap and finite population
-   sampling"). Where seeds scatter more than questions do, the 95 % interval of two
-   seeds still covers about 80 % and that of three about 90 %: no resampling makes up for seeds.
+   sampling"). If seeds vary more than questions, the 95 % interval of two seeds still covers about 80 % and
+   that of three about 90 %: resampling cannot replace seeds.
 """
 
 from collections.abc import Hashable, Sequence
@@ -28,7 +28,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 10_000
-_CHUNK = 1_000_000  # counts held at a time
+_CHUNK = 1_000_000  # counts in memory at a time
 LEVEL = 0.95
 
 Groups = Sequence[Hashable] | None
@@ -42,8 +42,8 @@ class Interval:
         value: the estimate, a fraction (or a difference of fractions).
         low: lower end.
         high: upper end.
-        n: questions that it rests on (per seed; summed over test sets).
-        method: how the interval was made, e.g. ``wilson``.
+        n: number of questions (per seed; summed over test sets).
+        method: name of the method, e.g. ``wilson``.
     """
 
     value: float
@@ -53,7 +53,7 @@ class Interval:
     method: str
 
     def as_dict(self) -> dict:
-        """Plain types, as ``metrics.json`` holds them."""
+        """JSON form, as in ``metrics.json``."""
         return asdict(self)
 
 
@@ -76,35 +76,35 @@ def wilson(correct: int, n: int) -> Interval:
 
 
 def proportion(correct: Sequence[float], groups: Groups = None, seed: int = 0) -> Interval:
-    """One run's rate: Wilson, or a cluster bootstrap where questions share an image group.
+    """Rate of one run: Wilson, or a cluster bootstrap if questions share an image group.
 
     Args:
-        correct: right (1) or wrong (0); of a rule that guesses, the chance that it is right.
-        groups: image group of each question; ``None`` takes each question for itself.
-        seed: of the resampling.
+        correct: 1 or 0; for a rule that guesses, the probability that it is correct.
+        groups: image group of each question; ``None`` makes each question a group.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: no questions.
     """
     outcome = np.asarray(correct, dtype=float)
-    whole = np.isin(outcome, (0, 1)).all()
-    if groups is not None and len(set(groups)) < len(outcome) and (whole or np.ptp(outcome) > 0):
+    binary = np.isin(outcome, (0, 1)).all()
+    if groups is not None and len(set(groups)) < len(outcome) and (binary or np.ptp(outcome) > 0):
         return over_seeds([outcome[None]], [groups], seed)
-    found = wilson(round(float(outcome.sum())), len(outcome))
-    if whole:
-        return found
-    value = float(outcome.mean())  # which need not be a number of questions
-    return replace(found, value=value, low=min(found.low, value), high=max(found.high, value))
+    interval = wilson(round(float(outcome.sum())), len(outcome))
+    if binary:
+        return interval
+    value = float(outcome.mean())  # the sum need not be an integer
+    return replace(interval, value=value, low=min(interval.low, value), high=max(interval.high, value))
 
 
 def paired_difference(a: Sequence, b: Sequence, groups: Groups = None, seed: int = 0) -> Interval:
     """Mean(a) - mean(b) of two runs on the same questions, percentile bootstrap over image groups.
 
     Args:
-        a: ``[questions]``, right or wrong.
+        a: ``[questions]``, 1 or 0.
         b: ``[questions]``, the same questions in the same order.
-        groups: image group of each question; ``None`` takes each question for itself.
-        seed: of the resampling.
+        groups: image group of each question; ``None`` makes each question a group.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: no questions, or lengths differ.
@@ -136,7 +136,7 @@ def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = Non
     Args:
         sets: per test set ``[seeds, questions]``.
         groups: per test set the image group of each question.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: no set, an empty set, or sets with different numbers of seeds.
@@ -148,11 +148,11 @@ def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = Non
     draws = _draw(sums, sizes, np.full(seeds, 1 / seeds), seed_draws, seed)
     value = float(np.mean([s.mean() for s in sets]))
     n = sum(s.shape[1] for s in sets)
-    if np.ptp(np.concatenate([s.ravel() for s in sets])) == 0:  # all right or all wrong: no spread to draw
+    if np.ptp(np.concatenate([s.ravel() for s in sets])) == 0:  # all correct or all wrong: no variance
         bound = wilson(round(value * (count := min(len(s) for s in sizes))), count)
-        low, high = min(value, bound.low), max(value, bound.high)  # a share of no whole number is rounded
+        low, high = min(value, bound.low), max(value, bound.high)  # the count was rounded
         return Interval(value, low, high, n, "wilson (no variation)")
-    # Deviations of seeds and of questions are added, so a draw may leave the range of a share.
+    # The sum of both deviations may leave [0, 1].
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).clip(0, 1)
     kind = "hierarchical bootstrap" if seeds > 1 else "cluster bootstrap"
     return Interval(value, float(low), float(high), n, kind)
@@ -163,14 +163,14 @@ def seeds_difference(
 ) -> tuple[Interval, float]:
     """Mean(a) - mean(b) of two methods, each over its own seeds, on the same questions.
 
-    Seeds of the two methods are drawn independently (seed 1 of one has nothing to do with seed 1 of
-    the other); image groups are drawn once for both, which is what pairs them.
+    Seeds of the two methods are drawn independently (their seeds are unrelated); image groups are drawn
+    once for both, which pairs them.
 
     Args:
         a: per test set ``[seeds of a, questions]``.
         b: per test set ``[seeds of b, questions]``.
         groups: per test set the image group of each question.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         The interval, and the two-sided bootstrap p: twice the smaller share of draws on one side of 0.
@@ -195,11 +195,11 @@ def seeds_difference(
     value = float(np.mean([x.mean() - y.mean() for x, y in zip(a, b, strict=True)]))
     n = sum(s.shape[1] for s in a)
     if np.ptp(draws) < 1e-12:
-        # Every group differs by the same amount, so no draw varies. The share of groups that would
-        # differ otherwise is at most Wilson's upper end for 0 of the groups.
+        # Every group differs by the same amount, so resamples agree. Wilson's upper end for 0 of the groups
+        # bounds the share of groups that would differ otherwise.
         rare = wilson(0, min(len(s) for s in sizes)).high
         low, high = max(-1.0, (1 - rare) * value - rare), min(1.0, (1 - rare) * value + rare)
-        p = 1.0 if value == 0 else min(1.0, 2 * 0.5 ** sum(len(s) for s in sizes))  # all signs alike
+        p = 1.0 if value == 0 else min(1.0, 2 * 0.5 ** sum(len(s) for s in sizes))  # sign test
         return Interval(value, low, high, n, "wilson bound (no variation)"), p
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     kind = "hierarchical bootstrap" if max(seeds_a, seeds_b) > 1 else "paired bootstrap"
@@ -208,20 +208,20 @@ def seeds_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given (Holm 1979); an empty family stays empty."""
+    """Holm's step-down adjusted p-values, in input order (Holm 1979); an empty family stays empty."""
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
 def smallest_difference(n: int, near: float = 0.7, power: float = 0.8) -> float:
-    """Smallest difference that two unpaired runs of ``n`` questions can show at the 5 % level.
+    """Smallest difference that two unpaired runs of ``n`` questions can detect at the 5 % level.
 
     ``(z_{1-alpha/2} + z_power) sqrt(2 p (1 - p) / n)`` with both rates near ``p``
     (Fleiss, Levin and Paik 2003, "Statistical methods for rates and proportions", chapter 4).
 
     Args:
         n: questions per run.
-        near: rate at which both runs are assumed to lie.
-        power: probability of finding a difference of that size.
+        near: assumed rate of both runs.
+        power: probability of detecting a difference of that size.
 
     Raises:
         ValueError: ``n`` below 1, or a rate or power outside (0, 1).
@@ -266,23 +266,23 @@ def _draw(
 ) -> np.ndarray:
     """``[resamples]`` draws of the mean over test sets.
 
-    Per test set: ``sums`` ``[seeds, groups]`` and ``sizes`` ``[groups]``. ``share`` ``[seeds]`` weighs the
-    seeds in the estimate (negative for the method that is subtracted), ``seed_draws`` adds to it.
+    Per test set: ``sums`` ``[seeds, groups]``, ``sizes`` ``[groups]``. ``share`` ``[seeds]``: weight of each
+    seed in the estimate (negative for the subtracted method); ``seed_draws`` is added to it.
     """
     draws = np.zeros(RESAMPLES)
-    for number, (right, size) in enumerate(zip(sums, sizes, strict=True)):
-        both = np.stack([share @ right, size], axis=1)
+    for number, (correct, size) in enumerate(zip(sums, sizes, strict=True)):
+        both = np.stack([share @ correct, size], axis=1)
         rows = max(1, _CHUNK // len(size))
         parts = [
             _counts(min(rows, RESAMPLES - start), len(size), (seed, number, start)) @ both
             for start in range(0, RESAMPLES, rows)
         ]
         total = np.concatenate(parts)
-        draws += total[:, 0] / total[:, 1] + seed_draws @ (right.sum(axis=1) / size.sum())
+        draws += total[:, 0] / total[:, 1] + seed_draws @ (correct.sum(axis=1) / size.sum())
     return draws / len(sums)
 
 
-@lru_cache(maxsize=32)  # 32 chunks of 8 MB: one comparison draws the same groups for every row and column
+@lru_cache(maxsize=32)  # 32 chunks of 8 MB: all cells of one comparison draw the same groups
 def _counts(rows: int, groups: int, key: tuple[int, ...]) -> np.ndarray:
     """``[rows, groups]``: how often each resample drew each group."""
     picked = np.random.default_rng(key).integers(groups, size=(rows, groups))

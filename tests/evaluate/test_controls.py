@@ -378,11 +378,11 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("chosen", "served", "message"),
         [
-            (["image", "blnk"], False, "no 'blnk': take all, or some of image, blank, swapped, permuted"),
-            ("everything", False, "no 'everything'"),
-            (["blank"], False, "it needs image, the questions as they stand"),
-            (None, False, "it needs image"),
-            (["image", "reasoning-cut"], True, "the chat completions API cannot"),
+            (["image", "blnk"], False, "'blnk': use all, or some of image, blank, swapped, permuted"),
+            ("everything", False, "unknown control 'everything'"),
+            (["blank"], False, "add image, the unchanged questions"),
+            (None, False, "add image, the unchanged questions"),
+            (["image", "reasoning-cut"], True, "the chat completions API does not take"),
         ],
         ids=str,
     )
@@ -395,10 +395,8 @@ class TestChoice:
             check_controls(chosen, served)
 
     def test_an_unknown_name_stops_the_run_before_the_weights(self, tmp_path):
-        said = run_here(tmp_path, "model.path=nowhere/at/all", "controls=[image,blnk]", code=2)
-        assert (
-            "error: controls: there is no 'blnk': take all, or some of image, blank, swapped" in said.stderr
-        )
+        stderr = run_here(tmp_path, "model.path=nowhere/at/all", "controls=[image,blnk]", code=2).stderr
+        assert "error: controls: unknown control 'blnk': use all, or some of image, blank, swapped" in stderr
 
 
 @pytest.fixture(scope="module")

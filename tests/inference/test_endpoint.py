@@ -391,7 +391,8 @@ class TestRun:
         command = [argument for argument in RUN if not argument.startswith("controls=")]
         command += [f"model.url={server.url}", "workers=0", "data.test.mri.n=12"]
         said = run_here(tmp_path, *command)
-        assert "control reasoning-cut is not run: a served model's answer cannot be begun" in said.stdout
+        reason = "the chat completions API takes no assistant prefix"
+        assert f"control reasoning-cut is not run: {reason}" in said.stdout
         (folder,) = (tmp_path / "outputs/runs").iterdir()
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         counts = Counter(row["control"] for row in rows if row["control"] != "prior")
@@ -406,7 +407,7 @@ class TestRun:
     def test_what_cannot_be_asked_is_refused_where_it_is_named(self, tmp_path):
         command = [*RUN, f"model.url={nobody()}", "controls=[image,reasoning-cut]"]
         err = run_here(tmp_path, *command, code=2).stderr
-        assert "reasoning-cut begins the model's answer for it, which the chat completions API cannot" in err
+        assert "reasoning-cut needs an assistant prefix, which the chat completions API does not take" in err
 
     def test_a_refusal_in_the_middle_is_told_plainly(self, server, tmp_path):
         server.poison = PROMPT.problem(phantoms(4, "ct")[2]).splitlines()[1]
