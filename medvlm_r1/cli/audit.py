@@ -1,8 +1,8 @@
-"""Is the data fit for it? ``python -m medvlm_r1.audit --train FILE... --test FILE...``"""
+"""Audit question files: ``python -m medvlm_r1.audit --train FILE... --test FILE...``"""
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from medvlm_r1.audit import Audit, audit
 from medvlm_r1.audit.question_files import read_files
+from medvlm_r1.cli.command import command_parser, exits_on
 from medvlm_r1.data.sample import BadRowError
 
 EXAMPLES = """examples:
@@ -20,50 +21,43 @@ EXAMPLES = """examples:
   python -m medvlm_r1.audit --train train.json --test test.json --images /data/OmniMedVQA --json audit.json
   python -m medvlm_r1.audit --train xray_train.json --test xray_test.json --modality xray
 
-Each test file is a set of its own, by its stem. Where no image is on disk, paths and texts are checked
-and pixels are not. Exit code 0: audited, whatever was found; 1: training shows an image of a test set
-(with --fail-on-leak); 2: a file cannot be read."""
+Each test file is a set, named by its stem. Without image files on disk the audit compares paths and texts
+only. Exit code 0: audited, with or without findings; 1: --fail-on-leak, and training contains an image of a
+test set; 2: error; stderr gives the reason."""
 _SHOWN = 5
 
 
+@exits_on(ValueError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medvlm_r1.audit",
-        description="Look for leaks, repeated questions, faults and shortcuts in question files.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Run the command; returns the exit code."""
+    description = "Look for leaks, repeated questions, faulty images and shortcuts in question files."
+    parser = command_parser("audit", description, EXAMPLES)
     files = {"nargs": "+", "type": Path, "metavar": "FILE"}
-    parser.add_argument("--train", required=True, help="files of training questions, taken together", **files)
-    parser.add_argument("--test", required=True, help="files of test questions, each a set", **files)
-    parser.add_argument("--validation", default=[], help="files of validation questions", **files)
-    parser.add_argument("--images", type=Path, metavar="DIR", help="where image paths start from")
-    parser.add_argument("--modality", help="of all rows, for files whose rows name none")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all findings here")
-    parser.add_argument("--fail-on-leak", action="store_true", help="exit code 1 where there is a leak")
-    given = parser.parse_args(arguments)
-    try:
-        found = _audited(given)
-    except (BadRowError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    show(found, Console() if sys.stdout.isatty() else Console(width=110))
-    if given.json:
-        text = json.dumps(found.as_dict(), indent=1, ensure_ascii=False)
-        given.json.write_text(text + "\n", encoding="utf-8")
-        print(f"wrote {given.json}")
-    return 1 if given.fail_on_leak and found.into_tests else 0
+    parser.add_argument("--train", required=True, help="training questions, as one set", **files)
+    parser.add_argument("--test", required=True, help="test questions, each file a set", **files)
+    parser.add_argument("--validation", default=[], help="validation questions, as one set", **files)
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder that image paths are relative to")
+    parser.add_argument("--modality", help="modality of all rows, for files without that column")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all findings to this file")
+    parser.add_argument("--fail-on-leak", action="store_true", help="exit code 1 if there is a leak")
+    args = parser.parse_args(arguments)
+    findings = _audited(args)
+    show(findings, Console() if sys.stdout.isatty() else Console(width=110))
+    if args.json:
+        text = json.dumps(findings.as_dict(), indent=1, ensure_ascii=False)
+        args.json.write_text(text + "\n", encoding="utf-8")
+        print(f"wrote {args.json}")
+    return 1 if args.fail_on_leak and findings.into_tests else 0
 
 
-def _audited(given: argparse.Namespace) -> Audit:
-    read = {"train": given.train, "validation": given.validation}
-    for path in given.test:
+def _audited(args: Namespace) -> Audit:
+    read = {"train": args.train, "validation": args.validation}
+    for path in args.test:
         name = path.stem if path.stem not in read else path.as_posix()
         read[name] = [path]
     parts, faults = {}, []
     for name, paths in read.items():
-        parts[name], more = read_files(paths, given.images, given.modality)
+        parts[name], more = read_files(paths, args.images, args.modality)
         faults += more
         if paths and not parts[name]:
             raise BadRowError(f"{paths[0]}: no row can be used; the first: {more[0]}")

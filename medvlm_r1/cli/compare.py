@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from medvlm_r1.cli.folders import as_typed, destination, folder_parser
+from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page.render import caveat, headline, write_page
@@ -24,37 +24,34 @@ from medvlm_r1.report.tables.table import (
     table_console,
 )
 
-PROG = "python -m medvlm_r1.compare"
 EXAMPLES = """examples:
   python -m medvlm_r1.compare outputs/sweeps/main_table
   python -m medvlm_r1.compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
   python -m medvlm_r1.compare outputs/sweeps/ablate_beta --baseline sft_600
 
-Runs of one configuration that differ in the seed alone share a row. Writes comparison.json, comparison.md,
+Runs that differ only in the seed share a row. Writes comparison.json, comparison.md,
 comparison.tex (booktabs), comparison.csv, accuracy.png and report.html.
-Exit code 2: a folder cannot be compared; the line says why."""
+Exit code 2: error; stderr gives the reason."""
 
 
+@exits_on(RunFolderError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = folder_parser(
-        PROG,
-        "Compare finished runs on the same questions: intervals, paired tests, fairness, a page.",
+        "compare",
+        "Compare finished runs on the same questions: intervals, paired tests, fairness, an HTML page.",
         EXAMPLES,
     )
     parser.add_argument(
-        "--baseline", help="experiment, method or row label to take differences from (default: zero_shot)"
+        "--baseline",
+        help="experiment, method or row label of the baseline of differences (default: zero_shot)",
     )
-    given = parser.parse_args(arguments)
-    try:
-        out = destination(given)
-        comparison = compare(given.folders, given.baseline)
-        written = write(comparison, out, as_typed(PROG, arguments))
-    except RunFolderError as error:
-        print(error, file=sys.stderr)
-        return 2
+    args = parser.parse_args(arguments)
+    out = output_folder(args)
+    comparison = compare(args.folders, args.baseline)
+    paths = write(comparison, out, command_line(parser, arguments))
     show(comparison, table_console())
-    print("wrote " + ", ".join(map(str, written)))
+    print("wrote " + ", ".join(map(str, paths)))
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Hand a model on: ``python -m medvlm_r1.export SOURCE`` says what it is, merges it, uploads it."""
+"""Describe, merge or upload a trained model: ``python -m medvlm_r1.export SOURCE``."""
 
-import argparse
 import json
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +11,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from medvlm_r1.artifacts.model_card import model_card
+from medvlm_r1.cli.command import CommandError, command_parser, exits_on
 from medvlm_r1.policy.loading.validate import RECORD, UnusableWeightsError
 from medvlm_r1.policy.saving.folder import (
     ModelFolder,
@@ -25,11 +26,11 @@ EXAMPLES = """examples:
   python -m medvlm_r1.export outputs/runs/grpo_600-peft=lora-seed0 --merge --out merged
   python -m medvlm_r1.export merged --push-to-hub NAME/REPO --private
 
-SOURCE is a run folder or a model directory. Without --merge and --push-to-hub it is only described.
-Nothing is uploaded without --push-to-hub, and then the directory's model files alone, never checkpoints
-or predictions. Exit code 2: it cannot be done; the line says why."""
+Without --merge, --card and --push-to-hub the command only describes the model. --push-to-hub uploads the
+model's files (weights, configuration, tokenizer, model card), never checkpoints or predictions.
+Exit code 2: error; stderr gives the reason."""
 
-# What belongs to a model; whatever else lies beside it stays here.
+# Names and patterns of a model's files; --push-to-hub uploads no other file.
 UPLOADED = (
     *("README.md", RECORD, "config.json", "generation_config.json", "chat_template.jinja"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
@@ -40,81 +41,75 @@ UPLOADED = (
 )
 
 
-class ExportError(ValueError):
-    """What was asked for cannot be done. The message says why and names the way on."""
-
-
+@exits_on(ModelFolderError, UnusableWeightsError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    given = parser().parse_args(arguments)
-    try:
-        export(given)
-    except (ExportError, ModelFolderError, UnusableWeightsError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    """Run the command; returns the exit code."""
+    export(parser().parse_args(arguments))
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
-    asked = argparse.ArgumentParser(
-        prog="python -m medvlm_r1.export",
-        description="Describe a trained model, merge its adapter, upload it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> ArgumentParser:
+    """Return the argument parser."""
+    parser = command_parser("export", "Describe a trained model, merge its adapter, upload it.", EXAMPLES)
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a run folder, or a model directory")
+    parser.add_argument(
+        "--merge", action="store_true", help="merge the adapter into its base model (in fp32)"
     )
-    asked.add_argument("source", type=Path, metavar="SOURCE", help="a run folder, or a model directory")
-    asked.add_argument("--merge", action="store_true", help="add the adapter to its base (in fp32)")
-    asked.add_argument("--out", type=Path, metavar="DIR", help="where the merged model goes; new or empty")
-    asked.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the merged weights (default: the base's)"
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="output directory of --merge: a new or an empty one"
     )
-    asked.add_argument("--base", help="directory or hub id of the base, if it is not where the adapter says")
-    asked.add_argument("--card", action="store_true", help="write README.md anew from medvlm_r1.json")
-    asked.add_argument("--push-to-hub", metavar="REPO", help="upload to this repository of the model hub")
-    asked.add_argument("--private", action="store_true", help="a repository that is made new is private")
-    return asked
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="dtype of the merged weights (default: the base's)"
+    )
+    parser.add_argument(
+        "--base", help="directory or hub id of the base model (default: the one that the adapter names)"
+    )
+    parser.add_argument("--card", action="store_true", help="rewrite README.md from medvlm_r1.json")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="upload to this repository on the model hub")
+    parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    return parser
 
 
-def export(given: argparse.Namespace) -> None:
-    """Do what the command line asks for, refusing what cannot work before the slow part starts.
+def export(args: Namespace) -> None:
+    """Carry out the command line. All checks run before the slow part.
 
     Raises:
-        ExportError, ModelFolderError: see their messages.
+        CommandError: options that do not go together, an output directory in use, a failed upload.
+        ModelFolderError, UnusableWeightsError: the model cannot be read or merged.
     """
-    folder = model_folder(given.source)
-    found = inspect_folder(folder)
-    if given.merge != (given.out is not None):
-        raise ExportError("--merge needs --out DIR, and --out is for --merge alone")
-    if (given.dtype or given.base) and not given.merge:
-        raise ExportError("--dtype and --base are for --merge alone")
-    if given.private and not given.push_to_hub:
-        raise ExportError("--private is for --push-to-hub alone")
-    if given.push_to_hub:
-        check_upload(found, given.push_to_hub, given.merge)
-    if given.merge:
-        if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
-            raise ExportError(f"{given.out} is not empty: give a new directory with --out")
-        from medvlm_r1.policy.saving.merge import merge_adapter  # imports transformers: seconds
+    folder = model_folder(args.source)
+    model = inspect_folder(folder)
+    if args.merge != (args.out is not None):
+        raise CommandError("--merge needs --out DIR, and --out is for --merge alone")
+    if (args.dtype or args.base) and not args.merge:
+        raise CommandError("--dtype and --base are for --merge alone")
+    if args.private and not args.push_to_hub:
+        raise CommandError("--private is for --push-to-hub alone")
+    if args.push_to_hub:
+        check_upload(model, args.push_to_hub, args.merge)
+    if args.merge:
+        if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+            raise CommandError(f"{args.out} is not empty: give a new directory with --out")
+        from medvlm_r1.policy.saving.merge import merge_adapter  # imports torch, which takes seconds
 
-        with replace_folder(given.out) as partial:
-            merge_adapter(folder, partial, given.dtype, given.base)
+        with replace_folder(args.out) as partial:
+            merge_adapter(folder, partial, args.dtype, args.base)
             write_card(partial, adapter=False)
-        folder, found = given.out, inspect_folder(given.out)
-    elif given.card and not write_card(folder, adapter=found.kind == "adapter"):
-        raise ExportError(f"{folder} holds no medvlm_r1.json to write a card from")
-    elif given.push_to_hub and not (folder / "README.md").exists():
-        write_card(folder, adapter=found.kind == "adapter")
-    print("\n".join(description(found)))
-    if given.push_to_hub:
-        push(found, given.push_to_hub, given.private)
+        folder, model = args.out, inspect_folder(args.out)
+    elif args.card and not write_card(folder, adapter=model.kind == "adapter"):
+        raise CommandError(f"{folder} has no medvlm_r1.json, which the model card is written from")
+    elif args.push_to_hub and not (folder / "README.md").exists():
+        write_card(folder, adapter=model.kind == "adapter")
+    print("\n".join(description(model)))
+    if args.push_to_hub:
+        push(model, args.push_to_hub, args.private)
 
 
 def model_folder(source: Path) -> Path:
-    """The model directory of a run folder, or the given one.
+    """Return ``source/model`` of a run folder, or ``source`` if that is a model directory.
 
     Raises:
-        ExportError: there is none.
+        CommandError: neither holds a model.
     """
     for folder in (source / "model", source):
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
@@ -124,78 +119,78 @@ def model_folder(source: Path) -> Path:
     )
     if (source / "metrics.json").is_file():
         reason = "a zero-shot run leaves none" if not (source / "model").exists() else "its model/ is empty"
-    raise ExportError(f"{source} holds no model: {reason}")
+    raise CommandError(f"{source} holds no model: {reason}")
 
 
-def description(found: ModelFolder) -> list[str]:
-    """What a model directory is, line by line."""
+def description(model: ModelFolder) -> list[str]:
+    """Return the lines that describe a model directory."""
     lines = [
-        f"{found.path}",
-        f"  kind        {'adapter (PEFT)' if found.kind == 'adapter' else 'all weights'}",
-        f"  parameters  {found.parameters:,} in {found.dtype}",
-        f"  size        {megabytes(found.size)} on disk",
+        f"{model.path}",
+        f"  kind        {'adapter (PEFT)' if model.kind == 'adapter' else 'all weights'}",
+        f"  parameters  {model.parameters:,} in {model.dtype}",
+        f"  size        {megabytes(model.size)} on disk",
     ]
-    asked = read_asked(found.path)
-    if base := found.base or (asked or {}).get("base"):
-        revision = found.revision or (asked or {}).get("revision")
+    record = read_record(model.path)
+    if base := model.base or (record or {}).get("base"):
+        revision = model.revision or (record or {}).get("revision")
         lines.insert(2, f"  base        {base}" + (f" at {revision}" if revision else ""))
-    if asked is None:
-        return [*lines, "  prompt      unknown: there is no medvlm_r1.json"]
-    square = f"a square of {asked['image_size']} pixels, then " if asked.get("image_size") else ""
+    if record is None:
+        return [*lines, "  prompt      unknown (no medvlm_r1.json)"]
+    square = f"square of {record['image_size']} pixels, then " if record.get("image_size") else ""
     return [
         *lines,
-        f"  prompt      {asked['prompt']['name']}",
-        f"  limits      images {square}{asked['min_pixels']} to {asked['max_pixels']} pixels, "
-        f"answers {asked['max_completion_tokens']} tokens",
+        f"  prompt      {record['prompt']['name']}",
+        f"  limits      images: {square}{record['min_pixels']} to {record['max_pixels']} pixels; "
+        f"answers: {record['max_completion_tokens']} tokens",
     ]
 
 
-def read_asked(folder: Path) -> dict | None:
-    """``medvlm_r1.json``; ``None`` where a directory has none.
+def read_record(folder: Path) -> dict | None:
+    """Return the contents of ``medvlm_r1.json``, or ``None`` if a directory has none.
 
     Raises:
-        ExportError: it cannot be read.
+        CommandError: the file is not JSON.
     """
     path = folder / RECORD
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except json.JSONDecodeError as error:
-        raise ExportError(f"{path} is no JSON ({error})") from None
+        raise CommandError(f"{path} is not valid JSON ({error})") from None
 
 
 def write_card(folder: Path, adapter: bool) -> bool:
-    """Write ``README.md`` from ``medvlm_r1.json``; false where that says too little for a card."""
-    asked = read_asked(folder)
-    if asked is None or "training" not in asked:
+    """Write ``README.md`` from ``medvlm_r1.json``; return false if that lacks the training record."""
+    record = read_record(folder)
+    if record is None or "training" not in record:
         return False
-    (folder / "README.md").write_text(model_card(asked, adapter), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(record, adapter), encoding="utf-8")
     return True
 
 
-def check_upload(found: ModelFolder, repo: str, merge: bool) -> None:
-    """Refuse an upload that cannot succeed, or that nobody could use.
+def check_upload(model: ModelFolder, repo: str, merge: bool) -> None:
+    """Check that an upload can succeed and that others can load its result.
 
     Raises:
-        ExportError: not a repository's name, an adapter whose base is local, no token, or no hub.
+        CommandError: invalid repository name, an adapter over a local base, no token, or no connection.
     """
     try:
         huggingface_hub.utils.validate_repo_id(repo)
     except HFValidationError as error:
-        raise ExportError(f"--push-to-hub {repo}: {error}") from None
-    base = found.base or "?"
-    if found.kind == "adapter" and not merge and (base.count("/") != 1 or Path(base).exists()):
-        raise ExportError(
+        raise CommandError(f"--push-to-hub {repo}: {error}") from None
+    base = model.base or "?"
+    if model.kind == "adapter" and not merge and (base.count("/") != 1 or Path(base).exists()):
+        raise CommandError(
             f"the adapter's base, {base}, is not on the model hub, so nobody else could load it: upload the "
             "whole model, with --merge --out DIR"
         )
     if huggingface_hub.get_token() is None:
-        raise ExportError("there is no token for the model hub: set HF_TOKEN, or log in with `hf auth login`")
+        raise CommandError("no token for the model hub: set HF_TOKEN, or log in with `hf auth login`")
     if problem := hub_problem():
-        raise ExportError(f"the model hub cannot be reached: {problem}")
+        raise CommandError(f"cannot reach the model hub: {problem}")
 
 
 def files_to_upload(folder: Path) -> list[Path]:
-    """The model's own files at the top of its directory, by name."""
+    """Return the model's files at the top level of its directory, sorted by name."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -203,29 +198,29 @@ def files_to_upload(folder: Path) -> list[Path]:
     )
 
 
-def push(found: ModelFolder, repo: str, private: bool) -> None:
-    """Show what will be uploaded, then upload it in one commit.
+def push(model: ModelFolder, repo: str, private: bool) -> None:
+    """List the files, then upload them in one commit.
 
     Raises:
-        ExportError: the hub refuses.
+        CommandError: the hub rejects the upload.
     """
-    files = files_to_upload(found.path)
+    files = files_to_upload(model.path)
     print(f"uploading to {repo}:")
     for path in files:
         print(f"  {path.name}  {megabytes(path.stat().st_size)}")
-    if others := sorted(path.name for path in found.path.iterdir() if path not in files):
-        print("left here: " + ", ".join(others))
+    if others := sorted(path.name for path in model.path.iterdir() if path not in files):
+        print("not uploaded: " + ", ".join(others))
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(repo, private=private or None, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo,
-            folder_path=found.path,
+            folder_path=model.path,
             allow_patterns=[path.name for path in files],
-            commit_message=f"Upload {found.path.name} with medvlm_r1",
+            commit_message=f"Upload {model.path.name} with medvlm_r1",
         )
     except HfHubHTTPError as error:
-        raise ExportError(f"the model hub refused: {error}") from None
+        raise CommandError(f"the model hub rejected the upload: {error}") from None
     print(f"uploaded: {commit.commit_url}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medvlm_r1.cli.folders import as_typed, destination, folder_parser
+from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder
 from medvlm_r1.report.matrix.assemble import assemble
 from medvlm_r1.report.matrix.cells import Matrices
 from medvlm_r1.report.matrix.tables import heat_map, matrices_csv, matrices_tables
@@ -15,29 +15,26 @@ from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables.paper import as_latex
 from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
 
-PROG = "python -m medvlm_r1.matrix"
 EXAMPLES = """examples:
   python run.py -m +experiment=med_r1_modality model=tiny data=phantom_modality data.domain=mri,ct,xray \\
       'controls=[image,prior]' sweep=modalities
   python -m medvlm_r1.matrix outputs/sweeps/modalities
 
-Every run was trained on one domain (data.domain) and tested on all. Seeds of one configuration share a cell;
-runs under several prompts make one matrix each, side by side. Writes matrix.json, matrix.md, matrix.tex,
-matrix.csv and matrix.png. Exit code 2: a folder cannot be used; the line says why."""
+Each run is trained on one domain (data.domain) and tested on all. Runs that differ only in the seed share a
+cell; each prompt has a matrix of its own. Writes matrix.json, matrix.md, matrix.tex, matrix.csv, matrix.png.
+Exit code 2: error; stderr gives the reason."""
 
 
+@exits_on(RunFolderError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    described = "Trained on one of several domains, tested on all: accuracy, intervals, a heat map."
-    given = folder_parser(PROG, described, EXAMPLES).parse_args(arguments)
-    try:
-        out = destination(given)
-        matrices = assemble(given.folders)
-    except RunFolderError as error:
-        print(error, file=sys.stderr)
-        return 2
+    """Run the command; returns the exit code."""
+    description = "Accuracy by training domain and test domain: tables, intervals, a heat map."
+    parser = folder_parser("matrix", description, EXAMPLES)
+    args = parser.parse_args(arguments)
+    out = output_folder(args)
+    matrices = assemble(args.folders)
     show(matrices, table_console())
-    print("wrote " + ", ".join(map(str, write(matrices, out, as_typed(PROG, arguments)))))
+    print("wrote " + ", ".join(map(str, write(matrices, out, command_line(parser, arguments)))))
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Ask a model: ``python -m medvlm_r1.predict --model DIR --image FILE --question TEXT --options A B``."""
+"""Answer questions with a model: ``python -m medvlm_r1.predict --model DIR --image FILE --question TEXT``."""
 
-import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from medvlm_r1.cli.command import CommandError, command_parser, exits_on
 from medvlm_r1.data.formats.mcq_row import read_question
 from medvlm_r1.data.formats.question_file import image_faults, raise_first
 from medvlm_r1.data.formats.rows import read_json
@@ -34,116 +35,110 @@ EXAMPLES = f"""examples:
       --question "Which organ is this?" --options liver spleen
   python -m medvlm_r1.predict --model merged --questions questions.json --out answers.jsonl
 
-DIR is a run folder, a model directory (whole, merged or PEFT's), `embedded`, or a hub id. A model trained
-here is asked as it was trained and evaluated: prompt, image sizes, dtype and limits come from its
-medvlm_r1.json.
+DIR is a run folder, a model directory (whole, merged or PEFT's), `embedded`, or a hub id. A model trained by
+this package brings its prompt, image sizes, dtype and token limits in medvlm_r1.json.
 
-The confidence is the probability of the answer's letter among the options' letters at the answer's place,
-given the model's own reasoning. It says how firmly the model holds to it, not how often it is right.
+The confidence is the probability of the answer's letter among the letters of all options, at the position of
+the answer and given the model's own reasoning. It is not calibrated: it is not the chance of being right.
 
-A question file is a JSON array or JSONL of rows with image (path or list, from the file's folder),
-question and options; answer may be missing, and without options a question is open. The same command
-again goes on where --out ends.
+A question file is a JSON array or JSONL. Its rows have image (a path or a list of paths, relative to the
+file's folder), question and options. answer is optional; a question without options is open. If --out
+exists, the command appends the missing answers.
 
-Exit code 2: it cannot be done; the line says why. {DISCLAIMER}"""
+Exit code 2: error; stderr gives the reason.
+
+{DISCLAIMER}"""
 
 
+@exits_on(ValueError, OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    asked = parser()
-    given = asked.parse_args(arguments)
-    if bool(given.questions) == bool(given.question):
-        asked.error("give --image and --question, or --questions FILE and --out FILE")
-    if given.questions and (given.image or given.options or given.json or not given.out):
-        asked.error("--questions needs --out, and goes without --image, --options and --json")
-    if given.question and (given.out or not given.image):
-        asked.error("--question needs --image, and goes without --out")
-    if given.batch < 1:
-        asked.error(f"--batch {given.batch} must be at least 1")
+    """Run the command; returns the exit code."""
+    args = parse(arguments)
     print(DISCLAIMER, file=sys.stderr)
-    try:
-        ask_file(given) if given.questions else ask_one(given)
-    except (ValueError, OSError) as error:
-        return told(str(error))
+    answer_file(args) if args.questions else answer_one(args)
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
-    asked = argparse.ArgumentParser(
-        prog="python -m medvlm_r1.predict",
-        description="Ask a model about images, as it was trained and evaluated.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parse(arguments: Sequence[str] | None) -> Namespace:
+    """Parse the command line and check which options go together."""
+    parser = command_parser("predict", "Answer questions about images with a trained model.", EXAMPLES)
+    parser.add_argument("--model", required=True, metavar="DIR", help="the model")
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="images, in the order of the prompt")
+    parser.add_argument("--question", metavar="TEXT", help="the question, without its options")
+    parser.add_argument(
+        "--options", nargs="+", metavar="TEXT", help="answers to choose from (default: an open question)"
     )
-    asked.add_argument("--model", required=True, metavar="DIR", help="whom to ask")
-    asked.add_argument("--image", nargs="+", metavar="FILE", help="the images, in the order of the prompt")
-    asked.add_argument("--question", metavar="TEXT", help="the question, without its options")
-    asked.add_argument(
-        "--options", nargs="+", metavar="TEXT", help="answers to choose from; without, the question is open"
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="a question file instead")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL output file of --questions")
+    parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
+    parser.add_argument(
+        "--prompt", metavar="NAME", help="option of conf/prompt, for a model without medvlm_r1.json"
     )
-    asked.add_argument("--questions", type=Path, metavar="FILE", help="a file of questions instead")
-    asked.add_argument("--out", type=Path, metavar="FILE", help="JSONL that takes the file's answers")
-    asked.add_argument("--json", action="store_true", help="print one JSON object")
-    asked.add_argument(
-        "--prompt", metavar="NAME", help="style of conf/prompt for a model that does not say its own"
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="option of conf/model with the limits for such a model"
     )
-    asked.add_argument(
-        "--recipe", metavar="NAME", help="model option of conf/model whose limits such a model takes"
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--batch", type=int, default=8, metavar="N", help="questions per batch (default: %(default)s)"
     )
-    asked.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    asked.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="questions answered at once (default: %(default)s)"
-    )
-    return asked
+    args = parser.parse_args(arguments)
+    if bool(args.questions) == bool(args.question):
+        parser.error("give --image and --question, or --questions FILE and --out FILE")
+    if args.questions and (args.image or args.options or args.json or not args.out):
+        parser.error("--questions needs --out and excludes --image, --options and --json")
+    if args.question and (args.out or not args.image):
+        parser.error("--question needs --image and excludes --out")
+    if args.batch < 1:
+        parser.error(f"--batch {args.batch} must be at least 1")
+    return args
 
 
-def ask_one(given: argparse.Namespace) -> None:
-    """Ask one question and print the answer.
+def answer_one(args: Namespace) -> None:
+    """Answer one question and print the answer.
 
     Raises:
-        ValueError, OSError: see their messages.
+        ValueError, OSError: an unusable image, question or model.
     """
-    row = {"image": given.image, "question": given.question, "options": given.options}
+    row = {"image": args.image, "question": args.question, "options": args.options}
     question = read_question(row, "question", ImageRoot(".", follow_links=True))
-    for _, why in check_images([question]):
-        raise BadRowError(f"{why}: correct --image")
-    (response,) = load(given, [question]).answer([question])
-    if given.json:
-        print(response.as_json(indent=2))
+    for _, fault in check_images([question]):
+        raise BadRowError(f"{fault}: correct --image")
+    (record,) = load(args, [question]).answer([question])
+    if args.json:
+        print(record.as_json(indent=2))
     else:
-        show(response, Console() if sys.stdout.isatty() else Console(width=100))
+        show(record, Console() if sys.stdout.isatty() else Console(width=100))
 
 
-def ask_file(given: argparse.Namespace) -> None:
-    """Ask a file of questions; answers that are in ``--out`` already are kept.
+def answer_file(args: Namespace) -> None:
+    """Answer a file of questions, except those that ``--out`` has answers to.
 
     Raises:
-        ValueError, OSError: see their messages.
+        ValueError, OSError: an unusable question file, image, output file or model.
     """
-    questions = read_questions(given.questions)
-    with AnswerFile(given.out, given.model).held() as file:
+    questions = read_questions(args.questions)
+    with AnswerFile(args.out, args.model).held() as file:
         missing = file.missing(questions)
         if missing:
-            model = load(given, missing)
+            model = load(args, missing)
             with progress(len(missing)) as advance:
-                for start in range(0, len(missing), given.batch):
-                    answered = model.answer(missing[start : start + given.batch])
-                    file.add(answered)
-                    advance(len(answered))
-        responses = [file.kept[question.id] for question in questions]
-    there = f" ({len(questions) - len(missing)} were there)" if len(missing) < len(questions) else ""
-    print(f"{given.out}: {len(questions)} answers{there}")
-    if known := [response for response in responses if response.gold]:
-        right = sum(response.answer == response.gold for response in known)
-        print(f"accuracy (strict) {right / len(known):.1%} of {len(known)} questions with a known answer")
+                for start in range(0, len(missing), args.batch):
+                    records = model.answer(missing[start : start + args.batch])
+                    file.add(records)
+                    advance(len(records))
+        records = [file.kept[question.id] for question in questions]
+    reused = len(questions) - len(missing)
+    print(f"{args.out}: {len(questions)} answers" + (f" ({reused} reused)" if reused else ""))
+    if graded := [record for record in records if record.gold]:
+        correct = sum(record.answer == record.gold for record in graded)
+        print(f"accuracy (strict) {correct / len(graded):.1%} of {len(graded)} questions with a gold answer")
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a file, every row and every image of it checked.
+    """Read a question file and check every row and image.
 
     Raises:
-        BadRowError: at the first that cannot be used; names file, row, value and remedy.
+        BadRowError: at the first faulty row or image; names file, row, value and remedy.
     """
     questions, places = [], {}
     root = ImageRoot(path.parent, follow_links=True)
@@ -154,35 +149,35 @@ def read_questions(path: Path) -> list[Question]:
         except BadRowError as error:
             raise BadRowError(f"{place}: {error}") from None
         places[name] = place
-    remedy = "replace the file, or correct its path, which starts from the question file's folder"
+    remedy = "replace the file, or correct its path, which is relative to the question file's folder"
     raise_first(image_faults(questions, places, remedy=remedy))
     return questions
 
 
-def load(given: argparse.Namespace, questions: Sequence[Question]) -> "Answerer":
-    """The model, with a line on stderr for all that a user has to know about it.
+def load(args: Namespace, questions: Sequence[Question]) -> "Answerer":
+    """Load the model and print its notes on stderr.
 
     Raises:
         ValueError, OSError: see :func:`~medvlm_r1.inference.answerer.load_answerer`.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of kernels that nobody asked for
-    # Late, so that --help and a mistyped path are answered at once.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs missing kernels
+    # Imported here because torch takes seconds: --help and a wrong path are reported without it.
     from medvlm_r1.inference.answerer import load_answerer
     from medvlm_r1.policy.loading.resolve import MissingGPUError, MissingWeightsError
 
     try:
-        model = load_answerer(given.model, given.prompt, given.recipe, given.device)
+        model = load_answerer(args.model, args.prompt, args.recipe, args.device)
     except MissingWeightsError as error:
         reason = str(error).splitlines()[0].replace("model.path=", "--model ").rstrip(".")
-        raise ValueError(f"{reason}. Give a run folder, a model directory, embedded or a hub id") from None
+        raise CommandError(f"{reason}. Give a run folder, a model directory, embedded or a hub id") from None
     except MissingGPUError as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"{reason}: --device cpu insists on this machine, slowly") from None
+        raise CommandError(f"{reason}: --device cpu runs it without a GPU, slowly") from None
     notes = list(model.notes)
     if any(not question.options for question in questions):
         notes.append(
-            f"a question without --options is asked in the words of the prompt {model.asked.prompt.name}, "
-            "which may speak of letters; the model was trained to choose, and there is no confidence"
+            f"a question without options uses the prompt {model.asked.prompt.name}, which may ask for a "
+            "letter; the model was trained to choose among options, and its answer has no confidence"
         )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -190,63 +185,58 @@ def load(given: argparse.Namespace, questions: Sequence[Question]) -> "Answerer"
 
 
 @contextmanager
-def progress(total: int) -> Iterator:
-    """A bar on stderr, where that is a terminal; yields what moves it on."""
+def progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr if that is a terminal; yields a function that advances it."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Asking", total=total)
+        task = bar.add_task("Answering", total=total)
         yield lambda count: bar.advance(task, count)
 
 
-def show(response: AnswerRecord, console: Console) -> None:
-    """Print question, reasoning, answer and confidence."""
-    console.print(f"[bold]{escape(response.question)}[/]", highlight=False)
-    console.print(f"[dim]{escape(', '.join(response.images))}[/]\n", highlight=False)
+def show(record: AnswerRecord, console: Console) -> None:
+    """Print question, reasoning, answer, confidence and a bar per option."""
+    console.print(f"[bold]{escape(record.question)}[/]", highlight=False)
+    console.print(f"[dim]{escape(', '.join(record.images))}[/]\n", highlight=False)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in lines(response):
+    for name, value in lines(record):
         table.add_row(name, escape(value))
     console.print(table, highlight=False)
-    if response.probabilities:
+    if record.probabilities:
         console.print()
         bars = Table.grid(padding=(0, 2))
-        for option, (letter, share) in zip(response.options, response.probabilities.items(), strict=True):
-            style = "bold" if letter == response.confidence_of else ""
+        for option, (letter, share) in zip(record.options, record.probabilities.items(), strict=True):
+            style = "bold" if letter == record.confidence_of else ""
             bars.add_row(
                 f"  {letter})", escape(option), f"{share:6.1%}", "█" * round(share * 30), style=style
             )
         console.print(bars, highlight=False)
 
 
-def lines(response: AnswerRecord) -> list[tuple[str, str]]:
-    """What an answer says, part by part."""
-    said = [("reasoning", response.reasoning if response.reasoning is not None else "none in think tags")]
-    letter = response.answer or response.answer_lenient
-    if not response.options:
-        said.append(("answer", response.content if response.content is not None else response.text))
+def lines(record: AnswerRecord) -> list[tuple[str, str]]:
+    """Return the labels and values of an answer."""
+    reasoning = record.reasoning if record.reasoning is not None else "none in think tags"
+    letter = record.answer or record.answer_lenient
+    if not record.options:
+        answer = record.content if record.content is not None else record.text
     elif letter:
-        reading = "" if response.answer else " (not a letter alone in answer tags: read leniently)"
-        said.append(("answer", f"{letter}) {response.answer_text}{reading}"))
+        reading = "" if record.answer else " (lenient reading: not a single letter in answer tags)"
+        answer = f"{letter}) {record.answer_text}{reading}"
     else:
-        said.append(("answer", f"none can be read in {response.text!r}"))
-    if response.truncated:
-        said.append(("cut", f"at the limit of {response.tokens} tokens"))
-    if response.confidence is not None:
-        about = "after its own reasoning, not calibrated"
-        if response.forced:
-            about = (
-                f"for {response.confidence_of}, of a forced answer: the completion holds no single letter "
-                "as its answer"
+        answer = f"none can be read in {record.text!r}"
+    pairs = [("reasoning", reasoning), ("answer", answer)]
+    if record.truncated:
+        pairs.append(("cut", f"at the limit of {record.tokens} tokens"))
+    if record.confidence is not None:
+        condition = "after its own reasoning, not calibrated"
+        if record.forced:
+            condition = (
+                f"for {record.confidence_of}, of a forced answer: the completion has no single letter as its "
+                "answer"
             )
-        said.append(("confidence", f"{response.confidence:.1%} ({about})"))
-    return said
-
-
-def told(message: str) -> int:
-    """Say in one line why it cannot be done; returns the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+        pairs.append(("confidence", f"{record.confidence:.1%} ({condition})"))
+    return pairs
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 import csv
 import json
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from medvlm_r1.cli.folders import as_typed
+from medvlm_r1.cli.command import command_line, command_parser, exits_on
 from medvlm_r1.report.comparison import MEAN
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.sweep.figures import effects_figure, parallel_figure
@@ -18,37 +17,31 @@ from medvlm_r1.report.sweep.summary import Sweep, read_sweep
 from medvlm_r1.report.sweep.tables import state_lines, sweep_tables
 from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
 
-PROG = "python -m medvlm_r1.sweep"
 EXAMPLES = """examples:
   python -m medvlm_r1.sweep outputs/sweeps/ablate_beta
   python -m medvlm_r1.sweep outputs/sweeps/ablate_beta --on outside
 
-A factor is a key of the command line that takes several values. Writes sweep.json, sweep.md, sweep.csv, and
-where there are factors effects.png and parallel.png into the folder.
-Exit code 1: some runs are not finished. Exit code 2: the folder cannot be summed up; the line says why."""
+A factor is a key of the command line that takes several values. Writes sweep.json, sweep.md and sweep.csv
+into the folder, and with at least one factor effects.png and parallel.png.
+Exit code 1: some runs are not finished. Exit code 2: error; stderr gives the reason."""
 
 
+@exits_on(RunFolderError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = ArgumentParser(
-        prog=PROG,
-        description="Runs of a multirun by state, what they cost, and what each factor does.",
-        epilog=EXAMPLES,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    """Run the command; returns the exit code."""
+    description = "Runs of a multirun by status, their costs, and the effect of each factor on accuracy."
+    parser = command_parser("sweep", description, EXAMPLES)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a multirun")
     parser.add_argument(
-        "--on", default=MEAN, help="test set that effects are of, mean (default) or outside (other domains)"
+        "--on",
+        default=MEAN,
+        metavar="TEST_SET",
+        help="test set of the effects, mean (default) or outside (all outside the training domain)",
     )
-    given = parser.parse_args(arguments)
-    try:
-        sweep = read_sweep(given.folder, given.on)
-        show(sweep, table_console())
-        written = write(sweep, as_typed(PROG, arguments))
-    except RunFolderError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print("wrote " + ", ".join(map(str, written)))
+    args = parser.parse_args(arguments)
+    sweep = read_sweep(args.folder, args.on)
+    show(sweep, table_console())
+    print("wrote " + ", ".join(map(str, write(sweep, command_line(parser, arguments)))))
     return 0 if len(sweep.runs) == len(sweep.statuses) else 1
 
 

@@ -230,7 +230,7 @@ class TestUpload:
         (folder / "checkpoints" / "model.safetensors").write_text("secret")
         environment = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
         environment |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-        command = ["-m", "medvlm_r1.cli.export", folder, "--push-to-hub", "me/it", "--private"]
+        command = ["-m", "medvlm_r1.export", folder, "--push-to-hub", "me/it", "--private"]
         done = python(tmp_path, *command, **environment)
         assert set(hub.sent) == {path.name for path in files_to_upload(folder)}
         assert hub.sent["model.safetensors"] == (folder / "model.safetensors").read_bytes()
@@ -239,4 +239,4 @@ class TestUpload:
         assert hub.created[0]["visibility"] == "private"
         for name in hub.sent:
             assert name in done.stdout
-        assert "left here: checkpoints, last.ckpt, predictions.jsonl" in done.stdout
+        assert "not uploaded: checkpoints, last.ckpt, predictions.jsonl" in done.stdout

@@ -201,7 +201,7 @@ class TestOneQuestion:
         out, err = capsys.readouterr()
         said = json.loads(out)
         assert said["confidence"] is said["probabilities"] is said["forced"] is None
-        assert "without --options" in err
+        assert "a question without options" in err
 
     def test_a_forced_answer_is_called_one(self, picture, capsys):
         given = ["--model", "embedded", "--image", str(picture), *ASK, "--prompt", "medvlm_r1_simple"]
@@ -242,11 +242,11 @@ class TestOneQuestion:
         assert "--questions" in capsys.readouterr().err
 
     def test_help_is_quick_and_has_examples(self):
-        code = (
-            "import sys, medvlm_r1.cli.predict as p; p.parser().format_help(); print('torch' in sys.modules)"
-        )
+        command = "try: medvlm_r1.cli.predict.main(['--help'])\nfinally: print('torch' in sys.modules)"
+        code = f"import sys, medvlm_r1.cli.predict\n{command}"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-        assert done.stdout.strip() == "False"
+        assert "--questions questions.json" in done.stdout
+        assert done.stdout.endswith("False\n")
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ class TestFile:
         # After a whole batch: beside other questions a probability's last digits may differ.
         out.write_bytes(first + b"".join(lines[1:8]) + lines[8][:40])
         assert main(command) == 0
-        assert "16 answers (8 were there)" in capsys.readouterr().out
+        assert "16 answers (8 reused)" in capsys.readouterr().out
         assert out.read_bytes() == first + b"".join(lines[1:])
         assert main(command) == 0
         assert out.read_bytes() == first + b"".join(lines[1:])
@@ -318,7 +318,7 @@ class TestFile:
         file.write_text(json.dumps(row | {"answer": "b"}) + "\n")
         command = ["--questions", str(file), "--out", str(out), "--model"]
         assert main([*command, "embedded"]) == 0
-        assert "of 1 questions with a known answer" in capsys.readouterr().out
+        assert "of 1 questions with a gold answer" in capsys.readouterr().out
         assert answers(out)[0]["gold"] == "B"
         assert main([*command, str(finished)]) == 2
         assert "line 1 is an answer of the model embedded" in capsys.readouterr().err

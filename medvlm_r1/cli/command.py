@@ -1,0 +1,69 @@
+"""How every command parses its arguments, reports an error and exits."""
+
+import functools
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+class CommandError(ValueError):
+    """The command cannot be carried out. The message gives the reason and the remedy."""
+
+
+def command_parser(name: str, description: str, epilog: str) -> ArgumentParser:
+    """Return the parser of ``python -m medvlm_r1.<name>``; the epilog keeps its line breaks."""
+    return ArgumentParser(
+        prog=f"python -m medvlm_r1.{name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+
+
+def folder_parser(name: str, description: str, epilog: str) -> ArgumentParser:
+    """Return a parser with run folders and ``--out`` as arguments."""
+    parser = command_parser(name, description, epilog)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="a run folder, or a folder of run folders"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="output folder (default: FOLDER, if there is only one)"
+    )
+    return parser
+
+
+def output_folder(args: Namespace) -> Path:
+    """Return the folder to write to.
+
+    Raises:
+        CommandError: there are several input folders and no ``--out``.
+    """
+    if args.out is None and len(args.folders) > 1:
+        raise CommandError("several folders: name the output folder with --out DIR")
+    return args.out or args.folders[0]
+
+
+def command_line(parser: ArgumentParser, arguments: Sequence[str] | None) -> str:
+    """Return the command that a user can copy to repeat this call; results record it."""
+    return f"{parser.prog} {shlex.join(map(str, sys.argv[1:] if arguments is None else arguments))}"
+
+
+def exits_on(*errors: type[Exception]) -> Callable[[Callable[..., int]], Main]:
+    """Decorate ``main``: print a CommandError or one of ``errors`` as one stderr line; return exit code 2."""
+
+    def decorate(main: Callable[..., int]) -> Main:
+        @functools.wraps(main)
+        def run(arguments: Sequence[str] | None = None) -> int:
+            try:
+                return main(arguments)
+            except (CommandError, *errors) as error:
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+
+        return run
+
+    return decorate
