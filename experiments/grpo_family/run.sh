@@ -8,7 +8,7 @@ here=experiments/grpo_family
 sweep=outputs/sweeps/grpo_family
 shared="model=tiny data=phantom data.train.n=160 controls=[image] audit=null workers=0 overwrite=true sweep=grpo_family
     data.test.mri.n=200 data.test.ct.n=200 data.test.xray.n=200"
-updates="method.minibatches=2 method.micro_batch=4"
+updates="method.num_minibatches=2 method.micro_batch=4"
 
 $python run.py -m +experiment=zero_shot $shared
 $python run.py -m +experiment=grpo_600 $shared $updates seed=0,1,2 \

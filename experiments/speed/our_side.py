@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medvlm_r1.algorithms.grpo import GRPO
-from medvlm_r1.algorithms.optim import Optimisation
+from medvlm_r1.algorithms.optim import OptimizerSettings
 from medvlm_r1.algorithms.trajectory import MicroBatch
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.encode import EncodedPrompt
@@ -151,7 +151,7 @@ class OurSide(Side):
             rewards=Rewards({"arbitrary": lambda answer, sample: reward_of(answer.text)}, {}),
             seed=0,
             max_completion_tokens=self.size.new_tokens,
-            optim=Optimisation(lr=LR, optimizer=build, schedule="constant"),
+            optim=OptimizerSettings(lr=LR, optimizer=build, schedule="constant"),
             sampling=Sampling(group_size=self.size.group, max_tokens=self.size.new_tokens),
             micro_batch=self.variant.micro_batch,
             beta=self.size.beta,
@@ -163,7 +163,7 @@ class OurSide(Side):
         """Keep what a step computes, and force where its completions end."""
         module = self.module
         sample, logprobs = module.engine, module.logprobs
-        reference, descend = module.reference, module.descend
+        reference, update_minibatch = module.ref_logprobs, module.update_minibatch
 
         def roll_out(
             policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
@@ -186,12 +186,12 @@ class OurSide(Side):
             return call
 
         def update(minibatch: Sequence[MicroBatch]) -> dict[str, Tensor]:
-            self._update = descend(minibatch)
+            self._update = update_minibatch(minibatch)
             return self._update
 
         module.engine = roll_out
-        module.logprobs, module.reference = kept("logprobs", logprobs), kept("reference", reference)
-        module.descend = update
+        module.logprobs, module.ref_logprobs = kept("logprobs", logprobs), kept("reference", reference)
+        module.update_minibatch = update
         self.lengths = self.size.row_lengths()
 
 

@@ -1,11 +1,11 @@
-"""What every method shares: the optimiser and the evaluation.
+"""The base of every method: optimiser, checkpoints and greedy evaluation.
 
 Zero-shot is this module alone; GRPO and SFT add a ``training_step``.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
-from medvlm_r1.algorithms.optim import Optimisation
+from medvlm_r1.algorithms.optim import OptimizerSettings
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import CONTROLS
@@ -32,7 +32,7 @@ from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 Item = TypeVar("Item")
 
-# What validation logs, and the field of a prediction that it averages.
+# Validation metric -> field of a prediction, averaged over the questions.
 _VALIDATION = {
     "accuracy": "correct",
     "accuracy_lenient": "correct_lenient",
@@ -49,16 +49,16 @@ def rows_of(prompts: Iterable[Item], group_size: int) -> list[Item]:
 
 
 class VLMModule(LightningModule):
-    """A policy, the dialogue that it is asked in, and its greedy evaluation.
+    """A policy with its prompt, rollout engine and rewards, evaluated greedily.
 
     Args:
         policy, prompt, engine, rewards, seed: built from the other parts of the configuration.
         max_completion_tokens: limit of an answer in evaluation.
-        optim: how weights change; ``None`` evaluates only.
-        name: what records and tables call the method.
+        optim: optimiser settings; ``None`` evaluates only.
+        name: of the method in records and tables.
     """
 
-    updates_per_step = 1  # optimiser steps in one training step
+    updates_per_step = 1  # optimiser steps per training step
 
     def __init__(
         self,
@@ -68,33 +68,33 @@ class VLMModule(LightningModule):
         rewards: Rewards,
         seed: int,
         max_completion_tokens: int,
-        optim: Optimisation | None = None,
+        optim: OptimizerSettings | None = None,
         name: str = "zero_shot",
     ) -> None:
         super().__init__()
         self.method = name
-        self.strict_loading = False  # checkpoints hold what is trained
-        # Rollouts, several updates a rollout and clipping are loops of our own.
+        self.strict_loading = False  # checkpoints hold only the trained weights
+        # Rollouts, several updates per rollout and gradient clipping are explicit loops here.
         self.automatic_optimization = False
         self.policy, self.prompt, self.engine, self.rewards, self.seed = policy, prompt, engine, rewards, seed
         self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
         self.optim = optim
-        self.step = 0  # training steps done: rollouts for GRPO, batches for SFT
-        self.totals: Counter[str] = Counter()  # what this rank computed, see :class:`Counters`
-        self.computed: Counter[str] = Counter()  # the same of all ranks, once a test is over
+        self.step = 0  # finished training steps: rollouts for GRPO, batches for SFT
+        self.totals: Counter[str] = Counter()  # counters of this rank, see :class:`Counters`
+        self.computed: Counter[str] = Counter()  # counters of all ranks, after the test
         self.predictions: list[Prediction] = []
-        self.journal: Journal | None = None  # keeps answers of a test as they come
+        self.journal: Journal | None = None  # keeps test answers on disk while the test runs
         self._validation = nn.ModuleDict({name: MeanMetric() for name in (*_VALIDATION, "reward")})
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to fit."""
+        """Whether the method has a training step."""
         return self.optim is not None
 
-    def answer(
+    def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling
     ) -> tuple[Completions, list[VQASample], list[Answer]]:
-        """Roll out and read: completions, the question of each row, and what each row says."""
+        """Generate completions; returns them with the question and the parsed answer of each row."""
         rollout = self.engine(self.policy, prompts, sampling, NoiseKey(self.seed, self.step))
         samples = rows_of([prompt.sample for prompt in prompts], sampling.group_size)
         prefixes = rows_of([prompt.assistant_prefix for prompt in prompts], sampling.group_size)
@@ -105,14 +105,14 @@ class VLMModule(LightningModule):
         return rollout, samples, answers
 
     def timed(self, phase: str) -> AbstractContextManager[None]:
-        """Count the seconds of a phase of a step."""
+        """Add the seconds of the block to a phase of the step."""
         return self.policy.counters.timed(phase)
 
-    def judge(
+    def evaluate(
         self, asked: Sequence[Perturbation], prompts: Sequence[EncodedPrompt], test_set: str
     ) -> tuple[list[Prediction], Tensor]:
-        """Greedy answers: one row a question, and the total reward that each would earn."""
-        rollout, samples, answers = self.answer(prompts, self.greedy)
+        """Answer greedily: returns one prediction per question, and its total reward."""
+        rollout, samples, answers = self.generate(prompts, self.greedy)
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         rows = [
             Prediction.from_answer(perturbation, answer, tokens, cut, self.run_name, self.step, test_set)
@@ -121,7 +121,7 @@ class VLMModule(LightningModule):
         return rows, self.rewards.score(answers, samples).total
 
     def configure_model(self) -> None:
-        """Split the weights where the strategy asks for it."""
+        """Shard the weights under a model-parallel strategy."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             self.policy.shard(self.device_mesh["data_parallel"])
 
@@ -130,7 +130,7 @@ class VLMModule(LightningModule):
 
     def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
         asked = [Perturbation(PLAIN, prompt.sample) for prompt in prompts]
-        rows, rewards = self.judge(asked, prompts, "validation")
+        rows, rewards = self.evaluate(asked, prompts, "validation")
         values = {name: [getattr(row, field) for row in rows] for name, field in _VALIDATION.items()}
         for name, value in {**values, "reward": rewards.tolist()}.items():
             metric = self._validation[name]
@@ -138,7 +138,7 @@ class VLMModule(LightningModule):
             self.log(f"validation/{name}", metric, prog_bar=name == "accuracy", batch_size=len(prompts))
 
     def on_validation_epoch_end(self) -> None:
-        self.count()  # not the next step's
+        self.take_counters()  # validation must not count in the next step
 
     def on_test_start(self) -> None:
         self.policy.prepare()
@@ -160,17 +160,19 @@ class VLMModule(LightningModule):
         for perturbation, prompt in (pair for question in questions for pair in question):
             together.setdefault(perturbation.control, []).append((perturbation, prompt))
         rows = [
-            row for pairs in together.values() for row in self.judge(*zip(*pairs, strict=True), test_set)[0]
+            row
+            for pairs in together.values()
+            for row in self.evaluate(*zip(*pairs, strict=True), test_set)[0]
         ]
         self.predictions += rows
-        self.count()
+        self.take_counters()
         if self.journal:
             self.journal.add(rows, self.totals)
 
     def on_test_epoch_end(self) -> None:
-        """Bring together what all ranks predicted and computed: by test set, control and question."""
+        """Gather predictions and counters of all ranks; sort by test set, control and question."""
         self.policy.clear_vision_cache()
-        self.count()
+        self.take_counters()
         self.computed = self.totals
         if self.trainer.world_size > 1:
             shares: list = [None] * self.trainer.world_size
@@ -195,16 +197,16 @@ class VLMModule(LightningModule):
         copies = not isinstance(self.trainer.strategy, DeepSpeedStrategy)
         optimizer = self.optim.build(self.policy.trainable_parameters, copies)
         total = int(self.trainer.estimated_stepping_batches)
-        if total == self.trainer.max_steps:  # Lightning's limit counts updates, the schedule counts steps
+        if total == self.trainer.max_steps:  # max_steps counts optimiser updates, the schedule training steps
             total = math.ceil(total / self.updates_per_step)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.factor(s, total))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.lr_at(s, total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def apply_gradients(self) -> Tensor:
-        """Clip, step and clear; returns the gradients' norm before clipping."""
+        """Clip the gradients, step and zero them; returns their norm before clipping."""
         assert self.optim is not None
         optimizer = self.optimizers()
-        norm = nn.utils.clip_grad_norm_(self.policy.trainable_parameters, self.optim.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.policy.trainable_parameters, self.optim.max_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
@@ -212,13 +214,20 @@ class VLMModule(LightningModule):
             return torch.tensor(self.trainer.model.get_global_grad_norm())
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
+    def log_metrics(self, metrics: Mapping[str, Tensor]) -> None:
+        """Log each metric under ``train/``, averaged over its elements and over ranks."""
+        for name, value in metrics.items():
+            shown = name in ("reward", "kl", "accuracy")
+            # Rewards are scored on the host; NCCL averages over ranks on the device.
+            self.log(f"train/{name}", value.float().mean().to(self.device), prog_bar=shown, sync_dist=True)
+
     def end_step(self) -> None:
-        """Close one training step: what it computed is logged, learning rate and count move on."""
-        computed = self.count()  # the same names on every rank, for what is logged is reduced
+        """End one training step: log its counters, advance the learning rate and the step count."""
+        computed = self.take_counters()  # the same names on every rank, since logging reduces over ranks
         if "seconds_sample" in computed:
             computed["tokens_per_second"] = computed["decode_rows"] / computed["seconds_sample"]
         for name, value in computed.items():
-            # Seconds differ from run to run: they keep apart from what a seed determines.
+            # A seed determines all metrics but seconds, which get a prefix of their own.
             clock = "second" in name
             kind, reduce = ("timing", "mean") if clock else ("train", "sum")
             self.log(f"{kind}/{name}", float(value), sync_dist=True, reduce_fx=reduce)
@@ -226,14 +235,14 @@ class VLMModule(LightningModule):
         self.lr_schedulers().step()
         self.step += 1
 
-    def count(self) -> dict[str, float]:
-        """What was computed since the last call; added to :attr:`totals`."""
+    def take_counters(self) -> dict[str, float]:
+        """Counters since the last call; adds them to :attr:`totals`."""
         taken = self.policy.counters.take()
         self.totals.update(taken)
         return taken
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the step, and of the weights only what is trained: the rest is the starting model's."""
+        """Keep the step and only the trained weights; the others are the starting model's."""
         checkpoint["medvlm_r1_step"] = self.step
         checkpoint["medvlm_r1_totals"] = dict(self.totals)
         trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
@@ -251,5 +260,5 @@ class VLMModule(LightningModule):
         return Path(self.trainer.default_root_dir).name
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the batch alone: prompts move when they are put side by side."""
+        """Leave the batch alone: :func:`collate` moves prompts to the device."""
         return batch

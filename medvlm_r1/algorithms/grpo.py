@@ -1,20 +1,20 @@
-"""GRPO and its family: sample a group of completions for each question, and prefer what beats the others.
+"""GRPO and its family, in the order of the paper: sample, score, compare within a group, update.
 
 Departures from the papers' released trainers:
 
 1. Rows are prompt-major from sampling to loss, so several prompts may share a device.
-2. The papers' single on-policy update is the default; more updates a rollout are clipped against the
-   log-probabilities that the policy had before the first of them.
+2. One on-policy update per rollout is the default, as in the papers; further updates are clipped against
+   log pi_old, computed before the first of them.
 3. A prompt above the limit is an error, never cut.
-4. DAPO's dynamic sampling stops after ``redraws`` rounds instead of drawing until the step is full; groups
-   that still have no spread stay, without advantage, and count in the loss's denominator. A group is drawn
-   again if its rewards are all equal, over-long shaping aside; the paper asks for some right and some wrong,
-   which says the same where the reward is nothing else. Which questions come in depends on the number of
-   ranks, since each fills its own places.
+4. DAPO's dynamic sampling ends after ``dynamic_sampling_rounds`` rounds instead of sampling until the step
+   is full. Groups without reward spread that remain get no advantage, and count in the loss's denominator. A
+   group is replaced if its rewards are all equal, over-long shaping aside; the paper replaces groups that are
+   all right or all wrong, which is the same for a reward of 0 or 1. The replacements depend on the number of
+   ranks, since each rank fills its own places.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,38 +23,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medvlm_r1.algorithms.advantages import Advantages, GroupRelative, NoBaseline, mean_and_deviation, to_go
+from medvlm_r1.algorithms.advantages import Advantages, GroupRelative, NoBaseline, masked_mean_std
 from medvlm_r1.algorithms.base import VLMModule
-from medvlm_r1.algorithms.losses import grpo_loss
-from medvlm_r1.algorithms.trajectory import OVERLONG, Drawn, MicroBatch
-from medvlm_r1.callbacks.rollout_rows import rollout_rows
+from medvlm_r1.algorithms.kl import KLPenalty
+from medvlm_r1.algorithms.losses import PolicyLoss
+from medvlm_r1.algorithms.metrics import step_metrics
+from medvlm_r1.algorithms.trajectory import OVERLONG, MicroBatch, Trajectory
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.rollout.engine import Sampling
 
 
 class GRPO(VLMModule):
-    """Group relative policy optimisation (arXiv 2402.03300), and what came of it.
+    """Group relative policy optimisation (arXiv 2402.03300) and its family.
 
     Args:
         sampling: group size, temperature, truncation and completion limit of rollouts.
-        micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
-        inner_epochs: passes over one rollout.
-        minibatches: optimiser steps in one pass.
-        clip_low, clip_high, beta, ratio, surrogate: see :func:`~medvlm_r1.algorithms.losses.grpo_loss`.
-        aggregate: ``sequence`` and ``token`` as there; ``limit`` divides the sum over all tokens by rows
-            times the limit of a completion (Dr. GRPO, arXiv 2503.20783).
-        advantages: from rewards to advantages, see :mod:`~medvlm_r1.algorithms.advantages`.
-        kl_in: where the KL estimate goes. ``loss``: into the loss, k3. ``reward``: the completion's sum of k1
-            is a term of its reward (RLOO). ``token``: each token's advantage loses the k1 that is still to
-            come (REINFORCE++, arXiv 2501.03262, equation 8).
-        whiten: advantages minus their mean, over their standard deviation, over all tokens of the step
-            (REINFORCE++, equation 10).
-        redraws: rounds in which groups without reward spread are replaced by other questions' (dynamic
-            sampling of DAPO, arXiv 2503.14476).
-        overlong: share of the completion limit, up to it, over which a reward term falls from 0 to -1 (DAPO,
-            equation 13); 0 leaves it out.
-        importance_cap: weigh each token by how much likelier the trainer finds it than the sampler did,
-            up to this (truncated importance sampling); ``None`` leaves tokens alone.
+        micro_batch: prompts in one forward and backward pass; changes memory, not the result.
+        num_iterations: passes over one rollout.
+        num_minibatches: optimiser steps in one pass.
+        loss: the policy loss.
+        advantages: the advantage estimator, see :mod:`~medvlm_r1.algorithms.advantages`.
+        beta, kl_placement: see :class:`~medvlm_r1.algorithms.kl.KLPenalty`.
+        normalize_advantages: subtract the mean and divide by the standard deviation over all tokens of the
+            step (REINFORCE++, arXiv 2501.03262, equation 10).
+        dynamic_sampling_rounds: rounds in which other questions replace groups without reward spread (DAPO,
+            arXiv 2503.14476).
+        overlong_buffer: share of the completion limit, at its end, over which a reward term falls from 0 to
+            -1 (DAPO, equation 13); 0 adds no term.
         name, shared: the arguments of :class:`~medvlm_r1.algorithms.base.VLMModule`.
     """
 
@@ -63,73 +58,53 @@ class GRPO(VLMModule):
         *,
         sampling: Sampling,
         micro_batch: int,
-        inner_epochs: int = 1,
-        minibatches: int = 1,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        beta: float = 0.04,
+        num_iterations: int = 1,
+        num_minibatches: int = 1,
+        loss: PolicyLoss | None = None,
         advantages: Advantages | None = None,
-        aggregate: Literal["sequence", "token", "limit"] = "sequence",
-        ratio: Literal["token", "sequence", "completion"] = "token",
-        surrogate: Literal["clipped", "weighted"] = "clipped",
-        kl_in: Literal["loss", "reward", "token"] = "loss",
-        whiten: bool = False,
-        redraws: int = 0,
-        overlong: float = 0.0,
-        importance_cap: float | None = None,
+        beta: float = 0.04,
+        kl_placement: Literal["loss", "reward", "token"] = "loss",
+        normalize_advantages: bool = False,
+        dynamic_sampling_rounds: int = 0,
+        overlong_buffer: float = 0.0,
         name: str = "grpo",
         **shared: Any,
     ) -> None:
         super().__init__(name=name, **shared)
+        self.loss, self.kl = loss or PolicyLoss(), KLPenalty(beta, kl_placement)
         if sampling.group_size < 2 or sampling.temperature == 0:
             raise ValueError(
                 f"GRPO compares completions of one prompt: group_size {sampling.group_size} must be at "
                 f"least 2 and temperature {sampling.temperature} above 0"
             )
-        if min(micro_batch, inner_epochs, minibatches) < 1 or min(beta, redraws) < 0:
+        if min(micro_batch, num_iterations, num_minibatches) < 1 or dynamic_sampling_rounds < 0:
             raise ValueError(
-                "micro_batch, inner_epochs and minibatches must be at least 1, beta and redraws not negative"
+                "micro_batch, num_iterations and num_minibatches must be at least 1, dynamic_sampling_rounds "
+                "not negative"
             )
-        if not 0 <= overlong < 1:
-            raise ValueError(f"overlong is {overlong}: it is a share of the completion limit, below 1")
-        for name, value, known in (
-            ("aggregate", aggregate, ("sequence", "token", "limit")),
-            ("ratio", ratio, ("token", "sequence", "completion")),
-            ("surrogate", surrogate, ("clipped", "weighted")),
-            ("kl_in", kl_in, ("loss", "reward", "token")),
-        ):
-            if value not in known:
-                raise ValueError(f"method.{name} is {value!r}: use {', '.join(map(repr, known))}")
-        if ratio != "token" and (surrogate != "clipped" or kl_in == "token" or importance_cap is not None):
+        if not 0 <= overlong_buffer < 1:
             raise ValueError(
-                f"ratio={ratio} is one number a completion: surrogate=weighted, kl_in=token and "
-                "importance_cap, which are of single tokens, do not go with it"
+                f"overlong_buffer is {overlong_buffer}: it is a share of the completion limit, below 1"
             )
-        if ratio == "completion" and aggregate != "sequence":
-            raise ValueError("ratio=completion counts a completion once: it goes with aggregate=sequence")
-        if isinstance(advantages, NoBaseline) and not whiten:
-            raise ValueError("advantages without a baseline only push up: they need whiten=true")
-        if importance_cap is not None and importance_cap < 1:
-            raise ValueError(f"importance_cap is {importance_cap}: it must be at least 1, or null")
+        if isinstance(advantages, NoBaseline) and not normalize_advantages:
+            raise ValueError("advantages without a baseline only push up: set normalize_advantages=true")
+        if kl_placement == "token" and self.loss.importance_sampling_level != "token":
+            raise ValueError("kl_placement=token needs importance_sampling_level=token")
         self.sampling, self.micro_batch = sampling, micro_batch
-        self.inner_epochs, self.minibatches = inner_epochs, minibatches
-        self.clip_low, self.clip_high, self.beta = clip_low, clip_high, beta
-        self.advantages, self.aggregate = advantages or GroupRelative(), aggregate
-        self.ratio, self.surrogate = ratio, surrogate
-        self.kl_in, self.whiten = kl_in, whiten
-        self.redraws, self.overlong = redraws, overlong
-        self.importance_cap = importance_cap
-        self.updates_per_step = inner_epochs * minibatches
+        self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
+        self.updates_per_step = num_iterations * num_minibatches
+        self.advantages, self.normalize_advantages = advantages or GroupRelative(), normalize_advantages
+        self.dynamic_sampling_rounds, self.overlong_buffer = dynamic_sampling_rounds, overlong_buffer
 
     def setup(self, stage: str) -> None:
         prompts = self.trainer.datamodule.prompts_per_step // self.trainer.world_size
-        held = math.ceil(prompts / self.micro_batch)
-        if self.minibatches > held:
+        batches = math.ceil(prompts / self.micro_batch)
+        if self.num_minibatches > batches:
             raise ValueError(
-                f"{self.minibatches} minibatches of {held} micro-batches: lower method.minibatches or "
-                "method.micro_batch"
+                f"{self.num_minibatches} minibatches of {batches} micro-batches: lower "
+                "method.num_minibatches or method.micro_batch"
             )
-        if stage == "fit" and self.beta:
+        if stage == "fit" and self.kl.beta:
             self.policy.freeze_reference()
 
     def on_fit_start(self) -> None:
@@ -139,259 +114,182 @@ class GRPO(VLMModule):
         self.policy.drop_reference()
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
-        """One rollout over all prompts of this step, and the updates that follow from it."""
+        """Sample completions of all prompts of this step, and update the policy on them."""
         self.policy.sync_sampling_model()
-        first = self.rolled(prompts)
-        drawn = self.redrawn(first)
-        advantages, batches = self.weighed(drawn)
+        sampled = self.sample(prompts)  # G completions each, parsed and rewarded
+        trajectory = self.dynamic_sampling(sampled)  # DAPO; the identity for 0 rounds
+        trajectory = self.score_logprobs(trajectory)  # log pi_old and log pi_ref, where something needs them
+        trajectory = self.assign_advantages(trajectory)  # A = (r - mean) / std
         with self.timed("train"):
+            minibatches = self.minibatches(trajectory)
             updates = [
-                self.descend(minibatch)
-                for _ in range(self.inner_epochs)
-                for minibatch in _parts(batches, self.minibatches)
+                self.update_minibatch(minibatch)
+                for _ in range(self.num_iterations)
+                for minibatch in minibatches
             ]
-        self.log_step(first, drawn, advantages, updates)
-        rows = rollout_rows(
-            self.step, drawn.samples, drawn.rollout, drawn.answers, drawn.table, advantages, drawn.group_size
-        )
+        self.log_metrics(step_metrics(sampled, trajectory, updates))
         self.end_step()
-        return {"rollout": rows, "samples": [prompt.sample for prompt in drawn.prompts]}
+        return {"trajectory": trajectory}
 
-    def weighed(self, drawn: Drawn) -> tuple[Float[Tensor, " rows"], list[MicroBatch]]:
-        """Each row's advantage, over its tokens on average, and the micro-batches that are trained with."""
-        advantages = self.judged(drawn)
-        batches = self.compared(self.split(drawn, advantages))
-        if self.beta and self.kl_in == "reward":
-            # all groups have a gradient with a KL term, so the rows are in the order in which they were drawn
-            penalties = torch.cat([batch.penalty.sum(1) for batch in batches]).cpu()
-            advantages = self.judged(replace(drawn, table=drawn.table.with_term("kl", penalties, -self.beta)))
-            parts = advantages.to(self.device).split([len(batch.tokens) for batch in batches])
-            batches = [replace(b, advantages=part) for b, part in zip(batches, parts, strict=True)]
-        if self.whiten or (self.beta and self.kl_in == "token"):
-            batches = self.by_token(batches)
-            # masked tokens are 0, and all rows are in their order, as above
-            means = [batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1) for batch in batches]
-            advantages = torch.cat(means).cpu()
-        return advantages, batches
+    def sample(self, prompts: list[EncodedPrompt]) -> Trajectory:
+        """Sample, parse and reward G completions of each prompt."""
+        with self.timed("sample"):
+            rollout, samples, answers = self.generate(prompts, self.sampling)
+        with self.timed("score"):
+            rewards = self.rewards.score(answers, samples)
+        trajectory = Trajectory(prompts, rollout, samples, answers, rewards)
+        if not self.overlong_buffer:
+            return trajectory
+        buffer = self.overlong_buffer * self.sampling.max_tokens
+        penalty = (self.sampling.max_tokens - buffer - rollout.lengths.cpu()) / buffer
+        return trajectory.with_reward(OVERLONG, penalty.clamp(-1, 0))
 
-    def redrawn(self, drawn: Drawn) -> Drawn:
-        """With other questions in the place of groups that teach nothing."""
-        tried = self._on_all_ranks(drawn)
-        for attempt in range(self.redraws):
-            spread = drawn.spread
-            wanted = int(self.all_gather((~spread).sum().to(self.device)).max())
+    def dynamic_sampling(self, trajectory: Trajectory) -> Trajectory:
+        """Replace groups without reward spread by other questions' groups that have some (DAPO)."""
+        first, tried = trajectory, self._ids_on_all_ranks(trajectory)
+        for attempt in range(self.dynamic_sampling_rounds):
+            keep = trajectory.has_reward_spread
+            wanted = int(self.all_gather((~keep).sum().to(self.device)).max())
             if not wanted:
                 break
-            with self.timed("redraw"):
-                fresh = self.trainer.datamodule.spare(wanted, self.step, attempt, tried)
-            if not fresh:
+            with self.timed("dynamic_sampling"):
+                spare = self.trainer.datamodule.spare(wanted, self.step, attempt, tried)
+            if not spare:
                 break
-            other = self.rolled(fresh)
-            tried |= self._on_all_ranks(other)  # a question draws the same completions within a step
-            good = other.spread.nonzero().flatten().tolist()
-            # the places that good ones fill are in the order of the prompts
-            order = list(range(len(spread)))
-            for place, found in zip((~spread).nonzero().flatten().tolist(), good, strict=False):
-                order[place] = len(spread) + found
-            drawn = drawn.beside(other, self.policy.pad_id).groups(order)
-        return drawn
-
-    def rolled(self, prompts: list[EncodedPrompt]) -> Drawn:
-        """Completions with their rewards."""
-        with self.timed("sample"):
-            rollout, samples, answers = self.answer(prompts, self.sampling)
-        with self.timed("score"):
-            table = self.rewards.score(answers, samples)
-            if self.overlong:
-                slope = self.overlong * self.sampling.max_tokens
-                beyond = (self.sampling.max_tokens - slope - rollout.lengths.cpu()) / slope
-                table = table.with_term(OVERLONG, beyond.clamp(-1, 0))
-        return Drawn(prompts, rollout, samples, answers, table)
-
-    def _on_all_ranks(self, drawn: Drawn) -> set[str]:
-        """Ids of the questions, of all ranks."""
-        mine = [prompt.sample.id for prompt in drawn.prompts]
-        if self.trainer.world_size == 1:
-            return set(mine)
-        every: list = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(every, mine)
-        return {name for names in every for name in names}
-
-    def judged(self, drawn: Drawn) -> Float[Tensor, " rows"]:
-        """The advantages of this rank's rows among those of all ranks."""
-        table, right = drawn.table, drawn.right
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        if world > 1:
-
-            def gathered(values: Tensor) -> Tensor:
-                return self.all_gather(values.to(self.device)).flatten().cpu()
-
-            table, right = table.map(gathered), gathered(right.float()).bool()
-        return self.advantages(table, right, self.sampling.group_size).chunk(world)[rank]
-
-    def by_token(self, batches: list[MicroBatch]) -> list[MicroBatch]:
-        """With an advantage for each token: less the KL that is still to come, and whitened."""
-        advantages = [batch.advantages[:, None].expand(batch.mask.shape) for batch in batches]
-        if self.beta and self.kl_in == "token":
-            advantages = [
-                values - self.beta * to_go(batch.penalty)
-                for values, batch in zip(advantages, batches, strict=True)
-            ]
-        if self.whiten:
-            flat, mask = (
-                torch.cat([part.flatten() for part in parts])[None]
-                for parts in (advantages, [batch.mask for batch in batches])
-            )
-            mean, std = mean_and_deviation(flat, mask, self.over_ranks)
-            advantages = [(values - mean) / (std + 1e-8) for values in advantages]
-        return [
-            replace(batch, advantages=torch.where(batch.mask, values, 0.0))
-            for batch, values in zip(batches, advantages, strict=True)
-        ]
-
-    def over_ranks(self, sums: Tensor) -> Tensor:
-        """Added up over ranks."""
-        return self.all_gather(sums).reshape(-1, *sums.shape).sum(0)
-
-    def split(self, drawn: Drawn, advantages: Float[Tensor, " rows"]) -> list[MicroBatch]:
-        """Cut a rollout into micro-batches of whole groups, trimmed to their longest completion.
-
-        Groups that cannot move the weights come last, and are silent.
-        """
-        advantages, pad_id = advantages.to(self.device), self.policy.pad_id
-        loud, silent = self._by_gradient(advantages.view(len(drawn.prompts), -1))
-        parts = [loud[start : start + self.micro_batch] for start in range(0, len(loud), self.micro_batch)]
-        batches = [MicroBatch.of(drawn, advantages, part, pad_id) for part in parts]
-        if silent:
-            batches.append(replace(MicroBatch.of(drawn, advantages, silent, pad_id), silent=True))
-        return batches
-
-    def _by_gradient(self, advantages: Float[Tensor, "prompts group"]) -> tuple[list[int], list[int]]:
-        """Prompts whose groups have a gradient, and the others; all where it matters which are together."""
-        every = list(range(len(advantages)))
-        if self.beta or self.whiten or self.minibatches > 1:
-            return every, []
-        loud = advantages.ne(0).any(1)
-        # Every rank makes as many passes, and at least one, so that the optimiser steps as it would.
-        count = max(1, int(self.all_gather(loud.sum()).max()))
-        order = loud.int().argsort(descending=True, stable=True).tolist()
-        return sorted(order[:count]), sorted(order[count:])
+            other = self.sample(spare)
+            tried |= self._ids_on_all_ranks(other)  # a question gets the same completions within a step
+            order = list(range(len(keep)))  # places keep their order
+            for place, found in zip(
+                (~keep).nonzero().flatten().tolist(),
+                other.has_reward_spread.nonzero().flatten().tolist(),
+                strict=False,
+            ):
+                order[place] = len(keep) + found
+            trajectory = trajectory.concat(other, self.policy.pad_id).select(order)
+        if self.dynamic_sampling_rounds:
+            replaced = [a is not b for a, b in zip(first.prompts, trajectory.prompts, strict=True)]
+            self.log_metrics({"replaced_groups": torch.tensor(replaced)})
+        return trajectory
 
     @torch.no_grad()
-    def compared(self, batches: list[MicroBatch]) -> list[MicroBatch]:
-        """With log-probabilities from before the first of several updates, and of the reference."""
+    def score_logprobs(self, trajectory: Trajectory) -> Trajectory:
+        """Add log pi_old, for several updates or an early KL penalty, and log pi_ref, for any KL penalty."""
+        old, size = self.updates_per_step > 1 or self.kl.precedes_loss, (self.micro_batch, self.policy.pad_id)
         with self.timed("reference"):
-            if self.updates_per_step > 1 or (self.beta and self.kl_in != "loss"):
-                batches = [b if b.silent else replace(b, old_logprobs=self.logprobs(b)) for b in batches]
-            if self.beta:
-                batches = [replace(b, ref_logprobs=self.reference(b)) for b in batches]
-        return batches
+            return replace(
+                trajectory,
+                old_logprobs=trajectory.per_token(self.logprobs, *size) if old else None,
+                ref_logprobs=trajectory.per_token(self.ref_logprobs, *size) if self.kl.beta else None,
+            )
 
-    def logprobs(self, batch: MicroBatch) -> Float[Tensor, "rows tokens"]:
-        return self.policy.logprobs(batch.prompts, batch.tokens, batch.mask, self.sampling.temperature)
+    def assign_advantages(self, trajectory: Trajectory) -> Trajectory:
+        """Add the advantages: per row, or per token where a KL penalty or the normalisation is per token."""
+        advantages = self._compute_advantages(self.kl.penalise(trajectory)).to(self.device)
+        penalty, mask = self.kl.token_penalty(trajectory), trajectory.rollout.mask
+        if penalty is not None or self.normalize_advantages:
+            per_token = advantages[:, None].expand(mask.shape)
+            per_token = per_token if penalty is None else per_token - penalty
+            if self.normalize_advantages:
+                mean, std = masked_mean_std(per_token, mask, self._sum_over_ranks)
+                per_token = (per_token - mean) / (std + 1e-8)
+            advantages = torch.where(mask, per_token, 0.0)
+        return replace(trajectory, advantages=advantages)
 
-    def reference(self, batch: MicroBatch) -> Float[Tensor, "rows tokens"]:
-        return self.policy.reference_logprobs(
-            batch.prompts, batch.tokens, batch.mask, self.sampling.temperature
-        )
+    def minibatches(self, trajectory: Trajectory) -> list[list[MicroBatch]]:
+        """Cut a trajectory into minibatches of micro-batches of whole groups.
 
-    def descend(self, minibatch: Sequence[MicroBatch]) -> dict[str, Tensor]:
-        """One optimiser step; gradients add up over the micro-batches.
+        Zero-advantage groups go into a last micro-batch that is skipped, unless something couples the groups
+        of a minibatch.
+        """
+        pad_id, prompts = self.policy.pad_id, list(range(len(trajectory.prompts)))
+        skipped: list[int] = []
+        if not (self.kl.beta or self.normalize_advantages or self.num_minibatches > 1):
+            active = trajectory.is_active
+            # Every rank makes as many passes, and at least one, so that all optimisers step.
+            count = max(1, int(self.all_gather(active.sum().to(self.device)).max()))
+            order = active.int().argsort(descending=True, stable=True).tolist()
+            prompts, skipped = sorted(order[:count]), sorted(order[count:])
+        batches = trajectory.micro_batches(prompts, self.micro_batch, pad_id)
+        if skipped:
+            batches.append(replace(MicroBatch.of(trajectory, skipped, pad_id), zero_advantage=True))
+        bounds = [len(batches) * i // self.num_minibatches for i in range(self.num_minibatches + 1)]
+        return [batches[start:end] for start, end in pairwise(bounds)]
+
+    def update_minibatch(self, minibatch: Sequence[MicroBatch]) -> dict[str, Tensor]:
+        """Take one optimiser step; gradients accumulate over the micro-batches.
 
         Returns:
-            The loss, the gradients' norm before clipping, :func:`grpo_loss`'s sums over tokens, and by
-            ``gap`` how far each token's log-probability lies from the sampler's.
+            ``loss``, ``grad_norm`` before clipping, the sums of
+            :func:`~medvlm_r1.algorithms.losses.grpo_loss`, and ``sampling_logp_difference``: the absolute
+            difference of log pi_old and the sampler's log-probability, per token.
         """
         denominator = self._denominator(minibatch)
         sums: dict[str, Tensor] = {}
-        gaps = []
-        for batch in minibatch:
-            if batch.silent:
-                continue
+        differences = []
+        for batch in (batch for batch in minibatch if not batch.zero_advantage):
             logprobs = self.logprobs(batch)
             old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-            gap = old - batch.sampled
-            loss, stats = grpo_loss(
+            loss, stats = self.loss(
                 logprobs,
                 old,
+                batch.sampling_logprobs,
                 batch.ref_logprobs,
                 batch.advantages,
                 batch.mask,
-                self.clip_low,
-                self.clip_high,
-                self.beta if self.kl_in == "loss" else 0.0,
-                "sequence" if self.aggregate == "sequence" else "token",
+                self.kl.in_loss,
                 denominator,
-                None if self.importance_cap is None else gap.exp().clamp(max=self.importance_cap),
-                self.ratio,
-                self.surrogate,
             )
             self.manual_backward(loss)
-            gaps.append(gap[batch.mask].abs())
+            differences.append((old - batch.sampling_logprobs)[batch.mask].abs())
             for name, value in {**stats, "loss": loss.detach()}.items():
                 sums[name] = sums.get(name, 0) + value
         with self.timed("update"):
             norm = self.apply_gradients()
-        return {**sums, "grad_norm": norm, "gap": torch.cat(gaps)}
+        return {**sums, "grad_norm": norm, "sampling_logp_difference": torch.cat(differences)}
+
+    def logprobs(self, batch: MicroBatch) -> Float[Tensor, "rows tokens"]:
+        """log pi of each token, at the sampling temperature."""
+        return self.policy.logprobs(batch.prompts, batch.tokens, batch.mask, self.sampling.temperature)
+
+    def ref_logprobs(self, batch: MicroBatch) -> Float[Tensor, "rows tokens"]:
+        """log pi_ref of each token, at the sampling temperature."""
+        return self.policy.reference_logprobs(
+            batch.prompts, batch.tokens, batch.mask, self.sampling.temperature
+        )
+
+    def _compute_advantages(self, trajectory: Trajectory) -> Float[Tensor, " rows"]:
+        """Advantages of this rank's rows; the estimator sees the rewards of all ranks."""
+        rewards, correct = trajectory.rewards, trajectory.correct
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        if world > 1:
+
+            def gather(values: Tensor) -> Tensor:
+                return self.all_gather(values.to(self.device)).flatten().cpu()
+
+            rewards, correct = rewards.map(gather), gather(correct.float()).bool()
+        return self.advantages(rewards, correct, self.sampling.group_size).chunk(world)[rank]
 
     def _denominator(self, minibatch: Sequence[MicroBatch]) -> float | Tensor:
-        """What the loss's sum over rows or tokens is divided by.
+        """Denominator of the loss's sum over rows or tokens.
 
         The strategy averages gradients over ranks, so a token mean over all ranks divides by the ranks' mean
         count.
         """
         rows = sum(len(batch.tokens) for batch in minibatch)
-        if self.aggregate == "sequence":
+        if self.loss.loss_type == "sequence":
             return rows
-        if self.aggregate == "limit":
+        if self.loss.loss_type == "limit":
             return rows * self.sampling.max_tokens
         return self.all_gather(sum(batch.mask.sum() for batch in minibatch)).float().mean()
 
-    def log_step(
-        self,
-        first: Drawn,
-        drawn: Drawn,
-        advantages: Float[Tensor, " rows"],
-        updates: Sequence[dict[str, Tensor]],
-    ) -> None:
-        """What the rollout and its updates were like, averaged over rows, updates and ranks.
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.all_gather(values).reshape(-1, *values.shape).sum(0)
 
-        Rewards and answers are of the step's own questions, before others took the place of some.
-        """
-        rollout, table = first.rollout, first.table
-        redrawn = sum(a is not b for a, b in zip(first.prompts, drawn.prompts, strict=True))
-        gap = updates[0].pop("gap")
-        for update in updates[1:]:
-            del update["gap"]
-        summed = {name: torch.stack([u[name].float() for u in updates]).sum() for name in updates[0]}
-        tokens = summed["tokens"].clamp(min=1)
-        values = {
-            "reward": table.total,
-            **{f"reward_{name}": value for name, value in table.terms.items()},
-            "accuracy": first.right,
-            "well_formed": torch.tensor([answer.well_formed for answer in first.answers]),
-            "tokens": rollout.lengths,
-            "truncated": rollout.truncated,
-            "groups_with_spread": advantages.view(len(drawn.prompts), -1).ne(0).any(1),
-            **({"redrawn": torch.tensor(redrawn / len(first.prompts))} if self.redraws else {}),
-            "kept_mass": rollout.kept_mass[rollout.mask],
-            "loss": summed["loss"] / len(updates),
-            "grad_norm": summed["grad_norm"] / len(updates),
-            "kl": summed["kl"] / tokens,
-            "clipped": summed["clipped"] / tokens,
-            "ratio": summed["ratio"] / tokens,
-            "loss_tokens": summed["tokens"] / len(updates),
-            "gap_mean": gap,
-            "gap_p99": gap.quantile(0.99),
-        }
-        for name, value in values.items():
-            shown = name in ("reward", "kl", "accuracy")
-            # Rewards are scored on the host; NCCL averages over ranks on the device.
-            self.log(f"train/{name}", value.float().mean().to(self.device), prog_bar=shown, sync_dist=True)
-
-
-def _parts(batches: Sequence[MicroBatch], number: int) -> Iterator[Sequence[MicroBatch]]:
-    """Cut into ``number`` parts of equal size, up to one micro-batch."""
-    bounds = [len(batches) * i // number for i in range(number + 1)]
-    for start, end in pairwise(bounds):
-        yield batches[start:end]
+    def _ids_on_all_ranks(self, trajectory: Trajectory) -> set[str]:
+        """Sample ids of all ranks."""
+        ids = [prompt.sample.id for prompt in trajectory.prompts]
+        if self.trainer.world_size == 1:
+            return set(ids)
+        all_ids: list = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(all_ids, ids)
+        return {name for names in all_ids for name in names}

@@ -1,4 +1,4 @@
-"""How weights change: the optimiser's settings, and fp32 copies of what is kept in bf16."""
+"""Optimiser settings, learning-rate schedule, and fp32 master copies of bf16 weights."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,43 +10,43 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Optimisation:
-    """How weights change.
+class OptimizerSettings:
+    """Learning rate, its schedule, and gradient clipping.
 
     Attributes:
         lr: peak learning rate.
         optimizer: builds the optimiser from (parameters, lr=...).
-        lr_factor: ``lr`` is multiplied by it; adapters want a higher rate than all weights.
-        schedule: shape of the decay from the peak to 0 over the run; ``constant`` does not decay.
-        warmup_steps: steps of linear rise to the peak.
-        clip_norm: gradients are scaled down to this norm; 0 leaves them as they are.
+        lr_scale: factor of ``lr``; adapters need a higher rate than all weights.
+        schedule: decay from the peak to 0 over the run, ``linear`` or ``cosine``, or ``constant``.
+        warmup_steps: steps of linear warm-up to the peak.
+        max_grad_norm: gradients are clipped to this norm; 0 does not clip.
     """
 
     lr: float
     optimizer: Callable[..., torch.optim.Optimizer]
-    lr_factor: float = 1.0
+    lr_scale: float = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: int = 0
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"optim.schedule is {self.schedule!r}: use 'constant', 'linear' or 'cosine'")
-        if self.lr <= 0 or self.lr_factor <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
+        if self.lr <= 0 or self.lr_scale <= 0 or self.warmup_steps < 0 or self.max_grad_norm < 0:
             raise ValueError(
-                f"optim: lr {self.lr} and lr_factor {self.lr_factor} must be positive, warmup_steps "
-                f"{self.warmup_steps} and clip_norm {self.clip_norm} not negative"
+                f"optim: lr {self.lr} and lr_scale {self.lr_scale} must be positive, warmup_steps "
+                f"{self.warmup_steps} and max_grad_norm {self.max_grad_norm} not negative"
             )
 
     def build(self, parameters: Iterable[nn.Parameter], copies: bool = True) -> torch.optim.Optimizer:
-        """The optimiser at its peak rate; narrow parameters get fp32 copies, if ``copies``."""
+        """Build the optimiser at the peak rate; ``copies`` gives parameters below fp32 master copies."""
         parameters = list(parameters)
         narrow = copies and any(p.dtype != torch.float32 for p in parameters)
-        lr = self.lr * self.lr_factor
+        lr = self.lr * self.lr_scale
         return MasterWeights(parameters, self.optimizer, lr) if narrow else self.optimizer(parameters, lr=lr)
 
-    def factor(self, step: int, total: int) -> float:
-        """Share of the peak learning rate at ``step`` of ``total``."""
+    def lr_at(self, step: int, total: int) -> float:
+        """Learning rate at ``step`` of ``total``, as a share of the peak."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
@@ -56,15 +56,15 @@ class Optimisation:
 
 
 class MasterWeights(torch.optim.Optimizer):
-    """Updates fp32 copies of narrower parameters, then rounds the parameters from them.
+    """Updates fp32 master copies of bf16 parameters, then rounds the parameters from them.
 
-    At the papers' learning rate of 1e-6 an update is smaller than bf16 resolves: without the copies
-    about one entry in a hundred would move at all.
+    At the papers' learning rate of 1e-6 an update is smaller than bf16 resolves: without master copies
+    about one entry in a hundred would change at all.
 
     Args:
-        parameters: what is trained; those in fp32 are their own copies.
-        build: the optimiser of the copies, from (copies, lr=...).
-        lr: its learning rate.
+        parameters: the trained parameters; those in fp32 are their own copies.
+        build: builds the optimiser of the copies from (copies, lr=...).
+        lr: peak learning rate.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class MasterWeights(torch.optim.Optimizer):
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
         self.inner = build(self.masters, lr=lr)
         super().__init__(parameters, dict(self.inner.defaults))
-        self.state = self.inner.state  # whoever moves or counts the moments finds them
+        self.state = self.inner.state  # Lightning moves the moments, the plan counts them
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

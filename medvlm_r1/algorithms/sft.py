@@ -1,10 +1,10 @@
-"""Supervised fine-tuning on the gold answer: the fair twin of GRPO.
+"""Supervised fine-tuning on the gold answer, comparable with GRPO.
 
-Same questions in the same order, same prompt, images, limits and evaluation; only the signal
-differs. The target is the gold letter in answer tags, and only the completion carries loss.
+Questions, their order, prompt, images, limits and evaluation are GRPO's; only the training signal differs.
+The target is the gold letter in answer tags, and only the completion carries loss.
 
-Departure from the papers: Med-R1's SFT baseline trains on the prompt too and asks in another way
-than its evaluation does; MedVLM-R1 does not publish its own.
+Departure from the papers: Med-R1's SFT baseline also trains on the prompt, and its prompt differs from that
+of its evaluation; MedVLM-R1 does not publish its baseline.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class SFT(VLMModule):
     """Cross-entropy on the completion.
 
     Args:
-        micro_batch: prompts in one forward and backward pass; memory, not result, depends on it.
+        micro_batch: prompts in one forward and backward pass; changes memory, not the result.
         name, shared: the arguments of :class:`~medvlm_r1.algorithms.base.VLMModule`.
     """
 
@@ -32,7 +32,7 @@ class SFT(VLMModule):
         self.micro_batch = micro_batch
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
-        """One optimiser step; gradients add up over the micro-batches."""
+        """Take one optimiser step; gradients accumulate over the micro-batches."""
         targets = [self.policy.encoder.encode_target(p.sample, self.prompt).to(self.device) for p in prompts]
         count = torch.tensor(float(sum(len(t) for t in targets)), device=self.device)
         denominator = self.all_gather(count).mean()

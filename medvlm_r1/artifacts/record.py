@@ -149,7 +149,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
             "steps": run["steps"],
             "seed": run["seed"],
             "select": run["select"],
-            "learning_rate": module.optim.lr * module.optim.lr_factor,
+            "learning_rate": module.optim.lr * module.optim.lr_scale,
             "tuned": tuned(config["model"]["tuning"]),
             "adapter": module.policy.has_adapter,
             "quantize": config["model"]["tuning"]["quantize"],

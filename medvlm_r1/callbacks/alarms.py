@@ -31,11 +31,11 @@ class Alarms(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        spread = metrics.get("train/groups_with_spread", 1.0)
+        spread = metrics.get("train/active_groups", 1.0)
         self._flat = 0 if spread > 0 else self._flat + 1
         truncated = metrics.get("train/truncated", 0.0)
         kl, loss = metrics.get("train/kl", 0.0), metrics.get("train/loss", 0.0)
-        gap = metrics.get("train/gap_p99", 0.0)
+        gap = metrics.get("train/sampling_logp_difference_p99", 0.0)
         causes = {
             "no_spread": (
                 self._flat >= self.flat_steps,
@@ -55,7 +55,7 @@ class Alarms(Callback):
             "sampler_gap": (
                 gap > self.sampler_gap,
                 f"sampler and trainer differ by {gap:.2g} nats or more at one token in a hundred: set "
-                "method.importance_cap=2, or look with rollout=reference whether the engine errs",
+                "method.loss.tis_cap=2, or look with rollout=reference whether the engine errs",
             ),
             "no_loss_tokens": (
                 metrics.get("train/loss_tokens", 1.0) == 0 or metrics.get("train/tokens", 2.0) <= 1,

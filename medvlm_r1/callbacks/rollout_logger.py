@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from medvlm_r1.callbacks.rollout_rows import save_picture, write_rows
+from medvlm_r1.callbacks.rollout_rows import rollout_rows, save_picture, write_rows
 from medvlm_r1.data.sample import LETTERS
 
 
@@ -33,16 +33,16 @@ class RolloutTrace(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_global_zero or not outputs or "rollout" not in outputs:
+        if not trainer.is_global_zero or not outputs or "trajectory" not in outputs:
             return
-        rows = outputs["rollout"]
-        step, folder = rows[0]["step"], Path(trainer.default_root_dir)
+        trajectory, step = outputs["trajectory"], module.step - 1  # the module counts the step as done
+        rows, folder = rollout_rows(step, trajectory), Path(trainer.default_root_dir)
         write_rows(folder / "rollouts" / f"step-{step}.jsonl", rows)
         (folder / "rollouts" / f"step-{step - self.keep}.jsonl").unlink(missing_ok=True)
         last = module.step >= trainer.estimated_stepping_batches
         if last or (self.pictures_every and step % self.pictures_every == 0):
-            for sample in outputs["samples"][: self.pictures]:
-                save_picture(sample, folder / "images")
+            for prompt in trajectory.prompts[: self.pictures]:
+                save_picture(prompt.sample, folder / "images")
         if self.show_every and step % self.show_every == 0:
             self._show(max(rows, key=lambda row: row["total"]))
 

@@ -1,31 +1,21 @@
 """What a run writes down while it goes: completions, and the pictures they are about."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
+from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.prompts import Answer, is_correct
-from medvlm_r1.rewards import RewardTable
-from medvlm_r1.rollout.engine import Rollout
+from medvlm_r1.prompts import is_correct
 
 PICTURE_SIDE = 448  # pixels; enough to read a scan on a page, small enough to keep hundreds
 
 
-def rollout_rows(
-    step: int,
-    samples: Sequence[VQASample],
-    rollout: Rollout,
-    answers: Sequence[Answer],
-    table: RewardTable,
-    advantages: Float[Tensor, " rows"],
-    group_size: int,
-) -> list[dict[str, Any]]:
-    """One plain row per completion, as ``rollouts/step-N.jsonl`` holds them."""
+def rollout_rows(step: int, trajectory: Trajectory) -> list[dict[str, Any]]:
+    """One JSON object per completion, as ``rollouts/step-N.jsonl`` holds them."""
+    rewards, total, advantages = trajectory.rewards, trajectory.rewards.total, trajectory.row_advantages
+    lengths, truncated = trajectory.rollout.lengths.tolist(), trajectory.rollout.truncated.tolist()
     return [
         {
             "step": step,
@@ -36,17 +26,17 @@ def rollout_rows(
             "question": sample.question,
             "options": list(sample.options),
             "gold": sample.answer,
-            "completion": row % group_size,
+            "completion": row % trajectory.group_size,
             "text": answer.text,
             "answer": answer.content if sample.is_open else answer.letter,
             "right": is_correct(answer, sample),
-            "rewards": {name: round(float(value[row]), 6) for name, value in table.terms.items()},
-            "total": round(float(table.total[row]), 6),
+            "rewards": {name: round(float(values[row]), 6) for name, values in rewards.terms.items()},
+            "total": round(float(total[row]), 6),
             "advantage": round(float(advantages[row]), 6),
-            "tokens": int(rollout.lengths[row]),
-            "truncated": bool(rollout.truncated[row]),
+            "tokens": lengths[row],
+            "truncated": truncated[row],
         }
-        for row, (sample, answer) in enumerate(zip(samples, answers, strict=True))
+        for row, (sample, answer) in enumerate(zip(trajectory.samples, trajectory.answers, strict=True))
     ]
 
 

@@ -142,7 +142,8 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
     if kind == "sft":
         # the target and the end of the turn, in tokens of some 3.8 characters
         completion = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
-    passes = method.get("inner_epochs", 1)
+    passes = method.get("num_iterations", 1)
+    updates = passes * method.get("num_minibatches", 1)
     controls, _ = controls_of(cfg["controls"], prompt)
     steps, evaluations = _counts(cfg, recipe, kind, answers=len(set(controls) - {PRIOR}))
     return Workload(
@@ -153,10 +154,10 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         method=kind,
         keeps_reference=kind == "grpo" and method["beta"] > 0,
         passes=passes,
-        updates=passes * method.get("minibatches", 1),
+        updates=updates,
         scores_before=kind == "grpo"
-        and (passes * method["minibatches"] > 1 or (method["beta"] > 0 and method["kl_in"] != "loss")),
-        redraws=method.get("redraws", 0),
+        and (updates > 1 or (method["beta"] > 0 and method["kl_placement"] != "loss")),
+        redraws=method.get("dynamic_sampling_rounds", 0),
         micro_batch=min(method.get("micro_batch", 1), recipe.prompts_per_step // world),
         group_size=sampling.get("group_size", 1),
         completion=completion,

@@ -84,7 +84,7 @@ CURVES = {
     "train/truncated": ("Truncated", "share cut at the limit"),
     "train/accuracy": ("Accuracy while training", "share of completions"),
     "train/well_formed": ("Well-formed while training", "share of completions"),
-    "train/groups_with_spread": ("Groups with spread", "share that carries a gradient"),
+    "train/active_groups": ("Groups with spread", "share that carries a gradient"),
     "train/loss": ("Loss", ""),
     "validation/accuracy": ("Validation accuracy", "training domain"),
     "validation/well_formed": ("Validation: well-formed", "share of answers"),

@@ -9,6 +9,22 @@ from typing import Any
 
 # Configuration keys and groups by dotted path; an entry covers all keys below it.
 KEYS: dict[str, str] = {
+    "method.inner_epochs": "method.num_iterations",
+    "method.minibatches": "method.num_minibatches",
+    "method.clip_low": "method.loss.clip_low",
+    "method.clip_high": "method.loss.clip_high",
+    "method.ratio": "method.loss.importance_sampling_level",
+    "method.surrogate": "method.loss.policy_loss",
+    "method.aggregate": "method.loss.loss_type",
+    "method.importance_cap": "method.loss.tis_cap",
+    "method.kl_in": "method.kl_placement",
+    "method.whiten": "method.normalize_advantages",
+    "method.redraws": "method.dynamic_sampling_rounds",
+    "method.overlong": "method.overlong_buffer",
+    "method.advantages.of": "method.advantages.base",
+    "method.optim.clip_norm": "method.optim.max_grad_norm",
+    "method.optim.lr_factor": "method.optim.lr_scale",
+    "peft.lr_factor": "peft.lr_scale",
     "model.replies": "model.cache",
     "pictures": "image_cache",
     "rollout.look_every": "rollout.sync_every",
@@ -20,6 +36,13 @@ METRICS: dict[str, str] = {
     "train/host_reads": "train/device_syncs",
     "train/pass_tokens": "train/forward_tokens",
     "train/head_tokens": "train/lm_head_tokens",
+    "train/gap_mean": "train/sampling_logp_difference_mean",
+    "train/gap_p99": "train/sampling_logp_difference_p99",
+    "train/groups_with_spread": "train/active_groups",
+    "train/redrawn": "train/replaced_groups",
+    "train/clipped": "train/clip_fraction",
+    "train/ratio": "train/importance_ratio",
+    "timing/seconds_redraw": "timing/seconds_dynamic_sampling",
 }
 
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w./]+)(?P<package>@[^=]*)?(?P<value>=.*)?", re.DOTALL)

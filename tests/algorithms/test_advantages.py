@@ -12,8 +12,8 @@ from medvlm_r1.algorithms.advantages import (
     LeaveOneOut,
     NoBaseline,
     PerTerm,
-    mean_and_deviation,
-    to_go,
+    masked_mean_std,
+    reverse_cumsum,
 )
 from medvlm_r1.rewards import RewardTable
 
@@ -142,7 +142,7 @@ class TestAsymmetric:
 
 class TestTokens:
     def test_what_is_still_to_come(self):
-        close(to_go(torch.tensor([[1.0, 2, 3], [0.0, 0, 5]])), [[6.0, 5, 3], [5.0, 5, 5]])
+        close(reverse_cumsum(torch.tensor([[1.0, 2, 3], [0.0, 0, 5]])), [[6.0, 5, 3], [5.0, 5, 5]])
 
     def test_mean_and_deviation_of_masked_tokens(self):
         # 1 2 3 6: mean 3, deviations -2 -1 0 3, variance 14 / 3
@@ -150,19 +150,19 @@ class TestTokens:
             torch.tensor([[1.0, 2, 99], [3, 6, math.nan]]),
             torch.tensor([[1, 1, 0], [1, 1, 0]]) > 0,
         )
-        mean, std = mean_and_deviation(values, mask)
+        mean, std = masked_mean_std(values, mask)
         close(mean, 3.0)
         close(std, math.sqrt(14 / 3))
 
     def test_mean_and_deviation_over_ranks_are_those_of_all(self):
         values, mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), torch.ones(4, 6) > 0
         mask[:, 4:] = False
-        whole = mean_and_deviation(values, mask)
+        whole = masked_mean_std(values, mask)
         rest = values[2:, :4].double()  # the other rank's
         theirs = iter(
             [torch.tensor([rest.numel(), rest.sum()]).double(), (rest - whole[0].double()).square().sum()]
         )
-        got = mean_and_deviation(values[:2], mask[:2], lambda mine: mine + next(theirs))
+        got = masked_mean_std(values[:2], mask[:2], lambda mine: mine + next(theirs))
         close(got[0], whole[0])
         close(got[1], whole[1])
 

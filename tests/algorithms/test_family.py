@@ -13,9 +13,12 @@ from trl.rewards import get_soft_overlong_punishment
 from medvlm_r1.algorithms.advantages import GroupRelative, LeaveOneOut, NoBaseline
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
-from medvlm_r1.algorithms.trajectory import MicroBatch
+from medvlm_r1.algorithms.losses import PolicyLoss
+from medvlm_r1.algorithms.trajectory import Trajectory
+from medvlm_r1.callbacks.rollout_rows import rollout_rows
 from medvlm_r1.policy.loading.load import load_policy
-from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rewards import RewardTable
+from medvlm_r1.rollout.engine import Rollout, Sampling
 
 FAMILY = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "gdpo", "a_grae")
 
@@ -43,7 +46,7 @@ class Steps(Callback):
         self.rows, self.logged = [], []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.rows.append(outputs["rollout"])
+        self.rows.append(rollout_rows(module.step - 1, outputs["trajectory"]))
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
@@ -72,7 +75,7 @@ def test_every_member_raises_what_it_rewards(method, untrained, tmp_path):
 
 @pytest.mark.parametrize("method", ["rloo", "reinforce_pp", "gdpo"])
 def test_micro_batches_change_memory_and_not_the_update(method, tmp_path):
-    settings = settings_of(method) | {"inner_epochs": 2}
+    settings = settings_of(method) | {"num_iterations": 2}
     whole, _ = steps_of(tmp_path / "a", **settings)
     parts, _ = steps_of(tmp_path / "b", **settings | {"micro_batch": 1})
     assert whole.norm() > 0
@@ -84,7 +87,7 @@ def test_one_update_of_gspo_and_cispo_is_grpos(tmp_path):
     grpo, _ = steps_of(tmp_path / "grpo", beta=0.0)
     gspo, _ = steps_of(tmp_path / "gspo", **settings_of("gspo"))
     torch.testing.assert_close(gspo, grpo, rtol=1e-3, atol=1e-6)
-    by_token, _ = steps_of(tmp_path / "token", beta=0.0, aggregate="token")
+    by_token, _ = steps_of(tmp_path / "token", beta=0.0, loss=PolicyLoss(loss_type="token"))
     cispo, _ = steps_of(tmp_path / "cispo", **settings_of("cispo"))
     torch.testing.assert_close(cispo, by_token, rtol=1e-3, atol=1e-6)
     assert (grpo - by_token).norm() > 1e-3 * grpo.norm()
@@ -102,7 +105,12 @@ def test_rloo_without_kl_is_dr_grpo_up_to_the_lengths(tmp_path):
 def test_kl_in_the_reward_is_taken_off_before_the_baseline(tmp_path):
     """After an update the policy has left the reference, so the second step's totals are not all."""
     _, seen = steps_of(
-        tmp_path, steps=2, beta=0.5, kl_in="reward", ratio="completion", advantages=LeaveOneOut()
+        tmp_path,
+        steps=2,
+        beta=0.5,
+        kl_placement="reward",
+        loss=PolicyLoss(importance_sampling_level="completion"),
+        advantages=LeaveOneOut(),
     )
     apart = []  # how far the advantages are from those of the rewards alone
     for rows in seen.rows:
@@ -113,26 +121,30 @@ def test_kl_in_the_reward_is_taken_off_before_the_baseline(tmp_path):
     assert apart[1] > 1e-3
 
 
-def test_advantages_by_token():
-    """Worked out on paper: 1 and -1 less 0.5 times the k1 still to come, then whitened."""
-    module = module_of(GRPO, load_policy("embedded", RECIPE), beta=0.5, kl_in="token")
+def test_advantages_by_token(monkeypatch):
+    """Worked out on paper: 1 and -1 less 0.5 times the k1 still to come, then normalised."""
+    policy = load_policy("embedded", RECIPE)
     old, reference = torch.zeros(2, 3), torch.tensor([[-1.0, -2.0, 0.0], [-4.0, 9.0, 9.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    batch = MicroBatch(None, None, mask, torch.tensor([1.0, -1.0]), None, False, old, reference)
+    rollout = Rollout(mask.long(), mask, old, old, ["", ""], torch.tensor([False, False]))
+    trajectory = Trajectory([], rollout, [], [], RewardTable({}, {}), old, reference)
+    monkeypatch.setattr(GRPO, "_compute_advantages", lambda *_: torch.tensor([1.0, -1.0]))
     # k1 = old - reference: 1 2 0, and 4 with padding behind it; to come: 3 2 0, and 4
-    (got,) = module.by_token([batch])
-    torch.testing.assert_close(got.advantages, torch.tensor([[-0.5, 0.0, 1.0], [-3.0, 0.0, 0.0]]))
-    module.whiten, module.over_ranks = True, lambda sums: sums
-    (got,) = module.by_token([batch])
-    torch.testing.assert_close(got.advantages[mask].mean(), torch.tensor(0.0))
-    torch.testing.assert_close(got.advantages[mask].std(), torch.tensor(1.0))
-    assert got.advantages[~mask].tolist() == [0.0, 0.0]
+    module = module_of(GRPO, policy, beta=0.5, kl_placement="token")
+    got = module.assign_advantages(trajectory).advantages
+    torch.testing.assert_close(got, torch.tensor([[-0.5, 0.0, 1.0], [-3.0, 0.0, 0.0]]))
+    monkeypatch.setattr(GRPO, "_sum_over_ranks", lambda self, values: values)
+    module = module_of(GRPO, policy, beta=0.5, kl_placement="token", normalize_advantages=True)
+    got = module.assign_advantages(trajectory).advantages
+    torch.testing.assert_close(got[mask].mean(), torch.tensor(0.0))
+    torch.testing.assert_close(got[mask].std(), torch.tensor(1.0))
+    assert got[~mask].tolist() == [0.0, 0.0]
 
 
 def test_dynamic_sampling_replaces_groups_without_spread(tmp_path):
     settings = {"n": 48, "beta": 0.0, "sampling": Sampling(group_size=4, max_tokens=24, temperature=0.1)}
     plain, before = steps_of(tmp_path / "a", **settings)
-    drawn, after = steps_of(tmp_path / "b", redraws=4, **settings)
+    drawn, after = steps_of(tmp_path / "b", dynamic_sampling_rounds=4, **settings)
     (before,), (after,) = before.rows, after.rows
 
     def groups(rows):
@@ -156,13 +168,13 @@ def test_dynamic_sampling_replaces_groups_without_spread(tmp_path):
 
 
 def test_dynamic_sampling_ends_where_no_question_is_left(tmp_path):
-    _, seen = steps_of(tmp_path, n=4, beta=0.0, redraws=4)
+    _, seen = steps_of(tmp_path, n=4, beta=0.0, dynamic_sampling_rounds=4)
     assert len({row["sample_id"] for row in seen.rows[0]}) == 4
 
 
 def test_over_long_completions_lose_reward(tmp_path):
     """Limit 12, half of it slope: 0 up to 6 tokens, a half at 9, 1 at the limit. TRL says the same."""
-    _, seen = steps_of(tmp_path, overlong=0.5, sampling=Sampling(group_size=8, max_tokens=12))
+    _, seen = steps_of(tmp_path, overlong_buffer=0.5, sampling=Sampling(group_size=8, max_tokens=12))
     rows = seen.rows[0]
     theirs = get_soft_overlong_punishment(max_completion_len=12, soft_punish_cache=6)
     for row in rows:
@@ -174,16 +186,11 @@ def test_over_long_completions_lose_reward(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"redraws": -1},
-        {"overlong": 1.0},
-        {"aggregate": "rows"},
-        {"kl_in": "everywhere"},
-        {"ratio": "word"},
-        {"surrogate": "soft"},
-        {"ratio": "sequence", "surrogate": "weighted"},
-        {"ratio": "sequence", "kl_in": "token"},
-        {"ratio": "sequence", "importance_cap": 2.0},
-        {"ratio": "completion", "aggregate": "token"},
+        {"dynamic_sampling_rounds": -1},
+        {"overlong_buffer": 1.0},
+        {"beta": -0.1},
+        {"kl_placement": "everywhere"},
+        {"kl_placement": "token", "loss": PolicyLoss(importance_sampling_level="sequence")},
         {"advantages": NoBaseline()},
     ],
     ids=lambda wrong: "-".join(wrong),
@@ -193,8 +200,26 @@ def test_wrong_choices_are_refused_by_name(wrong):
         module_of(GRPO, load_policy("embedded", RECIPE), **wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"loss_type": "rows"},
+        {"importance_sampling_level": "word"},
+        {"policy_loss": "soft"},
+        {"importance_sampling_level": "sequence", "policy_loss": "weighted"},
+        {"importance_sampling_level": "sequence", "tis_cap": 2.0},
+        {"importance_sampling_level": "completion", "loss_type": "token"},
+        {"tis_cap": 0.5},
+    ],
+    ids=lambda wrong: "-".join(wrong),
+)
+def test_wrong_losses_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PolicyLoss(**wrong)
+
+
 def test_asymmetric_advantages_go_with_every_scale(tmp_path):
-    settings = settings_of("dr_grpo", "method/advantages=asymmetric", "method.advantages.of.scale=none")
-    assert settings["advantages"].of == GroupRelative("none")
+    settings = settings_of("dr_grpo", "method/advantages=asymmetric", "method.advantages.base.scale=none")
+    assert settings["advantages"].base == GroupRelative("none")
     change, _ = steps_of(tmp_path, **settings)
     assert change.norm() > 0

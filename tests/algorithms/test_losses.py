@@ -7,8 +7,8 @@ import torch
 from formulas import close, random_rows
 
 from medvlm_r1.algorithms.base import rows_of
-from medvlm_r1.algorithms.losses import grpo_loss, importance, kl_k3, sft_loss
-from medvlm_r1.algorithms.optim import Optimisation
+from medvlm_r1.algorithms.losses import grpo_loss, importance_ratio, kl_k3, sft_loss
+from medvlm_r1.algorithms.optim import OptimizerSettings
 
 LN2 = math.log(2.0)
 
@@ -25,9 +25,9 @@ def one_token(ratio, advantage, **how):
 
 # What sets a method's loss apart from GRPO's.
 VARIANTS = {
-    "gspo": {"ratio": "sequence"},
-    "rloo": {"ratio": "completion"},
-    "cispo": {"surrogate": "weighted"},
+    "gspo": {"importance_sampling_level": "sequence"},
+    "rloo": {"importance_sampling_level": "completion"},
+    "cispo": {"policy_loss": "weighted"},
 }
 
 
@@ -104,28 +104,28 @@ class TestGRPOLoss:
         # sequence: (-1 + 2) / 2 = 0.5; token: (3 * -1 + 1 * 2) / 4 = -0.25
         logprobs, advantages = torch.zeros(2, 3), torch.tensor([1.0, -2.0])
         mask = torch.tensor([[True, True, True], [True, False, False]])
-        for aggregate, expected in (("sequence", 0.5), ("token", -0.25)):
-            loss, _ = grpo_loss(logprobs, logprobs, None, advantages, mask, beta=0, aggregate=aggregate)
+        for loss_type, expected in (("sequence", 0.5), ("token", -0.25)):
+            loss, _ = grpo_loss(logprobs, logprobs, None, advantages, mask, beta=0, loss_type=loss_type)
             close(loss.item(), expected)
 
     def test_an_empty_row_counts_as_zero(self):
         # A = (1, 5); the second row has no token: (-1 + 0) / 2 over rows, -2 / 2 over tokens
         logprobs = torch.zeros(2, 2, requires_grad=True)
         mask = torch.tensor([[True, True], [False, False]])
-        for aggregate, expected in (("sequence", -0.5), ("token", -1.0)):
+        for loss_type, expected in (("sequence", -0.5), ("token", -1.0)):
             loss, stats = grpo_loss(
-                logprobs, torch.zeros(2, 2), None, torch.tensor([1.0, 5.0]), mask, beta=0, aggregate=aggregate
+                logprobs, torch.zeros(2, 2), None, torch.tensor([1.0, 5.0]), mask, beta=0, loss_type=loss_type
             )
             close(loss.item(), expected)
             assert stats["tokens"] == 2
         loss.backward()
         assert logprobs.grad[1].tolist() == [0.0, 0.0]
 
-    @pytest.mark.parametrize("aggregate", ["sequence", "token"])
-    def test_nothing_but_empty_rows_is_zero(self, aggregate):
+    @pytest.mark.parametrize("loss_type", ["sequence", "token"])
+    def test_nothing_but_empty_rows_is_zero(self, loss_type):
         logprobs = torch.zeros(2, 2, requires_grad=True)
         mask = torch.zeros(2, 2, dtype=torch.bool)
-        loss, _ = grpo_loss(logprobs, logprobs.detach(), None, torch.ones(2), mask, 0.2, 0.2, 0, aggregate)
+        loss, _ = grpo_loss(logprobs, logprobs.detach(), None, torch.ones(2), mask, 0.2, 0.2, 0, loss_type)
         loss.backward()
         assert loss.item() == 0.0
         assert logprobs.grad.abs().sum() == 0.0
@@ -155,16 +155,16 @@ class TestGRPOLoss:
             assert all(torch.as_tensor(s).isfinite() for s in stats.values())
 
     @pytest.mark.parametrize("how", [{}, *VARIANTS.values()], ids=["grpo", *VARIANTS])
-    @pytest.mark.parametrize("aggregate", ["sequence", "token"])
-    def test_micro_batches_add_up_to_the_whole(self, aggregate, how):
+    @pytest.mark.parametrize("loss_type", ["sequence", "token"])
+    def test_micro_batches_add_up_to_the_whole(self, loss_type, how):
         logprobs, old, reference, advantages, mask = random_rows(10, 7)
-        whole, stats = grpo_loss(logprobs, old, reference, advantages, mask, aggregate=aggregate, **how)
+        whole, stats = grpo_loss(logprobs, old, reference, advantages, mask, loss_type=loss_type, **how)
         whole_gradient = torch.autograd.grad(whole, logprobs)[0]
-        denominator = 10 if aggregate == "sequence" else mask.sum()
+        denominator = 10 if loss_type == "sequence" else mask.sum()
         parts, counts = [], []
         for rows in (slice(0, 1), slice(1, 6), slice(6, 10)):
             given = [t[rows] for t in (logprobs, old, reference, advantages, mask)]
-            loss, part = grpo_loss(*given, aggregate=aggregate, denominator=denominator, **how)
+            loss, part = grpo_loss(*given, loss_type=loss_type, denominator=denominator, **how)
             parts.append(loss)
             counts.append(part)
         close(sum(parts), whole, 1e-12)
@@ -177,7 +177,9 @@ class TestGRPOLoss:
         with pytest.raises(ValueError, match=r"beta is 0\.04"):
             grpo_loss(zeros, zeros, None, torch.ones(1), mask)
 
-    @pytest.mark.parametrize("wrong", [{"aggregate": "batch"}, {"ratio": "word"}, {"surrogate": "none"}])
+    @pytest.mark.parametrize(
+        "wrong", [{"loss_type": "batch"}, {"importance_sampling_level": "word"}, {"policy_loss": "none"}]
+    )
     def test_unknown_choices_are_refused(self, wrong):
         zeros, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*: use '"):
@@ -203,28 +205,38 @@ class TestImportance:
             ("sequence", [4.0, 4.0]),
             ("completion", [16.0, 16.0]),
         ):
-            close(importance(log_ratio, mask, level)[0, :2], expected, 1e-5)
+            close(importance_ratio(log_ratio, mask, level)[0, :2], expected, 1e-5)
 
     def test_one_update_on_policy_is_the_same_under_every_ratio(self):
         logprobs, _, _, advantages, mask = random_rows(6, 5)
         gradients = []
-        for ratio in ("token", "sequence"):
-            loss, _ = grpo_loss(logprobs, logprobs.detach(), None, advantages, mask, beta=0, ratio=ratio)
+        for level in ("token", "sequence"):
+            loss, _ = grpo_loss(
+                logprobs, logprobs.detach(), None, advantages, mask, beta=0, importance_sampling_level=level
+            )
             gradients.append(torch.autograd.grad(loss, logprobs)[0])
         # one action: a completion's gradient is its sum over tokens, not its mean
-        loss, _ = grpo_loss(logprobs, logprobs.detach(), None, advantages, mask, beta=0, ratio="completion")
+        loss, _ = grpo_loss(
+            logprobs,
+            logprobs.detach(),
+            None,
+            advantages,
+            mask,
+            beta=0,
+            importance_sampling_level="completion",
+        )
         gradients.append(torch.autograd.grad(loss, logprobs)[0] / mask.sum(1, keepdim=True))
         close(gradients[1], gradients[0], 1e-12)
         close(gradients[2], gradients[0], 1e-12)
 
     def test_weighted_tokens_keep_their_gradient_above_the_clip(self):
         # w = 3, bound 1.5: loss -1.5 A log pi = -1.5 ln 3, gradient -1.5; clipped, it would be 0
-        got, slope, stats = one_token(3.0, 1.0, surrogate="weighted", clip_high=0.5)
+        got, slope, stats = one_token(3.0, 1.0, policy_loss="weighted", clip_high=0.5)
         close(got, -1.5 * math.log(3))
         close(slope, -1.5)
         assert stats["clipped"] == 1
         # no lower bound: w = 0.5, A = -1
-        close(one_token(0.5, -1.0, surrogate="weighted", clip_high=0.5)[1], 0.5)
+        close(one_token(0.5, -1.0, policy_loss="weighted", clip_high=0.5)[1], 0.5)
 
     def test_weighted_and_clipped_are_one_on_policy(self):
         logprobs, _, _, advantages, mask = random_rows(6, 5)
@@ -237,8 +249,8 @@ class TestImportance:
                     advantages,
                     mask,
                     beta=0,
-                    aggregate="token",
-                    surrogate=s,
+                    loss_type="token",
+                    policy_loss=s,
                 )[0],
                 logprobs,
             )[0]
@@ -276,8 +288,8 @@ class TestSFTLoss:
 
 class TestOptimisation:
     def factors(self, schedule, warmup, total=4):
-        optim = Optimisation(lr=1.0, optimizer=torch.optim.SGD, schedule=schedule, warmup_steps=warmup)
-        return [optim.factor(step, total) for step in range(total + 2)]
+        optim = OptimizerSettings(lr=1.0, optimizer=torch.optim.SGD, schedule=schedule, warmup_steps=warmup)
+        return [optim.lr_at(step, total) for step in range(total + 2)]
 
     def test_linear_on_paper(self):
         # 4 steps: 4/4, 3/4, 2/4, 1/4, and nothing beyond
@@ -299,11 +311,11 @@ class TestOptimisation:
         close(self.factors("linear", 4), [0.2, 0.4, 0.6, 0.8, 1.0, 0.0])
 
     @pytest.mark.parametrize(
-        "wrong", [{"lr": 0.0}, {"warmup_steps": -1}, {"clip_norm": -1.0}, {"schedule": "step"}]
+        "wrong", [{"lr": 0.0}, {"warmup_steps": -1}, {"max_grad_norm": -1.0}, {"schedule": "step"}]
     )
     def test_wrong_values_are_refused(self, wrong):
         with pytest.raises(ValueError, match="optim"):
-            Optimisation(**{"lr": 1e-6, "optimizer": torch.optim.SGD} | wrong)
+            OptimizerSettings(**{"lr": 1e-6, "optimizer": torch.optim.SGD} | wrong)
 
 
 def test_rows_repeat_each_prompt():

@@ -8,7 +8,7 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from torch import nn
 
-from medvlm_r1.algorithms.optim import MasterWeights, Optimisation
+from medvlm_r1.algorithms.optim import MasterWeights, OptimizerSettings
 
 
 def parameters(dtype=torch.bfloat16, seed=0):
@@ -25,7 +25,7 @@ def push(params, step):
 
 
 def optimisation(**settings):
-    return Optimisation(**{"lr": 1e-6, "optimizer": torch.optim.AdamW} | settings)
+    return OptimizerSettings(**{"lr": 1e-6, "optimizer": torch.optim.AdamW} | settings)
 
 
 def test_small_updates_reach_bfloat16_only_through_copies():
@@ -121,6 +121,6 @@ def test_eight_bit_moments_take_two_bytes_a_parameter_and_nearly_the_same_steps(
 
 
 def test_the_factor_multiplies_the_rate():
-    assert optimisation(lr_factor=10.0).build(parameters()).param_groups[0]["lr"] == pytest.approx(1e-5)
-    with pytest.raises(ValueError, match="lr_factor 0 must be positive"):
-        optimisation(lr_factor=0)
+    assert optimisation(lr_scale=10.0).build(parameters()).param_groups[0]["lr"] == pytest.approx(1e-5)
+    with pytest.raises(ValueError, match="lr_scale 0 must be positive"):
+        optimisation(lr_scale=0)

@@ -38,7 +38,14 @@ def test_micro_batches_change_memory_and_not_the_update(kind, tmp_path):
 
 
 def test_micro_batches_with_token_mean_and_reference(tmp_path):
-    settings = {"steps": 1, "optimizer": sgd, "lr": 0.1, "aggregate": "token", "inner_epochs": 2, "beta": 0.5}
+    settings = {
+        "steps": 1,
+        "optimizer": sgd,
+        "lr": 0.1,
+        "aggregate": "token",
+        "num_iterations": 2,
+        "beta": 0.5,
+    }
     start = weights(module_of(VLMModule, load_policy("embedded", RECIPE)))
     whole = weights(fit(GRPO, tmp_path / "a", micro_batch=4, **settings)) - start
     parts = weights(fit(GRPO, tmp_path / "b", micro_batch=2, **settings)) - start

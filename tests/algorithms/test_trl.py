@@ -159,16 +159,16 @@ def same(ours, theirs, logprobs):
 @pytest.mark.parametrize("clip", [(0.2, 0.2), (0.2, 0.28)])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize(
-    ("loss_type", "aggregate"),
+    ("their_loss_type", "loss_type"),
     [("grpo", "sequence"), ("dapo", "token"), ("bnpo", "token"), ("dr_grpo", "token")],
 )
-def test_loss(loss_type, aggregate, beta, clip):
+def test_loss(their_loss_type, loss_type, beta, clip):
     rows = random_rows(12, 9, seed=3)
     logprobs, mask = rows[0], rows[-1]
-    theirs, logged = trl_grpo_loss(rows, loss_type, beta, clip)
+    theirs, logged = trl_grpo_loss(rows, their_loss_type, beta, clip)
     # Dr. GRPO divides by rows * longest completion; the others by what they see.
-    denominator = 12 * 16 if loss_type == "dr_grpo" else None
-    ours, stats = grpo_loss(*rows, *clip, beta, aggregate, denominator)
+    denominator = 12 * 16 if their_loss_type == "dr_grpo" else None
+    ours, stats = grpo_loss(*rows, *clip, beta, loss_type, denominator)
     assert stats["clipped"] > 3
     same(ours, theirs, logprobs)
     close(stats["clipped"] / mask.sum(), logged["clip_ratio/region_mean"][0])
@@ -181,7 +181,7 @@ def test_loss_of_gspo(beta):
     rows = random_rows(12, 9, seed=3)
     clip = (3e-2, 4e-2)  # wide enough that some are held and some are not
     theirs, _ = trl_grpo_loss(rows, "grpo", beta, clip, level="sequence")
-    ours, stats = grpo_loss(*rows, *clip, beta, ratio="sequence")
+    ours, stats = grpo_loss(*rows, *clip, beta, importance_sampling_level="sequence")
     assert 0 < stats["clipped"] < rows[-1].sum()
     same(ours, theirs, rows[0])
 
@@ -190,7 +190,7 @@ def test_loss_of_gspo(beta):
 def test_loss_of_cispo(beta):
     rows = random_rows(12, 9, seed=3)
     theirs, _ = trl_grpo_loss(rows, "cispo", beta, (0.2, 1.2))  # TRL's is the bound itself
-    ours, stats = grpo_loss(*rows, 0.2, 0.2, beta, "token", surrogate="weighted")
+    ours, stats = grpo_loss(*rows, 0.2, 0.2, beta, "token", policy_loss="weighted")
     assert 0 < stats["clipped"] < rows[-1].sum()
     same(ours, theirs, rows[0])
 
@@ -199,6 +199,8 @@ def test_loss_of_rloo():
     rows = random_rows(12, 9, seed=3)
     theirs, _ = trl_loss(trl.RLOOTrainer, rows, epsilon_low=0.2, epsilon_high=0.2)
     logprobs, old, _, advantages, mask = rows
-    ours, stats = grpo_loss(logprobs, old, None, advantages, mask, beta=0, ratio="completion")
+    ours, stats = grpo_loss(
+        logprobs, old, None, advantages, mask, beta=0, importance_sampling_level="completion"
+    )
     assert 0 < stats["clipped"] < mask.sum()
     same(ours, theirs, logprobs)

@@ -72,8 +72,8 @@ def train(kind, folder, *callbacks, ckpt_path=None, every=2, more=None, **settin
 
 
 RUNS = {
-    "grpo": (GRPO, {"beta": 0.04, "inner_epochs": 2}),
-    "dynamic sampling": (GRPO, {"beta": 0.0, "redraws": 2, "optimizer": torch.optim.SGD}),
+    "grpo": (GRPO, {"beta": 0.04, "num_iterations": 2}),
+    "dynamic sampling": (GRPO, {"beta": 0.0, "dynamic_sampling_rounds": 2, "optimizer": torch.optim.SGD}),
     "sft": (SFT, {}),
 }
 

@@ -11,13 +11,13 @@ from medvlm_r1.callbacks.progress import Progress
 from medvlm_r1.callbacks.rollout_logger import RolloutTrace
 
 FINE = {
-    "train/groups_with_spread": 0.5,
+    "train/active_groups": 0.5,
     "train/truncated": 0.0,
     "train/kl": 0.01,
     "train/loss": 0.1,
     "train/loss_tokens": 100.0,
     "train/tokens": 12.0,
-    "train/gap_p99": 0.04,
+    "train/sampling_logp_difference_p99": 0.04,
 }
 
 
@@ -41,7 +41,7 @@ def test_a_healthy_run_is_silent(tmp_path, capsys):
 
 
 def test_no_spread_for_n_steps(tmp_path):
-    flat = {"train/groups_with_spread": 0.0}
+    flat = {"train/active_groups": 0.0}
     rows = alarms_of(tmp_path, flat, flat, {}, flat, flat, flat, flat, flat_steps=3)
     assert [(row["step"], row["alarm"]) for row in rows] == [(5, "no_spread")]
 
@@ -52,7 +52,7 @@ def test_no_spread_for_n_steps(tmp_path):
         ({"train/truncated": 0.6}, "truncated", "max_completion_tokens"),
         ({"train/kl": float("inf")}, "not_finite", "learning rate"),
         ({"train/loss": float("nan")}, "not_finite", "learning rate"),
-        ({"train/gap_p99": 0.6}, "sampler_gap", "method.importance_cap=2"),
+        ({"train/sampling_logp_difference_p99": 0.6}, "sampler_gap", "method.loss.tis_cap=2"),
         ({"train/loss_tokens": 0.0}, "no_loss_tokens", "ended at once"),
         ({"train/tokens": 1.0}, "no_loss_tokens", "ended at once"),
     ],

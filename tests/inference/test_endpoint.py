@@ -155,7 +155,7 @@ class TestAnswers:
         def answers(policy, engine):
             module = VLMModule(policy=policy, engine=engine, max_completion_tokens=24, **shared)
             prompts = [policy.encoder.encode(sample, "evaluate", PROMPT) for sample in samples]
-            rollout, asked, read = module.answer(prompts, module.greedy)
+            rollout, asked, read = module.generate(prompts, module.greedy)
             assert [sample.id for sample in asked] == [sample.id for sample in samples]
             return rows(rollout), read
 

@@ -103,7 +103,7 @@ def test_the_papers_run():
     assert (recipe.grpo_lr, recipe.max_completion_tokens, recipe.max_pixels) == (1e-6, 512, 401408)
     assert cfg.data.n_train == 600
     assert cfg.data.n_train * recipe.epochs / recipe.prompts_per_step == 300
-    assert (cfg.method.beta, cfg.method.sampling.temperature, cfg.method.inner_epochs) == (0.04, 1.0, 1)
+    assert (cfg.method.beta, cfg.method.sampling.temperature, cfg.method.num_iterations) == (0.04, 1.0, 1)
     assert (cfg.method.optim.schedule, cfg.method.advantages.scale) == ("linear", "std")
     assert cfg.model.path == "Qwen/Qwen2-VL-2B-Instruct"
     assert dict(cfg.reward.weights) == {"format": 1.0, "accuracy": 1.0}
@@ -139,7 +139,7 @@ def test_the_compared_methods_differ_in_the_method_alone():
     )
     for part in ("data", "model", "prompt", "reward", "rollout", "trainer", "seed"):
         assert grpo[part] == sft[part] == zero[part]
-    for key in ("schedule", "warmup_steps", "clip_norm", "optimizer"):
+    for key in ("schedule", "warmup_steps", "max_grad_norm", "optimizer"):
         assert grpo["method"]["optim"][key] == sft["method"]["optim"][key]
 
 

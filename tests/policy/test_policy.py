@@ -6,6 +6,7 @@ everything, must not touch each other, and an exchange of any one part must show
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from medvlm_r1.algorithms.advantages import GroupRelative
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.losses import grpo_loss
-from medvlm_r1.algorithms.trajectory import Drawn
+from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format
 from medvlm_r1.rollout.engine import Rollout, Sampling, completion_mask
@@ -278,10 +279,10 @@ class TestGroupOrder:
         table = method.rewards.score(answers, samples)
         rewards = table.total if rewards is None else rewards
         advantages = GroupRelative().relative(rewards, GROUP)
-        drawn = Drawn(chosen, rollout, samples, answers, table)
+        trajectory = Trajectory(chosen, rollout, samples, answers, table, advantages=advantages)
         total = 0.0
         with torch.no_grad():
-            for batch in method.split(drawn, advantages):
+            for batch in itertools.chain(*method.num_minibatches(trajectory)):
                 if exchanged == "tokens":
                     batch = dataclasses.replace(batch, tokens=batch.tokens[[3, 4, 5, 0, 1, 2]])
                 if exchanged == "mask":

@@ -5,7 +5,7 @@ import torch
 from training import FORMAT, fit, sgd
 
 from medvlm_r1.algorithms.grpo import GRPO
-from medvlm_r1.algorithms.losses import grpo_loss
+from medvlm_r1.algorithms.losses import PolicyLoss, grpo_loss
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
@@ -116,6 +116,6 @@ def test_importance_weights_are_capped_and_leave_the_kl_term():
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_a_cap_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"importance_cap is 0\.5: it must be at least 1, or null"):
-        fit(GRPO, tmp_path, importance_cap=0.5)
+def test_a_cap_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"tis_cap is 0\.5: it must be at least 1, or null"):
+        PolicyLoss(tis_cap=0.5)

@@ -35,7 +35,7 @@ def config(method: str, seed: int, folder: Path) -> dict:
     optim = {
         "lr": recipe[f"{method}_lr"] if method != "zero_shot" else None,
         "schedule": "linear",
-        "clip_norm": 1.0,
+        "max_grad_norm": 1.0,
     }
     own = {
         "zero_shot": {},

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
-from medvlm_r1.algorithms.optim import Optimisation
+from medvlm_r1.algorithms.optim import OptimizerSettings
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.controls import PerturbedQuestions
@@ -55,7 +55,8 @@ def sgd(parameters, lr):
 
 
 def module_of(kind, policy, **settings):
-    optim = Optimisation(lr=settings.pop("lr", 1e-3), optimizer=settings.pop("optimizer", torch.optim.AdamW))
+    lr, optimizer = settings.pop("lr", 1e-3), settings.pop("optimizer", torch.optim.AdamW)
+    optim = OptimizerSettings(lr=lr, optimizer=optimizer)
     name = settings.pop("name", "zero_shot" if kind is VLMModule else kind.__name__.lower())
     shared = {"policy": policy, "prompt": PROMPT, "seed": 0, "name": name}
     shared["engine"] = settings.pop("engine", SharedPrefixEngine())

@@ -18,6 +18,7 @@ from training import RECIPE, fit, phantoms, sgd
 
 from medvlm_r1.algorithms.advantages import Asymmetric, GroupRelative, LeaveOneOut, PerTerm
 from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.losses import PolicyLoss
 from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.controls import CONTROLS
@@ -36,21 +37,30 @@ STRATEGIES = {
 }
 SCENARIOS = {
     "sft": {"kind": SFT},
-    "grpo": {"kind": GRPO, "aggregate": "token"},
+    "grpo": {"kind": GRPO, "loss": PolicyLoss(loss_type="token")},
     "normalised": {
         "kind": GRPO,
-        "aggregate": "token",
+        "loss": PolicyLoss(loss_type="token"),
         "advantages": PerTerm(),
-        "kl_in": "token",
-        "whiten": True,
-        "inner_epochs": 2,
+        "kl_placement": "token",
+        "normalize_advantages": True,
+        "num_iterations": 2,
     },
-    "rloo": {"kind": GRPO, "advantages": LeaveOneOut(), "kl_in": "reward", "ratio": "completion"},
-    "limit": {"kind": GRPO, "advantages": Asymmetric(GroupRelative("none")), "aggregate": "limit"},
+    "rloo": {
+        "kind": GRPO,
+        "advantages": LeaveOneOut(),
+        "kl_placement": "reward",
+        "loss": PolicyLoss(importance_sampling_level="completion"),
+    },
+    "limit": {
+        "kind": GRPO,
+        "advantages": Asymmetric(GroupRelative("none")),
+        "loss": PolicyLoss(loss_type="limit"),
+    },
     # ranks fill their own places, so this need not agree; it must end
-    "redraws": {"kind": GRPO, "redraws": 2, "questions": 16},
-    "grpo_two_passes": {"kind": GRPO, "inner_epochs": 2, "micro_batch": 1},
-    "lora": {"kind": GRPO, "aggregate": "token", "tuning": LORA, "lr": 0.5},
+    "dynamic_sampling": {"kind": GRPO, "dynamic_sampling_rounds": 2, "questions": 16},
+    "grpo_two_passes": {"kind": GRPO, "num_iterations": 2, "micro_batch": 1},
+    "lora": {"kind": GRPO, "loss": PolicyLoss(loss_type="token"), "tuning": LORA, "lr": 0.5},
     "language_model": {"kind": GRPO, "tuning": Tuning("language_model")},
     "pictureless": {"kind": SFT, "pictureless": True},
     "bfloat16": {"kind": SFT, "recipe": dataclasses.replace(RECIPE, dtype="bfloat16")},
@@ -115,7 +125,7 @@ def steps(strategy, folder):
             settings.pop("kind"),
             folder / name,
             controls=CONTROLS if name == "grpo" else (PLAIN,),
-            steps=settings.get("inner_epochs", 1),
+            steps=settings.get("num_iterations", 1),
             questions=questions,
             trainer=STRATEGIES[strategy]() | {"callbacks": [witness]} | less,
             **settings,

@@ -21,13 +21,13 @@ class Tuning:
         adapter: the adapter, for ``train="adapter"``.
         quantize: ``nf4`` holds the language model's linear layers in 4 bits (QLoRA, arXiv 2305.14314);
             such weights cannot be trained.
-        lr_factor: the learning rate's factor that goes with this choice; methods refer to it.
+        lr_scale: the learning rate's factor that goes with this choice; methods refer to it.
     """
 
     train: Literal["all", "language_model", "adapter", "nothing"] = "all"
     adapter: "PeftConfig | None" = None
     quantize: Literal["nf4"] | None = None
-    lr_factor: float = 1.0
+    lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.train not in ("all", "language_model", "adapter", "nothing"):
