@@ -11,6 +11,7 @@ from training import RECIPE, SHORT, fit, launch, module_of, sgd
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.losses import PolicyLoss
 from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.policy.loading.load import load_policy
 
@@ -42,7 +43,7 @@ def test_micro_batches_with_token_mean_and_reference(tmp_path):
         "steps": 1,
         "optimizer": sgd,
         "lr": 0.1,
-        "aggregate": "token",
+        "loss": PolicyLoss(loss_type="token"),
         "num_iterations": 2,
         "beta": 0.5,
     }
@@ -70,7 +71,7 @@ def test_predictions_follow_the_order_of_the_test_sets(tmp_path):
 
 def test_more_minibatches_than_micro_batches_are_refused(tmp_path):
     with pytest.raises(ValueError, match="minibatches"):
-        fit(GRPO, tmp_path, micro_batch=4, minibatches=2)
+        fit(GRPO, tmp_path, micro_batch=4, num_minibatches=2)
 
 
 @pytest.fixture(scope="session")
