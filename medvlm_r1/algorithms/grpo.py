@@ -121,7 +121,7 @@ class GRPO(VLMModule):
         trajectory = self.score_logprobs(trajectory)  # log pi_old and log pi_ref, where something needs them
         trajectory = self.assign_advantages(trajectory)  # A = (r - mean) / std
         with self.timed("train"):
-            minibatches = self.minibatches(trajectory)
+            minibatches = self.split_minibatches(trajectory)
             updates = [
                 self.update_minibatch(minibatch)
                 for _ in range(self.num_iterations)
@@ -195,7 +195,7 @@ class GRPO(VLMModule):
             advantages = torch.where(mask, per_token, 0.0)
         return replace(trajectory, advantages=advantages)
 
-    def minibatches(self, trajectory: Trajectory) -> list[list[MicroBatch]]:
+    def split_minibatches(self, trajectory: Trajectory) -> list[list[MicroBatch]]:
         """Cut a trajectory into minibatches of micro-batches of whole groups.
 
         Zero-advantage groups go into a last micro-batch that is skipped, unless something couples the groups

@@ -282,7 +282,7 @@ class TestGroupOrder:
         trajectory = Trajectory(chosen, rollout, samples, answers, table, advantages=advantages)
         total = 0.0
         with torch.no_grad():
-            for batch in itertools.chain(*method.num_minibatches(trajectory)):
+            for batch in itertools.chain(*method.split_minibatches(trajectory)):
                 if exchanged == "tokens":
                     batch = dataclasses.replace(batch, tokens=batch.tokens[[3, 4, 5, 0, 1, 2]])
                 if exchanged == "mask":
