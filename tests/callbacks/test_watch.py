@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.callbacks.alarms import Alarms
 from medvlm_r1.callbacks.progress import Progress
 from medvlm_r1.callbacks.rollout_logger import RolloutTrace
+from medvlm_r1.rewards import RewardTable
+from medvlm_r1.rollout.engine import Rollout
 
 FINE = {
     "train/active_groups": 0.5,
@@ -78,10 +81,13 @@ def test_the_bar_shows_short_names():
 
 
 def test_old_rollouts_make_room(tmp_path):
+    none = torch.zeros(0, 1)
+    rollout = Rollout(none.long(), none.bool(), none, none, [], none[:, 0].bool())
+    trajectory = Trajectory([], rollout, [], [], RewardTable({"r": none[:, 0]}, {"r": 1.0}), advantages=none)
     watch = RolloutTrace(keep=3, show_every=0)
     trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, estimated_stepping_batches=99)
     for step in range(8):
-        outputs = {"rollout": [{"step": step}], "samples": []}
+        outputs = {"trajectory": trajectory}
         watch.on_train_batch_end(trainer, SimpleNamespace(step=step + 1), outputs, None, step)
     kept = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
     assert kept == ["step-5.jsonl", "step-6.jsonl", "step-7.jsonl"]
