@@ -206,7 +206,8 @@ class VLMModule(LightningModule):
         """Clip the gradients, step and zero them; returns their norm before clipping."""
         assert self.optim is not None
         optimizer = self.optimizers()
-        norm = nn.utils.clip_grad_norm_(self.policy.trainable_parameters, self.optim.max_grad_norm or math.inf)
+        limit = self.optim.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.policy.trainable_parameters, limit)
         optimizer.step()
         optimizer.zero_grad()
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
