@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from medvlm_r1.algorithms.advantages import GroupRelative
+from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.callbacks.rollout_rows import rollout_rows, write_rows
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
@@ -78,12 +79,6 @@ def drawn(rng: random.Random, step: int, samples: list[VQASample], size: int) ->
     rollout = partial(Rollout, tokens=tokens, mask=tokens.bool(), truncated=torch.zeros(len(asked)).bool())
     blanks = torch.zeros(tokens.shape)
     texts = [answer.text for answer in answers]
-    return rollout_rows(
-        step,
-        asked,
-        rollout(logprobs=blanks, kept_mass=blanks + 1, texts=texts),
-        answers,
-        table,
-        GroupRelative().relative(table.total, size),
-        size,
-    )
+    advantages = GroupRelative().relative(table.total, size)
+    drawn = rollout(logprobs=blanks, kept_mass=blanks + 1, texts=texts)
+    return rollout_rows(step, Trajectory(samples, drawn, asked, answers, table, advantages=advantages))
