@@ -11,7 +11,8 @@ from rich.markup import escape
 from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import comparison_figure
-from medvlm_r1.report.page.render import caveat, headline, write_page
+from medvlm_r1.report.page.headline import caveat, headline
+from medvlm_r1.report.page.render import write_page
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables.controls import control_figures, control_summary, control_table
 from medvlm_r1.report.tables.paper import as_csv, as_latex

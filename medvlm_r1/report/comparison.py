@@ -70,6 +70,11 @@ class Comparison:
     unfinished: list[Path] = field(default_factory=list)
 
     @cached_property
+    def runs(self) -> list[Run]:
+        """The runs of all groups, in order."""
+        return [run for group in self.groups for run in group.runs]
+
+    @cached_property
     def scopes(self) -> dict[str, list[str]]:
         """Column -> test sets: each one, then the means that say more than one column does."""
         return _scopes(self.test_sets, self.in_domain)

@@ -1,39 +1,26 @@
-"""Every setting in which two compared methods differ, read from their resolved configurations."""
+"""The settings in which two compared methods differ, read from their resolved configurations."""
 
 from dataclasses import dataclass
 
 from medvlm_r1.report.run_folder import Run, flatten
 
-OWN = ("method", "reward", "experiment")  # what makes a method a method; everything else must agree
-TUNED = ("method.optim.lr",)  # chosen for each on validation
+OWN = ("method", "reward", "experiment")  # groups of keys that define a method; all others must agree
+TUNED = ("method.optim.lr",)  # tuned for each method on validation
+# Keys that change neither weights nor answers: folders, caches, restarts, the connection to a served model.
 BOOKKEEPING = (
-    "run_folder",
-    "sweep",
-    "overwrite",
-    "resume",
-    "ckpt_path",
-    "workers",
-    "image_cache",
-    "controls",
-)  # where a run lies and what else it was asked, not what it does
-# how a served model is reached
-BOOKKEEPING += tuple(
-    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "cache")
+    *("run_folder", "sweep", "overwrite", "resume", "ckpt_path", "workers", "image_cache", "controls"),
+    *("model.url", "model.api_key_variable", "model.concurrency", "model.retries", "model.timeout"),
+    "model.cache",
 )
 SAME_WORK = (
-    "epochs",
-    "prompts_per_step",
-    "max_prompt_tokens",
-    "max_completion_tokens",
-    "min_pixels",
-    "max_pixels",
-    "select",
+    *("epochs", "prompts_per_step", "max_prompt_tokens", "max_completion_tokens"),
+    *("min_pixels", "max_pixels", "select"),
 )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key with its value under two methods; ``None`` where a method does not have it."""
+    """One key with its value under two methods; ``None`` where a method does not have the key."""
 
     key: str
     first: object
@@ -46,16 +33,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Fairness:
-    """Two methods side by side.
+    """The settings of two methods.
 
     Attributes:
         first: label of the one method.
         second: label of the other.
-        differences: settings that differ, outside ``reward`` and ``experiment`` and what only one method
-            has; empty is good.
-        same_work: settings, wherever they stand, that have to agree for the work to be equal.
-        tuned: settings that were chosen for each method on validation.
-        known: whether both runs left a configuration to compare.
+        differences: settings that differ, except ``reward``, ``experiment`` and keys that only one method
+            has; empty if the comparison is fair.
+        same_work: settings that must agree for both methods to do the same amount of work.
+        tuned: settings that were tuned for each method on validation.
+        known: whether both runs have a configuration.
     """
 
     first: str
@@ -69,12 +56,17 @@ class Fairness:
     def fair(self) -> bool:
         return self.known and not self.differences and all(s.equal for s in self.same_work)
 
+    @property
+    def settings(self) -> list[Setting]:
+        """Every setting of the three kinds once, differences first."""
+        return list(dict.fromkeys((*self.differences, *self.same_work, *self.tuned)))
+
 
 def settings(run: Run) -> dict:
-    """The resolved configuration as dotted keys, without what names the run itself.
+    """The resolved configuration as dotted keys, without the values that identify the run.
 
-    Left out: bookkeeping, the root seed and every key called ``seed`` that repeats it, and each text
-    that lies in the run's own folder.
+    Without :data:`BOOKKEEPING`, the root seed, every key ``seed`` that repeats it, and every text that is a
+    path inside the run's folder.
     """
     own = str(run.config.get("run_folder") or run.name)
     return {
@@ -87,11 +79,10 @@ def settings(run: Run) -> dict:
 
 
 def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairness:
-    """List what differs between two runs apart from the method itself."""
+    """List the settings that differ between two runs, apart from the method itself."""
     a, b = settings(first), settings(second)
-    keys = sorted(a.keys() | b.keys())
-    pairs = [Setting(k, a.get(k), b.get(k)) for k in keys]
-    # What both methods have, such as weight decay, must agree too; their name and learning rate may not.
+    pairs = [Setting(k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys())]
+    # Keys of both methods, such as weight decay, must agree too; their name and learning rate need not.
     common = [
         s
         for s in pairs
@@ -101,7 +92,9 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
     ]
     return Fairness(
         *labels,
-        differences=tuple(s for s in pairs if not s.equal and (_is_shared(s.key) or s in common)),
+        differences=tuple(
+            s for s in pairs if not s.equal and (s in common or s.key.split(".")[0] not in OWN)
+        ),
         same_work=(
             *(s for s in pairs if s.key.rsplit(".", 1)[-1] in SAME_WORK),
             Setting("seed", first.seed, second.seed),
@@ -109,7 +102,3 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
         tuned=tuple(s for s in pairs if s.key in TUNED),
         known=bool(first.config and second.config),
     )
-
-
-def _is_shared(key: str) -> bool:
-    return key.split(".")[0] not in OWN

@@ -30,7 +30,7 @@ from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.splits import Questions
 from medvlm_r1.phantom import PhantomSource
-from medvlm_r1.report.page.audit import DAGGER
+from medvlm_r1.report.page.audit import LEAK
 
 
 def jpeg(picture, quality=60):
@@ -280,7 +280,7 @@ def test_a_run_drops_or_fails(planted, tmp_path):
     assert (found["dropped"], found["leaks"][1]["kinds"]) == (2, {"same file": 1, "sharpened and cropped": 1})
     page = path.with_name("report.html").read_text()
     assert "<li>2 training questions dropped for it.</li>" in page
-    assert DAGGER not in page  # nothing that leaks was trained on
+    assert LEAK not in page  # nothing that leaks was trained on
     run_here(tmp_path, *command, "controls=[image,blank,prior]")
     (warned,) = set(tmp_path.glob("outputs/runs/*/metrics.json")) - {path}
     found = json.loads(warned.read_text())["controls"]["mri"]

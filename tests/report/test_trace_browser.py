@@ -23,7 +23,7 @@ pytestmark = [
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 READY = "performance.getEntriesByName('traces ready').length > 0"
 COUNT = "document.getElementById('trace-count').textContent"
-ACTIVE = "document.querySelector('.trace[aria-selected=true]')?.querySelector('.asked').textContent"
+ACTIVE = "document.querySelector('.trace[aria-selected=true]')?.querySelector('.summary').textContent"
 FOCUS = "document.activeElement.id || document.activeElement.name"
 
 # WCAG contrast of every text that is drawn, against the first opaque ground behind it.
@@ -139,7 +139,7 @@ def test_filters_take_effect_without_visible_delay(chromium, large_page):
     show(chromium, large_page, "#traces?view=train")
     typed = [("q", "calcified 0.12"[: k + 1]) for k in range(14)]
     pasted = [("q", ""), ("q", "pancreas 0.34"), ("q", "")]
-    others = [("outcome", "mixed"), ("sort", "spread"), ("order", "down"), ("step", "77")]
+    others = [("outcome", "mixed"), ("sort", "range"), ("order", "down"), ("step", "77")]
     settings = [*typed, *pasted, *others]
     rounds = []
     for _ in range(3):
@@ -226,7 +226,7 @@ def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(chromium, tmp_pat
     told = chromium.evaluate("document.getElementById('trace-detail').textContent")
     assert "undecided, a chance of 0.25" in told
     assert "several options are equally frequent" in told
-    for outcome, count in (("right", 0), ("wrong", 0), ("unread", 0), ("", 18)):
+    for outcome, count in (("right", 0), ("wrong", 0), ("unparsed", 0), ("", 18)):
         choose(chromium, "outcome", outcome)
         assert chromium.evaluate(COUNT) == f"{count} of 36 test answers"
 
@@ -320,10 +320,10 @@ def test_the_address_brings_a_trace_back(chromium, page):
 
 def test_a_verdict_leads_into_the_traces(chromium, page):
     show(chromium, page)
-    chromium.evaluate("document.querySelector('#verdicts a[href*=\"outcome=unread\"]').click()")
+    chromium.evaluate("document.querySelector('#verdicts a[href*=\"outcome=unparsed\"]').click()")
     chromium.wait_for(f"{COUNT} !== '90 of 180 test answers'")
     chromium.wait_for("Math.abs(document.getElementById('traces').getBoundingClientRect().top) < 100")
-    assert "no answer read" in chromium.evaluate("document.getElementById('trace-detail').textContent")
+    assert "no answer parsed" in chromium.evaluate("document.getElementById('trace-detail').textContent")
 
 
 def test_what_a_model_writes_stays_text(chromium, tmp_path, sweep):
@@ -336,7 +336,7 @@ def test_what_a_model_writes_stays_text(chromium, tmp_path, sweep):
     report = write_run_report(folder)
     for view in ("test", "train"):
         show(chromium, report, f"#traces?view={view}")
-        assert attack in chromium.evaluate("document.querySelector('#trace-detail .said').textContent")
+        assert attack in chromium.evaluate("document.querySelector('#trace-detail .response').textContent")
         assert chromium.evaluate("window.attacked") is None
 
 

@@ -38,7 +38,7 @@ def test_every_answer_is_there_beside_its_question(sweep):
     assert found.left_out == []
     labels = [run["label"] for run in data["runs"]]
     assert labels[:3] == ["Zero-shot, seed 0", "Zero-shot, seed 1", "SFT, seed 0"]
-    for columns in tests["replies"]:
+    for columns in tests["answers"]:
         run = read_run(sweep / data["runs"][columns["run"]]["name"])
         rows = run.predictions.set_index(["test_set", "control", "sample_id"])
         for k in range(found.answers):
@@ -79,7 +79,7 @@ def test_a_control_of_one_run_alone_leaves_gaps_in_the_others(tmp_path):
     write_run(tmp_path, "grpo", n=6)
     tests = unpacked(pack_traces(compare([tmp_path])))["tests"]
     assert len(tests["id"]) == 3 * 6 * 3
-    for columns in tests["replies"]:
+    for columns in tests["answers"]:
         assert sum(right == NOTHING for right in columns["right"]) == 18
         assert [t == NOTHING for t in columns["text"]] == [r == NOTHING for r in columns["right"]]
 
@@ -100,7 +100,7 @@ def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(tmp_path):
     marks = {
         (say(name), mark)
         for name, control, mark in zip(
-            tests["set"], tests["control"], tests["replies"][0]["right"], strict=True
+            tests["set"], tests["control"], tests["answers"][0]["right"], strict=True
         )
         if say(control) == "prior"
     }
@@ -113,7 +113,7 @@ def test_an_earlier_evaluation_is_a_reply_of_its_own(tmp_path):
     path = folder / "predictions.jsonl"
     early = [json.loads(line) | {"step": 1, "correct": False} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in early) + path.read_text())
-    replies = unpacked(pack_traces(compare([folder])))["tests"]["replies"]
+    replies = unpacked(pack_traces(compare([folder])))["tests"]["answers"]
     assert [r["name"] for r in replies] == ["grpo_600-seed0 at step 1", "grpo_600-seed0 at step 75"]
     assert set(replies[0]["right"]) == {0}
     assert pack.answer_set_name(read_run(folder)) == "grpo_600-seed0 at step 75"
@@ -125,7 +125,7 @@ def test_options_in_another_order_are_kept_with_the_reply(tmp_path):
     turn = lambda r: r | ({"options": r["options"][::-1]} if r["control"] == "blank" else {})  # noqa: E731
     edit_lines(folder / "predictions.jsonl", turn)
     data = unpacked(pack_traces(compare([tmp_path])))
-    sft, grpo = data["tests"]["replies"]
+    sft, grpo = data["tests"]["answers"]
     assert set(sft["options"]) == {0}
     for k, control in enumerate(data["tests"]["control"]):
         own = 0 if data["texts"][control] == "image" else data["tests"]["options"][k][::-1]
@@ -156,7 +156,7 @@ def test_beyond_the_bound_steps_and_questions_are_thinned_and_it_is_said(sweep, 
         assert steps[0] == 1
         assert steps[-1] == 75
     assert 0 < len(set(tests["id"])) < 60
-    assert all(right != NOTHING for columns in tests["replies"] for right in columns["right"])
+    assert all(right != NOTHING for columns in tests["answers"] for right in columns["right"])
     assert f"Of 60 test questions {len(set(tests['id']))} are here" in found.left_out[0]
 
 
@@ -170,12 +170,12 @@ def test_training_steps_are_thinned_evenly(sweep, monkeypatch):
 
 def test_pictures_beyond_the_bound_are_left_out_and_it_is_said(sweep, monkeypatch):
     whole = pack_traces(compare([sweep]))
-    assert len(whole.pictures) == len(set(whole.pictures)) > 10
-    room = sum(map(len, whole.pictures[:5]))
-    monkeypatch.setattr(pack, "LARGEST_PICTURES", room)
+    assert len(whole.images) == len(set(whole.images)) > 10
+    room = sum(map(len, whole.images[:5]))
+    monkeypatch.setattr(pack, "LARGEST_IMAGES", room)
     some = pack_traces(compare([sweep]))
-    assert 0 < sum(map(len, some.pictures)) <= room
-    assert f"{len(whole.pictures) - len(some.pictures)} kept pictures are left out" in some.left_out[-1]
+    assert 0 < sum(map(len, some.images)) <= room
+    assert f"{len(whole.images) - len(some.images)} saved images are left out" in some.left_out[-1]
 
 
 def test_a_reward_that_is_not_finite_does_not_break_the_page(tmp_path):

@@ -9,7 +9,7 @@ from run_folders import audit, write_run, write_sweep
 from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.page.render import write_comparison_report
-from medvlm_r1.report.page.verdicts import verdicts
+from medvlm_r1.report.page.verdicts import find_verdicts
 from medvlm_r1.report.tables.controls import gain_over
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -27,15 +27,15 @@ def edit_lines(path, change):
 
 def told(folder, about):
     c = compare([folder])
-    return [(v.level, v.text) for v in verdicts(c, c.groups[-1]) if v.about == about]
+    return [(v.level, v.text) for v in find_verdicts(c, c.groups[-1]) if v.topic == about]
 
 
 def test_a_clean_run_is_cleared(tmp_path):
     folder = write_run(tmp_path, "grpo")
     (folder / "alarms.jsonl").unlink()
     assert told(folder, "Leaks") == [("clear", "No test image is a copy of a training image.")]
-    assert told(folder, "Shortcuts") == [("clear", "No rule that sees no picture stands out above chance.")]
-    assert told(folder, "Alarms") == [("clear", "None was raised while it trained.")]
+    assert told(folder, "Shortcuts") == [("clear", "No rule that ignores the image is clearly above chance.")]
+    assert told(folder, "Alarms") == [("clear", "No alarm during training.")]
 
 
 def test_a_leak_is_a_warning_for_what_was_trained_alone(tmp_path):
@@ -63,16 +63,16 @@ def test_a_shortcut_that_stands_out_is_a_warning(tmp_path):
     found["shortcuts"]["mri"]["option text"] = {"accuracy": 0.94, "chance": 0.27, "n": 60}
     edit_metrics(folder, found)
     assert told(folder, "Shortcuts") == [
-        ("warning", "Without looking, option text alone answers 94.0 % of MRI (chance 27.0).")
+        ("warning", "Without the image, option text alone answers 94.0 % of MRI (chance 27.0).")
     ]
 
 
 def test_alarms_name_step_and_seed(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "grpo", seed, n=8)
-    assert told(tmp_path / "grpo_600-seed0", "Alarms") == [("warning", "Raised: zero spread at step 31.")]
+    assert told(tmp_path / "grpo_600-seed0", "Alarms") == [("warning", "Zero spread at step 31.")]
     ((_, text),) = told(tmp_path, "Alarms")
-    assert text == "Raised: zero spread at step 31 of seed 0, zero spread at step 31 of seed 1."
+    assert text == "Zero spread at step 31 of seed 0, zero spread at step 31 of seed 1."
 
 
 def test_the_gain_from_the_picture_is_that_of_paired_answers(tmp_path):
@@ -81,9 +81,9 @@ def test_the_gain_from_the_picture_is_that_of_paired_answers(tmp_path):
     gain = gain_over(row, "mri", BLANK)
     assert gain.value == pytest.approx(row.rate(["mri"]).value - row.rate(["mri"], control="blank").value)
     assert gain.low <= gain.value <= gain.high
-    ((level, text),) = told(folder, "Looking")
+    ((level, text),) = told(folder, "Image use")
     assert level == "clear"
-    assert text.startswith(f"The picture adds +{100 * gain.value:.1f} points on MRI")
+    assert text.startswith(f"The image adds +{100 * gain.value:.1f} points on MRI")
 
 
 def test_a_model_that_does_not_look_is_warned_of(tmp_path):
@@ -92,32 +92,32 @@ def test_a_model_that_does_not_look_is_warned_of(tmp_path):
     plain = {(r["test_set"], r["sample_id"]): r for r in rows if r["control"] == "image"}
     same = [plain[r["test_set"], r["sample_id"]] | {"control": r["control"]} for r in rows]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in same))
-    ((level, text),) = told(folder, "Looking")
+    ((level, text),) = told(folder, "Image use")
     assert level == "warning"
-    assert text.startswith("No gain over a blank picture is shown: ")
+    assert text.startswith("No gain over a blank image is shown: ")
     assert "0.0 points on CT" in text
 
 
 def test_without_a_blank_control_looking_is_unknown(tmp_path):
     folder = write_run(tmp_path, "sft", n=8)
     edit_lines(folder / "predictions.jsonl", lambda r: r if r["control"] == "image" else None)
-    ((level, text),) = told(folder, "Looking")
+    ((level, text),) = told(folder, "Image use")
     assert (level, text.endswith("unknown.")) == ("note", True)
 
 
 def test_answers_that_cannot_be_read_are_linked(tmp_path):
     folder = write_run(tmp_path, "zero_shot", n=60)
     c = compare([folder])
-    (found,) = [v for v in verdicts(c, c.groups[0]) if v.about == "Format"]
+    (found,) = [v for v in find_verdicts(c, c.groups[0]) if v.topic == "Format"]
     assert found.level == "note"
-    assert found.target == "traces?view=test&outcome=unread&run=zero_shot-seed0"
-    assert not [v for v in verdicts(c, c.groups[0]) if v.about == "Length"]
+    assert found.target == "traces?view=test&outcome=unparsed&run=zero_shot-seed0"
+    assert not [v for v in find_verdicts(c, c.groups[0]) if v.topic == "Length"]
 
 
 def test_warnings_come_first_and_every_link_leads_somewhere(tmp_path):
     c = compare([write_sweep(tmp_path, n=20)])
     for row in c.groups:
-        levels = [v.level for v in verdicts(c, row)]
+        levels = [v.level for v in find_verdicts(c, row)]
         assert levels == sorted(levels, key=("warning", "note", "clear").index)
     page = write_comparison_report([tmp_path], tmp_path).read_text()
     ids = set(re.findall(r'\bid="([^"]+)"', page))

@@ -1,4 +1,4 @@
-"""What a run's audit says about its numbers: marks beside them, and the section of the page."""
+"""Audit findings in reports: marks on numbers that a leak or a shortcut touches, and the page's summary."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,91 +7,93 @@ from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.audit_warnings import leak_shares, strong_shortcuts
 from medvlm_r1.report.run_folder import Run
 
-DAGGER = "\N{DAGGER}"  # a leak
-GIVEN_AWAY = "\N{DOUBLE DAGGER}"  # a shortcut
+LEAK = "\N{DAGGER}"
+SHORTCUT = "\N{DOUBLE DAGGER}"
 
 
-def leaked(run: Run) -> dict[str, float]:
-    """Test set -> share of its questions that show a copy of an image that this run was trained on.
+def leaked_shares(runs: Sequence[Run]) -> dict[str, float]:
+    """Test set -> largest share of its questions that show a copy of an image one of the runs trained on.
 
-    Empty for a run that trained on nothing, has no audit, or dropped those training questions.
+    Zero-shot runs, runs without an audit and runs that dropped those training questions have no leak.
     """
-    found = leak_shares(run.metrics.get("audit") or {}, trained=run.method != "zero_shot")
-    return {name: share for name, share in found.items() if name in run.test_sets}
-
-
-def leaked_over(runs: Sequence[Run]) -> dict[str, float]:
-    """The same over several runs: the largest share of each test set."""
     shares: dict[str, float] = {}
     for run in runs:
-        for name, share in leaked(run).items():
-            shares[name] = max(share, shares.get(name, 0.0))
-    return shares
+        leaks = leak_shares(run.metrics.get("audit") or {}, trained=run.method != "zero_shot")
+        for name in leaks.keys() & set(run.test_sets):
+            shares[name] = max(leaks[name], shares.get(name, 0.0))
+    return {name: shares[name] for name in runs[0].test_sets if name in shares}
 
 
-def given_away_over(runs: Sequence[Run]) -> dict[str, tuple[str, Shortcut]]:
-    """Test set -> the best rule that sees no picture, where an audit of one of the runs found one."""
-    found: dict[str, tuple[str, Shortcut]] = {}
+def best_shortcuts(runs: Sequence[Run]) -> dict[str, tuple[str, Shortcut]]:
+    """Test set -> best rule that ignores the image, where the audit of a run has one above chance."""
+    rules: dict[str, tuple[str, Shortcut]] = {}
     for run in runs:
-        found |= strong_shortcuts(run.metrics.get("audit") or {})
-    return {name: shortcut for name, shortcut in found.items() if name in runs[0].test_sets}
+        rules |= strong_shortcuts(run.metrics.get("audit") or {})
+    return {name: rule for name, rule in rules.items() if name in runs[0].test_sets}
 
 
 def marks(runs: Sequence[Run], test_sets: Collection[str]) -> str:
-    """What stands beside a number of these runs that rests on these test sets."""
-    leak = not leaked_over(runs).keys().isdisjoint(test_sets)
-    shortcut = not given_away_over(runs).keys().isdisjoint(test_sets)
-    return DAGGER * leak + GIVEN_AWAY * shortcut
+    """Marks of a number that the runs scored on the test sets: of a leak, of a shortcut, both or none."""
+    leak = not leaked_shares(runs).keys().isdisjoint(test_sets)
+    shortcut = not best_shortcuts(runs).keys().isdisjoint(test_sets)
+    return LEAK * leak + SHORTCUT * shortcut
 
 
 @dataclass(frozen=True)
-class AuditSection:
-    """What the page shows of one run's audit.
+class AuditSummary:
+    """The audit of one run as the page prints it.
 
     Attributes:
-        run: its name.
-        verdict: what sums it up, point by point.
-        leaks: from, into, questions, copies, share, kinds in words.
-        shortcuts: heads (test sets), and rows of a rule with its accuracy on each set.
+        run: name of the run.
+        verdict: the parts of the audit's verdict.
+        leaks: from one set into another: ``source``, ``target``, ``n``, ``copies``, ``share``, ``kinds``.
+        test_sets: names of the columns of ``shortcuts`` and ``chance``.
+        shortcuts: each rule with its accuracy on each test set.
         chance: accuracy of guessing, by test set.
-        pairs: kind, distance, and the two pictures, of the first copies.
-        faults: lines.
+        pairs: kind, distance and both images of the first copies.
+        faults: one line per faulty row.
     """
 
     run: str
     verdict: tuple[str, ...]
-    leaks: list[tuple[str, str, int, int, float, str]]
-    shortcuts: tuple[list[str], list[tuple[str, list[float]]]]
+    leaks: list[dict]
+    test_sets: list[str]
+    shortcuts: list[tuple[str, list[float]]]
     chance: list[float]
     pairs: list[dict]
     faults: list[str]
 
 
-def section(run: Run) -> AuditSection | None:
-    """The audit of a run; ``None`` where it left none."""
-    found = run.metrics.get("audit") or {}
-    if "verdict" not in found:
-        return None
-    leaks = [
-        (
-            leak["source"],
-            leak["target"],
-            leak["n"],
-            leak["questions"],
-            leak["questions"] / leak["n"],
-            ", ".join(f"{n} {kind}" for kind, n in leak["kinds"].items()) or "none",
-        )
-        for leak in found["leaks"]
-    ]
-    sets = list(found["shortcuts"])
-    rules = list(found["shortcuts"][sets[0]]) if sets else []
-    rows = [(rule, [found["shortcuts"][name][rule]["accuracy"] for name in sets]) for rule in rules]
-    return AuditSection(
+def audit_summaries(runs: Sequence[Run]) -> list[AuditSummary]:
+    """Summaries of the audits whose verdicts differ, each from the first run that has it."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        if "verdict" in (run.metrics.get("audit") or {}):
+            first.setdefault(run.metrics["audit"]["verdict"], run)
+    return [_summary(run) for run in first.values()]
+
+
+def _summary(run: Run) -> AuditSummary:
+    audit = run.metrics["audit"]
+    shortcuts = audit["shortcuts"]
+    rules = list(next(iter(shortcuts.values()), {}))
+    return AuditSummary(
         run=run.name,
-        verdict=tuple(found["verdict"].replace(" %", "\N{NO-BREAK SPACE}%").split("; ")),
-        leaks=leaks,
-        shortcuts=(sets, rows),
-        chance=[next(iter(found["shortcuts"][name].values()))["chance"] for name in sets],
-        pairs=[pair for leak in found["leaks"] if leak["source"] == "train" for pair in leak["pairs"]][:20],
-        faults=found["faults"],
+        verdict=tuple(audit["verdict"].replace(" %", "\N{NO-BREAK SPACE}%").split("; ")),
+        leaks=[
+            {
+                "source": leak["source"],
+                "target": leak["target"],
+                "n": leak["n"],
+                "copies": leak["questions"],
+                "share": leak["questions"] / leak["n"],
+                "kinds": ", ".join(f"{n} {kind}" for kind, n in leak["kinds"].items()) or "none",
+            }
+            for leak in audit["leaks"]
+        ],
+        test_sets=list(shortcuts),
+        shortcuts=[(rule, [scores[rule]["accuracy"] for scores in shortcuts.values()]) for rule in rules],
+        chance=[next(iter(scores.values()))["chance"] for scores in shortcuts.values()],
+        pairs=[pair for leak in audit["leaks"] if leak["source"] == "train" for pair in leak["pairs"]][:20],
+        faults=audit["faults"],
     )

@@ -1,8 +1,9 @@
-"""What a reader has to know before reading a number, configuration by configuration, in words.
+"""Facts that a reader needs before the numbers, for each run group, in sentences.
 
-Each verdict links to the place on the page that shows what it rests on.
+Each verdict links to the place on the page that shows its evidence.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlencode
@@ -12,111 +13,117 @@ from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.groups import RunGroup
-from medvlm_r1.report.page.audit import leaked_over
+from medvlm_r1.report.page.audit import leaked_shares
 from medvlm_r1.report.tables.controls import gain_over
 from medvlm_r1.report.tables.table import percent, set_name, span
 
-OFTEN = 0.02  # share of answers without a reading, or cut at the limit, from which on it is said
+FREQUENT = 0.02  # share of unparsed or truncated answers above which a verdict names it
 
 Level = Literal["clear", "note", "warning"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence.
+    """One sentence about a run group.
 
     Attributes:
         level: ``clear``, ``note`` (something is unknown or unusual) or ``warning``.
-        about: what it judges.
+        topic: one word, such as ``Leaks``.
         text: the sentence.
-        target: where on the page it is shown, as the part of an address behind ``#``.
+        target: place on the page that shows the evidence, as the part of an address behind ``#``.
     """
 
     level: Level
-    about: str
+    topic: str
     text: str
     target: str
 
 
-def verdicts(c: Comparison, row: RunGroup) -> list[Verdict]:
-    """All verdicts on one configuration, over its seeds."""
-    found = [*_leaks(row), *_shortcuts(row), *_alarms(row), *_looking(c, row), *_reading(c, row)]
-    return sorted(found, key=lambda v: ("warning", "note", "clear").index(v.level))
+def find_verdicts(c: Comparison, group: RunGroup) -> list[Verdict]:
+    """All verdicts on one run group, over its seeds, warnings first."""
+    verdicts = [
+        *_leaks(group),
+        *_shortcuts(group),
+        *_alarms(group),
+        *_image_use(c, group),
+        *_format(c, group),
+    ]
+    return sorted(verdicts, key=lambda v: ("warning", "note", "clear").index(v.level))
 
 
 def traces_link(**query: str) -> str:
-    """Address of a view of the trace browser; names are those of its form."""
+    """Address of a view of the trace browser; keywords are the names of its form's fields."""
     return "traces?" + urlencode(query)
 
 
-def _leaks(row: RunGroup) -> list[Verdict]:
-    audits = [run.metrics.get("audit") or {} for run in row.runs]
-    if not all("verdict" in found for found in audits):
+def _leaks(group: RunGroup) -> list[Verdict]:
+    audits = [run.metrics.get("audit") or {} for run in group.runs]
+    if not all("verdict" in audit for audit in audits):
         return [Verdict("note", "Leaks", "The data was not audited for leaks and shortcuts.", "provenance")]
-    if row.method == "zero_shot":
+    if group.method == "zero_shot":
         return []
-    if shares := leaked_over(row.runs):
-        told = " and ".join(f"{percent(share)} % of {set_name(name)}" for name, share in shares.items())
-        return [Verdict("warning", "Leaks", f"{told} shows a copy of a training image.", "audit")]
-    dropped = max(found.get("dropped", 0) for found in audits)
+    if shares := leaked_shares(group.runs):
+        leaks = " and ".join(f"{percent(share)} % of {set_name(name)}" for name, share in shares.items())
+        return [Verdict("warning", "Leaks", f"{leaks} shows a copy of a training image.", "audit")]
+    dropped = max(audit.get("dropped", 0) for audit in audits)
     text = f"{dropped} training questions were dropped: they showed test images." if dropped else ""
-    checked = [f for f in audits if f.get("images_checked", 1) < f.get("images", 1)]
-    if checked:
-        seen = f"{checked[0]['images_checked']} of {checked[0]['images']}"
-        return [Verdict("note", "Leaks", f"Pixels of {seen} images were checked for copies.", "audit")]
+    partly = [audit for audit in audits if audit.get("images_checked", 1) < audit.get("images", 1)]
+    if partly:
+        checked = f"{partly[0]['images_checked']} of {partly[0]['images']}"
+        return [Verdict("note", "Leaks", f"Pixels of {checked} images were checked for copies.", "audit")]
     return [Verdict("clear", "Leaks", text or "No test image is a copy of a training image.", "audit")]
 
 
-def _shortcuts(row: RunGroup) -> list[Verdict]:
-    rules = (row.runs[0].metrics.get("audit") or {}).get("shortcuts") or {}
+def _shortcuts(group: RunGroup) -> list[Verdict]:
+    rules = (group.runs[0].metrics.get("audit") or {}).get("shortcuts") or {}
     if not rules:
         return []
-    told = []
+    above = []
     for name, scores in rules.items():
         rule, best = max(scores.items(), key=lambda item: item[1]["accuracy"])
         if Shortcut(**best).stands_out:
-            told.append(
+            above.append(
                 f"{rule} alone answers {percent(best['accuracy'])} % of {set_name(name)} "
                 f"(chance {percent(best['chance'])})"
             )
-    if told:
-        text = "; ".join(told)
-        return [Verdict("warning", "Shortcuts", f"Without looking, {text}.", "shortcuts")]
-    text = "No rule that sees no picture stands out above chance."
-    return [Verdict("clear", "Shortcuts", text, "shortcuts")]
-
-
-def _alarms(row: RunGroup) -> list[Verdict]:
-    raised = [(run, alarm) for run in row.runs for alarm in run.alarms]
-    if row.method == "zero_shot":
-        return []
-    if not raised:
-        return [Verdict("clear", "Alarms", "None was raised while it trained.", "alarms")]
-    seeds = len(row.runs) > 1
-    told = [
-        f"{str(alarm['alarm']).replace('_', ' ')} at step {alarm['step']}"
-        + (f" of seed {run.seed}" if seeds else "")
-        for run, alarm in raised
+    if above:
+        text = f"Without the image, {'; '.join(above)}."
+        return [Verdict("warning", "Shortcuts", text, "shortcuts")]
+    return [
+        Verdict("clear", "Shortcuts", "No rule that ignores the image is clearly above chance.", "shortcuts")
     ]
-    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-    return [Verdict("warning", "Alarms", f"Raised: {', '.join(told[:3])}{more}.", "alarms")]
 
 
-def _looking(c: Comparison, row: RunGroup) -> list[Verdict]:
-    gains = {name: gain_over(row, name, BLANK) for name in c.test_sets}
+def _alarms(group: RunGroup) -> list[Verdict]:
+    if group.method == "zero_shot":
+        return []
+    alarms = [
+        f"{str(alarm['alarm']).replace('_', ' ')} at step {alarm['step']}"
+        + (f" of seed {run.seed}" if len(group.runs) > 1 else "")
+        for run in group.runs
+        for alarm in run.alarms
+    ]
+    if not alarms:
+        return [Verdict("clear", "Alarms", "No alarm during training.", "alarms")]
+    more = f" and {len(alarms) - 3} more" if len(alarms) > 3 else ""
+    return [Verdict("warning", "Alarms", f"{', '.join(alarms[:3]).capitalize()}{more}.", "alarms")]
+
+
+def _image_use(c: Comparison, group: RunGroup) -> list[Verdict]:
+    gains = {name: gain_over(group, name, BLANK) for name in c.test_sets}
     if None in gains.values():
-        text = "Never tested with the picture blanked: how much it looks is unknown."
-        return [Verdict("note", "Looking", text, "accuracy")]
-    looks = {name: gain for name, gain in gains.items() if gain.low > 0}
-    blind = {name: gain for name, gain in gains.items() if gain.low <= 0}
-    found = []
-    if looks:
-        text = f"The picture adds {_points(looks)} over a blank one."
-        found.append(Verdict("clear", "Looking", text, "controls"))
-    if blind:
-        text = f"No gain over a blank picture is shown: {_points(blind)}."
-        found.append(Verdict("warning", "Looking", text, "controls"))
-    return found
+        text = "Never tested with a blank image: how much the answers depend on the image is unknown."
+        return [Verdict("note", "Image use", text, "accuracy")]
+    used = {name: gain for name, gain in gains.items() if gain.low > 0}
+    unused = {name: gain for name, gain in gains.items() if gain.low <= 0}
+    verdicts = []
+    if used:
+        text = f"The image adds {_points(used)} over a blank one."
+        verdicts.append(Verdict("clear", "Image use", text, "controls"))
+    if unused:
+        text = f"No gain over a blank image is shown: {_points(unused)}."
+        verdicts.append(Verdict("warning", "Image use", text, "controls"))
+    return verdicts
 
 
 def _points(gains: dict[str, Interval]) -> str:
@@ -126,23 +133,34 @@ def _points(gains: dict[str, Interval]) -> str:
     )
 
 
-def _reading(c: Comparison, row: RunGroup) -> list[Verdict]:
-    """Answers that no letter could be read from, and answers cut at the limit."""
-    one = {"run": row.runs[0].name} if len(row.runs) == 1 else {}
-    plain = [run.answers(name) for run in row.runs for name in c.test_sets]
-    found = []
-    unread = _mean(1.0 - answers["answered"].mean() for answers in plain)
-    cut = _mean(answers["truncated"].mean() for answers in plain)
-    for about, outcome, share, what in (
-        ("Format", "unread", unread, "hold no answer in answer tags"),
-        ("Length", "truncated", cut, "were cut at the token limit"),
-    ):
-        if share > OFTEN:
-            link = traces_link(view="test", outcome=outcome, **one)
-            found.append(Verdict("note", about, f"{percent(share)} % of its test answers {what}.", link))
-    return found
+def _format(c: Comparison, group: RunGroup) -> list[Verdict]:
+    """Answers that cannot be parsed, and answers truncated at the token limit."""
+    run = {"run": group.runs[0].name} if len(group.runs) == 1 else {}
+    tables = [run.answers(name) for run in group.runs for name in c.test_sets]
+    shares = (
+        (
+            "Format",
+            "unparsed",
+            _mean(1.0 - t["answered"].mean() for t in tables),
+            "have no answer in answer tags",
+        ),
+        (
+            "Length",
+            "truncated",
+            _mean(t["truncated"].mean() for t in tables),
+            "are truncated at the token limit",
+        ),
+    )
+    return [
+        Verdict(
+            *("note", topic, f"{percent(share)} % of the test answers {text}."),
+            traces_link(view="test", outcome=outcome, **run),
+        )
+        for topic, outcome, share, text in shares
+        if share > FREQUENT
+    ]
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     values = [float(value) for value in values]
     return sum(values) / len(values)

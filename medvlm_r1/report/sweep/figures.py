@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from medvlm_r1.report.comparison import MEAN
-from medvlm_r1.report.figures import PRINT, quiet
+from medvlm_r1.report.figures import PRINT, remove_frame
 from medvlm_r1.report.sweep.summary import Sweep
 from medvlm_r1.report.tables.table import percent, set_name
 
@@ -36,7 +36,7 @@ def effects_figure(sweep: Sweep, path: Path) -> Path:
         axes.axvline(0, color=PRINT.muted, lw=1, ls=(0, (1, 2)))
         axes.set_ylim(len(effects) - 0.5, -0.7)
         axes.set_yticks(range(len(effects)), labels)
-        quiet(axes, PRINT)
+        remove_frame(axes, PRINT)
         axes.grid(axis="x", color=PRINT.rule, lw=0.7)
         where = "over all test sets" if sweep.on == MEAN else f"on {set_name(sweep.on)}"
         caption = f"points of accuracy {where}, 95 % interval; coloured: adjusted p < 0.05"

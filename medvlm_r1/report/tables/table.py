@@ -13,7 +13,7 @@ from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
 from medvlm_r1.report.fairness import Fairness
 from medvlm_r1.report.groups import RunGroup
-from medvlm_r1.report.page.audit import DAGGER, GIVEN_AWAY, given_away_over, leaked_over, marks
+from medvlm_r1.report.page.audit import LEAK, SHORTCUT, best_shortcuts, leaked_shares, marks
 
 SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", OUTSIDE: "Out of domain"}
 
@@ -25,6 +25,7 @@ class Cell:
     text: str
     note: str = ""
     bold: bool = False
+    muted: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ def accuracy_table(c: Comparison) -> Table:
                 Cell(percent(i.value) + marks(row.runs, c.scopes[scope]), span(i))
                 for scope, i in c.lenient[row.label].items()
             ]
-            rows.append([Cell(row.label, "read leniently"), *lenient, Cell("", ""), Cell("", "")])
+            rows.append(
+                [Cell(row.label, "parsed leniently", muted=True), *lenient, Cell("", ""), Cell("", "")]
+            )
     guess = [Cell(percent(c.chance[scope])) for scope in c.scopes]
-    rows.append([Cell("Chance", "guessing an option"), *guess, Cell(""), Cell("")])
+    rows.append([Cell("Chance", "guessing an option", muted=True), *guess, Cell(""), Cell("")])
 
     used = sorted({i.method for row in c.accuracy.values() for i in row.values()})
     notes = [f"Accuracy in percent with 95 % intervals ({', '.join(used)}); n is questions per seed."]
@@ -107,17 +110,17 @@ def mark_notes(rows: Iterable[RunGroup]) -> list[str]:
     """The footnotes of the marks; none where no number is touched by a leak or a shortcut."""
     runs = [run for row in rows for run in row.runs]
     notes = []
-    shares = leaked_over(runs)
+    shares = leaked_shares(runs)
     told = [f"{percent(share)} % of the {set_name(name)} questions" for name, share in shares.items()]
     if told:
-        notes.append(f"{DAGGER} {', '.join(told)} show a copy of a training image.")
+        notes.append(f"{LEAK} {', '.join(told)} show a copy of a training image.")
     told = [
         f"{rule} alone scores {percent(score.accuracy)} % on {set_name(name)} "
         f"(chance {percent(score.chance)})"
-        for name, (rule, score) in given_away_over(runs).items()
+        for name, (rule, score) in best_shortcuts(runs).items()
     ]
     if told:
-        notes.append(f"{GIVEN_AWAY} Without looking at a picture, {', '.join(told)}.")
+        notes.append(f"{SHORTCUT} Without looking at a picture, {', '.join(told)}.")
     return notes
 
 

@@ -1,9 +1,9 @@
-// A list of any length: only the rows in sight are in the page.
+// A list of any length: only the visible rows are in the page.
 
 const ROW = 64; // pixels; the stylesheet's height of a row
-const SPARE = 6; // rows drawn above and below those in sight
+const SPARE = 6; // rows drawn above and below the visible ones
 
-/** A new element; strings among its children become text, never markup: models write what they like. */
+/** A new element; strings among its children become text, never markup. */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -17,41 +17,41 @@ class TraceList {
   /**
    * @param box the scrolling element, a listbox that keeps the focus itself
    * @param draw entry -> children of its row
-   * @param chosen called with an entry when it becomes the active one, and null for none
+   * @param selected called with the entry that becomes active, or null
    */
-  constructor(box, draw, chosen) {
-    Object.assign(this, { box, draw, chosen, entries: [], active: -1 });
+  constructor(box, draw, selected) {
+    Object.assign(this, { box, draw, selected, entries: [], active: -1 });
     this.sheet = make("div", { class: "sheet", role: "presentation" });
     box.append(this.sheet);
     box.addEventListener("scroll", () => requestAnimationFrame(() => this.paint()));
     box.addEventListener("click", (event) => {
       const row = event.target.closest("[data-at]");
-      if (row) this.choose(Number(row.dataset.at));
+      if (row) this.select(Number(row.dataset.at));
     });
     new ResizeObserver(() => this.paint()).observe(box);
   }
 
-  /** Show other entries; the active one stays active where it is among them, else the first becomes it. */
+  /** Show other entries; the one with this key becomes active, else the first. */
   show(entries, key) {
     this.entries = entries;
     this.sheet.style.height = `${entries.length * ROW}px`;
     const at = entries.findIndex((entry) => entry.key === key);
     this.box.scrollTop = 0;
-    this.choose(at < 0 ? 0 : at);
+    this.select(at < 0 ? 0 : at);
   }
 
-  choose(at) {
+  select(at) {
     this.active = Math.max(0, Math.min(at, this.entries.length - 1));
     this.reveal();
     this.paint();
-    this.chosen(this.entries[this.active] ?? null);
+    this.selected(this.entries[this.active] ?? null);
   }
 
   move(by) {
-    this.choose(this.active + by);
+    this.select(this.active + by);
   }
 
-  /** Rows that fit, less one to keep a common row when paging. */
+  /** Rows that fit, minus one: two pages share a row. */
   get page() {
     return Math.max(1, Math.floor(this.box.clientHeight / ROW) - 1);
   }
@@ -62,7 +62,7 @@ class TraceList {
     else if (top + ROW > scrollTop + clientHeight) this.box.scrollTop = top + ROW - clientHeight;
   }
 
-  /** Draw the rows in sight, and the active one wherever it is: aria-activedescendant must find it. */
+  /** Draw the visible rows, and the active one anyway: aria-activedescendant refers to it. */
   paint() {
     const first = Math.max(0, Math.floor(this.box.scrollTop / ROW) - SPARE);
     const end = Math.min(this.entries.length, Math.ceil((this.box.scrollTop + this.box.clientHeight) / ROW) + SPARE);

@@ -1,13 +1,13 @@
-"""What the trace browser shows: every test answer and every group of completions, packed for the page.
+"""Data of the trace browser: every test answer and every completion group, packed into the page.
 
-A page opened from disk may load no second file, so all of it lies inside the page: columns of numbers,
-texts once each in a pool that the columns point into, gzipped. ``traces_read.js`` unpacks it.
+A page opened from disk cannot load a second file, so the data is inside it: columns of numbers that point
+into one pool of texts, as JSON, gzipped, base64. ``traces/read.js`` unpacks it.
 
-Two bounds keep the page openable; what they leave out is said on the page:
+Two limits keep the page small enough to open; the page names what they leave out:
 
-1. ``LARGEST_FILES``: beyond it test questions are thinned evenly, the same ones in every run, and
-   training steps are thinned evenly in each run, first and last kept.
-2. ``LARGEST_PICTURES``: pictures of test questions come first, then those of training.
+1. ``LARGEST_FILES``: above it the page takes every n-th test question, the same ones of every run, and
+   every n-th training step of each run, the first and the last included.
+2. ``LARGEST_IMAGES``: images of test questions come first, then those of training questions.
 """
 
 import base64
@@ -21,45 +21,46 @@ from pathlib import Path
 import pandas as pd
 
 from medvlm_r1.report.comparison import Comparison
-from medvlm_r1.report.figures import series
+from medvlm_r1.report.figures import colour_numbers
 from medvlm_r1.report.page.examples import data_uri
 from medvlm_r1.report.run_folder import Run
 from medvlm_r1.report.tables.table import set_name
 
 LARGEST_FILES = 32_000_000  # bytes of all predictions.jsonl, and again of all rollouts/
-LARGEST_PICTURES = 16_000_000  # characters of all pictures as they stand in the page
-NOTHING = -1  # in a column that points into the pool
+LARGEST_IMAGES = 16_000_000  # characters of all images as data URIs
+NOTHING = -1  # "no text" in a column of text numbers
 
 KEY = ["test_set", "control", "sample_id"]
 
 
 @dataclass(frozen=True)
 class Traces:
-    """All that the browser needs.
+    """The data of the trace browser.
 
     Attributes:
         packed: JSON in columns, gzipped, base64.
-        pictures: data URIs that the columns point to.
-        answers: test questions that are shown, once per control.
-        groups: groups of completions that are shown.
-        left_out: sentences about what is not.
+        images: data URIs that the columns refer to by number.
+        answers: number of test questions, counted once per control.
+        groups: number of completion groups.
+        left_out: sentences that name data which the page does not hold.
     """
 
     packed: str
-    pictures: list[str]
+    images: list[str]
     answers: int
     groups: int
     left_out: list[str]
 
 
 class Pool:
-    """Different values in the order in which they came, found by their number."""
+    """Distinct values, numbered in order of first use."""
 
     def __init__(self) -> None:
         self._numbers: dict = {}
 
     def __call__(self, value: str | tuple | None) -> int:
-        if value is None or value != value:  # NaN, where a table has no value
+        """The number of a value; ``NOTHING`` for ``None`` and NaN."""
+        if value is None or value != value:
             return NOTHING
         return self._numbers.setdefault(value, len(self._numbers))
 
@@ -75,57 +76,58 @@ class Pool:
 
 
 @dataclass
-class Pictures:
-    """Kept pictures as data URIs, each once, up to the bound."""
+class Images:
+    """Saved images as data URIs, each once, up to ``LARGEST_IMAGES`` characters."""
 
     uris: Pool = field(default_factory=Pool)
     size: int = 0
-    refused: set[str] = field(default_factory=set)
-    _seen: dict[Path, int] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
+    _numbers: dict[Path, int] = field(default_factory=dict)
 
     def __call__(self, path: Path | None) -> int:
+        """The number of an image; ``NOTHING`` if there is none, or no room for it."""
         if path is None:
             return NOTHING
-        if path not in self._seen:
-            self._seen[path] = self._add(data_uri(path))
-        return self._seen[path]
+        if path not in self._numbers:
+            self._numbers[path] = self._add(data_uri(path))
+        return self._numbers[path]
 
     def _add(self, uri: str) -> int:
         if uri not in self.uris:
-            if self.size + len(uri) > LARGEST_PICTURES:
-                self.refused.add(uri)
+            if self.size + len(uri) > LARGEST_IMAGES:
+                self.left_out.add(uri)
                 return NOTHING
             self.size += len(uri)
         return self.uris(uri)
 
 
 def pack_traces(c: Comparison) -> Traces:
-    """Pack the traces of every run of a comparison."""
-    texts, pictures, left_out = Pool(), Pictures(), []
-    runs = [(row.label, run) for row in c.groups for run in row.runs]
-    colours = series(c.groups)
-    tests = _tests(runs, texts, pictures, left_out)
-    groups = _groups([run for _, run in runs], texts, pictures, left_out)
-    if pictures.refused:
+    """Pack the traces of every run of a comparison; the same runs give the same bytes."""
+    texts, images, left_out = Pool(), Images(), []
+    colours = colour_numbers(c.groups)
+    labels = [group.label for group in c.groups for _ in group.runs]
+    tests = _test_columns(c.runs, texts, images, left_out)
+    groups = _group_columns(c.runs, texts, images, left_out)
+    if images.left_out:
         left_out.append(
-            f"{len(pictures.refused)} kept pictures are left out: the page holds "
-            f"{LARGEST_PICTURES / 1e6:.0f} MB of them, those of test questions first."
+            f"{len(images.left_out)} saved images are left out: the page holds "
+            f"{LARGEST_IMAGES / 1e6:.0f} MB of images, those of test questions first."
         )
     columns = {
         "runs": [
             {"label": name, "name": run.name, "colour": colours[label]}
-            for (label, run), name in zip(runs, _names(runs), strict=True)
+            for label, run, name in zip(labels, c.runs, _names(labels, c.runs), strict=True)
         ],
         "tests": tests,
         "groups": groups,
         "texts": texts.values,
-        "names": {name: set_name(name) for name in (*c.test_sets, *_modalities(runs))},
+        "names": {name: set_name(name) for name in (*c.test_sets, *_modalities(c.runs))},
     }
     plain = json.dumps(columns, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     packed = gzip.compress(plain.encode(), compresslevel=6, mtime=0)
     return Traces(
         packed=base64.b64encode(packed).decode(),
-        pictures=pictures.uris.values,
+        images=images.uris.values,
         answers=len(tests["id"]),
         groups=len(groups["id"]),
         left_out=left_out,
@@ -133,9 +135,11 @@ def pack_traces(c: Comparison) -> Traces:
 
 
 def answer_set_name(run: Run, step: int | None = None) -> str:
-    """What the browser's address calls a run's answers: with their step if it was evaluated at several.
+    """Name of a run's answers in the browser's address: with the step if the run was evaluated at several.
 
-    Without ``step``, the answers that the tables are made of.
+    Args:
+        run: the run.
+        step: optimiser step of the evaluation; the last one, which the tables are about, by default.
     """
     steps = run.all_predictions["step"]
     if steps.nunique() == 1:
@@ -143,84 +147,83 @@ def answer_set_name(run: Run, step: int | None = None) -> str:
     return f"{run.name} at step {steps.max() if step is None else step}"
 
 
-def _modalities(runs: Sequence[tuple[str, Run]]) -> list[str]:
-    named = [pd.concat([run.all_predictions["modality"] for _, run in runs]).dropna().unique()]
-    return sorted({name for names in (*named, *(run.trained_on for _, run in runs)) for name in names})
+def _modalities(runs: Sequence[Run]) -> list[str]:
+    tested = pd.concat([run.all_predictions["modality"] for run in runs]).dropna().unique()
+    return sorted({*tested, *(name for run in runs for name in run.trained_on)})
 
 
-def _names(runs: Sequence[tuple[str, Run]]) -> list[str]:
-    """What a run is called in the browser: its row, with the seed where the row has several."""
-    labels = [label for label, _ in runs]
-    return [f"{label}, seed {run.seed}" if labels.count(label) > 1 else label for label, run in runs]
+def _names(labels: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Names of the runs in the browser: the group's label, with the seed if the group has several."""
+    named = zip(labels, runs, strict=True)
+    return [f"{label}, seed {run.seed}" if labels.count(label) > 1 else label for label, run in named]
 
 
-def _tests(
-    runs: Sequence[tuple[str, Run]], texts: Pool, pictures: Pictures, left_out: list[str]
-) -> dict[str, list]:
-    """One row per question and control; under ``replies`` one set of columns per run and evaluated step."""
+def _test_columns(runs: Sequence[Run], texts: Pool, images: Images, left_out: list[str]) -> dict[str, list]:
+    """One row per question and control; ``answers`` holds a set of columns per run and evaluated step."""
     tables = [
         (k, step, part.set_index(KEY))
-        for k, (_, run) in enumerate(runs)
+        for k, run in enumerate(runs)
         for step, part in run.all_predictions.groupby("step")
     ]
-    asked = pd.concat([table for _, _, table in tables])
-    asked = asked[~asked.index.duplicated()]
-    size = sum((run.folder / "predictions.jsonl").stat().st_size for _, run in runs)
+    questions = pd.concat([table for _, _, table in tables])
+    questions = questions[~questions.index.duplicated()]
+    size = sum((run.folder / "predictions.jsonl").stat().st_size for run in runs)
     if (every := math.ceil(size / LARGEST_FILES)) > 1:
-        ids = asked.index.get_level_values("sample_id")
-        kept = set(ids.unique()[::every])
+        ids = questions.index.get_level_values("sample_id")
+        included = set(ids.unique()[::every])
         left_out.append(
-            f"Of {ids.nunique()} test questions {len(kept)} are here, evenly spaced, the same in every run: "
-            f"the predictions take {size / 1e6:.0f} MB, and the page holds {LARGEST_FILES / 1e6:.0f}."
+            f"Of {ids.nunique()} test questions {len(included)} are here, evenly spaced, the same in every "
+            f"run: the predictions take {size / 1e6:.0f} MB, and the page holds {LARGEST_FILES / 1e6:.0f}."
         )
-        asked = asked[[name in kept for name in ids]]
-    folders = [run for _, run in runs]
-    seen = asked.index.get_level_values("sample_id")
-    if "picture_of" in asked:  # a control may show the picture of another question
-        seen = asked["picture_of"].where(asked["picture_of"].notna(), seen.to_numpy())
+        questions = questions[[sample_id in included for sample_id in ids]]
+    shown = questions.index.get_level_values("sample_id")
+    if "picture_of" in questions:  # a control may show the image of another question
+        shown = questions["picture_of"].where(questions["picture_of"].notna(), shown.to_numpy())
     return {
-        "set": texts.column(asked.index.get_level_values("test_set")),
-        "control": texts.column(asked.index.get_level_values("control")),
-        "id": texts.column(asked.index.get_level_values("sample_id")),
-        "modality": texts.column(asked["modality"]),
-        "type": texts.column(asked["question_type"]),
-        "question": texts.column(asked["question"]),
-        "options": [texts.column(options) for options in asked["options"]],
-        "gold": texts.column(asked["gold"]),
-        "picture": [pictures(_kept(folders, name)) for name in seen],
-        "seen": texts.column(seen),
-        "replies": [
-            {"run": k, "step": int(step), "name": answer_set_name(runs[k][1], step)}
-            | _replies(table.reindex(asked.index), asked, texts)
+        "set": texts.column(questions.index.get_level_values("test_set")),
+        "control": texts.column(questions.index.get_level_values("control")),
+        "id": texts.column(questions.index.get_level_values("sample_id")),
+        "modality": texts.column(questions["modality"]),
+        "type": texts.column(questions["question_type"]),
+        "question": texts.column(questions["question"]),
+        "options": [texts.column(options) for options in questions["options"]],
+        "gold": texts.column(questions["gold"]),
+        "picture": [images(_image(runs, sample_id)) for sample_id in shown],
+        "seen": texts.column(shown),
+        "answers": [
+            {"run": k, "step": int(step), "name": answer_set_name(runs[k], step)}
+            | _answer_columns(table.reindex(questions.index), questions, texts)
             for k, step, table in tables
         ],
     }
 
 
-def _replies(said: pd.DataFrame, asked: pd.DataFrame, texts: Pool) -> dict[str, list]:
-    """One run's answers in the order of the questions; a question that it was not asked has no text."""
-    there = said["text"].notna()
-    own = [  # a control may put the options in an order of the run's own
-        texts.column(mine) if here and list(mine) != list(first) else 0
-        for here, mine, first in zip(there, said["options"], asked["options"], strict=True)
+def _answer_columns(answers: pd.DataFrame, questions: pd.DataFrame, texts: Pool) -> dict[str, list]:
+    """One run's answers in the order of the questions; a question without an answer has ``NOTHING``."""
+    answered = answers["text"].notna()
+    options = [  # 0, or the run's own order of the options, which a control may change
+        texts.column(own) if here and list(own) != list(first) else 0
+        for here, own, first in zip(answered, answers["options"], questions["options"], strict=True)
     ]
+
+    def column(name: str, cast: type, missing: int = 0) -> list:
+        return [cast(v) if here else missing for here, v in zip(answered, answers[name], strict=True)]
+
     return {
-        "text": texts.column(said["text"]),
-        "answer": texts.column(said["answer"]),
-        "gold": texts.column(said["gold"]),
-        "options": own,
-        # a share of 1 where the text prior cannot decide
-        "right": [
-            _short(float(r)) if here else NOTHING for here, r in zip(there, said["correct"], strict=True)
-        ],
-        "lenient": [int(r) if here else 0 for here, r in zip(there, said["correct_lenient"], strict=True)],
-        "tokens": [int(n) if here else 0 for here, n in zip(there, said["tokens"], strict=True)],
-        "truncated": [int(t) if here else 0 for here, t in zip(there, said["truncated"], strict=True)],
+        "text": texts.column(answers["text"]),
+        "answer": texts.column(answers["answer"]),
+        "gold": texts.column(answers["gold"]),
+        "options": options,
+        # between 0 and 1 if options tie in the text prior
+        "right": list(map(_short, column("correct", float, NOTHING))),
+        "lenient": column("correct_lenient", int),
+        "tokens": column("tokens", int),
+        "truncated": column("truncated", int),
     }
 
 
-def _groups(runs: Sequence[Run], texts: Pool, pictures: Pictures, left_out: list[str]) -> dict[str, list]:
-    """One row per prompt and step, its completions side by side in ``completions``."""
+def _group_columns(runs: Sequence[Run], texts: Pool, images: Images, left_out: list[str]) -> dict[str, list]:
+    """One row per prompt and step; ``completions`` holds the completions of all groups in a row."""
     size = sum(path.stat().st_size for run in runs for path in run.folder.glob("rollouts/step-*.jsonl"))
     every = max(1, math.ceil(size / LARGEST_FILES))
     if every > 1:
@@ -228,55 +231,61 @@ def _groups(runs: Sequence[Run], texts: Pool, pictures: Pictures, left_out: list
             f"One training step in {every} is here, with the first and the last: rollouts/ takes "
             f"{size / 1e6:.0f} MB, and the page holds {LARGEST_FILES / 1e6:.0f}."
         )
-    names = ("run", "step", "id", "modality", "type", "question", "gold", "picture", "first", "count")
-    groups: dict[str, list] = {name: [] for name in names} | {"options": []}
-    said: list[dict] = []
+    names = (
+        "run",
+        "step",
+        "id",
+        "modality",
+        "type",
+        "question",
+        "options",
+        "gold",
+        "picture",
+        "first",
+        "count",
+    )
+    groups: list[tuple] = []
+    completions: list[dict] = []
     for k, run in enumerate(runs):
         steps = run.traced_steps
         for step in dict.fromkeys(steps[::every] + steps[-1:]):
             by_prompt: dict[str, list[dict]] = {}
             for row in run.rollouts(step):
                 by_prompt.setdefault(row["sample_id"], []).append(row)
-            for name, rows in by_prompt.items():
+            for sample_id, rows in by_prompt.items():
                 first = rows[0]
-                values = (
-                    k,
-                    step,
-                    texts(name),
-                    texts(first.get("modality", "")),
-                    texts(first.get("question_type", "")),
-                    texts(first["question"]),
-                    texts(first["gold"]),
-                    pictures(run.image(name)),
-                    len(said),
-                    len(rows),
+                groups.append(
+                    (
+                        *(k, step, texts(sample_id)),
+                        *(texts(first.get("modality", "")), texts(first.get("question_type", ""))),
+                        *(texts(first["question"]), texts.column(first["options"]), texts(first["gold"])),
+                        *(images(run.image(sample_id)), len(completions), len(rows)),
+                    )
                 )
-                for column, value in zip(names, values, strict=True):
-                    groups[column].append(value)
-                groups["options"].append(texts.column(first["options"]))
-                said += sorted(rows, key=lambda row: row["completion"])
-    terms = list(dict.fromkeys(term for row in said for term in row["rewards"]))
-    return groups | {
+                completions += sorted(rows, key=lambda row: row["completion"])
+    terms = list(dict.fromkeys(term for row in completions for term in row["rewards"]))
+    columns = {name: [group[k] for group in groups] for k, name in enumerate(names)}
+    return columns | {
         "completions": {
-            "number": [row["completion"] for row in said],
-            "text": texts.column(row["text"] for row in said),
-            "answer": texts.column(row["answer"] for row in said),
-            "right": [int(row.get("right", row["answer"] == row["gold"])) for row in said],
-            "total": [_short(row["total"]) for row in said],
-            "advantage": [_short(row["advantage"]) for row in said],
-            "tokens": [row["tokens"] for row in said],
-            "truncated": [int(row["truncated"]) for row in said],
-            "rewards": {term: [_short(row["rewards"].get(term)) for row in said] for term in terms},
+            "number": [row["completion"] for row in completions],
+            "text": texts.column(row["text"] for row in completions),
+            "answer": texts.column(row["answer"] for row in completions),
+            "right": [int(row.get("right", row["answer"] == row["gold"])) for row in completions],
+            "total": [_short(row["total"]) for row in completions],
+            "advantage": [_short(row["advantage"]) for row in completions],
+            "tokens": [row["tokens"] for row in completions],
+            "truncated": [int(row["truncated"]) for row in completions],
+            "rewards": {term: [_short(row["rewards"].get(term)) for row in completions] for term in terms},
         }
     }
 
 
-def _kept(runs: Sequence[Run], sample_id: str) -> Path | None:
+def _image(runs: Sequence[Run], sample_id: str) -> Path | None:
     return next((path for run in runs if (path := run.image(sample_id))), None)
 
 
 def _short(value: float | None) -> float | int | None:
-    """Four decimals, none of a whole number; what is not finite has no place in JSON."""
+    """Four decimals, none for an integer; ``None`` for NaN and infinity, which JSON does not have."""
     if value is None or not math.isfinite(value):
         return None
     return int(value) if value == int(value) else round(value, 4)

@@ -1,10 +1,10 @@
-// Unpacks the columns that traces.py packed, and makes one object per entry of the list.
+// Unpacks the columns of traces/pack.py, and makes one object per entry of the list.
 
-const NOTHING = -1; // in a column that points into the pool of texts
-const PLAIN = "image"; // the control in which nothing was changed
-const undecided = (mark) => mark > 0 && mark < 1; // the text prior likes several options: the chance of a hit
+const NOTHING = -1; // no text, in a column of numbers of texts
+const PLAIN = "image"; // the control that changes nothing
+const undecided = (mark) => mark > 0 && mark < 1; // several options tie in the text prior: the chance of a right answer
 
-/** base64 of gzip of JSON -> object. A page from disk may fetch nothing, so the browser's own parts do it. */
+/** base64 of gzip of JSON -> object. A page opened from disk can fetch nothing, so the data is inside it. */
 async function unpack(base64) {
   const packed = atob(base64.trim());
   const bytes = new Uint8Array(packed.length);
@@ -13,26 +13,26 @@ async function unpack(base64) {
   return JSON.parse(await new Response(plain).text());
 }
 
-/** One entry per test question and control. `marks`, by reply: right (1), wrong (0), undecided, not asked (-1). */
+/** One entry per test question and control. `marks`, by answer set: right (1), wrong (0), undecided, no answer (-1). */
 function testEntries({ tests, texts, runs }) {
-  const say = (number) => (number === NOTHING ? "" : texts[number]);
-  const { replies } = tests;
-  const names = replies.map((reply) => {
-    const { label, name, colour } = runs[reply.run];
-    const step = reply.name === name ? "" : ` at step ${reply.step}`; // evaluated at several
-    return { label: label + step, value: reply.name, colour };
+  const textOf = (number) => (number === NOTHING ? "" : texts[number]);
+  const { answers } = tests;
+  const names = answers.map((set) => {
+    const { label, name, colour } = runs[set.run];
+    const step = set.name === name ? "" : ` at step ${set.step}`; // evaluated at several steps
+    return { label: label + step, value: set.name, colour };
   });
   const entries = tests.id.map((id, row) => {
-    const marks = replies.map((reply) => reply.right[row]);
-    const there = replies.filter((reply) => reply.right[row] !== NOTHING);
+    const marks = answers.map((set) => set.right[row]);
+    const answered = answers.filter((set) => set.right[row] !== NOTHING);
     const entry = {
-      view: "test", row, marks, id: say(id),
-      set: say(tests.set[row]), control: say(tests.control[row]),
-      modality: say(tests.modality[row]), type: say(tests.type[row]), question: say(tests.question[row]),
-      right: marks.filter((mark) => mark === 1).length, asked: there.length,
-      tokens: Math.max(0, ...there.map((reply) => reply.tokens[row])),
+      view: "test", row, marks, id: textOf(id),
+      set: textOf(tests.set[row]), control: textOf(tests.control[row]),
+      modality: textOf(tests.modality[row]), type: textOf(tests.type[row]), question: textOf(tests.question[row]),
+      right: marks.filter((mark) => mark === 1).length, answered: answered.length,
+      tokens: Math.max(0, ...answered.map((set) => set.tokens[row])),
       strings: [id, tests.question[row], ...tests.options[row],
-        ...there.flatMap((reply) => [reply.text[row], reply.answer[row]])],
+        ...answered.flatMap((set) => [set.text[row], set.answer[row]])],
     };
     entry.key = `${entry.set}|${entry.control}|${entry.id}`;
     return entry;
@@ -40,41 +40,41 @@ function testEntries({ tests, texts, runs }) {
   return { entries, names };
 }
 
-/** One entry per prompt and training step, with what its completions sum up to. */
+/** One entry per prompt and training step, with statistics of its completions. */
 function groupEntries({ groups, texts, runs }) {
-  const say = (number) => (number === NOTHING ? "" : texts[number]);
+  const textOf = (number) => (number === NOTHING ? "" : texts[number]);
   const { completions } = groups;
-  const last = new Map(); // run and question -> the entry of the last time that it was asked
+  const latest = new Map(); // run and question -> entry of its latest step
   const entries = groups.id.map((id, row) => {
     const first = groups.first[row], count = groups.count[row];
-    const cut = (column) => column.slice(first, first + count);
-    const sum = (column) => cut(column).reduce((total, value) => total + value, 0);
-    const totals = cut(completions.total);
+    const slice = (column) => column.slice(first, first + count);
+    const sum = (column) => slice(column).reduce((total, value) => total + value, 0);
+    const totals = slice(completions.total);
     const entry = {
-      view: "train", row, id: say(id), run: groups.run[row], step: groups.step[row],
-      modality: say(groups.modality[row]), type: say(groups.type[row]), question: say(groups.question[row]),
+      view: "train", row, id: textOf(id), run: groups.run[row], step: groups.step[row],
+      modality: textOf(groups.modality[row]), type: textOf(groups.type[row]), question: textOf(groups.question[row]),
       count, right: sum(completions.right), mean: sum(completions.total) / count,
-      spread: Math.max(...totals) - Math.min(...totals),
+      range: Math.max(...totals) - Math.min(...totals),
       tokens: sum(completions.tokens) / count, truncated: sum(completions.truncated),
-      unread: cut(completions.answer).filter((answer) => answer === NOTHING).length,
+      unparsed: slice(completions.answer).filter((answer) => answer === NOTHING).length,
       strings: [id, groups.question[row], ...groups.options[row],
-        ...cut(completions.text), ...cut(completions.answer)],
+        ...slice(completions.text), ...slice(completions.answer)],
     };
     entry.key = `${runs[entry.run].name}|${entry.step}|${entry.id}`;
-    const asked = `${entry.run}|${entry.id}`;
-    entry.before = last.get(asked) ?? null;
-    last.set(asked, entry);
+    const question = `${entry.run}|${entry.id}`;
+    entry.before = latest.get(question) ?? null;
+    latest.set(question, entry);
     return entry;
   });
-  return { entries, last };
+  return { entries, latest };
 }
 
-/** What the whole browser works on. */
+/** The data of all parts of the browser. */
 function prepare(data, pictures) {
   const tests = testEntries(data), groups = groupEntries(data);
   return {
-    ...data, pictures, replyNames: tests.names, lastAsked: groups.last,
+    ...data, pictures, answerSets: tests.names, latest: groups.latest,
     entries: { test: tests.entries, train: groups.entries },
-    say: (number) => (number === NOTHING ? "" : data.texts[number]),
+    textOf: (number) => (number === NOTHING ? "" : data.texts[number]),
   };
 }

@@ -1,13 +1,13 @@
-// Which entries pass the filters, and in what order.
+// Filters and sorts the entries.
 
-/** The words of a search; what stands in double quotes is one word. */
+/** The words of a search; a phrase in double quotes is one word. */
 function wordsOf(search) {
-  return [...search.toLowerCase().matchAll(/"([^"]+)"|(\S+)/g)].map((found) => found[1] ?? found[2]);
+  return [...search.toLowerCase().matchAll(/"([^"]+)"|(\S+)/g)].map((match) => match[1] ?? match[2]);
 }
 
 /**
- * For each word, which texts of the pool hold it: each text is read once, however many entries show it.
- * While a word is being typed, only texts that held its beginning are read again.
+ * For each word, the texts that contain it: each text is searched once, however many entries show it.
+ * While a word is typed, only texts that contain its beginning are searched again.
  */
 function textHits(traces, words) {
   traces.lower ??= traces.texts.map((text) => text.toLowerCase());
@@ -21,8 +21,8 @@ function textHits(traces, words) {
   return [...traces.hits.values()];
 }
 
-/** Every word stands somewhere in the entry. */
-function holds(entry, hits) {
+/** Whether every word occurs in the entry. */
+function matches(entry, hits) {
   return hits.every((hit) => entry.strings.some((number) => number >= 0 && hit[number]));
 }
 
@@ -32,27 +32,27 @@ const TEST_OUTCOMES = {
   mixed: (marks) => marks.includes(0) && marks.includes(1),
 };
 
-/** Right, wrong, mixed, unread or cut, judged by the chosen reply or over all that were asked. */
-function testOutcome(traces, entry, outcome, chosen) {
-  const { replies } = traces.tests;
-  const asked = replies.map((_, k) => k).filter(
-    (k) => entry.marks[k] !== NOTHING && (chosen === NOTHING || k === chosen));
-  const unread = (k) => replies[k].answer[entry.row] === NOTHING && !undecided(entry.marks[k]);
-  if (outcome === "unread") return asked.some(unread);
-  if (outcome === "truncated") return asked.some((k) => replies[k].truncated[entry.row]);
-  return asked.length > 0 && TEST_OUTCOMES[outcome](asked.map((k) => entry.marks[k]));
+/** Whether the entry has the outcome: in the selected answer set, or over all of them. */
+function testOutcome(traces, entry, outcome, selected) {
+  const { answers } = traces.tests;
+  const sets = answers.map((_, k) => k).filter(
+    (k) => entry.marks[k] !== NOTHING && (selected === NOTHING || k === selected));
+  const unparsed = (k) => answers[k].answer[entry.row] === NOTHING && !undecided(entry.marks[k]);
+  if (outcome === "unparsed") return sets.some(unparsed);
+  if (outcome === "truncated") return sets.some((k) => answers[k].truncated[entry.row]);
+  return sets.length > 0 && TEST_OUTCOMES[outcome](sets.map((k) => entry.marks[k]));
 }
 
 const GROUP_OUTCOMES = {
   right: (entry) => entry.right === entry.count,
   wrong: (entry) => entry.right === 0,
   mixed: (entry) => entry.right > 0 && entry.right < entry.count,
-  flat: (entry) => entry.spread === 0,
-  unread: (entry) => entry.unread > 0,
+  zero_advantage: (entry) => entry.range === 0,
+  unparsed: (entry) => entry.unparsed > 0,
   truncated: (entry) => entry.truncated > 0,
 };
 
-/** The change from `before` to `after`, two numbers of which more is better. */
+/** Whether two scores, higher is better, changed this way. */
 function changed(before, after, change) {
   if (change === "gained") return after > before;
   if (change === "lost") return after < before;
@@ -62,15 +62,15 @@ function changed(before, after, change) {
 function testChanged(traces, entry, form, run, against) {
   if (run < 0 || against < 0 || entry.marks[run] < 0 || entry.marks[against] < 0) return false;
   if (form.change !== "other") return changed(entry.marks[against], entry.marks[run], form.change);
-  const { replies } = traces.tests;
-  return replies[run].answer[entry.row] !== replies[against].answer[entry.row];
+  const { answers } = traces.tests;
+  return answers[run].answer[entry.row] !== answers[against].answer[entry.row];
 }
 
-/** The group that one is compared with: the same question the last time before, or in another run. */
+/** The group to compare with: the same question at its previous step, or in another run. */
 function counterpart(traces, entry, against) {
   if (against === "before") return entry.before;
   const run = traces.runs.findIndex((one) => one.name === against);
-  return run === entry.run ? null : traces.lastAsked.get(`${run}|${entry.id}`) ?? null;
+  return run === entry.run ? null : traces.latest.get(`${run}|${entry.id}`) ?? null;
 }
 
 function groupChanged(traces, entry, form) {
@@ -80,7 +80,7 @@ function groupChanged(traces, entry, form) {
 }
 
 function passesTest(traces, form) {
-  const number = (value) => traces.replyNames.findIndex((name) => name.value === value);
+  const number = (value) => traces.answerSets.findIndex((name) => name.value === value);
   const run = number(form.run), against = number(form.against);
   return (entry) =>
     (!form.set || entry.set === form.set) &&
@@ -100,7 +100,7 @@ function passesGroup(traces, form) {
 const SORTS = {
   test: {
     file: (entry) => entry.row,
-    hard: (entry) => entry.right / (entry.asked || 1),
+    hard: (entry) => entry.right / (entry.answered || 1),
     tokens: (entry) => entry.tokens,
     id: (entry) => entry.id,
   },
@@ -109,23 +109,23 @@ const SORTS = {
     step: (entry) => entry.step,
     hard: (entry) => entry.right / entry.count,
     mean: (entry) => entry.mean,
-    spread: (entry) => entry.spread,
+    range: (entry) => entry.range,
     tokens: (entry) => entry.tokens,
     id: (entry) => entry.id,
   },
 };
 
-/** Entries that the form lets through, sorted; ties stay in the order of the files. */
+/** Entries that pass the form's filters, sorted; ties keep the order of the files. */
 function search(traces, form) {
   const passes = form.view === "test" ? passesTest(traces, form) : passesGroup(traces, form);
   const hits = textHits(traces, wordsOf(form.q));
-  const found = traces.entries[form.view].filter((entry) =>
+  const passing = traces.entries[form.view].filter((entry) =>
     (!form.modality || entry.modality === form.modality) &&
     (!form.type || entry.type === form.type) &&
-    passes(entry) && holds(entry, hits));
+    passes(entry) && matches(entry, hits));
   const value = SORTS[form.view][form.sort] ?? SORTS[form.view].file;
   const sign = form.order === "down" ? -1 : 1;
-  return found.sort((a, b) => {
+  return passing.sort((a, b) => {
     const x = value(a), y = value(b);
     return x < y ? -sign : x > y ? sign : a.row - b.row;
   });

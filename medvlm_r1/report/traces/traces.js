@@ -1,7 +1,7 @@
-// The trace browser: a form, a list, one trace whole. State lives in the form; the address mirrors it.
+// The trace browser: a form, a list, one trace in full. The form holds the state; the address mirrors it.
 
-/** What the form holds before anybody touches it; training has no controls. */
-const usual = (view) => ({ view, q: "", run: "", against: "", change: "changed", outcome: "", set: "",
+/** Default values of the form; training has no controls. */
+const defaults = (view) => ({ view, q: "", run: "", against: "", change: "changed", outcome: "", set: "",
   control: view === "test" ? PLAIN : "", modality: "", type: "", step: "", sort: "file", order: "up" });
 const ADDRESS = "#traces?";
 
@@ -16,7 +16,7 @@ class TraceBrowser {
     const draw = { test: testRow, train: groupRow };
     this.list = new TraceList(document.getElementById("trace-list"),
       (entry) => draw[entry.view](traces, entry), (entry) => this.open(entry));
-    this.values = usual("test");
+    this.values = defaults("test");
     this.listen();
   }
 
@@ -34,7 +34,7 @@ class TraceBrowser {
     addEventListener("hashchange", () => this.fromAddress());
   }
 
-  /** The address decides what is shown first; without one, the first test questions. */
+  /** Show the view of the address; without one, the first test questions. */
   start() {
     this.set({});
     this.fromAddress();
@@ -47,25 +47,25 @@ class TraceBrowser {
     this.section.scrollIntoView({ behavior: "instant" });
   }
 
-  /** The address of these values, less what is as usual. */
+  /** The address of these values, without defaults. */
   address(values, entry) {
     const own = Object.entries(values).filter(
-      ([name, value]) => name === "view" || value !== usual(values.view)[name]);
+      ([name, value]) => name === "view" || value !== defaults(values.view)[name]);
     return ADDRESS + new URLSearchParams([...own, ...(entry ? [["item", entry.key]] : [])]);
   }
 
-  /** Replaced, not added: the way back leads out of the browser, not through every key press. */
+  /** Replaces the address instead of adding one, so that "back" leaves the page, not the last key press. */
   remember() {
-    clearTimeout(this.later); // browsers refuse an address that changes with every repeat of a held key
+    clearTimeout(this.later); // browsers limit how often an address may change
     this.later = setTimeout(() => history.replaceState(
       null, "", this.address(this.values, this.list.entries[this.list.active])), 100);
   }
 
-  /** Put values into the form; a name or value that this page does not know falls back to the usual one. */
+  /** Put values into the form; unknown names and values become the default. */
   set(values, item) {
     const view = values.view in this.traces.entries ? values.view : "test";
-    const known = Object.keys(usual(view)).filter((name) => name in values);
-    this.values = { ...usual(view), ...Object.fromEntries(known.map((name) => [name, values[name]])), view };
+    const known = Object.keys(defaults(view)).filter((name) => name in values);
+    this.values = { ...defaults(view), ...Object.fromEntries(known.map((name) => [name, values[name]])), view };
     this.fillChoices();
     for (const field of this.form.elements) {
       if (field.type === "radio") field.checked = field.value === this.values[field.name];
@@ -79,7 +79,7 @@ class TraceBrowser {
     this.search(item);
   }
 
-  /** A field was changed by hand. */
+  /** Called when the user changes a field. */
   edited(name) {
     const view = this.form.elements.view.value;
     if (name === "view") this.set({ q: this.values.q, view });
@@ -91,35 +91,35 @@ class TraceBrowser {
     this.remember();
   }
 
-  /** A comparison needs two different runs: the later row of the tables is taken where none was chosen. */
+  /** A comparison needs two different runs: if none is selected, take the last row of the tables. */
   pairUp() {
     const { against, run, view } = this.values;
     if (!against || view !== "test" || (run && run !== against)) return;
-    const other = this.traces.replyNames.findLast((name) => name.value !== against);
+    const other = this.traces.answerSets.findLast((name) => name.value !== against);
     this.values.run = this.form.elements.run.value = other?.value ?? "";
   }
 
-  /** Choices of each select, from the entries of the view; a select with a single choice says nothing. */
+  /** Fill each select from the entries of the view; a select with a single choice is hidden. */
   fillChoices() {
     const { view } = this.values, { traces } = this;
     const entries = traces.entries[view];
     const different = (name) => [...new Set(entries.map((entry) => entry[name]))].filter((value) => value !== "" && value !== undefined);
-    const plain = (name) => different(name).map((value) => [value, titled(traces, value)]);
-    const runs = view === "test" ? traces.replyNames.map((name) => [name.value, name.label])
+    const plain = (name) => different(name).map((value) => [value, title(traces, value)]);
+    const runs = view === "test" ? traces.answerSets.map((name) => [name.value, name.label])
       : different("run").map((k) => [traces.runs[k].name, traces.runs[k].label]);
-    const earlier = view === "train" && entries.some((entry) => entry.before) ? [["before", "the time before, same run"]] : [];
+    const earlier = view === "train" && entries.some((entry) => entry.before) ? [["before", "previous step, same run"]] : [];
     const choices = {
       run: runs, against: [...earlier, ...(runs.length > 1 ? runs : [])], set: plain("set"), control: plain("control"),
-      // where each test set is one modality, the two filters would be one
+      // if each test set is one modality, both filters are the same
       modality: entries.every((entry) => entry.modality === entry.set) ? [] : plain("modality"),
       type: plain("type"),
       step: different("step").sort((a, b) => a - b).map((n) => [n, n]),
     };
-    for (const [name, found] of Object.entries(choices)) {
+    for (const [name, values] of Object.entries(choices)) {
       const field = this.form.elements[name];
       const all = make("option", { value: "" }, field.dataset.all);
-      field.replaceChildren(all, ...found.map(([value, label]) => make("option", { value }, String(label))));
-      field.closest("label").hidden = found.length < (name === "against" ? 1 : 2);
+      field.replaceChildren(all, ...values.map(([value, label]) => make("option", { value }, String(label))));
+      field.closest("label").hidden = values.length < (name === "against" ? 1 : 2);
     }
     for (const option of this.form.querySelectorAll("option[data-view]")) {
       option.hidden = option.disabled = option.dataset.view !== view;
@@ -128,19 +128,19 @@ class TraceBrowser {
 
   search(item) {
     this.form.elements.change.closest("label").hidden = !this.values.against;
-    this.found = search(this.traces, this.values);
+    this.passing = search(this.traces, this.values);
     this.words = wordsOf(this.values.q);
     const all = this.traces.entries[this.values.view].length;
-    const what = this.values.view === "test" ? "test answer" : "training group";
-    this.count.textContent = `${this.found.length.toLocaleString("en")} of ${several(all, what)}`;
-    this.list.show(this.found, item);
+    const noun = this.values.view === "test" ? "test answer" : "training group";
+    this.count.textContent = `${this.passing.length.toLocaleString("en")} of ${count(all, noun)}`;
+    this.list.show(this.passing, item);
   }
 
   open(entry) {
-    const link = (one) => this.address({ ...usual(one.view), control: one.control ?? "" }, one);
+    const link = (one) => this.address({ ...defaults(one.view), control: one.control ?? "" }, one);
     const show = { test: showTest, train: showGroup };
     this.detail.replaceChildren(...(entry ? show[entry.view](this.traces, entry, this.words, link)
-      : [make("p", { class: "small" }, "Nothing passes these filters.")]).filter(Boolean));
+      : [make("p", { class: "small" }, "No trace passes these filters.")]).filter(Boolean));
     this.detail.scrollTop = 0;
   }
 
@@ -149,7 +149,7 @@ class TraceBrowser {
     const typing = event.target.matches("input:not([type=radio]), select, textarea");
     const leaves = event.key === "Escape" || (event.key === "Enter" && event.target === this.form.elements.q);
     if (leaves && this.section.contains(event.target)) {
-      event.preventDefault(); // Escape would empty the search
+      event.preventDefault(); // Escape clears a search field
       this.list.box.focus();
     } else if (!typing) this.press(event);
   }
@@ -171,11 +171,11 @@ class TraceBrowser {
     };
     const act = (inList && inside[event.key]) || (this.keysOn && anywhere[event.key]);
     if (!act) return;
-    event.preventDefault(); // else "/" would be typed, and arrows would scroll the page
+    event.preventDefault(); // else "/" is typed, and arrows scroll the page
     act();
   }
 
-  /** Keys of one letter get in the way of speech input, so they can be switched off. */
+  /** Single-letter keys disturb speech input, so the user can switch them off. */
   get keysOn() {
     return document.getElementById("trace-keys").checked;
   }
