@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
-from medvlm_r1.data.images.digest_cache import DigestCache
+from medvlm_r1.data.images.digest_cache import DigestCache, file_digest
 from medvlm_r1.data.images.embedded import ParquetImage, ZipImage
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageHandle
