@@ -42,9 +42,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import run  # noqa: E402  (the composition root)
+from medvlm_r1.launch.silence import silence_libraries  # noqa: E402
 from medvlm_r1.policy.loading.architecture import load_config, meta_model  # noqa: E402
 
-run.hush()  # before the libraries that it silences are loaded
+silence_libraries()  # before the libraries that it silences are loaded
 from medvlm_r1.artifacts.record import hardware  # noqa: E402
 from medvlm_r1.data.sample import VQASample  # noqa: E402
 from medvlm_r1.phantom import PhantomSource  # noqa: E402

@@ -26,6 +26,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from sizes import Size  # noqa: E402
 
+from medvlm_r1.launch.silence import silence_libraries  # noqa: E402
+
 # number of layers, blocks, prompts, completions each, image, text and new tokens
 SIZES = {
     "small": (7, 8, 2, 8, 400, 80, 96),
@@ -43,9 +45,7 @@ def main() -> None:
 
         show_arithmetic(arguments.json)
         return
-    from run import hush
-
-    hush()
+    silence_libraries()
     if arguments.alone:
         from compare import watch
 

@@ -22,6 +22,8 @@ LAST, BEFORE = "last.ckpt", "before.ckpt"
 # Files that grow line by line. A checkpoint holds what they were: a run that goes on must not write lines of
 # steps that it takes again a second time.
 GROWING = ("metrics.csv", "alarms.jsonl")
+# Of the state in a checkpoint. It rises when an older checkpoint can no longer be resumed.
+VERSION = 2
 log = logging.getLogger("medvlm_r1")
 
 
@@ -124,7 +126,12 @@ class Checkpoints(Callback):
     def state_dict(self) -> dict[str, Any]:
         folder = self.folder.parent
         files = {name: (folder / name).read_text("utf-8") for name in GROWING if (folder / name).exists()}
-        return {"files": files, "rng": torch.get_rng_state(), "written": self._written}
+        return {
+            "version": VERSION,
+            "files": files,
+            "rng": torch.get_rng_state(),
+            "written": self._written,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
@@ -169,6 +176,11 @@ def checkpoint_of(folder: Path, ckpt_path: str | None, resume: str | None) -> Pa
             raise ValueError(f"ckpt_path: there is no {path}")
         if fault := damage(path):
             raise ValueError(f"ckpt_path: {path} is damaged ({fault})")
+        if path.is_file() and _version(path) != VERSION:
+            raise ValueError(
+                f"ckpt_path: an earlier version of medvlm_r1 wrote {path}, and this one cannot resume it: "
+                "finish the run with that version, or leave ckpt_path out"
+            )
         return path
     found = newest_whole(folder / "checkpoints") if resume or ckpt_path else None
     if ckpt_path and not found:
@@ -188,7 +200,7 @@ def newest_whole(folder: Path) -> Path | None:
             continue
         if (fault := damage(path)) is None:
             if faults:
-                log.warning("%s; going on from %s, which is whole", "; ".join(faults), path)
+                log.warning("%s; resuming from %s, which is intact", "; ".join(faults), path)
             return path
         faults.append(f"{path} is damaged ({fault})")
     if faults:
@@ -205,7 +217,17 @@ def damage(path: Path) -> str | None:
             broken = parts.testzip()
         if broken is not None:
             return f"{broken} does not match its checksum"
-        torch.load(path, map_location="meta", mmap=True, weights_only=True)
+        _load_meta(path)
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
         return str(error).split("\n")[0] or type(error).__name__
     return None
+
+
+def _version(path: Path) -> int:
+    """:data:`VERSION` at the time of writing; that of a run without this callback is unknown, and passes."""
+    return _load_meta(path).get("callbacks", {}).get("Checkpoints", {"version": VERSION}).get("version", 1)
+
+
+def _load_meta(path: Path) -> dict[str, Any]:
+    """A checkpoint without its tensors' storage."""
+    return torch.load(path, map_location="meta", mmap=True, weights_only=True)

@@ -1,4 +1,4 @@
-"""What a mistyped key or option of the configuration may have been meant to be."""
+"""Suggest what a misspelt key or option may mean."""
 
 import re
 from difflib import get_close_matches
@@ -9,13 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 from medvlm_r1.runs.renames import renamed
 
 
-def explained(error: Exception, known: DictConfig | None, conf: Path) -> str:
-    """Hydra's message, with the nearest spelling among the keys of ``known`` or options in ``conf``."""
+def suggest(error: Exception, known: DictConfig | None, conf: Path) -> str:
+    """Hydra's message, with the nearest spelling among the keys of ``known`` or the options in ``conf``."""
     message = str(error)
     if key := re.search(r"Could not override '([^']+)'", message):
-        near = nearest(key[1], keys_of(known or OmegaConf.create()))
         if (new := renamed(key[1])) != key[1]:
             return f"`{key[1]}` is now `{new}`: rename it in the file that sets it"
+        if (conf / key[1]).is_dir():  # a group without a default
+            added = re.search(r"use (\+\S+)", message)
+            return f"{key[1]} has no default to override: add {added[1] if added else f'+{key[1]}=...'}"
+        near = nearest(key[1], keys_of(known or OmegaConf.create()))
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
         return f"there is no key {key[1]!r} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
@@ -28,16 +31,16 @@ def explained(error: Exception, known: DictConfig | None, conf: Path) -> str:
 
 
 def nearest(key: str, known: list[str]) -> list[str]:
-    """Keys that may be meant: first those of the same group whose last word is nearly the same."""
+    """Up to three near keys: first those of the same group whose last word is near."""
     group, _, word = key.rpartition(".")
-    beside = [name for name in known if name.startswith(group.split(".")[0] + ".")]
-    words = get_close_matches(word, {name.rpartition(".")[2] for name in beside}, n=1, cutoff=0.7)
-    close = [name for name in beside if name.rpartition(".")[2] in words]
+    siblings = [name for name in known if name.startswith(group.split(".")[0] + ".")]
+    words = get_close_matches(word, {name.rpartition(".")[2] for name in siblings}, n=1, cutoff=0.7)
+    close = [name for name in siblings if name.rpartition(".")[2] in words]
     return list(dict.fromkeys(close + get_close_matches(key, known, n=3, cutoff=0.6)))[:3]
 
 
 def keys_of(cfg: DictConfig) -> list[str]:
-    """Dotted names of everything below a group, and of the single values beside the groups."""
+    """Dotted keys of all leaves."""
     keys = []
     for name in cfg:
         node = cfg._get_node(name)

@@ -1,10 +1,11 @@
-"""Settings that cannot be, or not together: told before data and weights are loaded."""
+"""Check settings before data and weights are loaded."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvlm_r1.runs.renames import KEYS, renamed
+from medvlm_r1.runs import status
+from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
 
 # Keys that may differ between two attempts of one run: they do not change its result.
 FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
@@ -12,10 +13,10 @@ FREE += ("run_folder",)
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """What can be told from the configuration alone.
+    """Check what the configuration alone can show.
 
     Raises:
-        ValueError: with what to give instead.
+        ValueError: a setting is wrong or missing; the message names the remedy.
     """
     from medvlm_r1.evaluate.controls import check_controls
 
@@ -28,13 +29,19 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume is {cfg.resume!r}: use auto, or leave it out")
     if cfg.overwrite and (cfg.resume or cfg.ckpt_path):
-        raise ValueError("overwrite=true deletes what resume or ckpt_path would go on from: give one of them")
+        raise ValueError(
+            "overwrite=true deletes what resume or ckpt_path would resume from: give one of them"
+        )
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
 
 
 def check_model(cfg: DictConfig) -> None:
-    """Stop within seconds where the model cannot be had, or cannot do what is wanted of it."""
+    """Check that the model is available and fits method, peft option and trainer.
+
+    Raises:
+        ValueError: it does not; the message names the remedy.
+    """
     trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
     splits, deepspeed = (strategy.endswith(name) for name in ("ModelParallelStrategy", "DeepSpeedStrategy"))
@@ -62,22 +69,34 @@ def check_model(cfg: DictConfig) -> None:
 
 
 def check_same_run(cfg: DictConfig, folder: Path) -> None:
-    """What goes on must be what was begun.
+    """Check that a run is resumed with the settings and the version that it was started with.
 
     Raises:
-        ValueError: the folder's run was begun with other settings, of which four are named.
+        ValueError: other settings (the message names up to four), or an earlier version of the package.
     """
-    from medvlm_r1.report.run_folder import flatten  # which loads pandas: a mistake need not wait for it
+    from medvlm_r1.report.run_folder import flatten  # loads pandas: import it only if it is needed
 
-    begun = folder / "config.yaml"
-    if not begun.exists():
+    path = folder / "config.yaml"
+    if not path.exists():
         return
-    was, now = (flatten(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(begun), cfg))
-    keys = sorted(was.keys() | now.keys())
-    changed = [key for key in keys if key.split(".")[0] not in FREE and was.get(key) != now.get(key)]
-    if changed:
-        listed = ", ".join(f"{key} was {was.get(key)} and is {now.get(key)}" for key in changed[:4])
+    old, new = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(path), cfg))
+    if renamed_config(old) != old:
+        if status.result_of(folder) == status.FINISHED:
+            return
+        commit = next((f" (commit {a['commit']})" for a in status.attempts(folder) if a.get("commit")), "")
         raise ValueError(
-            f"{folder} was begun with other settings ({listed}): give the command that it was begun with, or "
-            "overwrite=true to start it again"
+            f"{folder}: an earlier version of medvlm_r1{commit} made this run, and this one cannot resume "
+            "it: finish it with that version, or start it again with overwrite=true"
+        )
+    old, new = flatten(old), flatten(new)
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in FREE and old.get(key) != new.get(key)
+    ]
+    if changed:
+        listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed[:4])
+        raise ValueError(
+            f"{folder} was started with other settings ({listed}): rerun the command that started it, or "
+            "start it again with overwrite=true"
         )

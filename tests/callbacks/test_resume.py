@@ -169,7 +169,7 @@ def test_the_last_good_one_is_used_and_said(harm, two_checkpoints, tmp_path, cap
     (folder / "last.ckpt").write_bytes(harm((folder / "last.ckpt").read_bytes()))
     assert newest_whole(folder) == folder / "before.ckpt"
     assert "last.ckpt is damaged" in caplog.text
-    assert "going on from" in caplog.text
+    assert "resuming from" in caplog.text
     (folder / "before.ckpt").write_bytes(harm((folder / "before.ckpt").read_bytes()))
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*before\.ckpt is damaged .*overwrite=true"):
         newest_whole(folder)

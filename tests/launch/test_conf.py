@@ -11,7 +11,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-import run  # it registers the resolvers, too
+from medvlm_r1.launch.validate import check_model
 
 CONF = ROOT / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
@@ -151,6 +151,7 @@ def test_the_compared_methods_differ_in_the_method_alone():
         (["seeed=1"], "did you mean seed"),
         (["model=tinny"], "did you mean tiny"),
         (["+experiment=grpo_60"], "did you mean grpo_600"),
+        (["experiment=grpo_600"], "experiment has no default to override: add +experiment=grpo_600"),
         (["-m", "seed=0,1"], "sweep=NAME"),
         (["-m", "sweep=x", "seed=0", "model=tiny,tinny"], "did you mean tiny"),
         (["data=mcq_json"], "data.train=..."),
@@ -197,4 +198,4 @@ finally:
 )
 def test_a_combination_that_cannot_be_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        run.check_model(composed("+experiment=grpo_600", *overrides))
+        check_model(composed("+experiment=grpo_600", *overrides))

@@ -1,10 +1,12 @@
 """run.py as a user starts it: multirun, comparison, overwriting, mistakes."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from command import python, run_here
+from omegaconf import OmegaConf
 
 SMALL = [
     "model=tiny",
@@ -114,3 +116,38 @@ def test_bad_data_stops_before_training_with_file_and_row(tmp_path):
     assert "rows.json row 0" in done.stderr
     assert "none.png" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def old_sweep(sweep, tmp_path):
+    """The sweep, as an earlier version of the package would have left it."""
+    folder = shutil.copytree(sweep / "outputs/sweeps/small", tmp_path / "outputs/sweeps/small")
+    for path in folder.glob("*/config.yaml"):
+        config = OmegaConf.load(path)
+        config.tune, config.watch = config.pop("peft"), config.pop("callbacks")
+        OmegaConf.save(config, path)
+        (path.parent / "attempts.json").rename(path.parent / "lives.json")
+    return folder
+
+
+def test_a_run_of_an_earlier_version_is_not_resumed(old_sweep, tmp_path):
+    command = ["-m", "+experiment=zero_shot,sft_600", *SMALL, "sweep=small"]
+    assert run_here(tmp_path, *command).stdout.count("finished already") == 2
+    (unfinished,) = old_sweep.glob("sft_600*")
+    (unfinished / "metrics.json").unlink()
+    done = run_here(tmp_path, *command, code=1)
+    assert done.stdout.count("finished already") == 1
+    (line,) = [line for line in done.stderr.splitlines() if "earlier version of medvlm_r1" in line]
+    assert str(unfinished) in line
+    assert "overwrite=true" in line
+    run_here(tmp_path, *command[:1], "+experiment=sft_600", *command[2:], "overwrite=true")
+    assert (unfinished / "metrics.json").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_resumed(sweep, tmp_path):
+    (path,) = (sweep / "outputs/sweeps/small").glob("sft_600*/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["callbacks"]["Checkpoints"]["version"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    done = run_here(tmp_path, "+experiment=sft_600", *SMALL, f"ckpt_path={tmp_path}/old.ckpt", code=2)
+    assert f"an earlier version of medvlm_r1 wrote {tmp_path}/old.ckpt" in done.stderr

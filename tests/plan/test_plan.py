@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import run
+from medvlm_r1.launch.compose import show_plan
 from medvlm_r1.plan.measure import Lengths, Meter, inputs, train_once
 from medvlm_r1.plan.memory import NF4_BYTES
 from medvlm_r1.plan.meta import Ledger
@@ -353,5 +353,5 @@ def test_an_unknown_card(tmp_path):
 
 def test_a_model_that_runs_elsewhere_has_no_plan(capsys):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert run.show_plan(["plan=true", "model._target_=medvlm_r1.inference.endpoint.Endpoint"]) == 0
+        assert show_plan(["plan=true", "model._target_=medvlm_r1.inference.endpoint.Endpoint"]) == 0
     assert "nothing to plan" in capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_the_same_sweep_started_twice_at_once_shares_its_runs_out(tmp_path):
     while not attempts(sweep):
         assert first.poll() is None
         time.sleep(0.02)
-    assert "left to the process that works on it" in run_here(tmp_path, *command).stdout
+    assert "left to the process that is working on it" in run_here(tmp_path, *command).stdout
     assert first.wait() == 0
     assert list(attempts(sweep).values()) == [1, 1, 1]
     assert set(status.statuses_of(sweep).values()) == {"finished"}
@@ -140,7 +140,7 @@ def test_other_settings_under_one_name_are_refused(tmp_path):
     changed = [*TINY, "controls=[image,blank]"]
     changed.remove("controls=[image]")
     said = run_here(tmp_path, "-m", "+experiment=zero_shot", *changed, "sweep=s", code=1)
-    assert "was begun with other settings (controls was ['image'] and is ['image', 'blank'])" in said.stderr
+    assert "was started with other settings (controls was ['image'] and is ['image', 'blank'])" in said.stderr
 
 
 def test_a_multirun_of_two_processes_each(tmp_path):

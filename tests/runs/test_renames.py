@@ -7,7 +7,7 @@ import pytest
 from command import ROOT, run_here
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import run
+from medvlm_r1.launch import compose
 from medvlm_r1.runs import renames
 from medvlm_r1.runs.renames import KEYS, METRICS, renamed, renamed_config, renamed_overrides
 
@@ -98,6 +98,6 @@ def test_an_old_key_in_a_file_is_refused_with_its_present_name(text, tmp_path, m
     """In an experiment of a user's own."""
     conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
     (conf / "experiment/own.yaml").write_text(f"# @package _global_\n{text}\n")
-    monkeypatch.setattr(run, "CONF", conf)
+    monkeypatch.setattr(compose, "CONF", conf)
     said = run_here(tmp_path, "+experiment=own", code=2).stderr
     assert re.search(r"error: `(tune|watch)` is now `(peft|callbacks)`: rename it in the file", said)

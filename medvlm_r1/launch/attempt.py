@@ -1,0 +1,168 @@
+"""Attempts on a run: lock, what to resume, failure; exit codes of a command."""
+
+import errno
+import json
+import logging
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from medvlm_r1.launch.compose import Job, UserError, compose_jobs, resolve_config, this_job
+from medvlm_r1.launch.errors import exit_with_error, user_errors
+from medvlm_r1.runs import status
+from medvlm_r1.runs.durable import write_whole
+from medvlm_r1.runs.folder import empty
+from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank
+
+log = logging.getLogger("medvlm_r1")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The work of this process on a run.
+
+    Attributes:
+        folder: run folder.
+        result: validation accuracy if the run is finished, nan if another process is working on it, ``None``
+            if there is something to do.
+        command: command line that starts this run alone.
+        record: entry in ``attempts.json``; rank 0 writes it.
+    """
+
+    folder: Path
+    result: float | None
+    command: list[str]
+    record: status.Attempt | None = None
+
+    def checkpoint(self, cfg: DictConfig) -> Path | None:
+        """The checkpoint to resume from.
+
+        Raises:
+            ValueError: ``ckpt_path`` names none, or it is damaged or of an earlier version.
+        """
+        from medvlm_r1.callbacks.checkpoint import checkpoint_of
+
+        return checkpoint_of(self.folder, cfg.ckpt_path, cfg.resume)
+
+    def start(self, cfg: DictConfig, title: str, from_scratch: bool, **facts: Any) -> None:
+        """On rank 0, record facts about the attempt, write ``config.yaml`` and log the title.
+
+        A run ``from_scratch`` empties the folder: until here, a user error deletes nothing.
+        """
+        if self.record is None:
+            return
+        self.record.record(**facts)
+        if from_scratch:
+            empty(self.folder)
+        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        log.info("run %s: %s", self.folder, title)
+
+
+@contextmanager
+def attempt(cfg: DictConfig) -> Iterator[Attempt]:
+    """Lock the run folder, and record why the attempt fails.
+
+    Exits with code 2 after an error that the user can fix. In a multirun, errors go to Hydra, which starts
+    the next job.
+    """
+    job, later_rank, started = this_job(), is_later_rank(), False
+    try:
+        with user_errors():
+            resolve_config(cfg, job)
+        command = [*job.command, *([f"resume={cfg.resume}"] if job.in_multirun and cfg.resume else [])]
+        with nullcontext() if later_rank else status.run_lock(job.folder):
+            with user_errors():
+                result = finished_result(cfg, job)
+            if result is not None:
+                yield Attempt(job.folder, result, command)
+                return
+            started = True
+            with nullcontext() if later_rank else status.attempt(job.folder) as record:
+                yield Attempt(job.folder, None, command, record)
+    except status.RunIsBusyError as error:
+        if not job.in_multirun:
+            exit_with_error(str(error))
+        if has_other_ranks():
+            raise SystemExit(1) from error
+        log.info("run %s: left to the process that is working on it", job.folder.name)
+        yield Attempt(job.folder, math.nan, [])
+    except Exception as error:
+        if later_rank:
+            status.record_failure(job.folder, error)
+        if job.in_multirun:
+            log.error("run %s failed: %s", job.folder.name, error)
+            if started and has_other_ranks():  # the ranks may have failed at different steps: end them all
+                raise SystemExit(1) from error
+            raise
+        if isinstance(error, UserError):
+            exit_with_error(str(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "files on disk are intact: free space and rerun the same command with resume=auto"
+            exit_with_error(f"{error}\n({remedy})")
+        raise
+
+
+def finished_result(cfg: DictConfig, job: Job) -> float | None:
+    """Validation accuracy of a run that is already finished; ``None`` if there is something to do.
+
+    Raises:
+        ValueError: the run is one of a multirun and has failed, and ``retry`` is not set.
+    """
+    if not (cfg.resume or cfg.ckpt_path):
+        return None
+    result = status.result_of(job.folder)
+    if job.in_multirun and result == status.FAILED and not cfg.retry:
+        raise ValueError(f"it failed before (retry=true tries again): {status.failure_reason(job.folder)}")
+    if result != status.FINISHED:
+        return None
+    if not is_later_rank():
+        log.info("run %s: finished already (overwrite=true starts it again)", job.folder)
+        if not (job.folder / "report.html").exists():  # killed between metrics and report
+            write_report(job.folder)
+    return json.loads((job.folder / "metrics.json").read_text())["validation"]["accuracy"]
+
+
+def write_report(folder: Path) -> None:
+    """Print the tables of a finished run, write its page and delete its answer journals."""
+    from medvlm_r1.report.comparison import compare
+    from medvlm_r1.report.page.render import write_run_report
+    from medvlm_r1.report.tables.controls import control_summary
+    from medvlm_r1.report.tables.table import accuracy_table, as_rich, table_console
+
+    comparison = compare([folder])
+    for table in filter(None, (accuracy_table(comparison), control_summary(comparison))):
+        table_console().print(as_rich(table))
+    for journal in folder.glob("predictions-*.journal"):
+        journal.unlink(missing_ok=True)
+    log.info("report: %s", write_run_report(folder))
+
+
+@contextmanager
+def exit_codes(arguments: list[str]) -> Iterator[None]:
+    """Check the jobs of a command, let it run, and print what became of a multirun.
+
+    Exit codes: 1 if a run of a multirun failed, 2 for an error that the user can fix, 3 if a plan does not
+    fit, 143 after SIGTERM.
+    """
+    try:
+        with user_errors():
+            sweep = compose_jobs(arguments)
+    except UserError as error:
+        exit_with_error(str(error))
+    try:
+        yield
+    except SystemExit as error:
+        if type(error).__name__ == "SIGTERMException":  # Lightning's; its exit code is 0
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    finally:
+        if sweep and not is_later_rank():
+            print(status.sweep_summary(sweep))
+    if sweep and status.FAILED in status.statuses_of(sweep).values():  # a search continues after a failure
+        raise SystemExit(1)

@@ -1,0 +1,21 @@
+"""Library messages that no user can act on."""
+
+import logging
+import warnings
+
+
+def silence_libraries() -> None:
+    """Hide library messages that appear on every run and that no user can act on."""
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for message in (
+        ".*Experiment logs directory .* exists and is not empty.*",  # the run folder, which Hydra creates
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*overridden `transfer_batch_to_device` in `LightningModule`.*",  # on purpose
+        ".*does not have many workers.*",  # one worker keeps two cores busy
+        ".*`tensorboardX` has been removed.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`is_gradient_checkpointing` is deprecated.*",  # from peft
+    ):
+        warnings.filterwarnings("ignore", message)
