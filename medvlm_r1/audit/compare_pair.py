@@ -1,22 +1,22 @@
-"""What two pictures have to do with each other, told from their pixels.
+"""Classify two images by their pixels: copy (and how it was altered), neighbouring slice, or different.
 
-One picture is laid over the other (shifted and stretched along both axes, by least squares), and four
-things are measured: how far it had to move, how well the fine structure agrees over the whole picture and
-in its worse quarter, and how much stronger it is in one of them. A copy keeps the noise and the texture of
-its original everywhere, whatever was done to it; the next slice of the same volume shares outlines and part
-of the texture; another body shares outlines at most. Copies may lie mirrored or turned by quarters.
+One image is registered to the other (shift and stretch along both axes, least squares). Four quantities
+follow: the displacement, the correlation of fine structure over the image and in its worse quarter of tiles,
+and the ratio of its strength. A copy keeps the noise and texture of its original everywhere, however it was
+altered; the next slice of the same volume shares outlines and part of the texture; another body shares
+outlines at most. Copies may be mirrored or rotated by quarter turns.
 
-The limits below were set on real scans (brain MRI of 224 and breast MRI of 64 pixels a side): planted copies
-beside seven hundred pairs that look alike, those around each limit seen by eye. Planted copies agree to 0.95
-and more, to 0.92 in their worse quarter; neighbouring slices to 0.96 and 0.90, phantoms of different bodies
-to 0.97 and 0.85.
+The thresholds below were set on real scans (brain MRI of 224 and breast MRI of 64 pixels a side): planted
+copies and seven hundred similar pairs, those near each threshold inspected by eye. Planted copies correlate
+at 0.95 or more, 0.92 in their worse quarter; neighbouring slices reach 0.96 and 0.90, phantoms of different
+bodies 0.97 and 0.85.
 
-Rates, on 80 of those scans and 30 phantoms, and false alarms among all pairs of 2,540 scans (3.2 million):
+Rates on 80 of those scans and 30 phantoms, and false alarms among all pairs of 2,540 scans (3.2 million):
 
-* turned by quarters: all found, 98 % of those cropped by 2 % too, 96 % of those sharpened. The scans held 632
-  pairs that were taken for turned copies; the 24 that agree least were seen by eye, and all are copies.
-* cropped by 2 % and sharpened (unsharp mask of 2 pixels, 150 %): 97 % found, the others pass for another
-  picture; of those with stronger edges yet (Pillow's EDGE_ENHANCE) 60 %. No false alarm.
+* rotated by quarter turns: all found; also cropped by 2 %: 98 %; also sharpened: 96 %. 632 pairs of the scans
+  were classified as rotated copies; the 24 with the lowest correlation, inspected by eye, all are copies.
+* cropped by 2 % and sharpened (unsharp mask of 2 pixels, 150 %): 97 % found, the others count as different
+  images; with a stronger filter (Pillow's EDGE_ENHANCE) 60 %. No false alarm.
 """
 
 from dataclasses import dataclass, field
@@ -39,38 +39,40 @@ ALTERED = (
 )
 COPIES = (*EXACT, *ALTERED)
 NEIGHBOUR = "neighbouring slice"
-NAMED = "same file name"  # in another folder, where pixels could not be compared: a suspicion
+NAMED = "same file name"  # in another folder, pixels not compared: a suspicion
 
-LARGEST = 96  # pixels a side at which pictures are compared; below that, the smaller one's own
+LARGEST = 96  # pixels a side at which images are compared, or else the side of the smaller one
 SMALLEST = 24
 SIDE_TO_REGISTER = 40
-SAME = (0.97, 0.90)  # least correlation of fine structure of an unfiltered copy: whole, worse quarter
-# Of a filtered one: whole, worse quarter, and least change (log) of strength; of one that was cropped too.
+# Minimum correlation of fine structure of an unfiltered copy: whole image, worse quarter.
+SAME = (0.97, 0.90)
+# The same of a filtered copy with the minimum change (log) of strength, and of one that is cropped as well.
 FILTERED = ((0.94, 0.80, 0.06), (0.88, 0.80, 0.22))
 CROPPED_AND_FILTERED = ((0.94, 0.92, 0.16), (0.92, 0.92, 0.30))
-FARTHEST = 0.035  # of the side, that such a one may move
-UNMOVED = 0.006  # of the side: what re-encoding, resizing and filtering may move
-NEAR = (0.90, 0.85, 0.80)  # of neighbouring slices: coarse structure, fine structure, worse quarter
+FARTHEST = 0.035  # maximum displacement of the latter, as a fraction of the side
+UNMOVED = 0.006  # maximum displacement by re-encoding, resizing and filtering, same unit
+# Minimum correlations of neighbouring slices: coarse structure, fine structure, worse quarter.
+NEAR = (0.90, 0.85, 0.80)
 NEAR_MOVED = 0.02
-DIFFERENT = 0.85  # correlation of fine structure below which nothing else is measured
+DIFFERENT = 0.85  # below this correlation of fine structure nothing else is measured
 
-# Sizes of structure: standard deviations in pixels of the two blurs that bound a band.
+# Frequency bands: standard deviations in pixels of the two Gaussian blurs whose difference is taken.
 COARSE, FINE = (1.2, 4.0), (0.7, 2.0)
 
 
 class Turn(NamedTuple):
-    """One of the eight ways to lay a square on itself: mirrored or not, then turned by quarters."""
+    """One of the eight symmetries of a square: mirrored or not, then rotated by quarter turns."""
 
     mirrored: bool = False
     quarters: int = 0
 
-    def of(self, pictures: Shaped[np.ndarray, "*n s s"]) -> Shaped[np.ndarray, "*n s s"]:
-        """Pictures (the last two axes) so turned."""
-        turned = pictures[..., ::-1] if self.mirrored else pictures
+    def apply(self, images: Shaped[np.ndarray, "*n s s"]) -> Shaped[np.ndarray, "*n s s"]:
+        """Transform images (the last two axes)."""
+        turned = images[..., ::-1] if self.mirrored else images
         return np.ascontiguousarray(np.rot90(turned, self.quarters, axes=(-2, -1)))
 
-    def back(self) -> "Turn":
-        """The turn that undoes this one; a mirror undoes itself."""
+    def inverse(self) -> "Turn":
+        """Return the inverse; a mirrored turn is its own."""
         return self if self.mirrored else Turn(quarters=-self.quarters % 4)
 
 
@@ -78,16 +80,16 @@ UNTURNED = Turn()
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """Two pictures laid over each other.
+class Match:
+    """Two registered images.
 
     Attributes:
-        coarse: correlation of structure of some 1.2 to 4 pixels.
-        fine: correlation of structure of some 0.7 to 2 pixels.
-        worst: lower quartile of the correlation of fine structure over tiles that show any.
-        moved: furthest that a point of the edge moved, as a share of the side.
-        gain: largest change of strength of either structure, as the size of its logarithm.
-        shift: how one was moved, in pixels.
+        coarse: correlation of structure of about 1.2 to 4 pixels.
+        fine: correlation of structure of about 0.7 to 2 pixels.
+        worst: lower quartile of the correlation of fine structure over tiles that have some.
+        moved: largest displacement of a point of the edge, as a fraction of the side.
+        gain: largest change of strength of either structure, absolute value of its logarithm.
+        shift: shift and stretch of the first image, pixels; see :func:`_move`.
     """
 
     coarse: float
@@ -100,55 +102,55 @@ class Likeness:
 
 @dataclass(frozen=True)
 class View:
-    """A picture as far as it is compared.
+    """An image reduced for comparison.
 
     Attributes:
-        size: width and height of the whole picture in pixels.
-        grey: squeezed into a square of at most ``LARGEST`` pixels a side.
+        size: width and height of the original in pixels.
+        grey: grey values, resized to a square of at most ``LARGEST`` pixels a side.
     """
 
     size: tuple[int, int]
     grey: UInt8[np.ndarray, "s s"]
 
 
-def view(picture: Image.Image) -> View:
-    """Reduce a picture to what is compared."""
-    side = max(SMALLEST, min(LARGEST, *picture.size))
-    return View(picture.size, np.asarray(picture.convert("L").resize((side, side), Image.Resampling.LANCZOS)))
+def view(image: Image.Image) -> View:
+    """Reduce an image for comparison."""
+    side = max(SMALLEST, min(LARGEST, *image.size))
+    return View(image.size, np.asarray(image.convert("L").resize((side, side), Image.Resampling.LANCZOS)))
 
 
 def classify_pair(first: View, second: View, turn: Turn = UNTURNED) -> tuple[str | None, float]:
-    """How ``second`` follows from ``first``, and their distance.
+    """Classify a pair of images with different pixels.
 
     Args:
-        first, second: of unequal pixels.
-        turn: how ``second`` is turned before it is compared.
+        first, second: the images.
+        turn: applied to ``second`` before the comparison.
 
     Returns:
-        One of ``ALTERED``, ``NEIGHBOUR``, or ``None`` for different pictures; and 1 minus the correlation
-        of fine structure.
+        One of ``ALTERED`` (how ``second`` follows from ``first``), ``NEIGHBOUR``, or ``None`` for different
+        images; and 1 minus the correlation of fine structure.
     """
     side = min(len(first.grey), len(second.grey))
-    a, b = _square(first, side), turn.of(_square(second, side))
-    found = likeness(a, b)
-    kind = _named(found, turn, first.size != second.size)
-    if kind not in COPIES and found.fine >= DIFFERENT and found.gain >= CROPPED_AND_FILTERED[0][2]:
-        # Strong filters mislead a fit of grey values: edges are laid over each other.
-        by_edges = likeness(a, b, found.shift)
-        if _reaches(by_edges, CROPPED_AND_FILTERED) and by_edges.moved <= FARTHEST:
-            found = by_edges
-            kind = "sharpened and cropped" if turn == UNTURNED else _turned(turn)
-    return kind, round(max(0.0, 1 - found.fine), 3)
+    a, b = _square(first, side), turn.apply(_square(second, side))
+    match = register(a, b)
+    kind = _classify(match, turn, first.size != second.size)
+    if kind not in COPIES and match.fine >= DIFFERENT and match.gain >= CROPPED_AND_FILTERED[0][2]:
+        # Strong filters mislead a registration by grey values: register the edges.
+        by_edges = register(a, b, match.shift)
+        if _meets(by_edges, CROPPED_AND_FILTERED) and by_edges.moved <= FARTHEST:
+            match = by_edges
+            kind = "sharpened and cropped" if turn == UNTURNED else _turn_name(turn)
+    return kind, round(max(0.0, 1 - match.fine), 3)
 
 
-def _named(found: Likeness, turn: Turn, resized: bool) -> str | None:
-    still = found.moved <= UNMOVED
-    filtered = still and _reaches(found, FILTERED)
-    if not filtered and (found.fine < SAME[0] or found.worst < SAME[1]):
-        near = found.coarse >= NEAR[0] and found.fine >= NEAR[1] and found.worst >= NEAR[2]
-        return NEIGHBOUR if near and found.moved <= NEAR_MOVED and not turn.quarters else None
+def _classify(match: Match, turn: Turn, resized: bool) -> str | None:
+    still = match.moved <= UNMOVED
+    filtered = still and _meets(match, FILTERED)
+    if not filtered and (match.fine < SAME[0] or match.worst < SAME[1]):
+        near = match.coarse >= NEAR[0] and match.fine >= NEAR[1] and match.worst >= NEAR[2]
+        return NEIGHBOUR if near and match.moved <= NEAR_MOVED and not turn.quarters else None
     if turn != UNTURNED:
-        return _turned(turn)
+        return _turn_name(turn)
     if not still:
         return "cropped"
     if filtered:
@@ -156,82 +158,82 @@ def _named(found: Likeness, turn: Turn, resized: bool) -> str | None:
     return "resized" if resized else "re-encoded"
 
 
-def _turned(turn: Turn) -> str:
+def _turn_name(turn: Turn) -> str:
     return "mirrored" if turn.mirrored else "rotated"
 
 
-def _reaches(found: Likeness, limits: tuple[tuple[float, float, float], ...]) -> bool:
+def _meets(match: Match, limits: tuple[tuple[float, float, float], ...]) -> bool:
     return any(
-        found.fine >= fine and found.worst >= worst and found.gain >= gain for fine, worst, gain in limits
+        match.fine >= fine and match.worst >= worst and match.gain >= gain for fine, worst, gain in limits
     )
 
 
-def likeness(
+def register(
     a: Float[np.ndarray, "s s"], b: Float[np.ndarray, "s s"], start: Float[np.ndarray, "4"] | None = None
-) -> Likeness:
-    """Lay ``a`` over ``b`` and compare.
+) -> Match:
+    """Register ``a`` to ``b`` and compare them.
 
-    Where they agree better as they lie than after moving one, it stays. What differs in its fine structure
-    is measured no further.
+    If moving ``a`` does not raise the correlation, it stays unmoved. Pairs whose fine structure differs are
+    measured no further.
 
     Args:
         a, b: grey values.
-        start: a shift to begin with, from which edges are laid over each other; by default grey values are.
+        start: initial shift for a registration of the edges; ``None`` registers the grey values.
     """
-    shift, seen = np.zeros(4), _band(b, FINE)
-    laid = _band(a, FINE)
-    fine = _agreement(laid, seen)
+    shift, target = np.zeros(4), _band(b, FINE)
+    source = _band(a, FINE)
+    fine = _correlation(source, target)
     if fine < SAME[0]:
         moved = _register_grey(a, b) if start is None else _register_edges(a, b, start)
         other = _band(_move(a, moved), FINE)
-        if (better := _agreement(other, seen)) > fine:
-            shift, laid, fine = moved, other, better
+        if (better := _correlation(other, target)) > fine:
+            shift, source, fine = moved, other, better
     coarse = worst = 0.0
-    gain = _gain(laid, seen)
+    gain = _gain(source, target)
     if fine >= DIFFERENT:
         bands = _band(_move(a, shift) if shift.any() else a, COARSE), _band(b, COARSE)
-        coarse, worst, gain = _agreement(*bands), _lower_quartile(laid, seen), max(gain, _gain(*bands))
+        coarse, worst, gain = _correlation(*bands), _lower_quartile(source, target), max(gain, _gain(*bands))
     far = float(max(abs(shift[0]) + abs(shift[1]), abs(shift[2]) + abs(shift[3])) / len(a))
-    return Likeness(coarse, fine, worst, far, gain, shift)
+    return Match(coarse, fine, worst, far, gain, shift)
 
 
 def _gain(u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"]) -> float:
     return abs(float(np.log((v.std() + 1e-3) / (u.std() + 1e-3))))
 
 
-def _band(picture: Float[np.ndarray, "s s"], sigmas: tuple[float, float]) -> Float[np.ndarray, "t t"]:
-    """Structure between two sizes, without the edge of the picture and without a mean."""
-    edge = slice(max(2, len(picture) // 16), -max(2, len(picture) // 16))
-    found = (gaussian_filter(picture, sigmas[0]) - gaussian_filter(picture, sigmas[1]))[edge, edge]
-    return found - found.mean()
+def _band(grey: Float[np.ndarray, "s s"], sigmas: tuple[float, float]) -> Float[np.ndarray, "t t"]:
+    """Difference of Gaussians without the margin and the mean."""
+    inner = slice(max(2, len(grey) // 16), -max(2, len(grey) // 16))
+    band = (gaussian_filter(grey, sigmas[0]) - gaussian_filter(grey, sigmas[1]))[inner, inner]
+    return band - band.mean()
 
 
-def _agreement(u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"]) -> float:
+def _correlation(u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"]) -> float:
     return float((u * v).sum() / (np.linalg.norm(u) * np.linalg.norm(v) + 1e-6))
 
 
 def _lower_quartile(u: Float[np.ndarray, "s s"], v: Float[np.ndarray, "s s"]) -> float:
-    """Of the correlations in square tiles that show something; 0 where hardly any does."""
+    """Lower quartile of the correlations in square tiles with structure; 0 with fewer than four tiles."""
     n = max(4, len(u) // 14)
     k = len(u) // n
     tiles = [p[: n * k, : n * k].reshape(n, k, n, k).swapaxes(1, 2).reshape(n * n, k * k) for p in (u, v)]
     u, v = (p - p.mean(1, keepdims=True) for p in tiles)
     power = u.std(1) * v.std(1)
-    shows = power >= 1.0  # a grey level of 255 in each
-    if shows.sum() < 4:
+    textured = power >= 1.0  # one of 255 grey levels in each image
+    if textured.sum() < 4:
         return 0.0
-    return float(np.quantile((u * v).mean(1)[shows] / power[shows], 0.25))
+    return float(np.quantile((u * v).mean(1)[textured] / power[textured], 0.25))
 
 
-def _square(seen: View, side: int) -> Float[np.ndarray, "s s"]:
-    if len(seen.grey) == side:
-        return seen.grey.astype(np.float32)
-    grey = Image.fromarray(seen.grey).resize((side, side), Image.Resampling.LANCZOS)
+def _square(image: View, side: int) -> Float[np.ndarray, "s s"]:
+    if len(image.grey) == side:
+        return image.grey.astype(np.float32)
+    grey = Image.fromarray(image.grey).resize((side, side), Image.Resampling.LANCZOS)
     return np.asarray(grey, dtype=np.float32)
 
 
 def _move(a: Float[np.ndarray, "s s"], shift: Float[np.ndarray, "4"]) -> Float[np.ndarray, "s s"]:
-    """Column x is read at x + shift[0] + shift[1] * x' with x' from -1 to 1; rows likewise by the others."""
+    """Sample column x at x + shift[0] + shift[1] * x', x' from -1 to 1; rows with shift[2] and shift[3]."""
     centre = (len(a) - 1) / 2
     scale = 1 + shift[[3, 1]] / centre
     offset = centre - scale * centre + shift[[2, 0]]
@@ -239,24 +241,24 @@ def _move(a: Float[np.ndarray, "s s"], shift: Float[np.ndarray, "4"]) -> Float[n
 
 
 def _register_grey(a: Float[np.ndarray, "s s"], b: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "4"]:
-    """By grey values. Large pictures go at half their size: a quarter of the work."""
+    """Register grey values; large images at half their size, a quarter of the work."""
     if len(a) >= 2 * SIDE_TO_REGISTER:
         halves = (gaussian_filter(p, 0.8)[: len(p) // 2 * 2, : len(p) // 2 * 2] for p in (a, b))
         small = [h.reshape(len(h) // 2, 2, len(h) // 2, 2).mean((1, 3)) for h in halves]
         return 2 * _register_grey(*small)
-    return _register(gaussian_filter(a, 1.0), gaussian_filter(b, 1.0), np.zeros(4))
+    return _gauss_newton(gaussian_filter(a, 1.0), gaussian_filter(b, 1.0), np.zeros(4))
 
 
 def _register_edges(
     a: Float[np.ndarray, "s s"], b: Float[np.ndarray, "s s"], start: Float[np.ndarray, "4"]
 ) -> Float[np.ndarray, "4"]:
-    return _register(*(gaussian_filter(p, 1.0) - gaussian_filter(p, 3.0) for p in (a, b)), start)
+    return _gauss_newton(*(gaussian_filter(p, 1.0) - gaussian_filter(p, 3.0) for p in (a, b)), start)
 
 
-def _register(
+def _gauss_newton(
     a: Float[np.ndarray, "s s"], b: Float[np.ndarray, "s s"], start: Float[np.ndarray, "4"]
 ) -> Float[np.ndarray, "4"]:
-    """The shift and stretch that lays ``a`` over ``b``: Gauss-Newton, brightness and contrast free."""
+    """Fit shift and stretch of ``a`` to ``b`` by Gauss-Newton, with free brightness and contrast."""
     y, x = np.mgrid[-1 : 1 : len(a) * 1j, -1 : 1 : len(a) * 1j].astype(np.float32)
     inner = slice(3, -3)
     target, shift = b[inner, inner].ravel(), start

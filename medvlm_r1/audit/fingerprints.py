@@ -1,14 +1,14 @@
-"""Is a picture shown twice? Fingerprints of all pictures, and from them the pairs worth a closer look.
+"""Find images that appear twice: fingerprints of all images, and candidate pairs for a closer comparison.
 
-A fingerprint is what can be compared without decoding again: digests of bytes and of pixels, and a grey
-thumbnail of 32 x 32. Pairs of thumbnails are sieved twice, each time for all pairs of a block at once:
+A fingerprint holds all that can be compared without decoding again: digests of the bytes and of the pixels,
+and a grey thumbnail of 32 x 32. Two filters run over all pairs of thumbnails, block by block:
 
-1. by the correlation of their lowest frequencies (a perceptual hash that was not cut down to bits). To
-   mirror a picture is to turn the sign of every odd horizontal frequency, and to turn it by a quarter is
-   to transpose them and turn some signs: all eight ways to lay a square on itself cost two matrix products;
-2. by how much of one thumbnail the other explains when it may be shifted and stretched a little. To first
-   order that is a linear regression on the thumbnail and its gradients, so what is cropped at the edges
-   stays in and what merely looks alike drops out.
+1. the correlation of their lowest frequencies (a perceptual hash without reduction to bits). Mirroring an
+   image flips the sign of every odd horizontal frequency, and a quarter turn transposes the frequencies and
+   flips some signs: all eight symmetries of a square cost two matrix products;
+2. the share of one thumbnail's variance that the other explains under a small shift and stretch. To first
+   order this is a linear regression on the thumbnail and its gradients: it keeps images cropped at the edges
+   and rejects merely similar ones.
 """
 
 import hashlib
@@ -31,19 +31,19 @@ from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.sample import ImageHandle
 from medvlm_r1.runs.progress import track
 
-SIDE = 32  # pixels of a thumbnail
-ALIKE = 0.85  # correlation of lowest frequencies; a crop by 2 % on each side keeps at least 0.86
-EXPLAINED = 0.93  # share of a thumbnail's variance that the other one explains
-TURNED = (0.90, 0.95)  # the same two for pictures turned by quarters: bodies seldom look alike upside down
-SURELY = 0.98  # from here every pair is looked at; below, the nearest few of each picture
+SIDE = 32  # pixels a side of a thumbnail
+MIN_CORRELATION = 0.85  # of the lowest frequencies; a crop by 2 % on each side keeps at least 0.86
+MIN_EXPLAINED = 0.93  # share of a thumbnail's variance that the other explains
+MIN_ROTATED = (0.90, 0.95)  # the same two for rotated images: bodies seldom look alike upside down
+CERTAIN = 0.98  # explained share from which every pair is kept; below, the best few of each image
 NEAREST = 3
-_FREQUENCIES = 16  # lowest that are kept a side
-_FLAT = 2.0  # standard deviation of grey values below which a picture shows nothing to compare
-_EDGE = 2  # pixels of a thumbnail that a shift may bring in from outside
-_BLOCK = 1024  # pictures a side of one matrix product
-_WORTH_PROCESSES = 200  # pictures; forking costs some 0.1 s
-_CHUNK = 16  # pictures that a process takes at a time
-# By what a turn does to the frequencies: whether they are transposed, then the signs of odd rows and columns.
+_FREQUENCIES = 16  # lowest frequencies per axis
+_FLAT = 2.0  # standard deviation of grey values below which an image is not compared
+_EDGE = 2  # margin of a thumbnail that a shift may bring in from outside, pixels
+_BLOCK = 1024  # images per side of one matrix product
+_MIN_FOR_PROCESSES = 200  # images; forking costs about 0.1 s
+_CHUNK = 16  # images per task of a process
+# Effect of a turn on the frequencies (transposed, sign of odd rows, sign of odd columns) -> turn.
 _TURN = {
     (False, 1, 1): Turn(),
     (False, 1, -1): Turn(mirrored=True),
@@ -59,13 +59,13 @@ _Y, _X = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What one decoded picture is compared by.
+    """Digests and thumbnail of one decoded image.
 
     Attributes:
-        bytes: digest of the file; of size and pixels where the picture is no file.
+        bytes: digest of the file; of size and pixels if the image is no file.
         pixels: digest of size and decoded RGB.
-        thumbnail: grey, squeezed into a square.
-        view: for the closer look; ``None`` for a file, which is decoded again where that comes.
+        thumbnail: grey values, resized to a square.
+        view: reduced image for the closer comparison; ``None`` for files, which are decoded again.
     """
 
     bytes: str
@@ -75,13 +75,13 @@ class Fingerprint:
 
     @cached_property
     def is_flat(self) -> bool:
-        """Whether it shows one grey value and little else."""
+        """Whether the image has almost no contrast."""
         return float(self.thumbnail.std()) < _FLAT
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two pictures that may show the same: places in two sequences, and how the second seems turned."""
+    """Two images that may be copies: indices into two sequences, and the turn of the second."""
 
     first: int
     second: int
@@ -90,40 +90,42 @@ class Candidate:
 
 
 def fingerprint(handle: ImageHandle) -> Fingerprint | None:
-    """Decode a picture; ``None`` where its file is not there.
+    """Decode an image and compute its fingerprint; ``None`` if its file does not exist.
 
     Raises:
-        BadRowError: the file is there and cannot be decoded.
+        BadRowError: the file exists and cannot be decoded.
     """
     if isinstance(handle, ImageFile) and not handle.path.is_file():
         return None
-    picture = handle.load()
-    pixels = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-    thumbnail = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+    image = handle.load()
+    pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    thumbnail = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
     if isinstance(handle, ImageFile):
         return Fingerprint(image_digest(handle) or pixels, pixels, thumbnail)
-    return Fingerprint(pixels, pixels, thumbnail, view(picture))
+    return Fingerprint(pixels, pixels, thumbnail, view(image))
 
 
 def fingerprints(handles: Sequence[ImageHandle], workers: int | None = None) -> list[Fingerprint | None]:
-    """Fingerprints in order.
+    """Compute fingerprints in order.
 
-    Files are decoded in threads, since Pillow's decoders release the interpreter lock; many pictures that are
-    rendered or read otherwise, in processes, where the system can fork them.
+    Files are decoded in threads, since Pillow's decoders release the GIL; many rendered or other images in
+    processes, if the system can fork.
 
     Args:
-        handles: pictures, each one once.
+        handles: distinct images.
         workers: threads or processes. Default: one per core, at most 8.
     """
-    made = sum(not isinstance(handle, ImageFile) for handle in handles)
-    forks = made >= _WORTH_PROCESSES and workers != 1 and "fork" in multiprocessing.get_all_start_methods()
-    return list(in_parallel(fingerprint, handles, "Auditing images", workers, forks))
+    rendered = sum(not isinstance(handle, ImageFile) for handle in handles)
+    fork = (
+        rendered >= _MIN_FOR_PROCESSES and workers != 1 and "fork" in multiprocessing.get_all_start_methods()
+    )
+    return list(in_parallel(fingerprint, handles, "Auditing images", workers, fork))
 
 
 def in_parallel(
     function: Callable, items: Sequence, description: str, workers: int | None = None, processes: bool = False
 ) -> Iterator:
-    """``map`` over threads or processes, in order, with a bar on a terminal where there is much to do."""
+    """``map`` over threads or processes, in order, with a progress bar for long inputs on a terminal."""
     workers = workers or min(8, os.cpu_count() or 1)
     pool = (
         ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
@@ -131,73 +133,73 @@ def in_parallel(
         else ThreadPoolExecutor(workers)
     )
     with pool:
-        found = pool.map(function, items, chunksize=_CHUNK)  # threads take one at a time
-        yield from track(found, description, len(items))
+        results = pool.map(function, items, chunksize=_CHUNK)  # threads ignore the chunk size
+        yield from track(results, description, len(items))
 
 
 def candidates(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> list[Candidate]:
-    """Pairs that both sieves let through, ordered by places; flat pictures are in none.
+    """Return the pairs that pass both filters, ordered by index; flat images are in none.
 
-    Of each picture of ``second`` these are all pairs above ``SURELY`` and its ``NEAREST`` others, as it lies
-    and again turned by quarters, so that a set of pictures that all look alike costs no more than its size.
-    Memory is that of one block of pairs, however many pictures there are.
+    For each image of ``second``: all pairs above ``CERTAIN`` and the ``NEAREST`` best others, unrotated and
+    again rotated, so that the cost of a set of similar images is linear in its size. Memory is that of one
+    block of pairs.
     """
     rows = [i for i, f in enumerate(first) if not f.is_flat]
     columns = [j for j, f in enumerate(second) if not f.is_flat]
-    found = []
+    pairs = []
     for left in track(range(0, len(columns), _BLOCK), "Comparing thumbnails", -(-len(columns) // _BLOCK)):
         inside = columns[left : left + _BLOCK]
         here = [
             Candidate(top_rows[c.first], inside[c.second], c.explained, c.turn)
             for top in range(0, len(rows), _BLOCK)
             for top_rows in [rows[top : top + _BLOCK]]
-            for c in _sieved(_stack(first, top_rows), _stack(second, inside))
+            for c in _filter_pairs(_stack(first, top_rows), _stack(second, inside))
         ]
-        found += _nearest(here)
-    return sorted(found, key=lambda c: (c.second, c.first))
+        pairs += _keep_best(here)
+    return sorted(pairs, key=lambda c: (c.second, c.first))
 
 
-def _stack(prints: Sequence[Fingerprint], places: Sequence[int]) -> Float[np.ndarray, "n 32 32"]:
-    return np.stack([prints[i].thumbnail for i in places]).astype(np.float32)
+def _stack(prints: Sequence[Fingerprint], indices: Sequence[int]) -> Float[np.ndarray, "n 32 32"]:
+    return np.stack([prints[i].thumbnail for i in indices]).astype(np.float32)
 
 
-def _nearest(found: list[Candidate]) -> list[Candidate]:
-    kept, taken = [], {}
-    for candidate in sorted(found, key=lambda c: (-c.explained, c.first)):
-        place = candidate.second, candidate.turn.quarters > 0
-        if candidate.explained < SURELY:
-            taken[place] = taken.get(place, 0) + 1
-        if taken.get(place, 0) <= NEAREST:
-            kept.append(candidate)
-    return kept
+def _keep_best(pairs: list[Candidate]) -> list[Candidate]:
+    best, taken = [], {}
+    for candidate in sorted(pairs, key=lambda c: (-c.explained, c.first)):
+        key = candidate.second, candidate.turn.quarters > 0
+        if candidate.explained < CERTAIN:
+            taken[key] = taken.get(key, 0) + 1
+        if taken.get(key, 0) <= NEAREST:
+            best.append(candidate)
+    return best
 
 
-def _sieved(a: Float[np.ndarray, "n 32 32"], b: Float[np.ndarray, "m 32 32"]) -> Iterator[Candidate]:
-    found = [
+def _filter_pairs(a: Float[np.ndarray, "n 32 32"], b: Float[np.ndarray, "m 32 32"]) -> Iterator[Candidate]:
+    similar = [
         (turn, i, j)
-        for turn, alike in _alike_when_turned(_lowest(a), _lowest(b))
-        for i, j in [np.nonzero(alike >= (TURNED[0] if turn.quarters else ALIKE))]
+        for turn, correlation in _correlations_by_turn(_low_frequencies(a), _low_frequencies(b))
+        for i, j in [np.nonzero(correlation >= (MIN_ROTATED[0] if turn.quarters else MIN_CORRELATION))]
         if len(i)
     ]
-    if not found:
+    if not similar:
         return
-    # Most pictures are like none: spans of the others alone.
-    some_a, some_b = (np.unique(np.concatenate([pairs[k] for pairs in found])) for k in (1, 2))
-    (spans_a, flat_a), (spans_b, flat_b) = _spans(a[some_a]), _spans(b[some_b])
-    for turn, i, j in found:
+    # Most images resemble none: compute bases only for the others.
+    some_a, some_b = (np.unique(np.concatenate([pairs[k] for pairs in similar])) for k in (1, 2))
+    (bases_a, flat_a), (bases_b, flat_b) = _bases(a[some_a]), _bases(b[some_b])
+    for turn, i, j in similar:
         first, second = np.searchsorted(some_a, i), np.searchsorted(some_b, j)
-        share = _explained(first, second, spans_a, turn.of(flat_b))
+        share = _explained_share(first, second, bases_a, turn.apply(flat_b))
         by_second = np.argsort(j, kind="stable")
-        back = _explained(second[by_second], first[by_second], spans_b, turn.back().of(flat_a))
+        back = _explained_share(second[by_second], first[by_second], bases_b, turn.inverse().apply(flat_a))
         share[by_second] = np.maximum(share[by_second], back)
-        for k in np.flatnonzero(share >= (TURNED[1] if turn.quarters else EXPLAINED)):
+        for k in np.flatnonzero(share >= (MIN_ROTATED[1] if turn.quarters else MIN_EXPLAINED)):
             yield Candidate(int(i[k]), int(j[k]), float(share[k]), turn)
 
 
-def _alike_when_turned(
+def _correlations_by_turn(
     a: Float[np.ndarray, "n 16 16"], b: Float[np.ndarray, "m 16 16"]
 ) -> Iterator[tuple[Turn, Float[np.ndarray, "n m"]]]:
-    """Correlations of all pairs, for each turn of the second picture."""
+    """Correlations of all pairs, for each turn of the second image."""
     for transposed in (False, True):
         other = b.swapaxes(1, 2) if transposed else b
         even, odd_columns, odd_rows, odd = (
@@ -206,42 +208,42 @@ def _alike_when_turned(
             for column in (0, 1)
         )
         for rows in (1, -1):
-            whole, part = (
+            even_part, odd_part = (
                 (even + odd_rows, odd_columns + odd) if rows > 0 else (even - odd_rows, odd_columns - odd)
             )
-            yield _TURN[transposed, rows, 1], whole + part
-            yield _TURN[transposed, rows, -1], whole - part
+            yield _TURN[transposed, rows, 1], even_part + odd_part
+            yield _TURN[transposed, rows, -1], even_part - odd_part
 
 
-def _flat(pictures: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n p"]:
-    return np.ascontiguousarray(pictures).reshape(len(pictures), -1)
+def _flat(images: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n p"]:
+    return np.ascontiguousarray(images).reshape(len(images), -1)
 
 
-def _explained(
+def _explained_share(
     i: Integer[np.ndarray, "k"],
     j: Integer[np.ndarray, "k"],
-    spans: Float[np.ndarray, "n p 5"],
+    bases: Float[np.ndarray, "n p 5"],
     flat: Float[np.ndarray, "m s s"],
 ) -> Float[np.ndarray, "k"]:
-    """Share of ``flat[j]`` that ``spans[i]`` explains, pair by pair; ``i`` is sorted."""
+    """Share of ``flat[j]`` that ``bases[i]`` explains, pair by pair; ``i`` is sorted."""
     rows, share = _flat(flat), np.empty(len(i), dtype=np.float32)
     starts = np.flatnonzero(np.diff(i, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(i)], strict=True):
-        share[start:end] = ((rows[j[start:end]] @ spans[i[start]]) ** 2).sum(1)
+        share[start:end] = ((rows[j[start:end]] @ bases[i[start]]) ** 2).sum(1)
     return share
 
 
-def _lowest(grey: Float[np.ndarray, "n 32 32"]) -> Float[np.ndarray, "n 16 16"]:
-    """The lowest frequencies without the mean, at unit length."""
+def _low_frequencies(grey: Float[np.ndarray, "n 32 32"]) -> Float[np.ndarray, "n 16 16"]:
+    """Lowest frequencies without the mean, normalised to unit length."""
     waves = dctn(grey, axes=(1, 2), norm="ortho")[:, :_FREQUENCIES, :_FREQUENCIES]
     waves[:, 0, 0] = 0.0
     return waves / np.linalg.norm(waves, axis=(1, 2), keepdims=True)
 
 
-def _spans(
+def _bases(
     grey: Float[np.ndarray, "n 32 32"],
 ) -> tuple[Float[np.ndarray, "n p 5"], Float[np.ndarray, "n s s"]]:
-    """Bases of thumbnails and their small shifts and stretches, orthonormal; thumbnails at unit length."""
+    """Orthonormal bases of thumbnails with their small shifts and stretches; thumbnails at unit length."""
     smooth = gaussian_filter(grey, (0, 0.7, 0.7))
     dy, dx = np.gradient(smooth, axis=(1, 2))
     moved = np.stack([smooth, dx, _X * dx, dy, _Y * dy], axis=-1)[:, _EDGE:-_EDGE, _EDGE:-_EDGE]

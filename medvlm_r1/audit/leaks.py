@@ -1,4 +1,4 @@
-"""Which questions of one set show a picture of another set, and in what form."""
+"""Find questions of one set that show an image of another set."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ from medvlm_r1.audit.compare_pair import COPIES, EXACT, NAMED, NEIGHBOUR, View, 
 from medvlm_r1.audit.fingerprints import Candidate, Fingerprint, candidates, in_parallel
 from medvlm_r1.data.sample import ImageHandle, VQASample
 
-Prints = Mapping[str, Fingerprint | None]  # by picture name; None where the picture is not on disk
+Prints = Mapping[str, Fingerprint | None]  # by image name; None if the file does not exist
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures that are, or may be, one.
+    """Two images that are, or may be, copies.
 
     Attributes:
         kind: one of ``COPIES``, ``NEIGHBOUR`` or ``NAMED``.
-        first: name of the picture in the set that is seen earlier (training, or validation).
-        second: name of the other one.
-        distance: 1 minus the correlation of fine structure; 0 for exact copies, ``None`` where pixels
-            were not compared.
+        first: name of the image in the source set (training or validation).
+        second: name of the image in the target set.
+        distance: 1 minus the correlation of fine structure; 0 for exact copies, ``None`` if pixels were not
+            compared.
     """
 
     kind: str
@@ -33,16 +33,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Leak:
-    """What one set gives away about another.
+    """Images of one set that recur in another.
 
     Attributes:
-        source: the set that is seen earlier, e.g. ``train``.
-        target: the set that should be new, e.g. a test set.
-        n: questions of ``target``.
-        questions: of those, how many show a copy of a picture of ``source``.
-        kinds: kind -> questions of ``target`` whose nearest picture in ``source`` is of that kind.
-        sources: ids of the questions of ``source`` that show the original of such a copy.
-        pairs: the pictures, nearest kind first.
+        source: the set that the model sees first, e.g. ``train``.
+        target: the set that should be unseen, e.g. a test set.
+        n: number of questions of ``target``.
+        questions: number of those that show a copy of an image of ``source``.
+        kinds: kind -> questions of ``target`` whose closest image in ``source`` is of that kind.
+        sources: ids of the questions of ``source`` that show the original of a copy.
+        pairs: the image pairs, closest kind first.
     """
 
     source: str
@@ -55,7 +55,7 @@ class Leak:
 
     @property
     def share(self) -> float:
-        """Of the target's questions, the share that shows a copy."""
+        """Share of the target's questions that show a copy."""
         return self.questions / self.n
 
 
@@ -66,15 +66,15 @@ def find_leak(
     handles: Mapping[str, ImageHandle],
     prints: Prints,
 ) -> Leak:
-    """Compare every picture of ``target`` with every one of ``source``.
+    """Compare every image of ``target`` with every image of ``source``.
 
-    Paths are compared always, bytes and pixels where both pictures are on disk. Where they are not, equal
-    file names in different folders are listed, if each set has the name once; they count as no copy.
+    Compares paths always, bytes and pixels if both files exist. Otherwise lists equal file names in different
+    folders, if each set has the name once; these do not count as copies.
     """
-    first, second = pictures(source), pictures(target)
-    pairs = _exact(first, second, prints)
+    first, second = unique_images(source), unique_images(target)
+    pairs = _exact_pairs(first, second, prints)
     seen = {(pair.first, pair.second) for pair in pairs}
-    pairs += _alike(first, second, handles, prints, seen)
+    pairs += _similar_pairs(first, second, handles, prints, seen)
     order = {kind: k for k, kind in enumerate((*COPIES, NEIGHBOUR, NAMED))}
     pairs.sort(key=lambda pair: (order[pair.kind], pair.distance or 0.0, pair.second, pair.first))
 
@@ -83,8 +83,8 @@ def find_leak(
         nearest.setdefault(pair.second, pair.kind)
     kinds: dict[str, int] = dict.fromkeys(order, 0)
     for sample in target:
-        if found := [nearest[h.name] for h in sample.images if h.name in nearest]:
-            kinds[min(found, key=order.get)] += 1
+        if matches := [nearest[h.name] for h in sample.images if h.name in nearest]:
+            kinds[min(matches, key=order.get)] += 1
     originals = {pair.first for pair in pairs if pair.kind in COPIES}
     return Leak(
         source=names[0],
@@ -97,30 +97,29 @@ def find_leak(
     )
 
 
-def pictures(samples: Sequence[VQASample]) -> dict[str, ImageHandle]:
-    """Every picture once, by name."""
+def unique_images(samples: Sequence[VQASample]) -> dict[str, ImageHandle]:
+    """Return all images by name, each once."""
     return {handle.name: handle for sample in samples for handle in sample.images}
 
 
-def repeated(samples: Sequence[VQASample], prints: Prints) -> list[tuple[str, str]]:
-    """Questions asked twice: ids of the first and of each later one with its words, options and pictures.
+def repeated_questions(samples: Sequence[VQASample], prints: Prints) -> list[tuple[str, str]]:
+    """Return id pairs (first, later) of questions with equal text, options in any order, and images.
 
-    Options may stand in another order. A picture is the same by its pixels, or by its path where it is
-    not on disk.
+    Images are equal if their pixels are, or their paths if a file does not exist.
     """
     first: dict[tuple, str] = {}
-    found = []
+    repeats = []
     for sample in samples:
         shown = tuple(p.pixels if (p := prints.get(h.name)) else h.name for h in sample.images)
         key = (" ".join(sample.question.split()), frozenset(sample.options), shown)
         if key in first:
-            found.append((first[key], sample.id))
+            repeats.append((first[key], sample.id))
         first.setdefault(key, sample.id)
-    return found
+    return repeats
 
 
-def _exact(first: Mapping, second: Mapping, prints: Prints) -> list[Pair]:
-    places: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in EXACT}
+def _exact_pairs(first: Mapping, second: Mapping, prints: Prints) -> list[Pair]:
+    names: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in EXACT}
 
     def keys(name: str) -> dict[str, str]:
         known = prints.get(name)
@@ -130,47 +129,49 @@ def _exact(first: Mapping, second: Mapping, prints: Prints) -> list[Pair]:
 
     for name in first:
         for kind, key in keys(name).items():
-            places[kind][key].append(name)
+            names[kind][key].append(name)
     pairs = {}
     for name in second:
         for kind, key in keys(name).items():
-            for other in places[kind].get(key, ()):
+            for other in names[kind].get(key, ()):
                 pairs.setdefault((other, name), Pair(kind, other, name, 0.0))
-    here, there = (_unique_names(names) for names in (first, second))
-    for file, name in there.items():
-        other = here.get(file)
+    first_files, second_files = _unique_files(first), _unique_files(second)
+    for file, name in second_files.items():
+        other = first_files.get(file)
         if other and (other, name) not in pairs and not (prints.get(other) and prints.get(name)):
             pairs[other, name] = Pair(NAMED, other, name, None)
     return list(pairs.values())
 
 
-def _unique_names(names: Mapping) -> dict[str, str]:
-    """File name -> picture, for file names that stand in one folder only: 1.png says nothing."""
+def _unique_files(names: Mapping) -> dict[str, str]:
+    """File name -> image, for file names that occur once: 1.png in many folders is no evidence."""
     folders = defaultdict(list)
     for name in names:
         folders[basename(name)].append(name)
-    return {file: found[0] for file, found in folders.items() if len(found) == 1}
+    return {file: names[0] for file, names in folders.items() if len(names) == 1}
 
 
-def _alike(first: Mapping, second: Mapping, handles: Mapping, prints: Prints, seen: set) -> list[Pair]:
-    mine, theirs = ([name for name in names if prints.get(name)] for names in (first, second))
-    if not mine or not theirs:
+def _similar_pairs(
+    first: Mapping, second: Mapping, handles: Mapping, prints: Prints, seen: set
+) -> list[Pair]:
+    sources, targets = ([name for name in names if prints.get(name)] for names in (first, second))
+    if not sources or not targets:
         return []
-    found = candidates([prints[name] for name in mine], [prints[name] for name in theirs])
-    found = [c for c in found if (mine[c.first], theirs[c.second]) not in seen]
+    unclear = candidates([prints[name] for name in sources], [prints[name] for name in targets])
+    unclear = [c for c in unclear if (sources[c.first], targets[c.second]) not in seen]
 
     @lru_cache(maxsize=2048)  # 9 kB each
-    def seen_again(name: str) -> View:
+    def load_view(name: str) -> View:
         return prints[name].view or view(handles[name].load())
 
-    def judged(c: Candidate) -> Pair | None:
-        one, other = mine[c.first], theirs[c.second]
-        kind, distance = classify_pair(seen_again(one), seen_again(other), c.turn)
+    def classify(c: Candidate) -> Pair | None:
+        one, other = sources[c.first], targets[c.second]
+        kind, distance = classify_pair(load_view(one), load_view(other), c.turn)
         return Pair(kind, one, other, distance) if kind else None
 
     pairs: dict[tuple[str, str], Pair] = {}
-    for pair in filter(None, in_parallel(judged, found, "Comparing images")):
-        known = pairs.get((pair.first, pair.second))  # a pair may be compared both ways round
+    for pair in filter(None, in_parallel(classify, unclear, "Comparing images")):
+        known = pairs.get((pair.first, pair.second))  # a pair may be a candidate under several turns
         if known is None or pair.distance < known.distance:
             pairs[pair.first, pair.second] = pair
     return list(pairs.values())

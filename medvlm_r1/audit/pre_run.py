@@ -1,4 +1,4 @@
-"""The audit at the start of a run: asked of the built questions, kept on disk by their content."""
+"""The audit at the start of a run, cached on disk by the content of the questions."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from medvlm_r1.audit.leaks import pictures
+from medvlm_r1.audit.leaks import unique_images
 from medvlm_r1.audit.result import Audit
 from medvlm_r1.audit.run_audit import audit
 from medvlm_r1.data.images.content_key import image_digest
@@ -21,21 +21,22 @@ from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.images.validate import WORTH_KEEPING
 from medvlm_r1.data.sample import ImageHandle, VQASample
 from medvlm_r1.data.splits import Questions
+from medvlm_r1.runs.durable import write_whole
 from medvlm_r1.runs.progress import track
 
 logger = logging.getLogger(__name__)
 
 OnLeak = Literal["warn", "drop", "fail"]
-VERSION = 1  # of the findings: raise it when the same questions would be judged otherwise
+VERSION = 1  # raise it when a change of the code gives another result for the same questions
 
 
 class PreRunAudit:
-    """Audits questions once; the same questions and pictures again are answered from disk.
+    """Audit the questions of a run; results for the same questions and images come from the cache.
 
     Args:
-        on_leak: what happens where training shows a picture of a test set: ``warn`` says so, ``drop`` takes
-            those training questions out (never a test question), ``fail`` stops.
-        cache: folder for findings; ``None`` keeps none.
+        on_leak: reaction to training questions that show an image of a test set: ``warn`` logs them, ``drop``
+            removes them from training (never test questions), ``fail`` stops the run.
+        cache: folder for results; ``None`` disables it.
 
     Raises:
         ValueError: ``on_leak`` is none of the three.
@@ -47,53 +48,51 @@ class PreRunAudit:
         self.on_leak, self.cache = on_leak, None if cache is None else Path(cache)
 
     def __call__(self, questions: Questions) -> tuple[Questions, Audit]:
-        """The questions to run with, and what was found.
+        """Return the questions to run with, and the audit.
 
         Raises:
-            ValueError: there is a leak and ``on_leak`` is ``fail``, or nothing is left after dropping.
+            ValueError: there is a leak and ``on_leak`` is ``fail``, or no training question is left.
         """
-        found = self._found(questions)
-        if found.leaking and self.on_leak == "fail":
+        result = self._audit(questions)
+        if result.leaking and self.on_leak == "fail":
             raise ValueError(
-                f"audit: {found.verdict}. audit.on_leak=drop takes {len(found.leaking)} training questions "
-                "out, audit.on_leak=warn labels the results"
+                f"audit: {result.verdict}. Use audit.on_leak=drop to remove {len(result.leaking)} training "
+                "questions, or audit.on_leak=warn to label the results"
             )
-        if found.leaking and self.on_leak == "drop":
-            kept = [sample for sample in questions.train if sample.id not in found.leaking]
-            found = found.after_dropping(len(questions.train) - len(kept))
-            questions = replace(questions, train=kept)
-        return questions, found
+        if result.leaking and self.on_leak == "drop":
+            clean = [sample for sample in questions.train if sample.id not in result.leaking]
+            result = replace(result, dropped=len(questions.train) - len(clean))
+            questions = replace(questions, train=clean)
+        return questions, result
 
-    def _found(self, questions: Questions) -> Audit:
+    def _audit(self, questions: Questions) -> Audit:
         if self.cache is None:
-            return _audited(questions)
+            return _run(questions)
         self.cache.mkdir(parents=True, exist_ok=True)
         path = self.cache / f"{content_key(questions)}.json"
-        with FileLock(f"{path}.lock"):  # ranks and parallel runs come here together: one of them looks
+        with FileLock(f"{path}.lock"):  # of concurrent ranks and runs, one audits
             if path.is_file():
                 return Audit.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            found = _audited(questions)
-            partial = path.with_suffix(".part")
-            partial.write_text(json.dumps(found.as_dict(), ensure_ascii=False), encoding="utf-8")
-            partial.replace(path)
-        return found
+            result = _run(questions)
+            write_whole(path, json.dumps(result.as_dict(), ensure_ascii=False))
+        return result
 
 
-def _audited(questions: Questions) -> Audit:
-    logger.info("auditing the questions, once: the findings are kept")
+def _run(questions: Questions) -> Audit:
+    logger.info("auditing the questions; the result is cached")
     return audit(questions.train, questions.test, questions.validation, questions.skipped)
 
 
 def content_key(questions: Questions) -> str:
-    """Digest of all that findings follow from: questions, bytes of pictures, and :data:`VERSION`."""
+    """Digest of all inputs of an audit: questions, bytes of the images, and :data:`VERSION`."""
     sets = {"train": questions.train, "validation": questions.validation, **questions.test}
-    handles = pictures([sample for samples in sets.values() for sample in samples])
-    digests = _contents(handles)
+    handles = unique_images([sample for samples in sets.values() for sample in samples])
+    digests = _content_digests(handles)
     lines = [json.dumps([name, [_line(s, digests) for s in samples]]) for name, samples in sets.items()]
-    whole = hashlib.sha256(json.dumps([VERSION, questions.skipped]).encode())
+    key = hashlib.sha256(json.dumps([VERSION, questions.skipped]).encode())
     for line in lines:
-        whole.update(hashlib.sha256(line.encode()).digest())
-    return whole.hexdigest()[:24]
+        key.update(hashlib.sha256(line.encode()).digest())
+    return key.hexdigest()[:24]
 
 
 def _line(sample: VQASample, digests: dict[str, str]) -> list:
@@ -101,9 +100,9 @@ def _line(sample: VQASample, digests: dict[str, str]) -> list:
     return [fields, [[h.name, digests[h.name]] for h in sample.images]]
 
 
-def _contents(handles: dict[str, ImageHandle]) -> dict[str, str]:
-    """What pictures show, without decoding or rendering: bytes of a file, parameters of a rendering."""
-    digests: dict[Path, str] = {}  # a volume's slices share their file
+def _content_digests(handles: dict[str, ImageHandle]) -> dict[str, str]:
+    """Content of images without decoding or rendering: digest of a file, parameters of a rendering."""
+    digests: dict[Path, str] = {}  # slices of a volume share a file
     with DigestCache() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
 
         def content(handle: ImageHandle) -> str:
@@ -113,5 +112,5 @@ def _contents(handles: dict[str, ImageHandle]) -> dict[str, str]:
                 digests[handle.path] = image_digest(handle, known) or "absent"
             return f"{handle!r} {digests[handle.path]}"
 
-        found = track(handles.items(), "Looking for changed images", len(handles))
-        return {name: content(handle) for name, handle in found}
+        items = track(handles.items(), "Looking for changed images", len(handles))
+        return {name: content(handle) for name, handle in items}

@@ -1,4 +1,4 @@
-"""Question files as they are: every row that can be read, and a line for every fault of the others."""
+"""Read question files leniently: all usable rows, and one line per fault."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ UNKNOWN = "unknown"
 def read_files(
     paths: Sequence[Path], images: Path | None = None, modality: str | None = None
 ) -> tuple[list[VQASample], list[str]]:
-    """The usable questions of some files, and a line for each fault, naming file and row.
+    """Return the usable questions of some files, and one line per fault with file and row.
 
-    A row of no known modality is a fault too, yet it is kept, under ``unknown``; one whose picture is not
-    on disk is kept as well, and is a fault where other pictures of its file are there.
+    A row of unknown modality is a fault but still returned, with modality ``unknown``. A row whose image does
+    not exist is returned too, and is a fault if other images of the same question file exist.
 
     Args:
         paths: files in the papers' schema.
-        images: folder that image paths start from. Default: each file's own.
-        modality: of every row, for files whose rows name none.
+        images: folder of the image paths. Default: the folder of each file.
+        modality: modality of all rows, for files without one.
 
     Raises:
         BadRowError: a file cannot be read at all.
@@ -30,22 +30,22 @@ def read_files(
     samples, faults = [], []
     for path in map(Path, paths):
         root = ImageRoot(path.parent if images is None else images, follow_links=True)
-        mine, nameless = [], 0
+        rows, nameless = [], 0
         for number, row in enumerate(read_json(path)):
             name = f"{path.stem}-{number}"
             given = modality
             if given is None and isinstance(row, dict) and row.get("subset") is None:
                 given, nameless = UNKNOWN, nameless + 1
             try:
-                mine.append((number, read_row(row, name, path.stem, root, given)))
+                rows.append((number, read_row(row, name, path.stem, root, given)))
             except BadRowError as error:
                 faults.append(f"{path} row {number}: {error}")
                 if "is no known modality" in str(error):
-                    mine.append((number, read_row(row, name, path.stem, root, UNKNOWN)))
+                    rows.append((number, read_row(row, name, path.stem, root, UNKNOWN)))
         if nameless:
             faults.append(f"{path}: {nameless} rows name no modality (no subset)")
-        missing = [(n, h.name) for n, s in mine for h in s.images if not h.path.exists()]
-        if len(missing) < sum(len(s.images) for _, s in mine):
+        missing = [(n, h.name) for n, s in rows for h in s.images if not h.path.exists()]
+        if len(missing) < sum(len(s.images) for _, s in rows):
             faults += [f"{path} row {n}: image {image} does not exist" for n, image in missing]
-        samples += [sample for _, sample in mine]
+        samples += [sample for _, sample in rows]
     return samples, faults

@@ -1,8 +1,8 @@
-"""What an audit found, its one plain-JSON form, and the line that sums it up."""
+"""The result of an audit, its JSON form and its one-line verdict."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from medvlm_r1.audit.compare_pair import NAMED, NEIGHBOUR
 from medvlm_r1.audit.leaks import Leak, Pair
@@ -12,14 +12,14 @@ from medvlm_r1.data.sample import VQASample
 
 @dataclass(frozen=True)
 class Balance:
-    """How one set is made up: value -> questions, most frequent first (letters in their order).
+    """Composition of one set: value -> number of questions, most frequent first (letters in order).
 
     Attributes:
-        n: questions.
-        images: different pictures, by path.
+        n: number of questions.
+        images: number of distinct images, by path.
         letters: gold letters.
         options: options per question.
-        modalities, question_types: as the samples name them.
+        modalities, question_types: names of the samples' fields.
     """
 
     n: int
@@ -32,18 +32,18 @@ class Balance:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings.
+    """The result of an audit.
 
     Attributes:
-        sets: by name: ``train``, ``validation`` where there is one, then the test sets.
+        sets: by name: ``train``, ``validation`` if present, then the test sets.
         tests: names of the test sets.
-        faults: one line for each row that cannot be used or lacks something, naming file and row.
-        images: different pictures in all sets, by path.
-        images_checked: of those, how many were there to be decoded.
-        leaks: training into validation and each test set, validation into each test set.
-        repeated: set -> questions asked a second time, as ids of the first and the later one.
+        faults: one line per unusable or incomplete row, naming file and row.
+        images: number of distinct images in all sets, by path.
+        images_checked: number of those whose pixels were compared.
+        leaks: from training to validation and each test set, from validation to each test set.
+        repeated: set -> repeated questions, as ids of the first and the later one.
         shortcuts: test set -> rule -> score.
-        dropped: training questions that were taken out for their pictures.
+        dropped: number of training questions dropped for their images.
     """
 
     sets: dict[str, Balance]
@@ -58,44 +58,44 @@ class Audit:
 
     @property
     def into_tests(self) -> list[Leak]:
-        """Leaks of training questions into test sets: those that touch a result."""
+        """Leaks from training to test sets, which affect results."""
         return [k for k in self.leaks if k.source == "train" and k.target in self.tests and k.questions]
 
     @property
     def leaking(self) -> set[str]:
-        """Ids of the training questions that show a picture of a test set."""
+        """Ids of the training questions that show an image of a test set."""
         return {name for leak in self.into_tests for name in leak.sources}
 
     def as_dict(self, pairs: int | None = None) -> dict:
-        """Plain types; at most ``pairs`` pictures of each leak, all by default."""
+        """JSON form, with at most ``pairs`` image pairs per leak; all by default."""
         plain = asdict(self)
-        for leak, whole in zip(plain["leaks"], self.leaks, strict=True):
-            leak["pairs_in_all"] = len(whole.pairs)
+        for leak, full in zip(plain["leaks"], self.leaks, strict=True):
+            leak["pairs_in_all"] = len(full.pairs)
             leak["pairs"] = list(leak["pairs"][:pairs])
             if pairs is not None:
-                leak["sources"] = len(whole.sources)
+                leak["sources"] = len(full.sources)
         if pairs is not None:
-            plain["repeated"] = {name: len(found) for name, found in self.repeated.items()}
+            plain["repeated"] = {name: len(ids) for name, ids in self.repeated.items()}
         return plain | {"tests": list(self.tests), "faults": list(self.faults), "verdict": self.verdict}
 
     @classmethod
     def from_dict(cls, plain: dict) -> "Audit":
-        """The audit that ``as_dict`` wrote whole."""
+        """Inverse of :meth:`as_dict` with all pairs."""
 
-        def leak(found: dict) -> Leak:
-            found = {key: value for key, value in found.items() if key != "pairs_in_all"}
-            pairs = tuple(Pair(**pair) for pair in found["pairs"])
-            return Leak(**found | {"pairs": pairs, "sources": tuple(found["sources"])})
+        def leak(fields: dict) -> Leak:
+            fields = {key: value for key, value in fields.items() if key != "pairs_in_all"}
+            pairs = tuple(Pair(**pair) for pair in fields["pairs"])
+            return Leak(**fields | {"pairs": pairs, "sources": tuple(fields["sources"])})
 
         rest = {key: value for key, value in plain.items() if key != "verdict"}
         return cls(
             **rest
             | {
-                "sets": {name: Balance(**found) for name, found in plain["sets"].items()},
+                "sets": {name: Balance(**counts) for name, counts in plain["sets"].items()},
                 "tests": tuple(plain["tests"]),
                 "faults": tuple(plain["faults"]),
                 "leaks": tuple(map(leak, plain["leaks"])),
-                "repeated": {n: [tuple(two) for two in f] for n, f in plain["repeated"].items()},
+                "repeated": {n: [tuple(pair) for pair in ids] for n, ids in plain["repeated"].items()},
                 "shortcuts": {
                     name: {rule: Shortcut(**score) for rule, score in rules.items()}
                     for name, rules in plain["shortcuts"].items()
@@ -103,13 +103,9 @@ class Audit:
             }
         )
 
-    def after_dropping(self, dropped: int) -> "Audit":
-        """The same findings, with the note that the leaking training questions were taken out."""
-        return replace(self, dropped=dropped)
-
     @property
     def verdict(self) -> str:
-        """One line: what a reader of the results has to know."""
+        """One line that summarises all problems."""
         parts = []
         for leak in self.into_tests:
             shown = f"{leak.questions} of {leak.n} {leak.target} questions ({100 * leak.share:.1f} %)"
@@ -131,7 +127,7 @@ class Audit:
             if leak.questions and "validation" in (leak.source, leak.target):
                 n = f"{leak.questions} of {leak.n} {leak.target} questions"
                 parts.append(f"{n} show a copy of a {leak.source} image")
-        if twice := {name: len(found) for name, found in self.repeated.items() if found}:
+        if twice := {name: len(ids) for name, ids in self.repeated.items() if ids}:
             parts.append("asked twice: " + ", ".join(f"{n} in {name}" for name, n in twice.items()))
         for name, rules in self.shortcuts.items():
             rule, best = max(rules.items(), key=lambda item: item[1].accuracy)
@@ -150,7 +146,7 @@ class Audit:
 
 
 def balance(samples: Sequence[VQASample]) -> Balance:
-    """Count one set."""
+    """Count the questions of one set."""
 
     def counted(values) -> dict[str, int]:
         return {str(value): n for value, n in Counter(values).most_common()}

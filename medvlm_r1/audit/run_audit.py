@@ -1,9 +1,9 @@
-"""The whole audit of a set of questions: each picture decoded once, each finding from that."""
+"""Run all checks on a set of questions, decoding each image once."""
 
 from collections.abc import Mapping, Sequence
 
 from medvlm_r1.audit.fingerprints import fingerprints
-from medvlm_r1.audit.leaks import find_leak, pictures, repeated
+from medvlm_r1.audit.leaks import find_leak, repeated_questions, unique_images
 from medvlm_r1.audit.result import Audit, balance
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.data.sample import VQASample
@@ -16,34 +16,35 @@ def audit(
     faults: Sequence[str] = (),
     workers: int | None = None,
 ) -> Audit:
-    """Look for leaks, repeated questions and shortcuts, and count what there is.
+    """Find leaks, repeated questions and shortcuts, and count the questions of each kind.
 
     Args:
         train, validation: questions; validation may be empty.
         tests: test sets by name.
-        faults: lines about rows that cannot be used, passed on into the findings.
-        workers: threads that decode. Default: one per core, at most 8.
+        faults: lines about unusable rows, copied into the result.
+        workers: decoding threads. Default: one per core, at most 8.
 
     Raises:
-        BadRowError: a picture is there and cannot be decoded.
+        BadRowError: an image file exists and cannot be decoded.
+        ValueError: a test set is named ``train`` or ``validation``.
     """
     sets = (
         {"train": list(train), "validation": list(validation)} if len(validation) else {"train": list(train)}
     )
     if clash := sets.keys() & tests.keys():
-        raise ValueError(f"a test set is called {min(clash)!r}, like another part: give it another name")
+        raise ValueError(f"a test set is named {min(clash)!r}, like another part: rename it")
     sets |= {name: list(samples) for name, samples in tests.items()}
-    handles = pictures([sample for samples in sets.values() for sample in samples])
+    handles = unique_images([sample for samples in sets.values() for sample in samples])
     prints = dict(zip(handles, fingerprints(list(handles.values()), workers), strict=True))
-    ways = [("train", name) for name in sets if name != "train"]
-    ways += [("validation", name) for name in tests if "validation" in sets]
+    directions = [("train", name) for name in sets if name != "train"]
+    directions += [("validation", name) for name in tests if "validation" in sets]
     return Audit(
         sets={name: balance(samples) for name, samples in sets.items()},
         tests=tuple(tests),
         faults=tuple(faults),
         images=len(handles),
-        images_checked=sum(found is not None for found in prints.values()),
-        leaks=tuple(find_leak((a, b), sets[a], sets[b], handles, prints) for a, b in ways),
-        repeated={name: repeated(samples, prints) for name, samples in sets.items()},
-        shortcuts={name: found for name in tests if (found := shortcuts(sets["train"], sets[name]))},
+        images_checked=sum(print_ is not None for print_ in prints.values()),
+        leaks=tuple(find_leak((a, b), sets[a], sets[b], handles, prints) for a, b in directions),
+        repeated={name: repeated_questions(samples, prints) for name, samples in sets.items()},
+        shortcuts={name: rules for name in tests if (rules := shortcuts(sets["train"], sets[name]))},
     )

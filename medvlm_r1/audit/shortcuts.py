@@ -1,7 +1,7 @@
-"""How far one gets without looking: rules that see no picture, fitted on training, scored on a test set.
+"""Shortcuts: accuracy of rules that see no image, fitted on training questions and scored on a test set.
 
-Where a rule likes several options equally, it is scored by the chance that a fair draw among them hits, so
-that no score depends on the order of anything.
+If a rule ranks several options first, its score is the probability that a uniform draw among them is correct,
+so that no score depends on their order.
 """
 
 from collections import Counter, defaultdict
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from medvlm_r1.data.sample import VQASample
 
-Liking = Callable[[VQASample], list[float]]  # one number per option, the more the better
+Rule = Callable[[VQASample], list[float]]  # one score per option, higher is better
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Shortcut:
     """One rule on one test set.
 
     Attributes:
-        accuracy: share of questions that it answers correctly.
+        accuracy: share of questions that the rule answers correctly.
         chance: accuracy of guessing among each question's options.
-        n: questions.
+        n: number of questions.
     """
 
     accuracy: float
@@ -29,20 +29,23 @@ class Shortcut:
 
     @property
     def stands_out(self) -> bool:
-        """Whether it is above chance by three standard errors and ten points."""
+        """Whether accuracy exceeds chance by three standard errors and by ten points."""
         error = (self.chance * (1 - self.chance) / self.n) ** 0.5
         return self.accuracy > self.chance + max(3 * error, 0.1)
 
 
 def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str, Shortcut]:
-    """Every rule, by name, fitted on ``train`` (the longest option needs no fit) and scored on ``test``.
+    """Fit all rules on ``train`` and score them on ``test``.
 
-    Open questions have no options to like: a test set of them alone has no rules.
+    Open questions are skipped: a test set of them alone has no scores.
+
+    Returns:
+        Rule name -> score.
     """
     train, test = _closed(train), _closed(test)
     if not test:
         return {}
-    rules: dict[str, Liking] = {
+    rules: dict[str, Rule] = {
         "option text": option_text(train, _plain),
         "option text as spelt": option_text(train, str),
         "question": question_alone(train),
@@ -57,31 +60,31 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
 
 
 def prior_guesses(train: Sequence[VQASample], test: Sequence[VQASample]) -> list[tuple[VQASample, list[str]]]:
-    """Each test question with options, and the letters that the option-text rule likes best, equally."""
+    """Return each closed test question with the letters that the option-text rule ranks first."""
     rule = option_text(_closed(train), _plain)
     return [(sample, _best(rule, sample)) for sample in _closed(test)]
 
 
-def option_text(train: Sequence[VQASample], read: Callable[[str], str]) -> Liking:
-    """How often an option's text was gold, of the times that it was an option; 0 if it never was one.
+def option_text(train: Sequence[VQASample], normalize: Callable[[str], str]) -> Rule:
+    """Score an option by how often its text was gold when it was an option; 0 if it never was one.
 
-    ``read`` says which texts count as the same: a capital or a full stop can give a gold option away.
+    ``normalize`` defines which texts count as equal: a capital or a full stop can reveal the gold option.
     """
-    shown = Counter(read(option) for sample in train for option in sample.options)
-    gold = Counter(read(sample.answer_text) for sample in train)
-    return lambda sample: [gold[o] / shown[o] if shown[o] else 0.0 for o in map(read, sample.options)]
+    shown = Counter(normalize(option) for sample in train for option in sample.options)
+    gold = Counter(normalize(sample.answer_text) for sample in train)
+    return lambda sample: [gold[o] / shown[o] if shown[o] else 0.0 for o in map(normalize, sample.options)]
 
 
-def question_alone(train: Sequence[VQASample]) -> Liking:
-    """How often an option's text was gold where the question was worded the same."""
+def question_alone(train: Sequence[VQASample]) -> Rule:
+    """Score an option by how often its text was gold for the same question text."""
     gold: dict[str, Counter] = defaultdict(Counter)
     for sample in train:
         gold[_plain(sample.question)][sample.answer_text] += 1
     return lambda sample: [float(gold.get(_plain(sample.question), Counter())[o]) for o in sample.options]
 
 
-def majority_letter(train: Sequence[VQASample]) -> Liking:
-    """How often a letter was gold."""
+def majority_letter(train: Sequence[VQASample]) -> Rule:
+    """Score an option by how often its letter was gold."""
     gold = Counter(sample.answer for sample in train)
     return lambda sample: [float(gold[letter]) for letter in sample.letters]
 
@@ -90,7 +93,7 @@ def _closed(samples: Sequence[VQASample]) -> list[VQASample]:
     return [sample for sample in samples if sample.options]
 
 
-def _hit(rule: Liking, sample: VQASample) -> float:
+def _hit(rule: Rule, sample: VQASample) -> float:
     return hit_probability(sample, _best(rule, sample))
 
 
@@ -99,11 +102,11 @@ def hit_probability(sample: VQASample, letters: Sequence[str]) -> float:
     return (sample.answer in letters) / len(letters)
 
 
-def _best(rule: Liking, sample: VQASample) -> list[str]:
-    liking = rule(sample)
-    return [letter for letter, value in zip(sample.letters, liking, strict=True) if value == max(liking)]
+def _best(rule: Rule, sample: VQASample) -> list[str]:
+    scores = rule(sample)
+    return [letter for letter, score in zip(sample.letters, scores, strict=True) if score == max(scores)]
 
 
 def _plain(text: str) -> str:
-    """Without capitals, doubled spaces and the full stop."""
+    """Lower-case, without repeated spaces and final full stop."""
     return " ".join(text.lower().split()).rstrip(".")

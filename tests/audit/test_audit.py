@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from medvlm_r1.audit import Audit, PreRunAudit, audit
 from medvlm_r1.audit.compare_pair import COPIES, NEIGHBOUR, Turn, classify_pair, view
 from medvlm_r1.audit.fingerprints import Fingerprint, candidates, fingerprint, fingerprints
-from medvlm_r1.audit.leaks import repeated
+from medvlm_r1.audit.leaks import repeated_questions
 from medvlm_r1.audit.pre_run import content_key
 from medvlm_r1.audit.question_files import read_files
 from medvlm_r1.audit.shortcuts import shortcuts
@@ -128,7 +128,7 @@ def test_planted_copies_are_found_each_with_its_kind(found, planted):
 
 @pytest.mark.parametrize("modality", ["mri", "ct", "xray"])
 def test_copies_that_are_sharpened_and_cropped(modality):
-    """The rate that ``kinds.py`` states; what is left passes for another picture."""
+    """The rate in the docstring of ``compare_pair.py``; the others count as different images."""
     found = Counter()
     for sample in PhantomSource(modality, 30):
         picture = sample.images[0].load()
@@ -208,7 +208,7 @@ def test_repeated_questions(planted, tmp_path):
     again = ask(path, 1, options=("Mass", "Cyst"))
     other = dataclasses.replace(again, id="other", question="Where is it?")
     prints = {s.images[0].name: fingerprint(s.images[0]) for s in (first, again, other)}
-    assert repeated([first, other, again], prints) == [(first.id, again.id)]
+    assert repeated_questions([first, other, again], prints) == [(first.id, again.id)]
 
 
 def test_shortcuts_on_paper(tmp_path):
@@ -270,7 +270,7 @@ def test_a_run_drops_or_fails(planted, tmp_path):
     told = run_here(tmp_path, *command, "audit.on_leak=fail", code=2)
     leak = "2 of 12 mri questions (16.7 %) show"
     assert f"error: audit: {leak} a copy of a training image" in told.stderr
-    assert "audit.on_leak=drop takes 2 training questions out" in told.stderr
+    assert "Use audit.on_leak=drop to remove 2 training questions" in told.stderr
     assert not list(tmp_path.glob("outputs/runs/*/checkpoints"))
     told = run_here(tmp_path, *command, "audit.on_leak=drop")
     assert "2 training questions dropped for it" in told.stdout + told.stderr
