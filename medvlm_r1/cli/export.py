@@ -118,7 +118,9 @@ def model_folder(source: Path) -> Path:
         "it does not exist" if not source.exists() else "it has no model/, config.json or adapter_config.json"
     )
     if (source / "metrics.json").is_file():
-        reason = "a zero-shot run leaves none" if not (source / "model").exists() else "its model/ is empty"
+        reason = (
+            "a zero-shot run saves no weights" if not (source / "model").exists() else "its model/ is empty"
+        )
     raise CommandError(f"{source} holds no model: {reason}")
 
 

@@ -176,8 +176,8 @@ def load(args: Namespace, questions: Sequence[Question]) -> "Answerer":
     notes = list(model.notes)
     if any(not question.options for question in questions):
         notes.append(
-            f"a question without options uses the prompt {model.asked.prompt.name}, which may ask for a "
-            "letter; the model was trained to choose among options, and its answer has no confidence"
+            f"a question without options uses the prompt {model.prompt_record.prompt.name}, which may ask "
+            "for a letter; the model was trained to choose among options, and its answer has no confidence"
         )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

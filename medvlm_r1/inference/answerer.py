@@ -1,4 +1,4 @@
-"""A trained model that answers questions one by one, as its evaluation asked it, and says how surely."""
+"""Answer questions with a trained model and the prompt of its evaluation, with a confidence."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,71 +30,74 @@ from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model, the words that it is asked in, and what is worth saying about them.
+    """A model with its prompt.
 
     Attributes:
-        name: the model's, as given.
-        policy, asked: the weights; the prompt and limits.
-        notes: what a user has to know to trust an answer, a line each.
+        name: the model's path or hub id, as the user wrote it.
+        policy: the weights.
+        prompt_record: prompt, image sizes and token limits.
+        notes: one line each; conditions under which answers differ from those of the model's evaluation.
     """
 
     name: str
     policy: Policy
-    asked: PromptRecord
+    prompt_record: PromptRecord
     notes: tuple[str, ...]
 
     def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:
-        """Answer questions side by side: greedily, through evaluation's engine and parser.
+        """Answer a batch of questions greedily, with the engine and the parser of evaluation.
 
         Raises:
             BadRowError: an image cannot be decoded.
             ValueError: a question with its images is longer than the model's context.
         """
-        policy, prompt = self.policy, self.asked.prompt
-        # An open question is asked in the trained words, even where they speak of letters.
+        policy, prompt = self.policy, self.prompt_record.prompt
+        # Without a template for open questions, the trained one serves, even if it asks for a letter.
         prompt = dataclasses.replace(prompt, open=prompt.open or prompt.evaluate)
         prompts = [policy.encoder.encode(question, "evaluate", prompt) for question in questions]
-        for each in prompts:
-            self._check_length(each)
-        sampling = Sampling(group_size=1, max_tokens=self.asked.max_completion_tokens, temperature=0.0)
+        for encoded in prompts:
+            self._check_length(encoded)
+        limit = self.prompt_record.max_completion_tokens
+        sampling = Sampling(group_size=1, max_tokens=limit, temperature=0.0)
         rollout = SharedPrefixEngine()(policy, prompts, sampling, NoiseKey(0, 0))
         answers = [prompt.parse(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
-        weighed = [
-            (row, prompt.alternatives(answer, question))
-            for row, (answer, question) in enumerate(zip(answers, questions, strict=True))
-            if question.options
-        ]
-        shares: dict[int, list[float]] = {}
-        if weighed:
-            rows, alternatives = zip(*weighed, strict=True)
-            found = option_probabilities(policy, [prompts[row] for row in rows], alternatives)
-            shares = dict(zip(rows, found, strict=True))
+        closed = [row for row, question in enumerate(questions) if question.options]
+        probabilities: dict[int, list[float]] = {}
+        if closed:
+            alternatives = [prompt.alternatives(answers[row], questions[row]) for row in closed]
+            per_row = option_probabilities(policy, [prompts[row] for row in closed], alternatives)
+            probabilities = dict(zip(closed, per_row, strict=True))
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         return [
-            self._record(question, answers[row], shares.get(row), lengths[row], truncated[row])
+            self._answer_record(question, answers[row], probabilities.get(row), lengths[row], truncated[row])
             for row, question in enumerate(questions)
         ]
 
     def _check_length(self, prompt: EncodedPrompt) -> None:
         context = self.policy.model.config.get_text_config().max_position_embeddings
-        if len(prompt.ids) + self.asked.max_completion_tokens > context:
+        limit = self.prompt_record.max_completion_tokens
+        if len(prompt.ids) + limit > context:
             raise ValueError(
-                f"{prompt.sample.id}: {len(prompt.ids)} tokens of question and images and "
-                f"{self.asked.max_completion_tokens} of answer exceed the model's context of {context}: give "
-                "fewer images"
+                f"{prompt.sample.id}: {len(prompt.ids)} tokens of question and images and {limit} of answer "
+                f"exceed the model's context of {context}: give fewer images"
             )
 
-    def _record(
-        self, question: Question, answer: Answer, shares: list[float] | None, tokens: int, cut: bool
+    def _answer_record(
+        self,
+        question: Question,
+        answer: Answer,
+        option_probs: list[float] | None,
+        tokens: int,
+        truncated: bool,
     ) -> AnswerRecord:
-        probabilities = dict(zip(question.letters, shares, strict=True)) if shares else None
-        said = answer.letter or answer.lenient
-        likeliest = max(probabilities, key=lambda letter: probabilities[letter]) if probabilities else None
-        meant = said or likeliest
+        probabilities = dict(zip(question.letters, option_probs, strict=True)) if option_probs else None
+        letter = answer.letter or answer.lenient
+        likeliest = max(probabilities, key=lambda option: probabilities[option]) if probabilities else None
+        confidence_of = letter or likeliest
         return AnswerRecord(
             id=question.id,
             model=self.name,
-            prompt=self.asked.prompt.name,
+            prompt=self.prompt_record.prompt.name,
             images=[image.name for image in question.images],
             question=question.question,
             options=list(question.options),
@@ -103,65 +106,64 @@ class Answerer:
             content=answer.content,
             answer=answer.letter,
             answer_lenient=answer.lenient,
-            answer_text=question.options[question.letters.index(said)] if said else None,
-            confidence=probabilities[meant] if probabilities and meant else None,
-            confidence_of=meant,
+            answer_text=question.options[question.letters.index(letter)] if letter else None,
+            confidence=probabilities[confidence_of] if probabilities and confidence_of else None,
+            confidence_of=confidence_of,
             forced=answer.letter is None if probabilities else None,
             probabilities=probabilities,
             well_formed=answer.well_formed,
             tokens=tokens,
-            truncated=cut,
+            truncated=truncated,
             gold=question.answer if isinstance(question, VQASample) else None,
         )
 
 
 def load_answerer(path: str, prompt: str | None, recipe: str | None, device: str | None) -> Answerer:
-    """Load a model to be asked.
+    """Load a model with its prompt.
 
     Args:
         path: a run folder, a model or PEFT directory, ``embedded``, or a hub id.
-        prompt, recipe: options of ``conf/prompt`` and ``conf/model`` for a checkpoint that does not say how
-            it was trained; by default ``medvlm_r1`` and the model option with this path or, failing that,
+        prompt, recipe: options of ``conf/prompt`` and ``conf/model``, for a checkpoint without
+            ``medvlm_r1.json``. Defaults: ``medvlm_r1``, and the model option with this path or else
             ``qwen2_vl_2b``.
-        device: where to compute; by default the first GPU, or the CPU where there is none.
+        device: torch device; default: the first GPU, or the CPU if there is none.
 
     Raises:
         MissingWeightsError, UnusableWeightsError, MissingGPUError: see
             :func:`~medvlm_r1.policy.loading.resolve.check_weights`.
-        UnknownPromptError: how to ask cannot be told, or the record says otherwise.
+        UnknownPromptError: the prompt is unknown, or ``prompt`` or ``recipe`` contradict ``medvlm_r1.json``.
         ValueError: no such device.
     """
-    place = _device(device)
-    given, revision = path, configured_revision(path)
-    inside = Path(path) / "model"
-    if any((inside / name).is_file() for name in ("config.json", "adapter_config.json")):
-        path = str(inside)
+    name, revision, torch_device = path, configured_revision(path), _device(device)
+    model_folder = Path(path) / "model"
+    if any((model_folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        path = str(model_folder)
     elif (Path(path) / "metrics.json").is_file():
         raise MissingWeightsError(
-            f"--model {path} is a run without a model/: a zero-shot run leaves none, so give the checkpoint "
-            "that it judged"
+            f"--model {path} is a run without a model/: a zero-shot run saves no weights, so give the "
+            "checkpoint that it evaluated"
         )
     check_weights(path, revision, "cpu" if device == "cpu" else "auto")
     folder = find_weights(path, revision)
-    asked, notes = read_record(folder), []
-    if asked is None:
-        asked, option = record_from_config(path, prompt or "medvlm_r1", recipe)
+    record, notes = read_record(folder), []
+    if record is None:
+        record, option = record_from_config(path, prompt or "medvlm_r1", recipe)
         notes.append(
-            f"{given} has no {RECORD}, so how it was trained is unknown: it is asked with --prompt "
-            f"{asked.prompt.name} and the limits of --recipe {option}"
+            f"{name} has no {RECORD}, so its training prompt is unknown: the answers use --prompt "
+            f"{record.prompt.name} and the limits of --recipe {option}"
         )
-    elif recipe or prompt not in (None, asked.prompt.name):
+    elif recipe or prompt not in (None, record.prompt.name):
         raise UnknownPromptError(
-            f"{folder}: {RECORD} says how the model is asked (prompt {asked.prompt.name}); --prompt and "
-            "--recipe are for a checkpoint without one: leave them out"
+            f"{folder}: {RECORD} sets the prompt ({record.prompt.name}) and the limits: leave out --prompt "
+            "and --recipe, which are for a checkpoint without it"
         )
-    if asked.rounded:
+    if record.rounded:
         notes.append(
-            "the adapter was trained over weights in 4 bits and stands on the unrounded ones here, so "
-            "answers can differ from its evaluation's"
+            "the adapter was trained over 4-bit weights and runs over 16-bit or 32-bit ones here, so answers "
+            "can differ from those of its evaluation"
         )
-    policy = load_policy(path, asked, revision).to(place).eval()
-    return Answerer(given, policy, asked, tuple(notes))
+    policy = load_policy(path, record, revision).to(torch_device).eval()
+    return Answerer(name, policy, record, tuple(notes))
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,9 +1,8 @@
-"""Any model behind an OpenAI-compatible endpoint: evaluated, not trained.
+"""A model behind an OpenAI-compatible endpoint (vLLM, SGLang): for evaluation, not for training.
 
-A baseline that is too big for this machine is served elsewhere (vLLM, SGLang) and answers the same
-questions in the same words, with the same pixels, greedily. It stands where a policy stands and
-brings its own engine. Every reply is written down as it comes, so a run that was stopped and started
-again asks only what is missing.
+An :class:`Endpoint` has the interface of a policy and brings its own rollout engine. The served model
+receives the prompts and pixels of a local one and decodes greedily. A cache stores each response at
+once, so a run that was interrupted requests only the missing ones.
 """
 
 import asyncio
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EndpointCompletions:
-    """The answers to some questions, in their order; :class:`~medvlm_r1.rollout.engine.Completions`."""
+    """Completions in the order of their prompts; see :class:`~medvlm_r1.rollout.engine.Completions`."""
 
     texts: list[str]
     lengths: Int[Tensor, " rows"]
@@ -47,18 +46,18 @@ class EndpointCompletions:
 
 
 class Endpoint:
-    """A served model in the place of a policy, with an engine of its own.
+    """A served model with the interface of a policy and a rollout engine of its own.
 
     Args:
         url: base of the API, mostly ending in ``/v1``.
-        name: the model's name there.
-        encoder: turns questions into chats.
-        api_key_variable: environment variable that holds the key; servers without one ignore it.
-        concurrency: requests under way at once.
-        retries: further attempts after a lost connection, a time-out or HTTP 408, 409, 429 and 5xx, with
-            exponential backoff from 0.5 to 8 seconds or as long as the server asks for.
-        timeout: seconds that one answer may take.
-        cache: the responses received so far.
+        name: name of the model on the server.
+        encoder: converts questions to chats.
+        api_key_variable: environment variable with the API key; open servers ignore it.
+        concurrency: maximum number of parallel requests.
+        retries: retries after a lost connection, a time-out or HTTP 408, 409, 429 and 5xx, with
+            exponential backoff from 0.5 to 8 seconds, or the server's Retry-After.
+        timeout: limit of one request in seconds.
+        cache: stored responses.
     """
 
     def __init__(
@@ -74,33 +73,35 @@ class Endpoint:
     ) -> None:
         self.url, self.name, self.encoder, self.api_key_variable = url, name, encoder, api_key_variable
         self.concurrency, self.retries, self.timeout, self.cache = concurrency, retries, timeout, cache
-        self.counters = Counters()  # stay empty: what is computed is computed elsewhere
+        self.counters = Counters()  # all zero: this process computes nothing
 
     def parameters(self) -> Iterator[Tensor]:
-        """None: they are elsewhere."""
+        """No parameters: the server has them."""
         return iter(())
 
     def prepare(self) -> None:
-        """Nothing is kept here that an evaluation would have to bring up to date."""
+        """No-op: there is no sampling model to update."""
 
     def enable_vision_cache(self) -> None:
-        """Nor are there features to keep."""
+        """No-op: the server encodes the images."""
 
     def clear_vision_cache(self) -> None:
-        """Or to drop."""
+        """No-op: the server encodes the images."""
 
     def engine(
         self, policy: "Endpoint", prompts: Sequence[Chat], sampling: Sampling, draws: NoiseKey
     ) -> EndpointCompletions:
-        """Answer questions, all at once up to ``concurrency``; the server draws, so ``draws`` has no say.
+        """Complete the prompts, from the cache or by up to ``concurrency`` parallel requests.
+
+        ``policy`` and ``draws`` are unused: the server samples.
 
         Raises:
-            EndpointError: the server cannot be reached, refuses, or answers out of form. What was received
-                until then is kept.
-            ValueError: several completions of one prompt are wanted.
+            EndpointError: no connection, a rejected request, or a malformed response. The cache has every
+                response received before.
+            ValueError: ``sampling.group_size`` is not 1.
         """
         if sampling.group_size != 1:
-            raise ValueError("an endpoint can be evaluated, not trained: it gives one answer to a question")
+            raise ValueError("an endpoint can be evaluated, not trained: it gives one completion per prompt")
         requests = [
             {
                 "model": self.name,
@@ -113,29 +114,28 @@ class Endpoint:
         keys = [digest(request) for request in requests]
         missing = {
             key: (request, prompt.sample.id)
-            for key, request, prompt in zip(keys, requests, prompts, strict=True)  # a twin is asked once
+            for key, request, prompt in zip(keys, requests, prompts, strict=True)  # equal requests once
             if key not in self.cache.responses
         }
         if missing:
-            asyncio.run(self._ask(missing))
-        found = [self.cache.responses[key] for key in keys]
+            asyncio.run(self._request(missing))
+        responses = [self.cache.responses[key] for key in keys]
         return EndpointCompletions(
-            texts=[reply.text for reply in found],
-            lengths=torch.tensor([reply.tokens for reply in found]),
-            truncated=torch.tensor([reply.truncated for reply in found]),
+            texts=[response.text for response in responses],
+            lengths=torch.tensor([response.tokens for response in responses]),
+            truncated=torch.tensor([response.truncated for response in responses]),
         )
 
-    async def _ask(self, missing: dict[str, tuple[dict[str, Any], str]]) -> None:
-        """Ask, and write down each reply as it comes.
+    async def _request(self, missing: dict[str, tuple[dict[str, Any], str]]) -> None:
+        """Send the requests, by key with the question's id, and cache each response on arrival.
 
-        After a failure nothing more is asked, but what is under way has cost the server its work: it
-        is waited for and kept.
+        After a failure no further request starts, but those in progress are awaited and cached.
         """
         openai = client_library()
-        turn = asyncio.Semaphore(self.concurrency)
+        slots = asyncio.Semaphore(self.concurrency)
         failures: list[Exception] = []
 
-        async def ask(key: str, request: dict[str, Any], question: str) -> None:
+        async def send(key: str, request: dict[str, Any], question: str) -> None:
             try:
                 completion = await client.chat.completions.create(**request)
             except openai.OpenAIError as error:
@@ -144,11 +144,11 @@ class Endpoint:
                 ) from error
             self.cache.add(key, self._read(completion, question), model=self.name, question=question)
 
-        async def ask_in_turn(key: str, request: dict[str, Any], question: str) -> None:
-            async with turn:
+        async def send_in_slot(key: str, request: dict[str, Any], question: str) -> None:
+            async with slots:
                 if not failures:
                     try:
-                        await ask(key, request, question)
+                        await send(key, request, question)
                     except Exception as error:
                         failures.append(error)
 
@@ -158,7 +158,7 @@ class Endpoint:
             max_retries=self.retries,
             timeout=openai.Timeout(self.timeout, connect=CONNECT_SECONDS),
         ) as client:
-            await asyncio.gather(*(ask_in_turn(key, *asked) for key, asked in missing.items()))
+            await asyncio.gather(*(send_in_slot(key, *request) for key, request in missing.items()))
         if failures:
             raise failures[0]
 
@@ -166,26 +166,28 @@ class Endpoint:
         if not getattr(completion, "choices", None) or completion.usage is None:
             raise self._failure(
                 question,
-                "the answer has no choices or no token usage, so it is no chat completion",
+                "the response has no choices or no token usage, so it is no chat completion",
                 "Give the base of an OpenAI-compatible API as model.url; it mostly ends in /v1",
             )
         (choice, *_), extra = completion.choices, completion.choices[0].message.model_extra or {}
         if extra.get("reasoning") or extra.get("reasoning_content"):
             raise self._failure(
                 question,
-                "the server takes the reasoning out of the text, so its format cannot be judged",
+                "the server removes the reasoning from the text, so its format cannot be evaluated",
                 "Serve the model without a reasoning parser",
             )
         return CachedResponse(
-            choice.message.content or "",  # null where a model says nothing
+            choice.message.content or "",  # null for an empty completion
             completion.usage.completion_tokens,
             choice.finish_reason == "length",
         )
 
     def _failure(self, question: str, cause: str, remedy: str) -> EndpointError:
-        kept = self.cache.path
-        go_on = f" What was received is kept in {kept}: the same command goes on from there." if kept else ""
-        return EndpointError(f"{self.url}, model {self.name}, question {question}: {cause}. {remedy}.{go_on}")
+        path = self.cache.path
+        resume = f" {path} has every response so far: the same command requests the rest." if path else ""
+        return EndpointError(
+            f"{self.url}, model {self.name}, question {question}: {cause}. {remedy}.{resume}"
+        )
 
 
 def connect(
@@ -198,14 +200,14 @@ def connect(
     timeout: float = 600.0,
     cache: str | None = "outputs/replies",
 ) -> Endpoint:
-    """An :class:`Endpoint` whose replies are kept in the folder ``cache``, one file for each model.
+    """Return an :class:`Endpoint` that caches responses in the folder ``cache``, one file per model.
 
     Args:
-        recipe: pixel limits are taken from here.
-        cache: a folder; ``None`` asks everything anew and keeps nothing.
+        recipe: image size and pixel limits.
+        cache: a folder; ``None`` requests every answer again and stores nothing.
 
     Raises:
-        ValueError: a setting is out of range, or the kept replies cannot be read.
+        ValueError: a setting is out of range, or the cache file is damaged.
     """
     if concurrency < 1 or retries < 0 or timeout <= 0:
         raise ValueError(
@@ -221,5 +223,5 @@ def connect(
 
 
 def digest(request: dict[str, Any]) -> str:
-    """SHA-256 of a request: model, messages with their pictures, limit and temperature."""
+    """Return the SHA-256 of a request: model, messages with images, token limit and temperature."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

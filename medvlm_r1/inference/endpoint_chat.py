@@ -16,12 +16,12 @@ from medvlm_r1.prompts import PromptStyle
 
 @dataclass(frozen=True)
 class Chat:
-    """One question as the endpoint receives it.
+    """One question as a request to the endpoint.
 
     Attributes:
-        sample: the question itself, for reading and scoring the answer.
-        messages: in the format of the chat completions API, pictures as data URLs.
-        assistant_prefix: empty: the API takes no first text of the answer.
+        sample: the question, to parse and score the answer.
+        messages: in the format of the chat completions API, images as data URLs.
+        assistant_prefix: always empty; the API cannot prefill an answer.
     """
 
     sample: VQASample
@@ -31,11 +31,11 @@ class Chat:
 
 @dataclass(frozen=True)
 class ChatEncoder:
-    """Turns a question into a chat, in a DataLoader worker.
+    """Converts a question to a chat, in a DataLoader worker.
 
     Attributes:
         image_size, min_pixels, max_pixels: see :class:`~medvlm_r1.policy.loading.load.Recipe`. A Qwen2-VL
-            server with wider limits leaves a picture of that size as it is.
+            server with wider limits does not resize such an image again.
     """
 
     image_size: int | None
@@ -51,25 +51,25 @@ class ChatEncoder:
         assistant_prefix: str = "",
         memo: dict[str, Image.Image] | None = None,
     ) -> Chat:
-        """The prompt style's messages, with the pictures in their places.
+        """Render the prompt style's messages, with the images as PNG.
 
         Args:
-            assistant_prefix: must be empty: the API takes no first text of the answer.
-            memo: pictures of earlier calls, which these are added to.
+            assistant_prefix: must be empty; the API cannot prefill an answer.
+            memo: resized images of earlier calls by name; this call adds its own.
 
         Raises:
-            BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
-            ValueError: the answer is to begin with something.
+            BadRowError: an image cannot be decoded, or its aspect ratio is over 200.
+            ValueError: ``assistant_prefix`` is not empty.
         """
         if assistant_prefix:
-            raise ValueError(f"a served model's answer cannot be made to begin with {assistant_prefix!r}")
+            raise ValueError(f"the chat completions API cannot prefill an answer with {assistant_prefix!r}")
         memo = {} if memo is None else memo
-        pictures = iter(sample.images)
+        images = iter(sample.images)
         messages = [
             {
                 **message,
                 "content": [
-                    self._picture(next(pictures), sample, cache, memo) if part["type"] == "image" else part
+                    self._image_part(next(images), sample, cache, memo) if part["type"] == "image" else part
                     for part in message["content"]
                 ],
             }
@@ -77,7 +77,7 @@ class ChatEncoder:
         ]
         return Chat(sample, messages)
 
-    def _picture(
+    def _image_part(
         self,
         image: ImageHandle,
         sample: VQASample,
@@ -85,11 +85,11 @@ class ChatEncoder:
         memo: dict[str, Image.Image],
     ) -> dict[str, Any]:
         png = io.BytesIO()
-        self._fitted(image, sample, cache, memo).save(png, "PNG")  # lossless: the server sees our pixels
+        self._resized(image, sample, cache, memo).save(png, "PNG")  # lossless
         data = base64.b64encode(png.getvalue()).decode()
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
-    def _fitted(
+    def _resized(
         self,
         image: ImageHandle,
         sample: VQASample,
@@ -98,7 +98,7 @@ class ChatEncoder:
     ) -> Image.Image:
         if image.name not in memo:
             if isinstance(image, BlankImage):
-                size = self._fitted(image.of, sample, cache, memo).size
+                size = self._resized(image.of, sample, cache, memo).size
                 memo[image.name] = Image.new("RGB", size, GREY)
             else:
                 limits = (self.image_size, self.min_pixels, self.max_pixels)

@@ -4,20 +4,20 @@ import logging
 import os
 from types import ModuleType
 
-CONNECT_SECONDS = 5.0  # to say that nobody is there; an answer may take model.timeout
+CONNECT_SECONDS = 5.0  # of the connection alone; model.timeout limits the whole request
 
 
 class EndpointError(RuntimeError):
-    """An endpoint that cannot answer. The message names url, model, question and remedy."""
+    """A request to the endpoint failed. The message names URL, model, question and remedy."""
 
 
 def check_endpoint(url: str, name: str, api_key_variable: str) -> None:
-    """Stop within seconds where nobody answers at ``url``, or where ``name`` is not served.
+    """Check within seconds that a server answers at ``url`` and serves the model ``name``.
 
-    A server that lists no models is accepted: the first question will tell.
+    A server that cannot list its models passes: the first question will show whether it serves ``name``.
 
     Raises:
-        EndpointError: unreachable, the key is refused, or other models are served.
+        EndpointError: no connection, a rejected API key, or other models.
         ValueError: the package openai is not installed.
     """
     openai = client_library()
@@ -39,43 +39,42 @@ def check_endpoint(url: str, name: str, api_key_variable: str) -> None:
 
 
 def client_library() -> ModuleType:
-    """The package openai, which is an extra; imported where it is needed."""
+    """Import the package openai, an optional dependency, and silence its log of requests."""
     try:
         import openai
     except ImportError:
         raise ValueError(
             "model=endpoint needs the package openai: pip install 'medvlm_r1[endpoint]'"
         ) from None
-    for name in ("openai", "httpx2"):  # they report every request
+    for name in ("openai", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return openai
 
 
 def api_key(variable: str) -> str:
-    """The key in an environment variable; the client insists on one, open servers ignore it."""
+    """Return the API key in an environment variable, or ``none``: the client requires some key."""
     return os.environ.get(variable) or "none"
 
 
 def cause_and_remedy(openai: ModuleType, error: Exception, api_key_variable: str) -> tuple[str, str]:
-    """What a failed request means, and what helps."""
-    said = " ".join(str(error).split())[:300]
+    """Return the cause of a failed request and its remedy, a phrase each."""
+    details = " ".join(str(error).split())[:300]
     if isinstance(error, openai.APITimeoutError):
-        return "no answer in time", "Look at the server, raise model.timeout or lower model.concurrency"
+        return "no answer in time", "Check the server, raise model.timeout or lower model.concurrency"
     if isinstance(error, openai.APIConnectionError):
-        reason = error.__cause__ or error
-        return f"nobody can be reached there ({reason})", "Start the server or correct model.url"
+        return f"no connection ({error.__cause__ or error})", "Start the server or correct model.url"
     status = getattr(error, "status_code", None)
     if status in (401, 403):
         return (
-            f"the server refuses the key (HTTP {status})",
+            f"the server rejects the API key (HTTP {status})",
             f"Put the right one into the environment variable {api_key_variable}",
         )
     if status == 404:
-        return f"not found ({said})", "Correct model.name, or model.url: it mostly ends in /v1"
+        return f"not found ({details})", "Correct model.name, or model.url: it mostly ends in /v1"
     if status == 429 or (status or 0) >= 500:
-        return f"the server is not able to ({said})", "Start again later, or lower model.concurrency"
+        return f"the server fails ({details})", "Start again later, or lower model.concurrency"
     return (
-        f"the server refuses the request ({said})",
-        "Where it is too long, lower model.recipe.max_pixels or model.recipe.max_completion_tokens, or "
+        f"the server rejects the request ({details})",
+        "If it is too long, lower model.recipe.max_pixels or model.recipe.max_completion_tokens, or "
         "serve the model with a longer context",
     )

@@ -359,7 +359,7 @@ class TestFile:
     def test_the_record_decides_and_must_be_whole(self, finished, picture, tmp_path, capsys):
         given = ["--image", str(picture), *ASK, "--prompt", "medvlm_r1"]
         assert main(["--model", str(finished), *given]) == 2
-        assert "says how the model is asked (prompt med_r1)" in capsys.readouterr().err
+        assert "medvlm_r1.json sets the prompt (med_r1)" in capsys.readouterr().err
         for file in (finished / "model").iterdir():
             (tmp_path / file.name).symlink_to(file)
         record = tmp_path / "medvlm_r1.json"
@@ -373,7 +373,7 @@ class TestFile:
     def test_a_zero_shot_run_has_no_model(self, finished, picture, tmp_path, capsys):
         (tmp_path / "metrics.json").write_text((finished / "metrics.json").read_text())
         assert main(["--model", str(tmp_path), "--image", str(picture), *ASK]) == 2
-        assert "a zero-shot run leaves none" in capsys.readouterr().err
+        assert "a zero-shot run saves no weights" in capsys.readouterr().err
 
 
 def test_an_adapters_directory_is_asked_as_its_base_with_it(picture, tmp_path, capsys):

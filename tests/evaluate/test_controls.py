@@ -183,7 +183,7 @@ class TestEncoding:
         assert loads == [1]
 
     def test_a_served_answer_cannot_be_begun(self):
-        with pytest.raises(ValueError, match="cannot be made to begin with '<answer>'"):
+        with pytest.raises(ValueError, match="cannot prefill an answer with '<answer>'"):
             ChatEncoder(None, 3136, 401408).encode(
                 question(0), "evaluate", PROMPT, assistant_prefix="<answer>"
             )
