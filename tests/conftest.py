@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -58,6 +59,12 @@ def few_draws():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "RESAMPLES", 1000)
         yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Types in signatures are not checked: for tests of the package's own errors about a wrong value."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Perturbation:
 
 
 @dataclass(frozen=True)
-class Unperturbed:
+class Unperturbed(Sequence[list[Perturbation]]):
     """The perturbations of a test set without controls: each question unchanged."""
 
     source: Sequence[VQASample]

@@ -1,7 +1,7 @@
 """One question about one or more images: the value that every later stop receives."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -13,6 +13,7 @@ class BadRowError(ValueError):
     """A row of a data file that cannot be used. The message names file, row, value and remedy."""
 
 
+@runtime_checkable
 class ImageHandle(Protocol):
     """Something that yields a picture when a DataLoader worker asks for it; cheap to pickle."""
 

@@ -90,7 +90,7 @@ def _as_list(chosen: str | Sequence[str]) -> list[str]:
     return [chosen] if isinstance(chosen, str) else list(chosen or ())
 
 
-class PerturbedQuestions:
+class PerturbedQuestions(Sequence[list[Perturbation]]):
     """A test set under all controls: per question, one :class:`Perturbation` for each control.
 
     Args:
@@ -179,7 +179,7 @@ def _derange(samples: Sequence[VQASample], indices: Sequence[int]) -> dict[int, 
     shown[order] = np.roll(order, -sizes.max())
     images = _codes([sample.image_group for sample in samples])
 
-    def fits(question: np.ndarray | int, partner: np.ndarray | int) -> np.ndarray:
+    def fits(question: np.ndarray | np.integer, partner: np.ndarray | np.integer) -> np.ndarray:
         return (gold[question] != gold[partner]) & (images[question] != images[partner])
 
     every = np.arange(len(gold))

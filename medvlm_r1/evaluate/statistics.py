@@ -32,6 +32,7 @@ _CHUNK = 1_000_000  # counts in memory at a time
 LEVEL = 0.95
 
 Groups = Sequence[Hashable] | None
+Outcomes = Sequence | np.ndarray  # one number or truth value per question
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def wilson(correct: int, n: int) -> Interval:
     return Interval(correct / n, low, high, int(n), "wilson")
 
 
-def proportion(correct: Sequence[float], groups: Groups = None, seed: int = 0) -> Interval:
+def proportion(correct: Outcomes, groups: Groups = None, seed: int = 0) -> Interval:
     """Rate of one run: Wilson, or a cluster bootstrap if questions share an image group.
 
     Args:
@@ -97,7 +98,7 @@ def proportion(correct: Sequence[float], groups: Groups = None, seed: int = 0) -
     return replace(interval, value=value, low=min(interval.low, value), high=max(interval.high, value))
 
 
-def paired_difference(a: Sequence, b: Sequence, groups: Groups = None, seed: int = 0) -> Interval:
+def paired_difference(a: Outcomes, b: Outcomes, groups: Groups = None, seed: int = 0) -> Interval:
     """Mean(a) - mean(b) of two runs on the same questions, percentile bootstrap over image groups.
 
     Args:
@@ -114,7 +115,7 @@ def paired_difference(a: Sequence, b: Sequence, groups: Groups = None, seed: int
     )[0]
 
 
-def mcnemar(a: Sequence, b: Sequence) -> float:
+def mcnemar(a: Outcomes, b: Outcomes) -> float:
     """Exact two-sided p of McNemar's test: do two runs differ on the same independent questions?
 
     Raises:
@@ -130,7 +131,7 @@ def mcnemar(a: Sequence, b: Sequence) -> float:
     return float(_mcnemar(table, exact=True).pvalue)
 
 
-def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = None, seed: int = 0) -> Interval:
+def over_seeds(sets: Sequence[Outcomes], groups: Sequence[Groups] | None = None, seed: int = 0) -> Interval:
     """Mean over seeds, and over test sets of equal weight; hierarchical bootstrap.
 
     Args:
@@ -159,7 +160,7 @@ def over_seeds(sets: Sequence[np.ndarray], groups: Sequence[Groups] | None = Non
 
 
 def seeds_difference(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], groups: Sequence[Groups] | None = None, seed: int = 0
+    a: Sequence[Outcomes], b: Sequence[Outcomes], groups: Sequence[Groups] | None = None, seed: int = 0
 ) -> tuple[Interval, float]:
     """Mean(a) - mean(b) of two methods, each over its own seeds, on the same questions.
 

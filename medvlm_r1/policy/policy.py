@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
@@ -22,7 +22,7 @@ from medvlm_r1.policy.forward.decoding import DecodingLayout, PromptCache
 from medvlm_r1.policy.forward.lm_head import next_token_logprobs
 from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, inner_model, repeat_prompts
 from medvlm_r1.policy.forward.packing import PromptLayout
-from medvlm_r1.policy.forward.vision import FeatureCache, blank_features, features_of_images
+from medvlm_r1.policy.forward.vision import FeatureCache, Model, blank_features, features_of_images
 from medvlm_r1.policy.saving.folder import (
     greedy_config,
     replace_folder,
@@ -46,7 +46,7 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, encoder: Encoder, layout: Literal["packed", "repeated"] = "packed"
+        self, model: Model, encoder: Encoder, layout: Literal["packed", "repeated"] = "packed"
     ) -> None:
         super().__init__()
         if layout not in LAYOUTS:
@@ -60,8 +60,8 @@ class Policy(nn.Module):
         self.tower_is_frozen = not any(p.requires_grad for p in inner_model(model).visual.parameters())
         # In lists, so that nn.Module does not register them: frozen copies must stay out of the
         # checkpoint, the optimiser and the strategy's wrapping.
-        self._reference: list[PreTrainedModel] = []
-        self._whole: list[PreTrainedModel] = []
+        self._reference: list[Model] = []
+        self._whole: list[Model] = []
         self._features, self._reference_features = FeatureCache(), FeatureCache()
         self._keeps_features = self.tower_is_frozen
 
@@ -204,11 +204,11 @@ class Policy(nn.Module):
                     copies[name].copy_(parameter.full_tensor())
 
     @property
-    def sampling_model(self) -> PreTrainedModel:
+    def sampling_model(self) -> Model:
         """The model with all its weights on this device: to sample from and to save."""
         return self._whole[0] if self._whole else self.model
 
-    def image_features(self, prompts: PromptBatch, model: PreTrainedModel | None = None) -> Tensor | None:
+    def image_features(self, prompts: PromptBatch, model: Model | None = None) -> Tensor | None:
         """Features of the prompts' pictures, from ``model`` or the policy's own; ``None`` without any."""
         model, cache = model or self.sampling_model, None
         if self.tower_is_frozen:  # and the same in all copies; in the whole one it waits for no other rank

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -104,6 +104,7 @@ class Rollout:
         )
 
 
+@runtime_checkable
 class Completions(Protocol):
     """What reading and judging need of a :class:`Rollout`; all that an endpoint can give."""
 
@@ -115,6 +116,7 @@ class Completions(Protocol):
     def truncated(self) -> Bool[Tensor, " rows"]: ...
 
 
+@runtime_checkable
 class RolloutEngine(Protocol):
     """Draws ``sampling.group_size`` completions for each prompt.
 

@@ -125,7 +125,7 @@ def test_smallest_difference_has_its_power():
 
 def test_wilson_coverage_within_binomial_error():
     rng, trials = np.random.default_rng(1), 2000
-    held = [i.low <= 0.7 <= i.high for i in (wilson(c, 300) for c in rng.binomial(300, 0.7, trials))]
+    held = [i.low <= 0.7 <= i.high for i in (wilson(c, 300) for c in rng.binomial(300, 0.7, trials).tolist())]
     assert abs(np.mean(held) - 0.95) < 3 * np.sqrt(0.95 * 0.05 / trials) + 0.005  # 0.005: counts are discrete
 
 

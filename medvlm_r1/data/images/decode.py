@@ -1,8 +1,8 @@
 """Decode an image file as RGB, upright, whatever its bit depth."""
 
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,7 +31,7 @@ class ImageFile:
         return decode(self.path, self.name)
 
 
-def decode(picture: Path | BinaryIO, name: str) -> Image.Image:
+def decode(picture: Path | BufferedIOBase, name: str) -> Image.Image:
     """The picture as RGB, upright: turned as its EXIF orientation says, like transformers'
     ``load_image``, through which a processor's own call goes.
 

@@ -183,7 +183,7 @@ def _within(box: Box, values: Float[np.ndarray, "h w"], target: Box, size: int) 
     return full[target]
 
 
-def _largest(pieces: list[tuple[Box, Float[np.ndarray, "h w"]]], size: int) -> Picture:
+def _largest(pieces: list[tuple[Box, Float[np.ndarray, "_ _"]]], size: int) -> Picture:
     """Pixel by pixel the largest of several values, each given inside its own box; 0 elsewhere."""
     full = np.zeros((size, size), dtype=np.float32)
     for box, values in pieces:

@@ -8,7 +8,7 @@ are wanted again. A tensor in its place, or none, goes to transformers' own func
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -55,7 +55,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def run_layers(
     language_model: nn.Module,
     embeds: Float[Tensor, "tokens width"],
-    positions: Float[Tensor, "3 tokens"],
+    positions: Int[Tensor, "3 tokens"],
     layout: AttentionLayout,
 ) -> Float[Tensor, "tokens width"]:
     """All layers and the last norm over tokens in one row, which see each other as ``layout`` says."""

@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
 from medvlm_r1.policy.encode import PromptBatch
 from medvlm_r1.policy.forward.attention import run_layers
 from medvlm_r1.policy.forward.lm_head import target_logprobs
 from medvlm_r1.policy.forward.packing import GroupLayout, Padder
+from medvlm_r1.policy.forward.vision import Model
 
 Rows = Float[Tensor, "rows tokens"]
 
 
-def embed(model: PreTrainedModel, prompts: PromptBatch, features: Tensor | None) -> Tensor:
+def embed(model: Model, prompts: PromptBatch, features: Tensor | None) -> Tensor:
     """Embeddings of the prompts' tokens ``[tokens, width]``, picture features in their places."""
     embeds = model.get_input_embeddings()(prompts.ids)
     if features is None:
@@ -31,7 +31,7 @@ def embed(model: PreTrainedModel, prompts: PromptBatch, features: Tensor | None)
 
 
 def packed_logprobs(
-    model: PreTrainedModel,
+    model: Model,
     prompts: PromptBatch,
     features: Tensor | None,
     tokens: Int[Tensor, "rows tokens"],
@@ -76,7 +76,7 @@ def _predictors(prompts: PromptBatch, lengths: Sequence[int], fed: Padder) -> In
 
 
 def repeated_logprobs(
-    model: PreTrainedModel,
+    model: Model,
     prompts: PromptBatch,
     features: Tensor | None,
     tokens: Int[Tensor, "rows tokens"],
@@ -119,7 +119,7 @@ LAYOUTS = {
 
 
 def repeat_prompts(
-    model: PreTrainedModel, prompts: PromptBatch, features: Tensor | None, group_size: int
+    model: Model, prompts: PromptBatch, features: Tensor | None, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings, mask and positions of the prompts, padded on the left, one row per completion."""
     _, mask, positions = prompts.padded()
@@ -132,6 +132,6 @@ def repeat_prompts(
     )
 
 
-def inner_model(model: PreTrainedModel) -> torch.nn.Module:
+def inner_model(model: Model) -> torch.nn.Module:
     """The module that holds ``visual`` and ``language_model``."""
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).model

@@ -12,7 +12,7 @@ out is what each completion alone behind its own copy of the prompt would give.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,14 +41,14 @@ class Padder:
         """Tokens, padding excluded."""
         return sum(self.lengths)
 
-    def pad(self, tokens: Float[Tensor, "tokens ..."]) -> Float[Tensor, "sequences longest ..."]:
+    def pad(self, tokens: Shaped[Tensor, "tokens ..."]) -> Shaped[Tensor, "sequences longest ..."]:
         """Zeros behind each sequence's end."""
         if len(self) == self.filled.numel():
             return tokens.unflatten(0, self.filled.shape)
         block = tokens.new_zeros(self.filled.numel(), *tokens.shape[1:])
         return block.index_copy(0, self.places, tokens).unflatten(0, self.filled.shape)
 
-    def unpad(self, block: Float[Tensor, "sequences longest ..."]) -> Float[Tensor, "tokens ..."]:
+    def unpad(self, block: Shaped[Tensor, "sequences longest ..."]) -> Shaped[Tensor, "tokens ..."]:
         """What :meth:`pad` was given."""
         flat = block.flatten(0, 1)
         return flat if len(self) == len(flat) else flat.index_select(0, self.places)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Union
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,10 @@ from transformers import PreTrainedModel
 
 from medvlm_r1.policy.encode import PromptBatch
 
+if TYPE_CHECKING:
+    import peft  # seconds, for those who have an adapter
+
+Model = Union[PreTrainedModel, "peft.PeftModel"]
 FEATURE_BYTES = 2**30  # of features kept: 500 pictures of 700 tokens of Qwen2-VL-2B in bf16
 
 
@@ -44,7 +49,7 @@ class FeatureCache:
 
 
 def features_of_images(
-    model: PreTrainedModel, prompts: PromptBatch, cache: FeatureCache | None
+    model: Model, prompts: PromptBatch, cache: FeatureCache | None
 ) -> tuple[Float[Tensor, "tokens width"], int]:
     """Features of all pictures of the prompts, in their order, and how many went through the tower.
 
@@ -74,7 +79,7 @@ def features_of_images(
     return torch.cat([known[key] for key in prompts.image_digests]), len(missing)
 
 
-def blank_features(model: PreTrainedModel, merge: int) -> Float[Tensor, "1 width"]:
+def blank_features(model: Model, merge: int) -> Float[Tensor, "1 width"]:
     """Features of one black patch, for a pass that has no pictures but must use the tower.
 
     Args:

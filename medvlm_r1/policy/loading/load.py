@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -83,6 +83,7 @@ class Recipe:
             )
 
 
+@runtime_checkable
 class Limits(Protocol):
     """What loading needs of a :class:`Recipe`."""
 

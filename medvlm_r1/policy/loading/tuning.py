@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from medvlm_r1.policy.forward.vision import Model
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -77,7 +78,7 @@ class Tuning:
         place = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
         return {"quantization_config": how, "device_map": {"": place}}
 
-    def apply(self, model: PreTrainedModel) -> nn.Module:
+    def apply(self, model: PreTrainedModel) -> Model:
         """Freeze what is not trained, and put the adapter in."""
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
