@@ -1,4 +1,4 @@
-"""Check types and shapes of every signature in the package; only tests do, through jaxtyping's import hook."""
+"""Check types and shapes of every signature in the package, through jaxtyping's import hook."""
 
 from collections.abc import Callable
 from types import UnionType
