@@ -91,18 +91,22 @@ class VLMModule(LightningModule):
         """Whether the method has a training step."""
         return self.optim is not None
 
-    def generate(
-        self, prompts: Sequence[EncodedPrompt], sampling: Sampling
-    ) -> tuple[Completions, list[VQASample], list[Answer]]:
-        """Generate completions; returns them with the question and the parsed answer of each row."""
-        rollout = self.engine(self.policy, prompts, sampling, NoiseKey(self.seed, self.step))
-        samples = rows_of([prompt.sample for prompt in prompts], sampling.group_size)
-        prefixes = rows_of([prompt.assistant_prefix for prompt in prompts], sampling.group_size)
+    @property
+    def noise_key(self) -> NoiseKey:
+        """Key of the sampling noise of this step."""
+        return NoiseKey(self.seed, self.step)
+
+    def parse(
+        self, prompts: Sequence[EncodedPrompt], texts: Sequence[str]
+    ) -> tuple[list[VQASample], list[Answer]]:
+        """Parse completions, prompt-major; returns the question and the answer of each."""
+        rows = rows_of(prompts, len(texts) // len(prompts))
+        samples = [prompt.sample for prompt in rows]
         answers = [
-            self.prompt.parse(prefix + text, sample)
-            for prefix, text, sample in zip(prefixes, rollout.texts, samples, strict=True)
+            self.prompt.parse(prompt.assistant_prefix + text, prompt.sample)
+            for prompt, text in zip(rows, texts, strict=True)
         ]
-        return rollout, samples, answers
+        return samples, answers
 
     def timed(self, phase: str) -> AbstractContextManager[None]:
         """Add the seconds of the block to a phase of the step."""
@@ -112,8 +116,9 @@ class VLMModule(LightningModule):
         self, asked: Sequence[Perturbation], prompts: Sequence[EncodedPrompt], test_set: str
     ) -> tuple[list[Prediction], Tensor]:
         """Answer greedily: returns one prediction per question, and its total reward."""
-        rollout, samples, answers = self.generate(prompts, self.greedy)
-        lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
+        completions: Completions = self.engine(self.policy, prompts, self.greedy, self.noise_key)
+        samples, answers = self.parse(prompts, completions.texts)
+        lengths, truncated = completions.lengths.tolist(), completions.truncated.tolist()
         rows = [
             Prediction.from_answer(perturbation, answer, tokens, cut, self.run_name, self.step, test_set)
             for perturbation, answer, tokens, cut in zip(asked, answers, lengths, truncated, strict=True)
@@ -173,12 +178,11 @@ class VLMModule(LightningModule):
         """Gather predictions and counters of all ranks; sort by test set, control and question."""
         self.policy.clear_vision_cache()
         self.take_counters()
-        self.computed = self.totals
-        if self.trainer.world_size > 1:
-            shares: list = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, (self.predictions, self.totals))
-            self.predictions = [row for rows, _ in shares for row in rows]
-            self.computed = sum((totals for _, totals in shares), Counter())
+        shares = self.gather_objects((self.predictions, self.totals))
+        self.predictions = [row for rows, _ in shares for row in rows]
+        self.computed = Counter()
+        for _, totals in shares:
+            self.computed.update(totals)
         order = {
             (name, sample.id): place
             for name, source in self.trainer.datamodule.questions.test.items()
@@ -214,6 +218,13 @@ class VLMModule(LightningModule):
             # DeepSpeed holds the gradients, and clips them by its own configuration.
             return torch.tensor(self.trainer.model.get_global_grad_norm())
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def gather_objects(self, value: Item) -> list[Item]:
+        """Collect a picklable value from every rank, in the order of the ranks."""
+        values: list = [value] * self.trainer.world_size
+        if len(values) > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     def log_metrics(self, metrics: Mapping[str, Tensor]) -> None:
         """Log each metric under ``train/``, averaged over its elements and over ranks."""

@@ -77,14 +77,12 @@ class GRPO(VLMModule):
                 f"GRPO compares completions of one prompt: group_size {sampling.group_size} must be at "
                 f"least 2 and temperature {sampling.temperature} above 0"
             )
-        if min(micro_batch, num_iterations, num_minibatches) < 1 or dynamic_sampling_rounds < 0:
+        if min(micro_batch, num_iterations, num_minibatches) < 1:
+            raise ValueError("micro_batch, num_iterations and num_minibatches must be at least 1")
+        if dynamic_sampling_rounds < 0 or not 0 <= overlong_buffer < 1:
             raise ValueError(
-                "micro_batch, num_iterations and num_minibatches must be at least 1, dynamic_sampling_rounds "
-                "not negative"
-            )
-        if not 0 <= overlong_buffer < 1:
-            raise ValueError(
-                f"overlong_buffer is {overlong_buffer}: it is a share of the completion limit, below 1"
+                f"dynamic_sampling_rounds {dynamic_sampling_rounds} must not be negative; overlong_buffer "
+                f"{overlong_buffer} is a share of the completion limit, below 1"
             )
         if isinstance(advantages, NoBaseline) and not normalize_advantages:
             raise ValueError("advantages without a baseline only push up: set normalize_advantages=true")
@@ -122,11 +120,7 @@ class GRPO(VLMModule):
         trajectory = self.assign_advantages(trajectory)  # A = (r - mean) / std
         with self.timed("train"):
             minibatches = self.split_minibatches(trajectory)
-            updates = [
-                self.update_minibatch(minibatch)
-                for _ in range(self.num_iterations)
-                for minibatch in minibatches
-            ]
+            updates = [self.update_minibatch(m) for _ in range(self.num_iterations) for m in minibatches]
         self.log_metrics(step_metrics(sampled, trajectory, updates))
         self.end_step()
         return {"trajectory": trajectory}
@@ -134,7 +128,8 @@ class GRPO(VLMModule):
     def sample(self, prompts: list[EncodedPrompt]) -> Trajectory:
         """Sample, parse and reward G completions of each prompt."""
         with self.timed("sample"):
-            rollout, samples, answers = self.generate(prompts, self.sampling)
+            rollout = self.engine(self.policy, prompts, self.sampling, self.noise_key)
+            samples, answers = self.parse(prompts, rollout.texts)
         with self.timed("score"):
             rewards = self.rewards.score(answers, samples)
         trajectory = Trajectory(prompts, rollout, samples, answers, rewards)
@@ -146,10 +141,13 @@ class GRPO(VLMModule):
 
     def dynamic_sampling(self, trajectory: Trajectory) -> Trajectory:
         """Replace groups without reward spread by other questions' groups that have some (DAPO)."""
-        first, tried = trajectory, self._ids_on_all_ranks(trajectory)
+        if not self.dynamic_sampling_rounds:
+            return trajectory
+        first, other, tried = trajectory, trajectory, set()
         for attempt in range(self.dynamic_sampling_rounds):
-            keep = trajectory.has_reward_spread
-            wanted = int(self.all_gather((~keep).sum().to(self.device)).max())
+            # All ranks' questions, each once: a question gets the same completions within a step.
+            tried.update(*self.gather_objects([prompt.sample.id for prompt in other.prompts]))
+            wanted = int(self.all_gather((~trajectory.has_reward_spread).sum().to(self.device)).max())
             if not wanted:
                 break
             with self.timed("dynamic_sampling"):
@@ -157,18 +155,9 @@ class GRPO(VLMModule):
             if not spare:
                 break
             other = self.sample(spare)
-            tried |= self._ids_on_all_ranks(other)  # a question gets the same completions within a step
-            order = list(range(len(keep)))  # places keep their order
-            for place, found in zip(
-                (~keep).nonzero().flatten().tolist(),
-                other.has_reward_spread.nonzero().flatten().tolist(),
-                strict=False,
-            ):
-                order[place] = len(keep) + found
-            trajectory = trajectory.concat(other, self.policy.pad_id).select(order)
-        if self.dynamic_sampling_rounds:
-            replaced = [a is not b for a, b in zip(first.prompts, trajectory.prompts, strict=True)]
-            self.log_metrics({"replaced_groups": torch.tensor(replaced)})
+            trajectory = trajectory.fill(other, self.policy.pad_id)
+        replaced = [a is not b for a, b in zip(first.prompts, trajectory.prompts, strict=True)]
+        self.log_metrics({"replaced_groups": torch.tensor(replaced)})
         return trajectory
 
     @torch.no_grad()
@@ -229,18 +218,12 @@ class GRPO(VLMModule):
         for batch in (batch for batch in minibatch if not batch.zero_advantage):
             logprobs = self.logprobs(batch)
             old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            sampling, ref = batch.sampling_logprobs, batch.ref_logprobs
             loss, stats = self.loss(
-                logprobs,
-                old,
-                batch.sampling_logprobs,
-                batch.ref_logprobs,
-                batch.advantages,
-                batch.mask,
-                self.kl.in_loss,
-                denominator,
+                logprobs, old, sampling, ref, batch.advantages, batch.mask, self.kl.in_loss, denominator
             )
             self.manual_backward(loss)
-            differences.append((old - batch.sampling_logprobs)[batch.mask].abs())
+            differences.append((old - sampling)[batch.mask].abs())
             for name, value in {**stats, "loss": loss.detach()}.items():
                 sums[name] = sums.get(name, 0) + value
         with self.timed("update"):
@@ -284,12 +267,3 @@ class GRPO(VLMModule):
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.all_gather(values).reshape(-1, *values.shape).sum(0)
-
-    def _ids_on_all_ranks(self, trajectory: Trajectory) -> set[str]:
-        """Sample ids of all ranks."""
-        ids = [prompt.sample.id for prompt in trajectory.prompts]
-        if self.trainer.world_size == 1:
-            return set(ids)
-        all_ids: list = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(all_ids, ids)
-        return {name for names in all_ids for name in names}

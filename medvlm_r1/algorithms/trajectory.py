@@ -114,6 +114,15 @@ class Trajectory:
             replace(self.rewards, terms=terms),
         )
 
+    def fill(self, other: "Trajectory", pad_id: int) -> "Trajectory":
+        """Put groups of ``other`` with reward spread in the places of groups without, in their order."""
+        places = (~self.has_reward_spread).nonzero().flatten().tolist()
+        groups = other.has_reward_spread.nonzero().flatten().tolist()
+        order = list(range(len(self.prompts)))
+        for place, group in zip(places, groups, strict=False):
+            order[place] = len(order) + group
+        return self.concat(other, pad_id).select(order)
+
     def micro_batches(self, prompts: Sequence[int], size: int, pad_id: int) -> "list[MicroBatch]":
         """Cut some prompts into micro-batches of ``size`` prompts."""
         parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]

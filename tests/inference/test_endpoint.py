@@ -155,7 +155,8 @@ class TestAnswers:
         def answers(policy, engine):
             module = VLMModule(policy=policy, engine=engine, max_completion_tokens=24, **shared)
             prompts = [policy.encoder.encode(sample, "evaluate", PROMPT) for sample in samples]
-            rollout, asked, read = module.generate(prompts, module.greedy)
+            rollout = module.engine(policy, prompts, module.greedy, module.noise_key)
+            asked, read = module.parse(prompts, rollout.texts)
             assert [sample.id for sample in asked] == [sample.id for sample in samples]
             return rows(rollout), read
 
