@@ -1,4 +1,4 @@
-"""Med-R1's generalisation matrices on phantoms: train on one domain, test on all."""
+"""Med-R1's generalisation matrices for phantoms: train on one domain, test on all."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,7 +8,7 @@ from medvlm_r1.phantom.modalities import MODALITIES
 from medvlm_r1.phantom.questions import QUESTION_TYPES, PhantomSource
 
 TASKS = {name.lower().replace(" ", "_"): name for name in QUESTION_TYPES}
-"""Question types by their plain names, which are those of Med-R1's own splits."""
+"""Name in Med-R1's splits -> question type."""
 
 
 def phantom_domains(
@@ -19,17 +19,17 @@ def phantom_domains(
     n_validation: int = 100,
     n_test: int = 100,
 ) -> Questions:
-    """One row of a generalisation matrix.
+    """Return the questions of one row of a generalisation matrix.
 
     Args:
-        by: what the domains are: modalities, each with questions of all types, or question types, each
-            about all modalities by turns.
-        domain: what to train on, e.g. ``xray`` or ``disease_diagnosis``.
-        tests: what to test on; all domains by default.
-        n_train, n_validation, n_test: sizes (``n_test`` of each test set).
+        by: kind of domain: modalities, each with questions of all types, or question types, each cycling
+            through all modalities.
+        domain: training domain, e.g. ``xray`` or ``disease_diagnosis``.
+        tests: test domains; all by default.
+        n_train, n_validation, n_test: numbers of questions (``n_test`` per test set).
 
     Raises:
-        ValueError: there is no such domain, or a size is negative or 0.
+        ValueError: a domain is unknown, or a size is negative or 0.
     """
     known = tuple(MODALITIES) if by == "modality" else tuple(TASKS)
     for name in (domain, *(tests or ())):

@@ -1,4 +1,4 @@
-"""What each modality looks at, how it can be acquired, and which function makes its picture."""
+"""The table of modalities: anatomy, acquisitions, question wordings, and the function that renders images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from medvlm_r1.phantom.physics.microscopy import STAINS, microscopy
 from medvlm_r1.phantom.physics.oct import OCT_DEVICES, oct_section
 from medvlm_r1.phantom.physics.radiology import ct, mri, xray
 from medvlm_r1.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, XRAY_WINDOWS
-from medvlm_r1.phantom.physics.ultrasound import PROBES, REACH, SOUNDED, ultrasound
+from medvlm_r1.phantom.physics.ultrasound import PROBES, REACH, ULTRASOUND_ORGANS, ultrasound
 from medvlm_r1.phantom.scenes import histology, retina, skin, torso
 from medvlm_r1.phantom.spec import COUNTS, Anatomy
 
@@ -23,9 +23,13 @@ _ORGAN_WORDINGS = (
     "Where is the lesion in this image?",
 )
 TORSO = Anatomy(torso.ORGANS, torso.DISEASES, COUNTS, torso.draw_scene, _ORGAN_WORDINGS)
-# Sound ends at air, so nothing in a lung can be asked.
+# Air blocks ultrasound, so lesions in lungs are excluded.
 ABDOMEN = Anatomy(
-    SOUNDED, torso.DISEASES, COUNTS, partial(torso.draw_scene, hosts=SOUNDED, reach=REACH), _ORGAN_WORDINGS
+    ULTRASOUND_ORGANS,
+    torso.DISEASES,
+    COUNTS,
+    partial(torso.draw_scene, hosts=ULTRASOUND_ORGANS, reach=REACH),
+    _ORGAN_WORDINGS,
 )
 SKIN = Anatomy(
     skin.SITES,
@@ -69,15 +73,15 @@ SECTION = Anatomy(
 
 @dataclass(frozen=True)
 class Modality:
-    """One way of looking.
+    """One imaging modality.
 
     Attributes:
-        key: of its random streams; never change one.
-        anatomy: what it looks at.
-        acquisitions: the ways in which a picture can be acquired.
-        wordings: how one asks for the acquisition.
+        key: seed of its random streams; never change it.
+        anatomy: the anatomy that it shows.
+        acquisitions: names of its acquisitions.
+        wordings: questions about the acquisition.
         render: ``(scene, acquisition, rng, size)`` to ``[size, size]`` or, in colour, ``[size, size, 3]``,
-            nominally from 0 to 1 (what lies outside is clipped).
+            nominally from 0 to 1 (values outside are clipped).
     """
 
     key: int
@@ -177,4 +181,4 @@ MODALITIES: dict[str, Modality] = {
         microscopy,
     ),
 }
-"""By name; the order is that of reports."""
+"""Modalities by name, in the order of reports."""

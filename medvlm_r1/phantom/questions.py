@@ -1,12 +1,12 @@
-"""Questions with exact truth, balanced by construction, and the source that serves them.
+"""Questions with exact answers, balanced by construction, and the data source that generates them.
 
-Numbered promises that the tests hold:
+Guarantees, each held by a test:
 
-1. Everything about a question follows from its id: modality, split, seed and number. A source of other
-   length, or of fewer question types, serves the same questions under the same ids.
-2. Per question type, gold class and gold letter run through a Latin order, so that each pair is equally
+1. A question follows from its id: modality, split, seed and number. A source with another length or with
+   fewer question types generates the same questions under the same ids.
+2. Per question type, gold class and gold letter follow a Latin square, so that all pairs are equally
    frequent up to rounding; distractors are uniform among the other classes. A prior over option texts,
-   letters or wordings is worth nothing.
+   letters or wordings scores at chance.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ ANATOMY, DISEASE, GRADING, ACQUISITION, ATTRIBUTE = QUESTION_TYPES = (
     "Modality Recognition",
     "Other Biological Attributes",
 )
-OPTIONS = 4  # options a question
+OPTIONS = 4  # options per question
 
 FINDINGS: dict[str, dict[str, tuple[str, ...]]] = {
-    # The order is that in which truths are drawn: never change it.
+    # Findings are drawn in this order: never change it.
     name: {
         ANATOMY: modality.anatomy.sites,
         DISEASE: modality.anatomy.diseases,
@@ -39,7 +39,7 @@ FINDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     }
     for name, modality in MODALITIES.items()
 }
-"""Every true or false answer there is, by modality and question type."""
+"""All classes, correct or not, by modality and question type."""
 
 # Stable keys of the random streams: never reorder, only append.
 _SPLIT_KEYS = {"train": 1, "validation": 2, "test": 3, "base": 4}
@@ -59,24 +59,24 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
 
 
 def wordings(modality: str, question_type: str) -> tuple[str, ...]:
-    """The ways in which a question of this type is put."""
-    looks = MODALITIES[modality]
+    """Return the wordings of questions of this type."""
+    entry = MODALITIES[modality]
     own = {
-        ANATOMY: looks.anatomy.site_wordings,
-        ACQUISITION: looks.wordings,
-        ATTRIBUTE: looks.anatomy.attribute_wordings,
+        ANATOMY: entry.anatomy.site_wordings,
+        ACQUISITION: entry.wordings,
+        ATTRIBUTE: entry.anatomy.attribute_wordings,
     }
     return {**_WORDINGS, **own}[question_type]
 
 
 @dataclass(frozen=True)
 class PhantomImage:
-    """A picture that is rendered when it is asked for.
+    """Handle of an image that :meth:`load` renders.
 
     Attributes:
         modality: one of ``MODALITIES``.
         acquisition: one of ``FINDINGS[modality]["Modality Recognition"]``.
-        spec: the scene; the same spec under another modality is the same patient.
+        spec: the scene; the same spec with another modality is the same patient.
         size: edge in pixels.
         name: stable identity.
     """
@@ -88,14 +88,14 @@ class PhantomImage:
     name: str
 
     def load(self) -> Image.Image:
-        """Render the picture: RGB, ``size`` by ``size``; the same bytes every time."""
+        """Render the image: RGB, ``size`` by ``size``, deterministic."""
         modality = MODALITIES[self.modality]
         rng = np.random.default_rng(np.random.SeedSequence((*self.spec.key, modality.key, 1)))
         picture = modality.render(modality.anatomy.draw(self.spec), self.acquisition, rng, self.size)
         return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
 
     def findings(self) -> dict[str, str]:
-        """The true answer by question type; of several lesions in several places, none for anatomy."""
+        """Return the correct class by question type; none for anatomy if there are several lesions."""
         found = {
             ANATOMY: self.spec.site,
             DISEASE: self.spec.disease,
@@ -109,14 +109,14 @@ class PhantomImage:
 
 
 class PhantomSource(Sequence[VQASample]):
-    """``n`` phantom questions of one modality, or of several by turns.
+    """``n`` phantom questions of one modality, or of several in rotation.
 
     Args:
         modality: one of ``MODALITIES``, or several.
         n: number of questions.
         split: ``train``, ``validation``, ``test`` or ``base``; their streams are disjoint.
-        seed: another seed gives other questions.
-        question_types: the types to serve, all of them by default; equally frequent.
+        seed: selects the stream of questions.
+        question_types: question types, all by default; equally frequent.
         size: edge of the pictures in pixels.
 
     Raises:
@@ -150,15 +150,15 @@ class PhantomSource(Sequence[VQASample]):
         return self.n
 
     def __getitem__(self, index: int) -> VQASample:
-        """The question at ``index``; nothing is rendered.
+        """Return the question at ``index`` without rendering its image.
 
         Raises:
             IndexError: ``index`` is out of range.
         """
         if not -self.n <= index < self.n:
             raise IndexError(f"index {index} is out of range for {self.n} questions")
-        place, turn = divmod(index % self.n, len(self.modalities))
-        return _Stream(self.modalities[turn], self.split, self.seed, self.size).at(place, self.question_types)
+        row, column = divmod(index % self.n, len(self.modalities))
+        return _Stream(self.modalities[column], self.split, self.seed, self.size).at(row, self.question_types)
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ class _Stream:
     seed: int
     size: int
 
-    def at(self, place: int, question_types: tuple[str, ...]) -> VQASample:
-        """The question at ``place`` among those of these types."""
-        block, rank = divmod(place, len(question_types))
+    def at(self, index: int, question_types: tuple[str, ...]) -> VQASample:
+        """Return question ``index`` among those of these types."""
+        block, rank = divmod(index, len(question_types))
         order = [QUESTION_TYPES[i] for i in self._rng(0, block).permutation(len(QUESTION_TYPES))]
         question_type = [name for name in order if name in question_types][rank]
         return self._question(block * len(QUESTION_TYPES) + order.index(question_type), question_type, block)
@@ -185,7 +185,7 @@ class _Stream:
         return np.random.default_rng(np.random.SeedSequence((*self._key, *key)))
 
     def _question(self, number: int, question_type: str, turn: int) -> VQASample:
-        """Question ``number`` of the stream, which is question ``turn`` of its type."""
+        """Return question ``number`` of the stream, which is question ``turn`` of its type."""
         rng = self._rng(1, number)
         classes = FINDINGS[self.modality]
         gold, letter = self._gold(question_type, turn)
@@ -196,9 +196,9 @@ class _Stream:
         if classes[ATTRIBUTE] == COUNTS:
             if question_type != ATTRIBUTE:
                 truth[ATTRIBUTE] = COUNTS[0]
-            else:  # the two smaller grades, for four large lesions would fill the picture
+            else:  # the two smaller grades: four large lesions would fill the image
                 truth[GRADING] = GRADES[int(rng.integers(2))]
-        if question_type == DISEASE:  # the smallest lesions show too little shape
+        if question_type == DISEASE:  # the smallest lesions have no visible shape
             truth[GRADING] = GRADES[1 + int(rng.integers(3))]
         scene = (truth[ANATOMY], truth[DISEASE], truth[GRADING], truth[ATTRIBUTE])
         label = f"{self.split}-{self.seed}-{number:05d}"
@@ -209,11 +209,11 @@ class _Stream:
             self.size,
             f"phantom/{self.modality}/{label}",
         )
-        ways = wordings(self.modality, question_type)
+        texts = wordings(self.modality, question_type)
         return VQASample(
             id=f"{self.modality}-{label}",
             images=(image,),
-            question=ways[rng.integers(len(ways))],
+            question=texts[rng.integers(len(texts))],
             options=tuple(options),
             answer=LETTERS[letter],
             modality=self.modality,
@@ -223,14 +223,14 @@ class _Stream:
         )
 
     def _gold(self, question_type: str, turn: int) -> tuple[str, int]:
-        """Gold class and the place of its letter.
+        """Return the gold class and the index of its letter.
 
-        A cycle has one row per letter; each row holds every class once, and row r gives the class of
-        rank b the letter b + r. So classes are balanced after each row, pairs after each cycle.
+        A cycle has one row per letter; each row contains every class once, and row r gives the class of
+        rank b the letter b + r. So classes are balanced after each row, (class, letter) after each cycle.
         """
         names = FINDINGS[self.modality][question_type]
-        cycle, place = divmod(turn, OPTIONS * len(names))
-        row, column = divmod(place, len(names))
+        cycle, cell = divmod(turn, OPTIONS * len(names))
+        row, column = divmod(cell, len(names))
         rng = self._rng(3, QUESTION_TYPES.index(question_type), cycle)
         letters = rng.permutation(OPTIONS)
         rank = int([rng.permutation(len(names)) for _ in range(row + 1)][-1][column])

@@ -1,4 +1,4 @@
-"""What a scene is asked to hold, and the words that every anatomy shares."""
+"""The specification of a scene, and the class names that all anatomies share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ GRADES = ("minimal", "mild", "moderate", "severe")
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """What a scene must hold; everything else about it follows from ``key``.
+    """Specification of a scene; all its other properties follow from ``key``.
 
     Attributes:
         key: integers that seed the draw.
-        site: where the lesion is; of several lesions, where the first one is.
-        disease: one of the anatomy's, shared by all lesions.
+        site: location of the lesion; of several, of the first one.
+        disease: one of the anatomy's diseases, shared by all lesions.
         grade: one of ``GRADES``, the size of every lesion.
-        attribute: one of the anatomy's: mostly the number of lesions, as a word.
+        attribute: one of the anatomy's attributes: mostly the number of lesions, as a word.
     """
 
     key: tuple[int, ...]
@@ -28,21 +28,21 @@ class SceneSpec:
 
     @property
     def count(self) -> int:
-        """Number of lesions; 1 where the attribute is no number."""
+        """Number of lesions; 1 if the attribute is no number."""
         return COUNTS.index(self.attribute) + 1 if self.attribute in COUNTS else 1
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A kind of scene, which one modality or several look at.
+    """A kind of scene, shared by one or more modalities.
 
     Attributes:
-        sites: where a lesion can be.
-        diseases: what a lesion can be.
-        attributes: the further property: ``COUNTS``, or what else can be read off one lesion's picture.
-        draw: the scene that a spec describes; the same spec always gives the same scene.
-        site_wordings: how one asks for the site.
-        attribute_wordings: how one asks for the attribute.
+        sites: possible locations of a lesion.
+        diseases: possible kinds of a lesion.
+        attributes: classes of a further property: ``COUNTS``, or another visible one.
+        draw: spec -> scene, deterministic.
+        site_wordings: questions about the site.
+        attribute_wordings: questions about the attribute.
     """
 
     sites: tuple[str, ...]

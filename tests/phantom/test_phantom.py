@@ -21,7 +21,7 @@ from medvlm_r1.phantom import (
 )
 from medvlm_r1.phantom.physics.radiology import ct, line_integral, mri_signal
 from medvlm_r1.phantom.physics.tissues import CT_WINDOWS, MRI_ACQUISITIONS, MRI_TISSUES, XRAY_PHOTONS
-from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, chords, coverage, turned
+from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, chords, coverage, to_view
 from medvlm_r1.phantom.scenes.torso import DISEASES, ORGANS, RADII, draw_scene
 from medvlm_r1.phantom.spec import COUNTS, GRADES, SceneSpec
 
@@ -227,7 +227,7 @@ def test_lesions_of_one_scene_keep_apart_in_every_view():
     for key in range(60):
         lesions = draw_scene(SceneSpec((key,), "lung", "cyst", "mild", "four")).lesions
         for view in VIEWS.values():
-            spots = [turned(lesion.centre, view)[:2] for lesion in lesions]
+            spots = [to_view(lesion.centre, view)[:2] for lesion in lesions]
             gaps = [math.dist(a, b) for i, a in enumerate(spots) for b in spots[:i]]
             assert min(gaps) > 2 * RADII["mild"]
 

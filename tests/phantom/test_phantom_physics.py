@@ -283,7 +283,7 @@ def test_the_fovea_is_a_pit_and_the_disc_a_gap():
 
 def test_light_is_lost_twice_over():
     reflectivity, loss = np.ones((112, 3)), np.full((112, 3), 0.02)
-    seen = oct.arriving(reflectivity, loss)
+    seen = oct.backscattered(reflectivity, loss)
     assert seen[-1, 0] == pytest.approx(math.exp(-2 * 0.02 * 112))
 
 

@@ -1,1 +1,1 @@
-"""How each modality shows a scene."""
+"""Rendering of scenes, one function per modality."""

@@ -1,8 +1,9 @@
 """Dermoscopy: Beer-Lambert absorption by melanin and haemoglobin in red, green and blue.
 
-Reflectance is ``base exp(-melanin m - blood h - deep d)`` with one coefficient a colour. Melanin absorbs
-like wavelength^-3.3 (Jacques, Physics in Medicine and Biology 2013), haemoglobin in green most (Prahl's
-tables); pigment deep in the dermis looks blue because scattering above it returns blue light (Tyndall).
+Reflectance is ``base exp(-melanin m - blood h - deep d)`` with one coefficient per colour. Absorption by
+melanin follows wavelength^-3.3 (Jacques, Physics in Medicine and Biology 2013), by haemoglobin it peaks in
+green (Prahl's tables); pigment deep in the dermis looks blue because the tissue above scatters blue light
+back (Tyndall).
 """
 
 import math
@@ -10,23 +11,23 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, scattered, soft, strokes
+from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, jittered_lattice, soft, strokes
 from medvlm_r1.phantom.scenes.skin import Skin
 
-# Colours are those of 620, 540 and 460 nm.
+# Red, green and blue at 620, 540 and 460 nm.
 _BASE = np.array([0.97, 0.84, 0.76], np.float32)
 _MELANIN = np.array([0.63, 1.00, 1.71], np.float32)
 _BLOOD = np.array([0.06, 1.00, 0.62], np.float32)
 _DEEP = np.array([1.00, 0.72, 0.38], np.float32)
 _TONE = {"fair": 0.06, "olive": 0.25, "brown": 0.60, "dark": 1.15}
 
-# Polarised light shows the depth, immersion the surface under a fluid; without a dermoscope the surface
-# glares; near 365 nm melanin alone is seen.
+# Polarised light shows deep structures, immersion the surface under a fluid; without a dermoscope (clinical)
+# the surface reflects; ultraviolet light near 365 nm shows melanin alone.
 DERMOSCOPY_MODES = ("polarized", "immersion", "clinical", "ultraviolet")
 
 
 class _Layers:
-    """What absorbs, pixel by pixel, and what is painted over it."""
+    """Absorbers per pixel, and the layers painted over them."""
 
     def __init__(self, skin: Skin, size: int):
         self.size, self.rng = size, np.random.default_rng(np.random.SeedSequence(skin.key))
@@ -39,7 +40,7 @@ class _Layers:
         self.hair = np.zeros((size, size), np.float32)
 
     def disc(self, number: int, low: float, high: float, skin: Skin, reach: float = 0.8) -> tuple:
-        """Centres and radii of ``number`` round things inside the lesion."""
+        """Draw centres and radii of ``number`` discs inside the lesion."""
         turn = self.rng.uniform(0, 2 * math.pi, number)
         far = reach * skin.lesion.radius * np.sqrt(self.rng.uniform(0, 1, number))
         centres = np.stack([far * np.cos(turn), far * np.sin(turn)], -1) + skin.lesion.centre
@@ -49,7 +50,7 @@ class _Layers:
 def dermoscopy(
     scene: Skin, acquisition: str, rng: np.random.Generator, size: int
 ) -> Float[np.ndarray, "size size 3"]:
-    """Photograph of skin through a dermoscope, in colour."""
+    """Render skin through a dermoscope, in colour."""
     layers = _Layers(scene, size)
     _LESIONS[scene.disease](layers, scene)
     _SITES[scene.site](layers)
@@ -61,7 +62,7 @@ def dermoscopy(
 def _lit(
     layers: _Layers, acquisition: str, rng: np.random.Generator, size: int
 ) -> Float[np.ndarray, "size size 3"]:
-    """The layers under one of the lights, with noise and vignette."""
+    """Render the layers under the light of an acquisition, with noise and vignette."""
     x, y = layers.x, layers.y
     if acquisition == "ultraviolet":
         grey = np.exp(-1.1 * layers.melanin - 0.4 * layers.deep - 0.22 * layers.blood) + 0.3 * layers.white
@@ -102,9 +103,9 @@ def _lit(
 
 
 def _face(layers: _Layers) -> None:
-    """Follicles: pale round openings in rows, in skin with more blood."""
+    """Pale round follicle openings in rows; more blood."""
     layers.blood += 0.13
-    centres = scattered(layers.rng, 11.0, 0.16)
+    centres = jittered_lattice(layers.rng, 11.0, 0.16)
     holes = blobs(centres, layers.rng.uniform(1.7, 2.4, len(centres)), layers.size)
     layers.melanin *= 1.0 - 0.75 * holes
     layers.deep *= 1.0 - 0.6 * holes
@@ -117,13 +118,13 @@ def _scalp(layers: _Layers) -> None:
 
 
 def _trunk(layers: _Layers) -> None:
-    """A faint network and a hair or three."""
+    """A faint network and one to three hairs."""
     layers.melanin *= 1.0 + 0.22 * _network(layers, 4.6)
     layers.hair = np.maximum(layers.hair, _hairs(layers, int(layers.rng.integers(1, 4)), 0.55))
 
 
 def _sole(layers: _Layers) -> None:
-    """Parallel ridges with the openings of sweat glands on them."""
+    """Parallel ridges with openings of sweat glands."""
     turn = layers.rng.uniform(-0.5, 0.5)
     along = math.cos(turn) * layers.x + math.sin(turn) * layers.y
     across = math.cos(turn) * layers.y - math.sin(turn) * layers.x
@@ -149,7 +150,7 @@ _SITES = {"face": _face, "scalp": _scalp, "trunk": _trunk, "sole": _sole, "lip":
 
 
 def _network(layers: _Layers, spacing: float) -> Picture:
-    """Honeycomb: 1 on its cords, about -0.5 in its holes."""
+    """Honeycomb pattern: 1 on its lines, about -0.5 in its holes."""
     bend = 1.2 * cloud(layers.rng, 10.0, layers.size)
     turns = layers.rng.uniform(0, math.pi) + np.arange(3) * 2 * math.pi / 3
     wave = sum(
@@ -187,13 +188,13 @@ def _hairs(layers: _Layers, number: int, width: float) -> Picture:
 
 
 def _nevus(layers: _Layers, skin: Skin) -> None:
-    """A regular network that thins out to the border."""
+    """A regular network that fades towards the border."""
     share = soft(layers.inside, 0.30 * skin.lesion.radius)
     layers.melanin += share * (0.95 + 0.75 * _network(layers, 4.2))
 
 
 def _melanoma(layers: _Layers, skin: Skin) -> None:
-    """Patches of black, brown, blue, red and white within a notched border, and streaks across it."""
+    """Black, brown, blue, red and white patches, a notched border, and streaks across it."""
     share = soft(layers.inside, 1.5)
     scale = 0.35 * skin.lesion.radius + 2.0
     patches = [cloud(layers.rng, scale, layers.size) for _ in range(3)]
@@ -212,7 +213,7 @@ def _melanoma(layers: _Layers, skin: Skin) -> None:
 
 
 def _keratosis(layers: _Layers, skin: Skin) -> None:
-    """Stuck on: a sharp border, waxy brown with white cysts and dark plugs."""
+    """Waxy brown with a sharp border, white cysts and dark plugs."""
     share = soft(layers.inside, 0.8)
     layers.melanin += share * (0.55 + 0.18 * np.sign(cloud(layers.rng, 3.0, layers.size)))
     layers.white += 0.18 * share
@@ -224,11 +225,11 @@ def _keratosis(layers: _Layers, skin: Skin) -> None:
 
 
 def _hemangioma(layers: _Layers, skin: Skin) -> None:
-    """Red lakes, each round and sharp."""
+    """Round, sharp red lakes."""
     share = soft(layers.inside, 2.0)
     layers.melanin *= 1.0 - 0.35 * share
     layers.blood += 0.5 * share
-    spots = scattered(layers.rng, 0.36 * skin.lesion.radius + 2.0, 0.18)
+    spots = jittered_lattice(layers.rng, 0.36 * skin.lesion.radius + 2.0, 0.18)
     far = np.hypot(*(spots - skin.lesion.centre).T)
     spots = spots[far < 0.9 * skin.lesion.radius]
     radii = (0.17 * skin.lesion.radius + 0.9) * layers.rng.uniform(0.8, 1.15, len(spots))
@@ -238,7 +239,7 @@ def _hemangioma(layers: _Layers, skin: Skin) -> None:
 
 
 def _carcinoma(layers: _Layers, skin: Skin) -> None:
-    """Basal cells: pale pink with a tree of vessels and blue-grey nests."""
+    """Basal cell carcinoma: pale pink with branching vessels and blue-grey nests."""
     share = soft(layers.inside, 2.5)
     layers.melanin *= 1.0 - 0.6 * share
     layers.blood += 0.22 * share
@@ -267,7 +268,7 @@ def _grow(
     rng: np.random.Generator,
     depth: int,
 ) -> None:
-    """A branching vessel."""
+    """Add a vessel and its branches to ``lines``."""
     end = start + length * np.array([math.cos(turn), math.sin(turn)])
     bow = 0.12 * length * rng.normal() * np.array([-math.sin(turn), math.cos(turn)])
     lines.append((np.stack([start, 0.5 * (start + end) + bow, end]), width))

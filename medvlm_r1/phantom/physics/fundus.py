@@ -1,9 +1,9 @@
-"""Fundus photography: light that choroid and pigment epithelium return, less what lies before them.
+"""Fundus photography: light reflected by choroid and pigment epithelium, absorbed by the layers in front.
 
-In colour, reflectance is ``base exp(-sum of absorber * coefficient)`` with a coefficient for red, green and
-blue: haemoglobin absorbs green and blue (Prahl's tables), melanin blue most, the macula's xanthophyll blue
-alone (Delori and Pflibsen, Applied Optics 1989). Red-free is its green. Angiography shows where
-fluorescein is, autofluorescence where lipofuscin is and nothing covers it (Delori et al. 1995).
+In colour, reflectance is ``base exp(-sum of absorber * coefficient)`` with coefficients for red, green and
+blue: haemoglobin absorbs green and blue (Prahl's tables), melanin mostly blue, the macula's xanthophyll only
+blue (Delori and Pflibsen, Applied Optics 1989). Red-free is the green channel. Angiography shows
+fluorescein, autofluorescence uncovered lipofuscin (Delori et al. 1995).
 """
 
 import math
@@ -31,7 +31,7 @@ _SCLERA = np.array([0.98, 0.80, 0.58], np.float32)
 
 @dataclass
 class _Layers:
-    """What is seen from above, pixel by pixel, 0 to 1 unless said otherwise."""
+    """Layers of the retina per pixel, 0 to 1 unless noted."""
 
     disc: Picture
     cup: Picture
@@ -44,12 +44,12 @@ class _Layers:
     hemorrhage: Picture
     edema: Picture
     atrophy: Picture
-    choroid: Picture  # large vessels behind the pigment
+    choroid: Picture  # large vessels behind the pigment epithelium
 
 
 def fundus(scene: Retina, acquisition: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Photograph of the back of the eye: ``[size, size, 3]`` in colour, else ``[size, size]``."""
-    layers = _seen(scene, size)
+    """Render a fundus photograph: ``[size, size, 3]`` in colour, else ``[size, size]``."""
+    layers = _rasterize(scene, size)
     picture = _MODES[acquisition](layers)
     x, y = axes(size)
     far = np.hypot(x, y)
@@ -62,8 +62,8 @@ def fundus(scene: Retina, acquisition: str, rng: np.random.Generator, size: int)
     return np.maximum(picture * light, 0.012) + noise
 
 
-def _seen(scene: Retina, size: int) -> _Layers:
-    """The scene from above."""
+def _rasterize(scene: Retina, size: int) -> _Layers:
+    """Draw the layers of the scene."""
     rng = np.random.default_rng(np.random.SeedSequence(scene.key))
     x, y = axes(size)
     from_disc = np.hypot(x - scene.disc[0], (y - scene.disc[1]) / 1.08)
@@ -89,7 +89,7 @@ def _seen(scene: Retina, size: int) -> _Layers:
     return layers
 
 
-# Lesions from above ------------------------------------------------------------------------------------
+# Lesions -----------------------------------------------------------------------------------------------
 
 
 def _drusen(scene: Retina, inside: Picture, rng: np.random.Generator, size: int) -> Picture:
@@ -116,7 +116,7 @@ def _hemorrhage(scene: Retina, inside: Picture, rng: np.random.Generator, size: 
 
 
 def _edema(scene: Retina, inside: Picture, rng: np.random.Generator, size: int) -> Picture:
-    """Swelling in cystic petals around its middle."""
+    """Swelling with cystic petals around its centre."""
     x, y = axes(size)
     petals = np.zeros((size, size), np.float32)
     for lesion in scene.lesions:
@@ -128,7 +128,7 @@ def _edema(scene: Retina, inside: Picture, rng: np.random.Generator, size: int) 
 
 
 def _atrophy(scene: Retina, inside: Picture, rng: np.random.Generator, size: int) -> Picture:
-    """A patch without pigment, its border as if cut out."""
+    """A patch without pigment, with a sharp border."""
     return soft(inside, 0.8)
 
 
@@ -142,7 +142,7 @@ _LESIONS = {
 
 
 def _inside_each(scene: Retina, reach: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Nine places on a sunflower inside every lesion, and that lesion's radius for each."""
+    """Return nine points on a Fermat spiral inside each lesion, and the lesion's radius for each point."""
     number = np.arange(9)
     turn = number * math.pi * (3 - math.sqrt(5)) + rng.uniform(0, 6)
     far = reach * np.sqrt((number + 0.4) / 9)
@@ -178,22 +178,24 @@ def _redfree(layers: _Layers) -> Picture:
 
 
 def _angiography(layers: _Layers) -> Picture:
-    """Early venous phase: vessels are full, the pigment hides the choroid, blood blocks."""
+    """Early venous phase: vessels are filled, pigment hides the choroid, blood blocks fluorescence."""
     choroid = (0.24 + 0.03 * layers.tissue) * (1.0 - 0.75 * layers.macula)
     choroid = np.maximum(choroid, layers.atrophy * (0.55 + 0.25 * layers.choroid))
     picture = np.maximum(choroid, 0.42 * layers.disc)
     picture = np.maximum(picture, 0.62 * layers.drusen)
     picture = np.maximum(picture, np.maximum(0.95 * layers.arteries, 0.90 * layers.veins))
     picture = np.maximum(picture, 0.98 * layers.edema)
-    picture = np.maximum(picture, 0.85 * layers.exudate)  # capillaries leak where fat collects
+    picture = np.maximum(picture, 0.85 * layers.exudate)  # leaking capillaries
     return picture * (1.0 - 0.92 * layers.hemorrhage)
 
 
 def _autofluorescence(layers: _Layers) -> Picture:
-    """Lipofuscin of the pigment epithelium: none in the disc or in atrophy, and vessels cover it."""
+    """Lipofuscin of the pigment epithelium: none in the disc and in atrophy; vessels cover it."""
     picture = (0.52 + 0.04 * layers.tissue) * (1.0 - 0.55 * layers.macula)
     picture = picture + 0.38 * layers.drusen + 0.30 * layers.edema
-    dying = np.clip(2.5 * gaussian_filter(layers.atrophy, 2.0), 0, 1)  # cells around atrophy are overfull
+    dying = np.clip(
+        2.5 * gaussian_filter(layers.atrophy, 2.0), 0, 1
+    )  # cells around atrophy are overloaded with lipofuscin
     picture = picture + 0.40 * dying
     picture = picture * (1.0 - 0.92 * np.maximum(layers.disc, layers.atrophy))
     covered = np.maximum(0.65 * np.maximum(layers.arteries, layers.veins), 0.92 * layers.hemorrhage)

@@ -1,7 +1,7 @@
-"""Bright-field microscopy: dyes absorb by Beer-Lambert, each with its optical density in red, green and blue.
+"""Bright-field microscopy: dyes absorb by Beer-Lambert, each with optical densities in red, green and blue.
 
-Vectors of haematoxylin and eosin after Macenko et al. 2009, of diaminobenzidine after Ruifrok and Johnston
-2001; those of Schiff's reagent and of Giemsa's azure after the colour deconvolution of Fiji (Landini).
+Stain vectors: haematoxylin and eosin from Macenko et al. 2009, diaminobenzidine from Ruifrok and Johnston
+2001, Schiff's reagent and Giemsa's azure from Fiji's colour deconvolution (Landini).
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial import KDTree
 
-from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, sampled, scattered, soft
+from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, jittered_lattice, sample_at, soft
 from medvlm_r1.phantom.scenes.histology import Section
 
 _HEMATOXYLIN = (0.563, 0.720, 0.406)
@@ -20,7 +20,7 @@ _DAB = (0.268, 0.570, 0.776)
 _SCHIFF = (0.175, 0.972, 0.155)
 _AZURE = (0.834, 0.513, 0.202)
 
-# Optical density of each part of the tissue per dye: nuclei, cytoplasm, fibres, mucin, red cells.
+# Per stain: dyes with the optical density of nuclei, cytoplasm, fibres, mucin and red cells.
 _PARTS = ("nuclei", "cytoplasm", "fibres", "mucin", "blood")
 STAINS: dict[str, tuple[tuple[tuple[float, float, float], tuple[float, ...]], ...]] = {
     "HE": ((_HEMATOXYLIN, (1.35, 0.10, 0.04, 0.16, 0.0)), (_EOSIN, (0.25, 0.42, 0.62, 0.06, 1.15))),
@@ -32,7 +32,7 @@ STAINS: dict[str, tuple[tuple[tuple[float, float, float], tuple[float, ...]], ..
 
 @dataclass
 class _Tissue:
-    """Amount of each part, pixel by pixel, and nuclei: x, y, radius, stretch, angle and density of each."""
+    """Amount of each part per pixel; nuclei as rows of x, y, radius, stretch, angle and density."""
 
     size: int
     rng: np.random.Generator
@@ -48,7 +48,7 @@ class _Tissue:
         spread: float = 0.12,
         density: float = 0.8,
     ) -> None:
-        """Add nuclei at these places."""
+        """Add nuclei at ``places``."""
         n, rng = len(places), self.rng
         turns = rng.uniform(0, math.pi, n) if angles is None else angles + rng.normal(0, 0.12, n)
         rows = [
@@ -64,7 +64,7 @@ class _Tissue:
 def microscopy(
     scene: Section, acquisition: str, rng: np.random.Generator, size: int
 ) -> Float[np.ndarray, "size size 3"]:
-    """Photomicrograph of a stained section, in colour."""
+    """Render a stained section, in colour."""
     tissue = _Tissue(
         size,
         np.random.default_rng(np.random.SeedSequence(scene.key)),
@@ -74,13 +74,13 @@ def microscopy(
     _SITES[scene.site](tissue)
     x, y = axes(size)
     inside = np.max([lesion.inside(x, y) for lesion in scene.lesions], axis=0)
-    _spare(tissue, inside)
+    _clear_nuclei(tissue, inside)
     healthy, tissue.parts = tissue.parts, {name: np.zeros((size, size), np.float32) for name in _PARTS}
     before = tissue.cells
     tissue.cells = []
     _LESIONS[scene.disease](tissue, scene)
     for cells in tissue.cells:
-        cells[sampled(inside, cells[:, :2]) < 0.3, 2] = 0.0
+        cells[sample_at(inside, cells[:, :2]) < 0.3, 2] = 0.0
     share = soft(inside, 1.5)
     parts = {name: healthy[name] + share * (tissue.parts[name] - healthy[name]) for name in _PARTS}
     seen = np.zeros((size, size), np.float32)
@@ -88,19 +88,19 @@ def microscopy(
         cells = cells[(cells[:, 2] > 0) & (np.abs(cells[:, :2]).max(1) < 60)]
         np.maximum(seen, blobs(cells[:, :2], cells[:, 2], size, *cells[:, 3:].T), out=seen)
     parts["nuclei"] = parts["nuclei"] + seen
-    return _stained(parts, acquisition, rng, size)
+    return _transmit(parts, acquisition, rng, size)
 
 
-def _spare(tissue: _Tissue, inside: Picture) -> None:
-    """No healthy nucleus inside a focus."""
+def _clear_nuclei(tissue: _Tissue, inside: Picture) -> None:
+    """Remove healthy nuclei inside the foci."""
     for cells in tissue.cells:
-        cells[sampled(inside, cells[:, :2]) > -0.8, 2] = 0.0
+        cells[sample_at(inside, cells[:, :2]) > -0.8, 2] = 0.0
 
 
-def _stained(
+def _transmit(
     parts: dict[str, Picture], stain: str, rng: np.random.Generator, size: int
 ) -> Float[np.ndarray, "size size 3"]:
-    """Light that passes: dyes vary from slide to slide; the slide is as thick as it was cut."""
+    """Compute the transmitted light, with random variation of dyes and thickness."""
     density = np.zeros((size, size, 3), np.float32)
     thick = 1.0 + 0.07 * cloud(rng, 22.0, size)
     for vector, amounts in STAINS[stain]:
@@ -114,7 +114,7 @@ def _stained(
 
 
 def _stroma(tissue: _Tissue, amount: float = 0.5) -> None:
-    """Loose connective tissue everywhere."""
+    """Add loose connective tissue everywhere."""
     fibres = cloud(tissue.rng, 2.6, tissue.size)
     tissue.parts["fibres"] += np.clip(amount * (0.75 + 0.35 * fibres), 0, 1)
 
@@ -123,9 +123,9 @@ def _stroma(tissue: _Tissue, amount: float = 0.5) -> None:
 
 
 def _colon(tissue: _Tissue) -> None:
-    """Crypts cut across: a lumen, goblet cells full of mucin, nuclei along the outside."""
+    """Crypts in cross-section: lumen, goblet cells with mucin, nuclei at the outer border."""
     _stroma(tissue)
-    centres = scattered(tissue.rng, 25.0, 0.08)
+    centres = jittered_lattice(tissue.rng, 25.0, 0.08)
     radii = tissue.rng.uniform(9.8, 11.4, len(centres))
     crypt = blobs(centres, radii, tissue.size)
     lumen = blobs(centres, 0.20 * radii, tissue.size, 1.6, tissue.rng.uniform(0, 3, len(centres)))
@@ -140,28 +140,28 @@ def _colon(tissue: _Tissue) -> None:
     ring = np.stack([np.cos(turn), np.sin(turn)], -1)
     basal = (centres[:, None] + 0.87 * radii[:, None, None] * ring).reshape(-1, 2)
     tissue.nuclei(basal, 0.95, 1.7, np.tile(turn, len(centres)))
-    loose = scattered(tissue.rng, 5.0, 0.4)
-    tissue.nuclei(loose[sampled(crypt, loose) < 0.1], 0.8, 1.4)
+    loose = jittered_lattice(tissue.rng, 5.0, 0.4)
+    tissue.nuclei(loose[sample_at(crypt, loose) < 0.1], 0.8, 1.4)
 
 
 def _lung(tissue: _Tissue) -> None:
-    """Air spaces between thin walls: the edges of Voronoi cells."""
-    seeds = scattered(tissue.rng, 22.0, 0.28)
+    """Air spaces between thin walls, the edges of Voronoi cells."""
+    seeds = jittered_lattice(tissue.rng, 22.0, 0.28)
     x, y = axes(tissue.size)
     bend = 1.6 * cloud(tissue.rng, 9.0, tissue.size)
     away, _ = KDTree(seeds).query(np.stack([x + bend, y - bend], -1), 2)
     wall = soft(2.6 - (away[..., 1] - away[..., 0]), 1.4).astype(np.float32)
     tissue.parts["cytoplasm"] += 0.55 * wall
     tissue.parts["fibres"] += 0.40 * wall
-    places = scattered(tissue.rng, 3.0, 0.4)
-    tissue.nuclei(places[sampled(wall, places) > 0.8], 0.85, 1.5)
+    places = jittered_lattice(tissue.rng, 3.0, 0.4)
+    tissue.nuclei(places[sample_at(wall, places) > 0.8], 0.85, 1.5)
 
 
 def _kidney(tissue: _Tissue) -> None:
-    """Tubules side by side, and a glomerulus in its capsule."""
+    """Tubules, and a glomerulus in its capsule."""
     _stroma(tissue, 0.35)
     rng = tissue.rng
-    centres = scattered(rng, 15.0, 0.06)
+    centres = jittered_lattice(rng, 15.0, 0.06)
     glomerulus = rng.uniform(-30, 30, 2)
     centres = centres[np.hypot(*(centres - glomerulus).T) > 22.0]
     radii = rng.uniform(6.5, 7.6, len(centres))
@@ -182,12 +182,12 @@ def _kidney(tissue: _Tissue) -> None:
     ring = np.stack([np.cos(turn), np.sin(turn)], -1)
     around = (centres[:, None] + 0.62 * radii[:, None, None] * ring).reshape(-1, 2)
     tissue.nuclei(around + rng.normal(0, 0.3, around.shape), 1.05, 1.1)
-    inner = scattered(rng, 2.9, 0.35)
+    inner = jittered_lattice(rng, 2.9, 0.35)
     tissue.nuclei(inner[np.hypot(*(inner - glomerulus - 0.8).T) < 11.0], 0.9, 1.3)
 
 
 def _muscle(tissue: _Tissue) -> None:
-    """Fibres side by side, cut lengthwise, with flat nuclei between them."""
+    """Fibres in longitudinal section, with flat nuclei between them."""
     rng = tissue.rng
     turn = rng.uniform(-0.6, 0.6)
     x, y = axes(tissue.size)
@@ -196,14 +196,17 @@ def _muscle(tissue: _Tissue) -> None:
     fibre = np.abs(np.cos(math.pi * across / 8.5))
     striae = 0.06 * np.cos(2 * math.pi * along / 2.6)
     tissue.parts["fibres"] += 1.15 * soft(fibre - 0.16, 0.2) * (1.0 + striae)
-    places = scattered(rng, 5.2, 0.4)
+    places = jittered_lattice(rng, 5.2, 0.4)
     tissue.nuclei(
-        places[sampled(fibre, places) < 0.34], 0.95, 3.2, np.full(np.sum(sampled(fibre, places) < 0.34), turn)
+        places[sample_at(fibre, places) < 0.34],
+        0.95,
+        3.2,
+        np.full(np.sum(sample_at(fibre, places) < 0.34), turn),
     )
 
 
 def _epidermis(tissue: _Tissue) -> None:
-    """Skin: horn in layers above, living cells on a wavy base, fibres below."""
+    """Skin: layered horn, living cells on a wavy base, fibres below."""
     rng = tissue.rng
     x, y = axes(tissue.size)
     wave = 5.0 * np.sin(2 * math.pi * x / rng.uniform(26, 34) + rng.uniform(0, 6)) + 2.0 * cloud(
@@ -219,35 +222,35 @@ def _epidermis(tissue: _Tissue) -> None:
     tissue.parts["cytoplasm"] += 1.0 * living
     tissue.parts["nuclei"] += 0.10 * living
     tissue.parts["fibres"] += dermis * np.clip(0.62 + 0.3 * cloud(rng, 3.2, tissue.size), 0, 1)
-    cells = scattered(rng, 4.3, 0.25)
-    tissue.nuclei(cells[sampled(living, cells) > 0.9], 1.05, 1.2)
+    cells = jittered_lattice(rng, 4.3, 0.25)
+    tissue.nuclei(cells[sample_at(living, cells) > 0.9], 1.05, 1.2)
     columns = np.arange(-56, 56, 1.9)
     level = base[np.clip(np.rint((40 + 56) * tissue.size / 112).astype(int), 0, tissue.size - 1)]
     level = np.interp(columns, x[0], level)
     tissue.nuclei(
         np.stack([columns, level - 1.6], -1), 1.0, 1.7, np.full(len(columns), math.pi / 2), density=1.0
     )
-    few = scattered(rng, 8.5, 0.4)
-    tissue.nuclei(few[sampled(dermis, few) > 0.9], 0.7, 2.4)
+    few = jittered_lattice(rng, 8.5, 0.4)
+    tissue.nuclei(few[sample_at(dermis, few) > 0.9], 0.7, 2.4)
 
 
 _SITES = {"colon": _colon, "lung": _lung, "kidney": _kidney, "muscle": _muscle, "epidermis": _epidermis}
 
 
-# Lesions: what the inside of a focus is; it is cut out along its outline. ----------------------------------
+# Lesions: tissue inside a focus; the caller cuts it out along the outline. ---------------------------------
 
 
 def _inflammation(tissue: _Tissue, scene: Section) -> None:
-    """Lymphocytes: small, round and dark, with hardly any cytoplasm."""
+    """Lymphocytes: small, round and dark, with little cytoplasm."""
     tissue.parts["fibres"] += 0.22
-    tissue.nuclei(scattered(tissue.rng, 2.7, 0.25), 1.0, 1.05, spread=0.06, density=1.25)
+    tissue.nuclei(jittered_lattice(tissue.rng, 2.7, 0.25), 1.0, 1.05, spread=0.06, density=1.25)
 
 
 def _necrosis(tissue: _Tissue, scene: Section) -> None:
-    """Ghosts: smooth and pink, no nuclei but their dust."""
+    """Ghost cells: smooth and pink, with fragments of nuclei."""
     tissue.parts["cytoplasm"] += 0.75 + 0.12 * cloud(tissue.rng, 5.0, tissue.size)
     tissue.parts["fibres"] += 0.45
-    tissue.nuclei(scattered(tissue.rng, 5.5, 0.5), 0.34, 1.2, spread=0.3)
+    tissue.nuclei(jittered_lattice(tissue.rng, 5.5, 0.5), 0.34, 1.2, spread=0.3)
 
 
 def _fibrosis(tissue: _Tissue, scene: Section) -> None:
@@ -257,7 +260,7 @@ def _fibrosis(tissue: _Tissue, scene: Section) -> None:
     far = np.min([np.hypot(x - o.centre[0], y - o.centre[1]) for o in scene.lesions], axis=0)
     band = 0.5 + 0.5 * np.cos(2 * math.pi * (far + bend) / 4.2)
     tissue.parts["fibres"] += 0.25 + 1.0 * band
-    places = scattered(tissue.rng, 7.0, 0.4)
+    places = jittered_lattice(tissue.rng, 7.0, 0.4)
     centres = np.array([o.centre for o in scene.lesions])
     away = places[:, None] - centres
     nearest = np.hypot(*np.moveaxis(away, -1, 0)).argmin(1)
@@ -266,16 +269,16 @@ def _fibrosis(tissue: _Tissue, scene: Section) -> None:
 
 
 def _carcinoma(tissue: _Tissue, scene: Section) -> None:
-    """Crowded nuclei, large and of all sizes and shapes; some in division."""
+    """Crowded large nuclei of varying size and shape, some in mitosis."""
     tissue.parts["cytoplasm"] += 0.75
-    places = scattered(tissue.rng, 5.0, 0.22)
+    places = jittered_lattice(tissue.rng, 5.0, 0.22)
     tissue.nuclei(places, 1.95, 1.35, spread=0.28, density=0.85)
     tissue.nuclei(places[tissue.rng.uniform(size=len(places)) < 0.08] + 1.2, 1.3, 3.0, density=1.7)
 
 
 def _hemorrhage(tissue: _Tissue, scene: Section) -> None:
-    """A lake of red cells: discs without nuclei."""
-    cells = scattered(tissue.rng, 2.9, 0.2)
+    """Red cells: discs without nuclei."""
+    cells = jittered_lattice(tissue.rng, 2.9, 0.2)
     tissue.parts["blood"] += 0.35 + 0.75 * blobs(cells, np.full(len(cells), 1.2), tissue.size)
 
 

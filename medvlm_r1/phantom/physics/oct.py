@@ -1,11 +1,11 @@
-"""Optical coherence tomography: a section through the retina, from the vitreous above to the sclera below.
+"""Optical coherence tomography: a cross-section of the retina from vitreous (top) to sclera (bottom).
 
-Each layer sends back its share of the light that reaches it, and light is lost on the way there and back:
-``I(z) = R(z) exp(-2 integral of mu)``. Reflectivities follow the order of the retina's bands (Staurenghi et
-al., Ophthalmology 2014, the IN.OCT nomenclature), thicknesses those of the normal macula (about 0.3 mm);
-depth is stretched about fivefold, as on the screen of the instrument.
+Each layer reflects a share of the light that reaches it, and light is attenuated both ways:
+``I(z) = R(z) exp(-2 integral of mu)``. The order of reflectivities is that of the retina's bands (Staurenghi
+et al., Ophthalmology 2014, IN.OCT nomenclature), thicknesses are those of the normal macula (about 0.3 mm);
+depth is stretched about fivefold, as on the display of an instrument.
 
-The section is curved in the fundus so that it runs through the middle of every lesion.
+The section is a curve in the fundus through the centres of all lesions.
 """
 
 import math
@@ -20,7 +20,7 @@ from medvlm_r1.phantom.scenes.retina import Retina
 
 OCT_DEVICES = ("timedomain", "spectral", "enhanced", "angiography")
 
-# Layers from the vitreous down: reflectivity, and loss of light per unit.
+# Layers from the vitreous down: reflectivity, and attenuation per unit.
 LAYERS: dict[str, tuple[float, float]] = {
     "vitreous": (0.006, 0.0),
     "nerve fibre": (0.62, 0.012),
@@ -40,19 +40,19 @@ Column = Float[np.ndarray, "size"]
 
 @dataclass
 class _Cut:
-    """The section: what lies along it, column by column, lengths in units."""
+    """The section by columns; lengths in units."""
 
     x: Column
     to_fovea: Column
     to_disc: Column
     to_vessel: Column
-    depth: Column  # of the pigment epithelium's lower border
+    depth: Column  # lower border of the pigment epithelium
     thick: dict[str, Column]
-    inside: list[Column]  # of each lesion: 1 in its middle, 0 at its edge, negative outside
+    inside: list[Column]  # per lesion: 1 at its centre, 0 at its edge, negative outside
 
 
 def oct_section(scene: Retina, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
-    """Section through fovea, disc or wherever the lesions are; grey."""
+    """Render a section through all lesions, in grey."""
     own = np.random.default_rng(np.random.SeedSequence(scene.key))
     cut = _cut(scene, own, size)
     _LESIONS[scene.disease](cut)
@@ -76,7 +76,7 @@ def oct_section(scene: Retina, acquisition: str, rng: np.random.Generator, size:
 
 
 def boundaries(thick: dict[str, Column], depth: Column) -> list[Column]:
-    """Upper border of every layer, in the order of ``LAYERS``: the retina is built up from below."""
+    """Return the upper border of every layer in the order of ``LAYERS``, stacking layers from below."""
     inner = [name for name in LAYERS if name not in ("vitreous", "choroid", "sclera")]
     tops, level = [], depth
     for name in reversed(inner):
@@ -87,7 +87,7 @@ def boundaries(thick: dict[str, Column], depth: Column) -> list[Column]:
 
 
 def _cut(scene: Retina, rng: np.random.Generator, size: int) -> _Cut:
-    """The healthy retina along the section."""
+    """Return the healthy retina along the section."""
     x = axes(size)[0][0]
     order = sorted(lesion.centre for lesion in scene.lesions)
     y = np.interp(x, [c[0] for c in order], [c[1] for c in order])
@@ -99,7 +99,7 @@ def _cut(scene: Retina, rng: np.random.Generator, size: int) -> _Cut:
     rim = np.maximum(to_disc - scene.disc_radius, 0.0)
     far = 1.0 - 0.45 * np.clip((to_fovea - 30.0) / 14.0, 0, 1) * np.clip(rim / 12.0, 0, 1)
     bundle = np.exp(-((to_vessel / 5.0) ** 2))
-    ends = soft(to_disc - scene.disc_radius, 2.0)  # all but nerve fibres end at the disc
+    ends = soft(to_disc - scene.disc_radius, 2.0)  # all layers but nerve fibres end at the disc
     thick = {
         "nerve fibre": (1.0 + 4.5 * np.exp(-rim / 8.0) + 2.6 * gaussian_filter1d(bundle, 3))
         * (1 - 0.95 * pit),
@@ -126,7 +126,7 @@ def _cut(scene: Retina, rng: np.random.Generator, size: int) -> _Cut:
 
 
 def _drusen(cut: _Cut) -> None:
-    """Deposits lift the pigment epithelium in bumps."""
+    """Deposits raise the pigment epithelium in bumps."""
     for inside in cut.inside:
         away = np.clip(1.0 - inside, 0, 1)
         bumps = np.abs(np.cos(1.5 * math.pi * away)) * (inside > 0)
@@ -137,7 +137,7 @@ def _drusen(cut: _Cut) -> None:
 
 
 def _edema(cut: _Cut) -> None:
-    """The nuclear layers swell; fluid gathers in them."""
+    """The nuclear layers swell with fluid."""
     for inside in cut.inside:
         swell = np.sqrt(np.clip(inside, 0, 1))
         cut.thick["outer nuclear"] = cut.thick["outer nuclear"] + 7.0 * swell
@@ -145,13 +145,13 @@ def _edema(cut: _Cut) -> None:
 
 
 def _hemorrhage(cut: _Cut) -> None:
-    """Blood between the nerve fibres lifts the surface."""
+    """Blood between the nerve fibres raises the surface."""
     for inside in cut.inside:
         cut.thick["nerve fibre"] = cut.thick["nerve fibre"] + 4.5 * np.sqrt(np.clip(inside, 0, 1))
 
 
 def _atrophy(cut: _Cut) -> None:
-    """No pigment epithelium and no photoreceptors: what lies above sinks."""
+    """Pigment epithelium and photoreceptors are missing; the layers above sink."""
     for inside in cut.inside:
         bare = soft(inside, 0.08)
         for name, left in (("pigment", 0.05), ("ellipsoid", 0.0), ("segments", 0.0), ("outer nuclear", 0.15)):
@@ -159,7 +159,7 @@ def _atrophy(cut: _Cut) -> None:
 
 
 def _exudate(cut: _Cut) -> None:
-    """Deposits move nothing."""
+    """Deposits displace no layer."""
 
 
 _LESIONS = {
@@ -182,7 +182,7 @@ def _details(
     reflectivity: Picture,
     loss: Picture,
 ) -> None:
-    """What a lesion adds within the layers: deposits, blood, fluid."""
+    """Add deposits, blood and fluid of the lesions within the layers."""
     size = len(cut.x)
     level = dict(zip(LAYERS, tops, strict=True))
     _, z = axes(size)
@@ -216,7 +216,7 @@ def _details(
 
 
 def _lumens(cut: _Cut, tops: list[Column]) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
-    """Large vessels that the section crosses: where their distance from it is smallest."""
+    """Centres and radii of large vessels where the section crosses them."""
     near = cut.to_vessel
     lowest = (near < 1.6) & (near <= np.roll(near, 1)) & (near < np.roll(near, -1))
     at = np.flatnonzero(lowest)
@@ -225,7 +225,7 @@ def _lumens(cut: _Cut, tops: list[Column]) -> tuple[Float[np.ndarray, "n 2"], Fl
 
 
 def _flow(cut: _Cut, tops: list[Column], rng: np.random.Generator, size: int) -> Picture:
-    """Where blood moves: large vessels, the plexuses on both sides of the inner nuclei, the choroid."""
+    """Blood flow: large vessels, the plexuses on both sides of the inner nuclear layer, the choroid."""
     _, z = axes(size)
     grain = soft(cloud(rng, 1.6, size) - 0.5, 0.6)
     level = dict(zip(LAYERS, tops, strict=True))
@@ -241,37 +241,37 @@ def _flow(cut: _Cut, tops: list[Column], rng: np.random.Generator, size: int) ->
 # Devices -----------------------------------------------------------------------------------------------
 
 
-def arriving(reflectivity: Picture, loss: Picture) -> Picture:
-    """Light that comes back from each depth: what the tissue above leaves of it, twice over."""
+def backscattered(reflectivity: Picture, loss: Picture) -> Picture:
+    """Light returned from each depth, attenuated both ways by the tissue above."""
     step = 112.0 / len(loss)
     return reflectivity * np.exp(-2.0 * step * np.cumsum(loss, axis=0))
 
 
 def _timedomain(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:
-    """Few scan lines, axially blurred."""
+    """Time domain: few scan lines, axial blur."""
     size = len(reflectivity)
-    light = gaussian_filter1d(arriving(reflectivity, loss), 1.2, axis=0)
+    light = gaussian_filter1d(backscattered(reflectivity, loss), 1.2, axis=0)
     coarse = np.minimum(np.arange(size) // 3 * 3 + 1, size - 1)
     return _displayed(_speckled(light, 6.0, rng, 0.9)[:, coarse], 0.010, rng)
 
 
 def _spectral(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:
-    """Fine; sensitivity falls with depth."""
+    """Spectral domain: sharp; sensitivity falls with depth."""
     _, z = axes(len(reflectivity))
-    light = arriving(reflectivity, loss) * np.exp(-np.clip(z + 20, 0, None) / 38.0)
+    light = backscattered(reflectivity, loss) * np.exp(-np.clip(z + 20, 0, None) / 38.0)
     return _displayed(1.5 * _speckled(light, 5.0, rng, 0.45), 0.006, rng)
 
 
 def _enhanced(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:
-    """Focused below: the choroid is as bright as the retina, down to the sclera."""
+    """Enhanced depth imaging: the choroid is as bright as the retina, down to the sclera."""
     _, z = axes(len(reflectivity))
-    light = arriving(reflectivity, 0.6 * loss) * np.exp(np.clip(z + 12, -40, 40) / 30.0)
+    light = backscattered(reflectivity, 0.6 * loss) * np.exp(np.clip(z + 12, -40, 40) / 30.0)
     return _displayed(0.6 * _speckled(light, 5.0, rng, 0.6), 0.006, rng)
 
 
 def _angiography(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.random.Generator) -> Picture:
-    """Only what changes between repeated scans, which is blood, over a faint section."""
-    light = arriving(0.10 * reflectivity + 0.9 * flow, loss)
+    """Angiography: changes between repeated scans, i.e. moving blood, over a faint section."""
+    light = backscattered(0.10 * reflectivity + 0.9 * flow, loss)
     return _displayed(_speckled(light, 6.0, rng, 0.4), 0.004, rng)
 
 
@@ -284,11 +284,11 @@ _DEVICES = {
 
 
 def _speckled(light: Picture, looks: float, rng: np.random.Generator, blur: float) -> Picture:
-    """Gamma speckle of this many looks (Goodman 1976), as wide as the beam."""
+    """Apply gamma speckle of ``looks`` looks (Goodman 1976), blurred to the width of the beam."""
     return gaussian_filter(light * (rng.gamma(looks, 1.0 / looks, light.shape)), (0.35, blur))
 
 
 def _displayed(light: Picture, floor: float, rng: np.random.Generator) -> Picture:
-    """Logarithmic scale of about 34 dB."""
+    """Add noise and map to a logarithmic scale of about 34 dB."""
     noise = floor * rng.exponential(1.0, light.shape)
     return 1.0 + np.log10(np.maximum(light + noise, 1e-6)) / 2.1

@@ -1,4 +1,4 @@
-"""Brushes that several modalities share. Lengths are in units, as everywhere (112 across the picture)."""
+"""Drawing functions that several modalities share. Lengths are in units (112 across the image)."""
 
 import numpy as np
 from jaxtyping import Float
@@ -12,18 +12,18 @@ Points = Float[np.ndarray, "n 2"]
 
 
 def axes(size: int) -> tuple[Float[np.ndarray, "1 size"], Float[np.ndarray, "size 1"]]:
-    """x and y of the pixels in units, to be broadcast."""
+    """Return x and y of the pixels in units, for broadcasting."""
     axis = coordinates(size)
     return axis[None], axis[:, None]
 
 
 def soft(signed: Float[np.ndarray, "..."], width: float = 1.0) -> Float[np.ndarray, "..."]:
-    """1 where ``signed`` (units) is positive, 0 where negative, with an edge ``width`` units wide."""
+    """Step function of ``signed`` (units): 0 below, 1 above zero, with a ramp ``width`` units wide."""
     return np.clip(signed / width + 0.5, 0.0, 1.0)
 
 
 def cloud(rng: np.random.Generator, scale: float, size: int) -> Picture:
-    """Smooth noise of mean 0 and variance 1 whose blobs are about ``scale`` units wide."""
+    """Draw smooth noise of mean 0 and variance 1 with a correlation length of about ``scale`` units."""
     coarse = max(8, min(size, round(3 * FIELD / scale)))  # a smooth field needs few samples
     white = gaussian_filter(rng.standard_normal((coarse, coarse)), scale * coarse / FIELD, mode="wrap")
     white = (white - white.mean()) / white.std()
@@ -41,15 +41,15 @@ def blobs(
     angles: Float[np.ndarray, "n"] | float = 0.0,
     values: Float[np.ndarray, "n"] | float = 1.0,
 ) -> Picture:
-    """Filled ellipses with soft edges, pixel by pixel the largest of their values.
+    """Draw filled ellipses with soft edges; overlaps take the largest value.
 
     Args:
         centres: units.
-        radii: units, the mean radius of each.
-        size: edge of the picture in pixels.
+        radii: mean radius of each, units.
+        size: edge of the image in pixels.
         stretch: ratio of the longer to the shorter radius.
-        angles: of the longer radius, radians.
-        values: what each is painted with.
+        angles: direction of the longer radius, radians.
+        values: pixel value of each ellipse.
     """
     full = np.zeros((size, size), np.float32)
     number = len(centres)
@@ -66,7 +66,7 @@ def blobs(
     columns, rows = corner[:, :1] + offsets, corner[:, 1:] + offsets
     dx = ((columns - place[:, :1]) / scale)[:, None, :]
     dy = ((rows - place[:, 1:]) / scale)[:, :, None]
-    # (x / long)^2 + (y / short)^2 along the turned axes, multiplied out: one product as large as the result
+    # (x / long)^2 + (y / short)^2 along the rotated axes, expanded to allocate one array of the result's size
     cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
     by_long, by_short = (  # 1 / long^2 and 1 / short^2
         (1.0 / (radii**2 * part))[:, None, None] for part in (stretch, 1.0 / stretch)
@@ -89,7 +89,7 @@ def blobs(
 
 
 def strokes(lines: list[tuple[Points, float]], size: int, fine: int = 3) -> Picture:
-    """Polylines, each with its width in units; 1 on a line, 0 beside it."""
+    """Draw polylines (points, width in units): 1 on a line, 0 elsewhere."""
     edge = size * fine
     canvas = Image.new("L", (edge, edge))
     draw = ImageDraw.Draw(canvas)
@@ -100,8 +100,8 @@ def strokes(lines: list[tuple[Points, float]], size: int, fine: int = 3) -> Pict
     return np.asarray(canvas.reduce(fine), np.float32) / 255.0
 
 
-def scattered(rng: np.random.Generator, spacing: float, jitter: float = 0.3) -> Points:
-    """Points of a hexagonal lattice over the picture, each moved at random by ``jitter`` spacings."""
+def jittered_lattice(rng: np.random.Generator, spacing: float, jitter: float = 0.3) -> Points:
+    """Draw points of a hexagonal lattice over the image, each shifted by up to ``jitter`` spacings."""
     reach = np.arange(-FIELD / 2 - spacing, FIELD / 2 + spacing, spacing)
     x, y = np.meshgrid(reach, np.arange(reach[0], -reach[0], 0.866 * spacing))
     x = x + 0.5 * spacing * (np.arange(len(y)) % 2)[:, None]
@@ -109,8 +109,8 @@ def scattered(rng: np.random.Generator, spacing: float, jitter: float = 0.3) -> 
     return points + rng.uniform(-jitter, jitter, points.shape) * spacing
 
 
-def sampled(picture: Picture, points: Points) -> Float[np.ndarray, "n"]:
-    """What ``picture`` holds at the pixels nearest to the points; the edge goes on outside."""
+def sample_at(picture: Picture, points: Points) -> Float[np.ndarray, "n"]:
+    """Return the values of the pixels nearest to the points; outside, those of the border."""
     size = len(picture)
     index = np.clip(np.rint((points + FIELD / 2) * size / FIELD - 0.5).astype(int), 0, size - 1)
     return picture[index[:, 1], index[:, 0]]

@@ -27,27 +27,27 @@ from medvlm_r1.phantom.scenes.geometry import (
     chords,
     coordinates,
     coverage,
-    turned,
+    to_view,
 )
 from medvlm_r1.phantom.scenes.torso import DEPTH, Lesion, Piece, Scene
 
 Picture = Float[np.ndarray, "size size"]
 
-# Ribs: distance, fall towards the front (units of y per unit of z), thickness of the cage.
+# Ribs: spacing, slope towards the front (units of y per unit of z), thickness of the cage.
 _RIB_SPACING, _RIB_SLOPE, _RIB_DEPTH = 8.5, 0.45, 2.6
 
-_FLAT = VIEWS["frontal"]  # the axes of the picture itself, in which a lesion's pieces lie
+_FLAT = VIEWS["frontal"]  # image axes, in which a lesion's pieces are defined
 _ALL: Box = (slice(None), slice(None))
 
 
 def mri(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
-    """Coronal magnetic resonance image: truncated k-space, bias field, Rician noise."""
+    """Render a coronal MR image: truncated k-space, bias field, Rician noise."""
     truth = _slice(scene, {name: mri_signal(name, acquisition) for name in (*MRI_TISSUES, "air")}, size)
     axis = coordinates(size) / (FIELD / 2)
     tilt = rng.uniform(-0.12, 0.12, size=4).astype(np.float32)
     bias = 1.0 + tilt[0] * axis + tilt[1] * axis[:, None] + tilt[2] * axis**2 + tilt[3] * (axis**2)[:, None]
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
-    kept = 1.0 / (1.0 + np.exp((frequency - 0.40) / 0.015))  # the scanner reads a disc of k-space only
+    kept = 1.0 / (1.0 + np.exp((frequency - 0.40) / 0.015))  # the scanner samples a disc of k-space
     seen = np.fft.irfft2(np.fft.rfft2(truth * bias) * kept.astype(np.float32), s=(size, size))
     white = MRI_ACQUISITIONS[acquisition][3]
     noise = (0.022 * white) * rng.standard_normal((2, size, size), dtype=np.float32)
@@ -55,7 +55,7 @@ def mri(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> 
 
 
 def mri_signal(tissue: str, acquisition: str) -> float:
-    """Signal of a tissue; air gives none.
+    """Return the signal of a tissue; 0 for air.
 
     Spin echo: ``PD (1 - exp(-TR/T1)) exp(-TE/T2)``; inversion recovery:
     ``PD |1 - 2 exp(-TI/T1) + exp(-TR/T1)| exp(-TE/T2)`` (Bernstein et al., chapter 14).
@@ -69,9 +69,9 @@ def mri_signal(tissue: str, acquisition: str) -> float:
 
 
 def ct(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
-    """Coronal computed tomography in a display window, with the noise of filtered back-projection.
+    """Render a coronal CT image in a display window, with the noise of filtered back-projection.
 
-    The ramp filter leaves noise whose power rises with spatial frequency (Riederer, Pelc and Chesler 1978).
+    The ramp filter makes its power rise with spatial frequency (Riederer, Pelc and Chesler 1978).
     """
     truth = _slice(scene, CT_TISSUES, size)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
@@ -86,7 +86,7 @@ def ct(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> P
 
 
 def xray(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
-    """Radiograph: Beer-Lambert law, blur of the detector, Poisson counts, logarithm; bone is white."""
+    """Render a radiograph: Beer-Lambert law, detector blur, Poisson counts, logarithm; bone is white."""
     line = gaussian_filter(line_integral(scene, acquisition, size), 0.5 * size / FIELD)
     counts = rng.poisson(XRAY_PHOTONS * np.exp(-XRAY_WATER * line))
     measured = -np.log(np.maximum(counts, 1.0) / XRAY_PHOTONS) / XRAY_WATER
@@ -95,7 +95,7 @@ def xray(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) ->
 
 
 def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
-    """Paint the coronal reformat: each solid covers what was painted before it."""
+    """Paint the coronal reformat; each ellipsoid covers those before it."""
     picture = np.full((size, size), values["air"], dtype=np.float32)
     view = VIEWS["frontal"]
 
@@ -118,16 +118,16 @@ def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
     for part in scene.organs:
         paint(*coverage(part.solid, view, size), part.tissue)
     for lesion in scene.lesions:
-        for piece in seen_pieces(lesion, view):
-            paint(*share_of(piece, size), piece.tissue)
+        for piece in placed_pieces(lesion, view):
+            paint(*piece_coverage(piece, size), piece.tissue)
     return picture
 
 
 def line_integral(scene: Scene, view_name: str, size: int) -> Picture:
-    """Attenuation relative to water, summed along each ray, in units; 0 outside the body.
+    """Integrate attenuation relative to water along each ray, units; 0 outside the body.
 
-    An inner solid adds its difference to the tissue around it. Where solids of one kind overlap, the
-    longer chord counts, which stands in for the chord of their union.
+    An inner ellipsoid adds the difference to the tissue around it. Where ellipsoids of one kind overlap, the
+    longer chord approximates that of their union.
     """
     view, mu = VIEWS[view_name], XRAY_TISSUES
     total = np.zeros((size, size), dtype=np.float32)
@@ -141,26 +141,26 @@ def line_integral(scene: Scene, view_name: str, size: int) -> Picture:
         box, length = chords(part.solid, view, size)
         total[box] += (value - mu["muscle"]) * length
     for lesion in scene.lesions:
-        pieces = list(seen_pieces(lesion, view))
+        pieces = list(placed_pieces(lesion, view))
         for tissue in {piece.tissue: None for piece in pieces}:
-            shares = [share_of(piece, size) for piece in pieces if piece.tissue == tissue]
+            shares = [piece_coverage(piece, size) for piece in pieces if piece.tissue == tissue]
             thickness = 2.0 * DEPTH * _largest(shares, size)
             total += (mu[tissue] - attenuation[lesion.host]) * thickness
     return total
 
 
-def share_of(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
-    """Share of each pixel that a lesion's piece covers, less what is cut out of it."""
+def piece_coverage(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
+    """Return the share of each pixel that a lesion's piece covers, without its cut-out."""
     box, share = coverage(piece.solid, _FLAT, size)
     if piece.minus:
         cut_box, cut = coverage(piece.minus, _FLAT, size)
-        share = share * (1.0 - _within(cut_box, cut, box, size))
+        share = share * (1.0 - _crop(cut_box, cut, box, size))
     return box, share
 
 
-def seen_pieces(lesion: Lesion, view: View) -> Iterator[Piece]:
-    """The lesion's pieces at its place in the picture."""
-    u, v, w = turned(lesion.centre, view)
+def placed_pieces(lesion: Lesion, view: View) -> Iterator[Piece]:
+    """Yield the lesion's pieces at the lesion's position in a view."""
+    u, v, w = to_view(lesion.centre, view)
 
     def moved(solid: Ellipsoid) -> Ellipsoid:
         x, y, z = solid.centre
@@ -171,20 +171,20 @@ def seen_pieces(lesion: Lesion, view: View) -> Iterator[Piece]:
 
 
 def _shrunk(solid: Ellipsoid, depth: float) -> Ellipsoid:
-    """The solid with ``depth`` units taken off all round."""
+    """Return the ellipsoid with radii smaller by ``depth`` units."""
     a, b, c = (radius - depth for radius in solid.radii)
     return Ellipsoid(solid.centre, (a, b, c), solid.angle)
 
 
-def _within(box: Box, values: Float[np.ndarray, "h w"], target: Box, size: int) -> Float[np.ndarray, "a b"]:
-    """What ``values`` holds inside the box ``target``; 0 where it holds nothing."""
+def _crop(box: Box, values: Float[np.ndarray, "h w"], target: Box, size: int) -> Float[np.ndarray, "a b"]:
+    """Return ``values`` (given inside ``box``) in the box ``target``; 0 outside ``box``."""
     full = np.zeros((size, size), dtype=np.float32)
     full[box] = values
     return full[target]
 
 
 def _largest(pieces: list[tuple[Box, Float[np.ndarray, "_ _"]]], size: int) -> Picture:
-    """Pixel by pixel the largest of several values, each given inside its own box; 0 elsewhere."""
+    """Return the pixelwise maximum of arrays given inside their own boxes; 0 elsewhere."""
     full = np.zeros((size, size), dtype=np.float32)
     for box, values in pieces:
         np.maximum(full[box], values, out=full[box])
@@ -192,22 +192,24 @@ def _largest(pieces: list[tuple[Box, Float[np.ndarray, "_ _"]]], size: int) -> P
 
 
 def _rib_pattern(y: Float[np.ndarray, "..."], scene: Scene) -> Float[np.ndarray, "..."]:
-    """1 on a rib, 0 between two, along the height ``y`` at which the cage is met."""
+    """Return 1 on a rib and 0 between two ribs at height ``y`` of the cage."""
     wave = np.cos((2 * np.pi) * (y / _RIB_SPACING + scene.ribs))
     return np.clip(2.5 * wave + 0.3, 0, 1) * np.clip((17 - y) / 2, 0, 1) * np.clip((y + 50) / 4, 0, 1)
 
 
 def _rib_length(scene: Scene, view: View, size: int) -> Picture:
-    """Path through ribs: a ray meets the cage in front and behind, and ribs fall towards the front."""
+    """Return the path length through ribs: a ray crosses the cage twice, and ribs slope towards the front."""
     box, outer = chords(scene.cage, view, size)
     inner_box, inner = chords(_shrunk(scene.cage, _RIB_DEPTH), view, size)
-    wall = outer - _within(inner_box, inner, box, size)
-    if abs(view[2][1]) > 0.9:  # along the spine, a ray runs through ribs and gaps alike
+    wall = outer - _crop(inner_box, inner, box, size)
+    if abs(view[2][1]) > 0.9:  # a ray along the spine crosses ribs and gaps
         share = np.float32(0.3)
     else:
         y = coordinates(size)[box[0], None]
         level = y - (_RIB_SLOPE * view[0][2]) * coordinates(size)[None, box[1]]
-        reach = (0.5 * _RIB_SLOPE * view[2][2]) * outer  # the ray meets the cage half a chord off its middle
+        reach = (
+            0.5 * _RIB_SLOPE * view[2][2]
+        ) * outer  # the ray crosses the cage half a chord from its centre
         share = 0.5 * (_rib_pattern(level - reach, scene) + _rib_pattern(level + reach, scene))
     full = np.zeros((size, size), dtype=np.float32)
     full[box] = np.minimum(wall, 12.0) * share

@@ -1,11 +1,11 @@
-"""What each tissue looks like to each modality, and how each acquisition shows it.
+"""Tissue constants of MRI, CT and X-ray, and the parameters of their acquisitions.
 
-The values of organs begin with the literature; lesions are exaggerated, as after contrast medium, because
-each lesion must be seen against each organ in each acquisition.
+Values of organs start from the literature; lesions are exaggerated, as after contrast medium, because every
+lesion must be visible in every organ and acquisition.
 """
 
 # Proton density (water 1), T1 and T2 in ms at 1.5 T after Stanisz et al. 2005 and Bernstein et al.,
-# "Handbook of MRI Pulse Sequences"; parenchyma with the short T1 of an examination after gadolinium.
+# "Handbook of MRI Pulse Sequences"; parenchyma with the short T1 after gadolinium.
 MRI_TISSUES: dict[str, tuple[float, float, float]] = {
     "fat": (0.90, 260, 75),
     "muscle": (0.68, 900, 40),
@@ -27,7 +27,7 @@ MRI_TISSUES: dict[str, tuple[float, float, float]] = {
     "calcium": (1.00, 150, 140),
 }
 
-# TR, TE, TI (ms; TI None for spin echo) and the signal shown as white.
+# TR, TE, TI (ms; TI None for spin echo), and the signal displayed as white.
 MRI_ACQUISITIONS: dict[str, tuple[float, float, float | None, float]] = {
     "T1": (500, 12, None, 0.80),
     "T2": (4000, 100, None, 0.62),
@@ -58,7 +58,7 @@ CT_TISSUES: dict[str, float] = {
     "calcium": 650,
 }
 
-# Lower and upper end of the display window in HU.
+# Lower and upper limit of the display window in HU.
 CT_WINDOWS: dict[str, tuple[float, float]] = {
     "abdominal": (-160, 240),
     "bone": (-200, 800),
@@ -66,7 +66,7 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
     "cerebral": (-50, 140),
 }
 
-# Attenuation relative to water at about 60 keV; lesions as if filled with contrast medium.
+# Attenuation relative to water at about 60 keV; lesions with the values of contrast medium.
 XRAY_TISSUES: dict[str, float] = {
     "fat": 0.9,
     "muscle": 1.0,
@@ -87,10 +87,10 @@ XRAY_TISSUES: dict[str, float] = {
     "blood": 3.4,
     "calcium": 6.0,
 }
-XRAY_CONTRAST = 0.3  # what contrast medium adds to an organ under examination
-XRAY_PHOTONS = 100_000.0  # per pixel of the open beam
-XRAY_WATER = 0.05  # attenuation of water per unit (4 mm), softened: a grid and a hard beam
-# Line integrals (units of water) shown as black and as white: the body is longest along its axis.
+XRAY_CONTRAST = 0.3  # added to the organ with the lesion, for contrast medium
+XRAY_PHOTONS = 100_000.0  # photons per pixel without a body
+XRAY_WATER = 0.05  # attenuation of water per unit (4 mm), reduced: anti-scatter grid and hard beam
+# Line integrals (units of water) displayed as black and as white; the body is longest along its axis.
 XRAY_WINDOWS: dict[str, tuple[float, float]] = {
     "frontal": (0.0, 80.0),
     "lateral": (10.0, 115.0),

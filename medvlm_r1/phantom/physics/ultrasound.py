@@ -1,9 +1,9 @@
 """Ultrasound: echoes along the beams of a probe, with speckle, attenuation, shadow and enhancement.
 
-The plane is coronal, turned so that sound comes from the side from which the organ is sought. Echoes are
-made on the probe's own grid of beams and depths: tissue sends back its share; what lies above takes its
-toll twice, of which the scanner's gain gives back what soft tissue would have taken; speckle is the
-magnitude of complex noise seen through the pulse (Wagner et al. 1983), which widens with depth in a fan.
+The plane is coronal, rotated so that the probe is on the usual side of the organ. Echoes are computed on the
+probe's grid of beams and depths: each tissue reflects a share; the tissue above attenuates both ways, and the
+scanner's gain compensates the attenuation of soft tissue; speckle is the magnitude of complex noise filtered
+by the pulse (Wagner et al. 1983), which widens with depth in a fan.
 """
 
 import math
@@ -15,15 +15,15 @@ from jaxtyping import Float
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from medvlm_r1.phantom.physics.paint import Picture
-from medvlm_r1.phantom.physics.radiology import seen_pieces, share_of
+from medvlm_r1.phantom.physics.radiology import piece_coverage, placed_pieces
 from medvlm_r1.phantom.scenes.geometry import FIELD, VIEWS, Ellipsoid, coverage
 from medvlm_r1.phantom.scenes.torso import Piece, Scene
 
-SOUNDED = ("heart", "liver", "spleen", "kidney", "bladder")
-REACH = 27.0  # how far from the first lesion others may lie, so that one view shows all
+ULTRASOUND_ORGANS = ("heart", "liver", "spleen", "kidney", "bladder")
+REACH = 27.0  # maximum distance of lesions from the first one, so that one view shows all
 
 # Echo level in dB (liver 0) and attenuation in dB/cm/MHz after Szabo, Diagnostic Ultrasound Imaging,
-# table B.1; lesions as they are told apart: a cyst without echoes, calcium with a shadow.
+# table B.1; lesions by their signs: a cyst without echoes, calcium with a shadow.
 TISSUES: dict[str, tuple[float, float]] = {
     "fat": (-7, 0.60),
     "muscle": (-5, 0.80),
@@ -48,22 +48,22 @@ TISSUES: dict[str, tuple[float, float]] = {
     "calcium": (21, 7.0),
 }
 _MHZ, _CM = 3.5, 0.4  # a unit is 4 mm
-_GAIN = 0.60  # dB/cm/MHz that the scanner gives back with depth
+_GAIN = 0.60  # dB/cm/MHz, depth gain of the scanner
 _ZOOM = 1.55
 _DYNAMIC = 56.0  # dB from black to white
 
-# Where sound comes from, in degrees: 0 from above in the coronal picture, 90 from its right.
-_FROM = {"heart": 190.0, "liver": 265.0, "spleen": 95.0, "kidney": 0.0, "bladder": 180.0}
+# Direction of the probe in degrees: 0 is above the coronal image, 90 to its right.
+_DIRECTION = {"heart": 190.0, "liver": 265.0, "spleen": 95.0, "kidney": 0.0, "bladder": 180.0}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The field that a probe sees.
+    """The field of view of a probe.
 
     Attributes:
-        radius: of its curved face, units of the picture; 0 for a point, infinite for a straight face.
-        half: half the opening, degrees, or half the width, units, of a straight face.
-        depth: units of the picture.
+        radius: radius of its curved face, units of the image; 0 for a point, infinite for a straight face.
+        half: half the opening angle, degrees; for a straight face half the width, units.
+        depth: depth of the field, units of the image.
     """
 
     radius: float
@@ -81,8 +81,8 @@ _BEAMS, _SAMPLES = 112, 160
 
 
 def ultrasound(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
-    """B-mode image in the field of one of the probes; black outside it."""
-    echo, loss = _painted(scene, rng, size)
+    """Render a B-mode image; black outside the field of the probe."""
+    echo, loss = _paint_plane(scene, rng, size)
     to_beams, to_picture, inside = _grid(PROBES[acquisition], size)
     echo, loss = (map_coordinates(part, to_beams, order=1, mode="nearest") for part in (echo, loss))
     received = echoes(echo, loss, PROBES[acquisition], rng)
@@ -96,26 +96,26 @@ def echoes(
     probe: Probe,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "beams samples"]:
-    """What the scanner shows, in dB, of echo levels (dB) and attenuations (dB/cm/MHz) along the beams."""
+    """Return the received level in dB from echo levels (dB) and attenuations (dB/cm/MHz) along the beams."""
     step = probe.depth / _SAMPLES * _CM / _ZOOM  # cm
     depth = (np.arange(_SAMPLES, dtype=np.float32) + 0.5) * step
     lost = np.cumsum(loss, axis=1) * (2 * _MHZ * step)
     gain = (2 * _MHZ * _GAIN) * np.minimum(depth, 14.0)
-    # Interfaces across the beam glint.
+    # Interfaces across the beam are bright.
     jump = np.abs(np.diff(echo, axis=1, append=echo[:, -1:]))
     level = echo + 0.22 * np.minimum(gaussian_filter(jump, (1.5, 0.5)), 25.0)
     amplitude = 10.0 ** ((level - lost + gain) / 20.0)
     noise = gaussian_filter(rng.standard_normal((2, *echo.shape), dtype=np.float32), (0, 1.1, 0.8))
     noise *= 1.0 / noise.std()
     seen = np.hypot(*(amplitude * noise))
-    electronic = 10.0 ** ((gain - 80.0) / 20.0)  # the gain lifts the receiver's own noise as well
+    electronic = 10.0 ** ((gain - 80.0) / 20.0)  # the gain amplifies the receiver's noise as well
     floor = np.hypot(*(electronic * rng.standard_normal((2, *echo.shape), dtype=np.float32)))
     return 20.0 * np.log10(gaussian_filter(seen, 0.6) + floor + 1e-4)
 
 
 @lru_cache(maxsize=16)
 def _grid(probe: Probe, size: int) -> tuple[np.ndarray, np.ndarray, Picture]:
-    """Pixels (row, column) of each beam's samples; beam and sample of each pixel; and the field's mask."""
+    """Return pixel coordinates of each beam's samples, (beam, sample) of each pixel, and the field's mask."""
     scale, top = size / FIELD, -FIELD / 2 + 4.0
     share, depth = (
         np.linspace(-1, 1, _BEAMS)[:, None],
@@ -128,7 +128,7 @@ def _grid(probe: Probe, size: int) -> tuple[np.ndarray, np.ndarray, Picture]:
         beam, reach = x / probe.half, y - top
     else:
         half = math.radians(probe.half)
-        centre = top - probe.radius * math.cos(half)  # the face's outermost elements touch the top
+        centre = top - probe.radius * math.cos(half)  # the outermost elements of the face touch the top
         reach = probe.radius + depth
         u, v = reach * np.sin(share * half), centre + reach * np.cos(share * half)
         beam, reach = np.arctan2(x, y - centre) / half, np.hypot(x, y - centre) - probe.radius
@@ -138,8 +138,8 @@ def _grid(probe: Probe, size: int) -> tuple[np.ndarray, np.ndarray, Picture]:
     return to_beams.astype(np.float32), to_picture.astype(np.float32), inside.astype(np.float32)
 
 
-def _painted(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Picture, Picture]:
-    """Echo level and attenuation of the turned plane, pixel by pixel."""
+def _paint_plane(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Picture, Picture]:
+    """Return echo level and attenuation of the rotated plane per pixel."""
     view, near = VIEWS["frontal"], _View(scene)
     echo = np.full((size, size), TISSUES["viscera"][0], np.float32)
     loss = np.full((size, size), TISSUES["viscera"][1], np.float32)
@@ -154,7 +154,7 @@ def _painted(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Picture
         if index not in hosts and abs(part.solid.centre[2] - level) > part.solid.radii[2]:
             continue  # in front of the plane or behind it
         if len(scene.lesions) > 1 and part.tissue in ("lung", "bone"):
-            continue  # the plane is tilted until nothing hides a lesion
+            continue  # assume a tilt of the plane in which these hide no lesion
         solid = near.placed(part.solid)
         if math.dist(solid.centre[:2], (0, 0)) > 80 + max(solid.radii[:2]):
             continue
@@ -168,29 +168,29 @@ def _painted(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Picture
         band = np.clip(y - top - 0.3 * wave, 0, 1) * np.clip(bottom + 0.3 * wave - y, 0, 1)
         paint((slice(None), slice(None)), band, tissue)
     for lesion in scene.lesions:
-        for piece in seen_pieces(lesion, view):
+        for piece in placed_pieces(lesion, view):
             solid, minus = near.placed(piece.solid), near.placed(piece.minus) if piece.minus else None
-            if piece.tissue == "cyst":  # its wall tells it from urine
+            if piece.tissue == "cyst":  # its wall distinguishes it from urine
                 paint(*coverage(solid, view, size), "wall")
                 solid = Ellipsoid(solid.centre, tuple(r - 1.3 for r in solid.radii), solid.angle)
-            paint(*share_of(Piece(piece.tissue, solid, minus), size), piece.tissue)
+            paint(*piece_coverage(Piece(piece.tissue, solid, minus), size), piece.tissue)
     return echo, loss
 
 
 class _View:
-    """Moves and turns solids so that the lesions lie below the probe, and enlarges them."""
+    """Moves, rotates and scales ellipsoids so that the lesions are below the probe."""
 
     def __init__(self, scene: Scene):
         xs, ys = zip(*(lesion.centre[:2] for lesion in scene.lesions), strict=True)
         self.middle = (0.5 * (min(xs) + max(xs)), 0.5 * (min(ys) + max(ys)))
         first = scene.lesions[0]
-        degrees = _FROM[first.organ]
-        if first.organ == "kidney":  # from its own flank, above the pelvis
+        degrees = _DIRECTION[first.organ]
+        if first.organ == "kidney":  # from the flank on its side, above the pelvis
             degrees = 68.0 if first.centre[0] > 0 else 292.0
         self.angle = -math.radians(degrees)
 
     def placed(self, solid: Ellipsoid) -> Ellipsoid:
-        """The solid in units of the enlarged picture, whose middle is that of the lesions."""
+        """Return the ellipsoid in units of the enlarged image, which is centred on the lesions."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         dx, dy = solid.centre[0] - self.middle[0], solid.centre[1] - self.middle[1]
         x, y = _ZOOM * (cos * dx - sin * dy), _ZOOM * (sin * dx + cos * dy) + 2.0
@@ -200,12 +200,12 @@ class _View:
 
 
 def _inside(tissue: str, solid: Ellipsoid, rng: np.random.Generator) -> list[tuple[str, Ellipsoid]]:
-    """What an organ has inside: chambers, a sinus, vessels, a wall."""
+    """Return structures inside an organ: chambers, sinus, vessels, wall."""
     (x, y, z), (a, b, c) = solid.centre, solid.radii
     cos, sin = math.cos(solid.angle), math.sin(solid.angle)
 
     def at(u: float, v: float, p: float, q: float, turn: float = 0.0) -> Ellipsoid:
-        """An ellipse at shares u, v of the organ's radii, with radii p, q of the organ's."""
+        """An ellipse at (u, v) with radii (p, q), all as fractions of the organ's radii."""
         spot = (x + cos * a * u - sin * b * v, y + sin * a * u + cos * b * v, z)
         return Ellipsoid(spot, (a * p, b * q, c), solid.angle + turn)
 

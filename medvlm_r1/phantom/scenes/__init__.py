@@ -1,1 +1,1 @@
-"""Anatomies and their lesions, drawn from a seed."""
+"""Anatomies and their lesions, drawn from a seed; no physics."""

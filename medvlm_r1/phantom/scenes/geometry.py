@@ -1,12 +1,12 @@
 """Views of ellipsoids: silhouettes for slices, chord lengths for projections.
 
-World axes are those of a coronal picture: x to its right (the patient's left), y down (to the feet),
-z towards the viewer (anterior). The unit is 1/112 of the field of view, about 4 mm; the origin is the
-middle of the picture. A view has axes u (right), v (down) and w (towards the source).
+World axes are those of a coronal image: x to its right (the patient's left), y down (to the feet), z towards
+the viewer (anterior). The unit is 1/112 of the field of view, about 4 mm; the origin is the centre of the
+image. A view has axes u (right), v (down) and w (towards the source).
 
-An ellipsoid with centre c and shape matrix ``S = R diag(radii^2) R^T`` looks, along w, like the ellipse
-``q(x) = x^T S2^-1 x <= 1`` with ``S2 = S[:2, :2]`` and ``x = (u, v) - c``. The ray at x runs inside it for
-``2 sqrt((1 - q) s)`` with the Schur complement ``s = S_ww - S_w2 S2^-1 S_2w``.
+The projection of an ellipsoid with centre c and shape matrix ``S = R diag(radii^2) R^T`` along w is the
+ellipse ``q(x) = x^T S2^-1 x <= 1`` with ``S2 = S[:2, :2]`` and ``x = (u, v) - c``. The ray at x has length
+``2 sqrt((1 - q) s)`` inside it, with the Schur complement ``s = S_ww - S_w2 S2^-1 S_2w``.
 """
 
 import math
@@ -16,14 +16,14 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-FIELD = 112.0  # units across the picture
+FIELD = 112.0  # width of the image in units
 
 Point = tuple[float, float, float]
 View = tuple[Point, Point, Point]  # the axes u, v, w in world axes
 Box = tuple[slice, slice]
 
 _DIAGONAL = math.sqrt(0.5)
-# The lateral view has the front on the left; the axial one, on top.
+# The patient's front is on the left in the lateral view and on top in the axial one.
 VIEWS: dict[str, View] = {
     "frontal": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     "lateral": ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
@@ -34,15 +34,15 @@ VIEWS: dict[str, View] = {
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid: centre (x, y, z) and radii in units, turned by ``angle`` radians about z."""
+    """An ellipsoid: centre (x, y, z) and radii in units, rotated by ``angle`` radians about z."""
 
     centre: Point
     radii: Point
     angle: float = 0.0
 
 
-def turned(point: Point, view: View) -> Point:
-    """A world point in the axes u, v, w of ``view``."""
+def to_view(point: Point, view: View) -> Point:
+    """Return a world point in the axes u, v, w of ``view``."""
     x, y, z = point
     (a, b, c), (d, e, f), (g, h, i) = view
     return a * x + b * y + c * z, d * x + e * y + f * z, g * x + h * y + i * z
@@ -50,8 +50,8 @@ def turned(point: Point, view: View) -> Point:
 
 def _ellipse(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"], float, float]:
     """Bounding box in pixels, q inside it, mean radius of the silhouette, and sqrt(s)."""
-    # Plain floats: for solids of a few pixels, arrays of nine numbers would cost more than the picture.
-    middle = turned(solid.centre, view)
+    # Plain floats: for ellipsoids of a few pixels, 3 x 3 arrays would cost more than the image.
+    middle = to_view(solid.centre, view)
     cos, sin = math.cos(solid.angle), math.sin(solid.angle)
     axes = [
         [(cos * a + sin * b) * solid.radii[0], (cos * b - sin * a) * solid.radii[1], c * solid.radii[2]]
@@ -73,17 +73,17 @@ def _ellipse(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.nda
 
 
 def _span(middle: float, half: float, scale: float, size: int) -> slice:
-    """Pixels within ``half`` units of ``middle``, and one unit more."""
+    """Pixels within ``half`` + 1 units of ``middle``."""
     low = math.floor((middle - half - 1.0 + FIELD / 2) * scale)
     high = math.ceil((middle + half + 1.0 + FIELD / 2) * scale)
     return slice(min(max(low, 0), size), min(max(high, 0), size))
 
 
 def coverage(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
-    """Share of each pixel that the silhouette covers, with an edge one pixel wide.
+    """Return the share of each pixel that the silhouette covers, with an edge one pixel wide.
 
     Returns:
-        The box of pixels that the solid can touch, and the share (0 to 1) inside that box.
+        Bounding box in pixels, and the share (0 to 1) inside it.
     """
     box, q, radius, _ = _ellipse(solid, view, size)
     share = np.sqrt(q, out=q)
@@ -94,10 +94,10 @@ def coverage(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.nda
 
 
 def chords(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
-    """Length in units of each pixel's ray inside the solid.
+    """Return the length in units of each pixel's ray inside the ellipsoid.
 
     Returns:
-        The box of pixels that the solid can touch, and the lengths inside that box.
+        Bounding box in pixels, and the lengths inside it.
     """
     box, q, _, half = _ellipse(solid, view, size)
     return box, (2.0 * half) * np.sqrt(np.maximum(1.0 - q, 0.0))
@@ -105,5 +105,5 @@ def chords(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarr
 
 @lru_cache(maxsize=8)
 def coordinates(size: int) -> Float[np.ndarray, "size"]:
-    """Pixel centres along one axis, in units."""
+    """Return the pixel centres along one axis in units."""
     return ((np.arange(size, dtype=np.float32) + 0.5) * (FIELD / size) - FIELD / 2).astype(np.float32)

@@ -1,6 +1,6 @@
-"""A section of tissue with foci of disease. No stain and no optics here.
+"""A tissue section with foci of disease, without stain and optics.
 
-The field is about 0.5 mm wide, so one unit is 4.5 micrometres, the radius of a resting nucleus about one.
+The field is about 0.5 mm wide: one unit is 4.5 micrometres, about the radius of a resting nucleus.
 """
 
 import math
@@ -24,8 +24,8 @@ class Section:
     Attributes:
         site: one of ``SITES``.
         disease: one of ``DISEASES``.
-        lesions: outlines of the foci, one to four, apart from each other.
-        key: integers that seed what has no truth of its own (the places of cells).
+        lesions: outlines of the foci, one to four, not touching.
+        key: integers that seed details without a label (positions of cells).
     """
 
     site: str
@@ -35,7 +35,7 @@ class Section:
 
 
 def draw_section(spec: SceneSpec) -> Section:
-    """Draw the scene that ``spec`` describes; the same spec always gives the same scene."""
+    """Draw the scene of ``spec``, deterministic."""
     rng = np.random.default_rng(np.random.SeedSequence(spec.key))
     largest = RADII[spec.grade]
     room, apart = max(4.0, 50.0 - 1.1 * largest), 2.3 * largest + 3.0
@@ -43,7 +43,7 @@ def draw_section(spec: SceneSpec) -> Section:
     tries = 0
     while len(places) < spec.count:
         tries += 1
-        if tries % 60 == 0:  # a dead end: begin again, and ask for a little less
+        if tries % 60 == 0:  # dead end: start again with a smaller distance
             places, apart = [], 0.97 * apart
         place = tuple(rng.uniform(-room, room, 2).tolist())
         if all(math.dist(place, other) >= apart for other in places):

@@ -1,4 +1,4 @@
-"""Outlines of flat lesions: a circle with waves."""
+"""Outlines of flat lesions: circles with a sum of waves."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Outline:
     waves: tuple[tuple[int, float, float], ...] = ()
 
     def inside(self, x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """How far inside the curve a point lies along its radius, units; negative outside."""
+        """Signed distance to the curve along the radius, units; positive inside."""
         dx, dy = x - self.centre[0], y - self.centre[1]
         turn = np.arctan2(dy, dx)
         reach = 1.0 + sum(a * np.cos(k * turn + p) for k, a, p in self.waves)
@@ -31,6 +31,6 @@ class Outline:
 def draw_outline(
     centre: tuple[float, float], radius: float, roughness: float, rng: np.random.Generator, waves: int = 6
 ) -> Outline:
-    """An outline whose waves fade with their number; ``roughness`` is the amplitude of the longest."""
+    """Draw an outline; amplitudes fall with wave number, ``roughness`` is that of the longest wave."""
     amplitudes = [(k, roughness * float(rng.uniform(0.5, 1)) / (k - 1)) for k in range(2, 2 + waves)]
     return Outline(centre, radius, tuple((k, a, float(rng.uniform(0, 6.3))) for k, a in amplitudes))

@@ -1,7 +1,7 @@
-"""A retina with its vessels and lesions: fundus cameras look at it from above, OCT cuts through it.
+"""A retina with vessels and lesions, for fundus photographs (from the front) and OCT (cross-sections).
 
-Axes are those of a fundus picture: x to its right, y down, the fovea near the middle. The field is 45
-degrees or about 13 mm wide, so one unit is 0.12 mm. The nose is on the side of the optic disc.
+Axes are those of a fundus image: x to its right, y down, the fovea near the centre. The field is 45 degrees
+or about 13 mm wide: one unit is 0.12 mm. The nasal side is that of the optic disc.
 """
 
 import math
@@ -18,19 +18,19 @@ DISEASES = ("drusen", "exudate", "hemorrhage", "edema", "atrophy")
 # Lesion radius in units, +-4 %.
 RADII = {"minimal": 4.0, "mild": 6.5, "moderate": 10.0, "severe": 15.0}
 
-_DISC = 31.0  # from fovea to disc, units (15 degrees: Hogan et al., Histology of the Human Eye)
-_ARCADE = 25.0  # from fovea to the vascular arcades
+_DISC = 31.0  # distance of fovea and disc, units (15 degrees: Hogan et al., Histology of the Human Eye)
+_ARCADE = 25.0  # distance of fovea and vascular arcades, units
 
 
 @dataclass(frozen=True)
 class Vessel:
-    """A vessel from its parent's side to where it ends.
+    """A vessel from its origin to its end.
 
     Attributes:
-        points: ``[n, 2]`` along it, units.
+        points: ``[n, 2]`` polyline, units.
         width: units.
-        artery: otherwise a vein.
-        parent: index of the vessel it leaves; ``None`` for one that leaves the disc.
+        artery: true for an artery, false for a vein.
+        parent: index of the vessel that it branches from; ``None`` if it starts at the disc.
     """
 
     points: Float[np.ndarray, "n 2"]
@@ -47,12 +47,12 @@ class Retina:
         fovea: x, y.
         disc: x, y of the optic disc.
         disc_radius: units.
-        cup: radius of the disc's cup as a share of the disc's.
+        cup: radius of the cup as a fraction of ``disc_radius``.
         vessels: parents before their branches.
         disease: one of ``DISEASES``.
-        lesions: one to four, apart from each other also along x alone.
-        sites: where each lesion is.
-        key: integers that seed what has no truth of its own.
+        lesions: one to four, not overlapping along x.
+        sites: site of each lesion.
+        key: integers that seed details without a label.
     """
 
     fovea: tuple[float, float]
@@ -67,7 +67,7 @@ class Retina:
 
 
 def draw_retina(spec: SceneSpec) -> Retina:
-    """Draw the scene that ``spec`` describes; the same spec always gives the same scene."""
+    """Draw the scene of ``spec``, deterministic."""
     rng = np.random.default_rng(np.random.SeedSequence(spec.key))
     side = 1.0 if rng.uniform() < 0.5 else -1.0  # which eye
     fovea = (-8.0 * side + float(rng.uniform(-2, 2)), float(rng.uniform(-2, 2)))
@@ -100,13 +100,13 @@ def _draw_places(
     side: float,
     rng: np.random.Generator,
 ) -> list[tuple[str, tuple[float, float]]]:
-    """Sites and centres of ``spec.count`` lesions."""
+    """Draw sites and centres of ``spec.count`` lesions."""
     apart = 2.0 * RADII[spec.grade] + 3.0
     places: list[tuple[str, tuple[float, float]]] = []
     tries = 0
     while len(places) < spec.count:
         tries += 1
-        if tries % 60 == 0:  # a dead end: begin again, and ask for a little less
+        if tries % 60 == 0:  # dead end: start again with a smaller distance
             places, apart = [], 0.97 * apart
         site = SITES[int(rng.integers(len(SITES)))] if places else spec.site
         place = _place(site, fovea, disc, side, rng)
@@ -118,16 +118,16 @@ def _draw_places(
 def _place(
     site: str, fovea: tuple[float, float], disc: tuple[float, float], side: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """A point of this site."""
+    """Draw a point of this site."""
     turn, far = float(rng.uniform(0, 2 * math.pi)), math.sqrt(float(rng.uniform(0, 1)))
     if site == "fovea":
         return fovea[0] + 2.0 * far * math.cos(turn), fovea[1] + 2.0 * far * math.sin(turn)
-    if site == "disc":  # at its margin, for what is as pale as the disc is not seen in the middle of it
+    if site == "disc":  # at its margin: pale lesions are invisible inside the pale disc
         return disc[0] + 7.0 * math.cos(turn), disc[1] + 7.0 * math.sin(turn)
     up = 1.0 if turn < math.pi else -1.0
     if site == "arcade":
         return _on_arcade(fovea, disc, 0.30 * math.pi + 0.35 * math.pi * far, up)
-    # beyond the arcades, above and below, and far on the side of the temple
+    # beyond the arcades, above and below, on the temporal side
     turn = float(rng.uniform(0.60, 0.90)) * math.pi * up
     return 46.0 * side * math.cos(turn), 46.0 * math.sin(turn)
 
@@ -135,7 +135,7 @@ def _place(
 def _on_arcade(
     fovea: tuple[float, float], disc: tuple[float, float], turn: float, up: float
 ) -> tuple[float, float]:
-    """The point of a temporal arcade at ``turn`` radians: 0 at the disc, pi beyond the fovea."""
+    """Point of a temporal arcade at ``turn`` radians: 0 at the disc, pi beyond the fovea."""
     x = fovea[0] + (disc[0] - fovea[0]) * math.cos(turn)
     return x, disc[1] + (fovea[1] - disc[1]) * turn / math.pi + up * _ARCADE * math.sin(turn)
 
@@ -146,7 +146,7 @@ def _on_arcade(
 def _draw_vessels(
     fovea: tuple[float, float], disc: tuple[float, float], side: float, rng: np.random.Generator
 ) -> tuple[Vessel, ...]:
-    """Four arteries and four veins from the disc, and two generations of branches."""
+    """Draw four arteries and four veins from the disc, with two generations of branches."""
     vessels: list[Vessel] = []
     for artery in (False, True):
         width = 1.25 if artery else 1.7  # veins are a third wider (Hubbard et al. 1999)
@@ -173,9 +173,9 @@ def _branch(
     rng: np.random.Generator,
     depth: int,
 ) -> None:
-    """Add a vessel and ``depth`` generations of branches, turn by turn to either side.
+    """Add a vessel and ``depth`` generations of branches on alternating sides.
 
-    A branch has 2^(-1/3) of its parent's width: two of them carry what it carried (Murray 1926).
+    A branch has 2^(-1/3) of its parent's width: two of them carry its flow (Murray 1926).
     """
     index = len(vessels)
     vessels.append(Vessel(path, width, artery, parent))
@@ -195,7 +195,7 @@ def _branch(
 def _walk(
     start: Float[np.ndarray, "2"], heading: float, bend: float, length: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "n 2"]:
-    """A path of steps of 2 units whose heading changes by ``bend`` and a little chance."""
+    """Random walk of steps of 2 units; the heading changes by ``bend`` plus noise."""
     number = max(3, round(length / 2))
     headings = heading + np.cumsum(bend + rng.normal(0, 0.10, number))
     steps = 2.0 * np.stack([np.cos(headings), np.sin(headings)], -1)

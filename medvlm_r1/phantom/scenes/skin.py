@@ -1,6 +1,6 @@
-"""A patch of skin with one lesion, as a dermoscope sees it. No optics here.
+"""A patch of skin with one lesion in the field of a dermoscope, without optics.
 
-The field is about 20 mm wide, so one unit is 0.18 mm.
+The field is about 20 mm wide: one unit is 0.18 mm.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class Skin:
         site: one of ``SITES``.
         tone: one of ``TONES``.
         disease: one of ``DISEASES``.
-        lesion: its outline.
-        key: integers that seed what has no truth of its own (hairs, dots, patches of colour).
+        lesion: outline of the lesion.
+        key: integers that seed details without a label (hairs, dots, patches of colour).
     """
 
     site: str
@@ -40,7 +40,7 @@ class Skin:
 
 
 def draw_skin(spec: SceneSpec) -> Skin:
-    """Draw the scene that ``spec`` describes; the same spec always gives the same scene."""
+    """Draw the scene of ``spec``, deterministic."""
     rng = np.random.default_rng(np.random.SeedSequence(spec.key))
     radius = RADII[spec.grade] * float(rng.uniform(0.96, 1.04))
     x, y = rng.uniform(-5.0, 5.0, size=2).tolist()

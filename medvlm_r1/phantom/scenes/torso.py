@@ -1,11 +1,11 @@
-"""The scene: an anatomy of ellipsoids with lesions, drawn from a seed. No physics here.
+"""A torso: an anatomy of ellipsoids with lesions, drawn from a seed, without physics.
 
-Simplifications, all for the sake of questions that an eye can decide at 112 pixels:
+Simplifications that keep every question answerable by eye at 112 pixels:
 
-1. Slices are curved coronal reformats that run through the middle of every organ and lesion.
-2. A lesion is turned to the viewer (as a radiographer turns the patient), so that a crescent is a
-   crescent in every view; it is equally thick everywhere, so that small and large ones attenuate alike.
-3. Lesions of one scene keep apart in all four views.
+1. Slices are curved coronal reformats through the centres of all organs and lesions.
+2. A lesion faces the viewer (as a radiographer turns the patient), so that a crescent is a crescent in every
+   view; its thickness is constant, so that small and large lesions attenuate alike.
+3. Lesions of one scene do not overlap in any of the four views.
 """
 
 import math
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, turned
+from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, to_view
 from medvlm_r1.phantom.spec import SceneSpec
 
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
-# Lesion radius in units, +-4 %; steps of a factor 1.5 or so, hence gaps between the grades.
+# Lesion radius in units, +-4 %; factors of about 1.5 leave gaps between the grades.
 RADII = {"minimal": 3.7, "mild": 6.2, "moderate": 9.5, "severe": 14.0}
 DEPTH = 4.0  # half thickness of a lesion along the line of sight, units
 
@@ -28,7 +28,7 @@ _BODY: tuple[tuple[tuple, tuple], ...] = (
     ((0, -34, -2), (46, 17, 17)),
     ((0, -50, -3), (11, 24, 12)),
 )
-# Organ, centre, radii and angle of every part in painting order; a later part hides an earlier one.
+# Organ, centre, radii and angle of every part in painting order: later parts cover earlier ones.
 _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
     ("lung", (-19.5, -21, -2), (13.0, 23.0, 15.0), 0.06),
     ("lung", (20.5, -21, -2), (12.0, 22.0, 15.0), -0.06),
@@ -44,13 +44,13 @@ _TORSO: tuple[tuple[str, tuple, tuple, float], ...] = (
     ("bone", (29, 55, 0), (6.0, 6.0, 6.0), 0.0),
     ("bladder", (0, 44, 0), (12.0, 9.0, 9.0), 0.0),
 )
-_BOWELS = 5  # loops of bowel beside the fixed one
+_BOWELS = 5  # loops of bowel, in addition to the fixed one
 ORGANS = ("lung", "heart", "liver", "spleen", "kidney", "bladder")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One solid of one tissue."""
+    """An ellipsoid of one tissue."""
 
     tissue: str
     solid: Ellipsoid
@@ -58,7 +58,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a lesion in the picture's axes, around its centre; ``minus`` is cut out of it."""
+    """A part of a lesion in image axes relative to the lesion's centre; ``minus`` is cut out of ``solid``."""
 
     tissue: str
     solid: Ellipsoid
@@ -67,7 +67,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion: centre (world) and radius in units; ``host`` is the index of the part that holds it."""
+    """A lesion: centre (world) and radius in units; ``host`` is the index of the part around it."""
 
     organ: str
     host: int
@@ -81,10 +81,10 @@ class Scene:
     """A torso.
 
     Attributes:
-        body: ellipsoids whose union is the outline; under the skin lies ``fat`` units of fat.
+        body: ellipsoids whose union is the body, with a layer of fat under the skin.
         cage: outer surface of the ribs.
-        fat: thickness of the fat, units.
-        ribs: phase of the ribs along y, in rib spacings.
+        fat: thickness of the fat layer, units.
+        ribs: phase of the ribs along y, in units of their spacing.
         organs: parts in painting order.
         lesions: one to four.
     """
@@ -98,12 +98,12 @@ class Scene:
 
 
 def draw_scene(spec: SceneSpec, hosts: tuple[str, ...] = ORGANS, reach: float = math.inf) -> Scene:
-    """Draw the scene that ``spec`` describes; the same spec always gives the same scene.
+    """Draw the scene of ``spec``, deterministic.
 
     Args:
-        spec: what it holds.
-        hosts: organs that lesions beside the first one may lie in.
-        reach: how far from the first one, in units of the picture's plane.
+        spec: the specification.
+        hosts: possible organs of further lesions.
+        reach: maximum distance of further lesions from the first in the image plane, units.
     """
     rng = np.random.default_rng(np.random.SeedSequence(spec.key))
     width, height = float(rng.uniform(0.94, 1.05)), float(rng.uniform(0.96, 1.03))
@@ -111,7 +111,7 @@ def draw_scene(spec: SceneSpec, hosts: tuple[str, ...] = ORGANS, reach: float = 
     play = iter(rng.uniform(-1.0, 1.0, size=(len(_TORSO) + _BOWELS, 7)).tolist())
 
     def place(centre: tuple, radii: tuple, angle: float = 0.0, loose: bool = False) -> Ellipsoid:
-        """The template under this patient's build; a loose part also has some play of its own."""
+        """Scale and shift the template to this patient; loose parts vary individually as well."""
         dx, dy, dz, da, db, dc, turn = next(play) if loose else (0.0,) * 7
         (x, y, z), (a, b, c) = centre, radii
         return Ellipsoid(
@@ -140,14 +140,14 @@ def draw_scene(spec: SceneSpec, hosts: tuple[str, ...] = ORGANS, reach: float = 
 def _draw_lesions(
     spec: SceneSpec, organs: tuple[Part, ...], rng: np.random.Generator, hosts: tuple[str, ...], reach: float
 ) -> tuple[Lesion, ...]:
-    """Draw ``spec.count`` lesions that keep apart in every view."""
+    """Draw ``spec.count`` lesions that do not overlap in any view."""
     parts = {name: [i for i, part in enumerate(organs) if part.tissue == name] for name in ORGANS}
     apart = 2 * RADII[spec.grade] + 3.0
     places: list[tuple[int, Point]] = []
     tries = 0
     while len(places) < spec.count:
         tries += 1
-        if tries % 60 == 0:  # a dead end: begin again, and ask for a little less
+        if tries % 60 == 0:  # dead end: start again with a smaller distance
             places, apart = [], 0.97 * apart
         organ = hosts[rng.integers(len(hosts))] if places else spec.site
         host = parts[organ][rng.integers(len(parts[organ]))]
@@ -155,7 +155,7 @@ def _draw_lesions(
         if places and math.dist(centre[:2], places[0][1][:2]) > reach:
             continue
         if all(
-            math.dist(turned(centre, view)[:2], turned(other, view)[:2]) >= apart
+            math.dist(to_view(centre, view)[:2], to_view(other, view)[:2]) >= apart
             for _, other in places
             for view in VIEWS.values()
         ):
@@ -169,7 +169,7 @@ def _draw_lesions(
 
 
 def _site(part: Part, organ: str, radius: float, rng: np.random.Generator) -> Point:
-    """A centre inside the organ, nearer to its middle the larger the lesion is."""
+    """Draw a lesion centre inside the organ; larger lesions are closer to the organ's centre."""
     area, turn, depth = rng.uniform((0, 0, -1.5), (1, 2 * math.pi, 1.5)).tolist()
     (x, y, z), (a, b, _) = part.solid.centre, part.solid.radii
     across, along = (0.75 * math.sqrt(area) * max(r - 0.8 * radius, 0.12 * r) for r in (a, b))
@@ -207,7 +207,7 @@ def _abscess(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
 
 
 def _hematoma(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
-    """A crescent: a disc without a second disc beside its middle."""
+    """A crescent: a disc minus an off-centre disc."""
     turn = rng.uniform(0, 2 * math.pi)
     offset = 0.62 * radius
     bite = Ellipsoid(
@@ -217,7 +217,7 @@ def _hematoma(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
 
 
 def _calcification(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
-    """A cluster of dots on a sunflower's spiral, which keeps them apart."""
+    """A cluster of dots on a Fermat spiral, evenly spaced."""
     number = round(3.0 + 0.95 * radius)
     dot, start = max(0.12 * radius, 0.95), rng.uniform(0, 2 * math.pi)
     pieces = []
