@@ -33,7 +33,7 @@ from medvlm_r1.report.run_folder import method_title
 from medvlm_r1.runs.durable import write_whole
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
-PAPERS_DATA = "medvlm_r1.data.options.medvlm_r1"
+PAPERS_DATA = "medvlm_r1.data.sources.medvlm_r1.medvlm_r1"
 
 
 class Clock:

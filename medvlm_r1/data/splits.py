@@ -139,3 +139,38 @@ def choose(source: Sequence[VQASample], n: int | None, seed: int, per: Per | Non
             taken[class_of(sample)] += 1
             chosen.append(sample)
     return chosen
+
+
+def split_by_image(
+    samples: Sequence[VQASample], share: float, seed: int
+) -> tuple[list[VQASample], list[VQASample]]:
+    """Split into training and test questions that share no image group.
+
+    Args:
+        samples: all questions of the set.
+        share: fraction of the image groups that go to the test.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: one side would be empty.
+    """
+    groups = sorted({sample.image_group for sample in samples})
+    count = round(share * len(groups))
+    if not 0 < count < len(groups):
+        raise ValueError(f"test_share={share} of {len(groups)} images leaves nothing on one side")
+    drawn = set(random.Random(seed).sample(groups, count))
+    return [s for s in samples if s.image_group not in drawn], [s for s in samples if s.image_group in drawn]
+
+
+def draw(samples: list[VQASample], n: int | None, seed: int, name: str) -> list[VQASample]:
+    """Draw ``n`` samples and keep their order; ``None`` takes all. Nested: fewer are a subset of more.
+
+    Raises:
+        ValueError: there are fewer than ``n``; the message names the part of the data.
+    """
+    if n is None:
+        return samples
+    if n > len(samples):
+        raise ValueError(f"{name}: {n} questions requested, but there are only {len(samples)}")
+    order = random.Random(seed).sample(range(len(samples)), len(samples))
+    return [samples[i] for i in sorted(order[:n])]

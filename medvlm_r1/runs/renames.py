@@ -30,6 +30,10 @@ KEYS: dict[str, str] = {
     "rollout.look_every": "rollout.sync_every",
     "tune": "peft",
     "watch": "callbacks",
+    "data.on_bad_row": "data.rows.on_bad_row",
+    "data.check_images": "data.rows.check_images",
+    "data.follow_links": "data.rows.follow_links",
+    "data.volumes": "data.rows.volumes",
 }
 # Columns of metrics.csv.
 METRICS: dict[str, str] = {

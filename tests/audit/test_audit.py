@@ -25,6 +25,7 @@ from medvlm_r1.audit.question_files import read_files
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.cli.audit import main
 from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.sample import VQASample
@@ -264,9 +265,10 @@ def test_a_run_drops_or_fails(planted, tmp_path):
     parts = {"train": rows[:20], "validation": rows[20:], "test": test}
     for name, part in parts.items():
         write_rows(tmp_path / f"{name}.json", part)
-    command = ["+experiment=sft_600", "model=tiny", "data=mcq_json", "data.follow_links=true", "workers=0"]
+    command = ["+experiment=sft_600", "model=tiny", "data=mcq_json", "workers=0"]
+    command += ["data.rows.follow_links=true"]
     command += ["data.train=train.json", "data.validation=validation.json", "data.test={mri:test.json}"]
-    command += ["data.n_validation=4", "trainer.max_steps=1", "data.check_images=false"]
+    command += ["data.n_validation=4", "trainer.max_steps=1", "data.rows.check_images=false"]
     told = run_here(tmp_path, *command, "audit.on_leak=fail", code=2)
     leak = "2 of 12 mri questions (16.7 %) show"
     assert f"error: audit: {leak} a copy of a training image" in told.stderr
@@ -369,7 +371,9 @@ def test_command_line(tmp_path, capsys):
 def test_known_truths_of_med_r1(name, shared, n, prior):
     train, test = (
         McqJson(
-            real("MEDVLM_R1_REAL_QUESTIONS", f"med_r1_{name}_{part}.json"), modality=name, check_images=False
+            real("MEDVLM_R1_REAL_QUESTIONS", f"med_r1_{name}_{part}.json"),
+            modality=name,
+            rows=RowPolicy(check_images=False),
         )
         for part in ("train", "test")
     )

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from medvlm_r1.data.datamodule import VQADataModule
-from medvlm_r1.data.options import mcq_json
+from medvlm_r1.data.formats.mcq_json import mcq_json
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.splits import Questions, hold_out
 from medvlm_r1.phantom import PhantomSource
 
@@ -57,7 +58,7 @@ def test_skipped_rows_are_listed_with_file_and_row(tmp_path):
     train, test = rows(tmp_path, "a", 12), rows(tmp_path, "b", 5)
     (tmp_path / "a" / "4.png").unlink()
     (tmp_path / "b" / "1.png").write_bytes(b"no picture")
-    questions = mcq_json(train, {"ct": test}, n_validation=2, on_bad_row="skip")
+    questions = mcq_json(train, {"ct": test}, n_validation=2, rows=RowPolicy(on_bad_row="skip"))
     assert len(questions.skipped) == 2
     assert f"{train} row 4" in questions.skipped[0]
     assert f"{test} row 1" in questions.skipped[1]

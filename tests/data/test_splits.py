@@ -10,11 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from medvlm_r1.data.formats.table import Columns
-from medvlm_r1.data.options import image_folder, mcq_json, medvlm_r1, table
-from medvlm_r1.data.sources.assemble import draw
-from medvlm_r1.data.sources.medvlm_r1_set import MedVLMR1Set
-from medvlm_r1.data.splits import choose, hold_out
+from medvlm_r1.data.formats.columns import Columns
+from medvlm_r1.data.formats.image_folder import image_folder
+from medvlm_r1.data.formats.mcq_json import mcq_json
+from medvlm_r1.data.formats.row_policy import RowPolicy
+from medvlm_r1.data.formats.table import table
+from medvlm_r1.data.sources.medvlm_r1 import MedVLMR1Set, medvlm_r1
+from medvlm_r1.data.splits import choose, draw, hold_out
 from medvlm_r1.phantom import PhantomSource, phantom_domains
 
 CONF = Path(__file__).parents[2] / "conf/data"
@@ -51,7 +53,7 @@ def files(tmp_path_factory):
 def n_of(option: str, files: Path, n: int, seed: int = 0):
     """Training questions of one option of conf/data."""
     train, tests = str(files / "train.json"), {"mri": str(files / "test.json")}
-    sizes = {"n_train": n, "n_validation": 20, "check_images": False}
+    sizes = {"n_train": n, "n_validation": 20, "rows": RowPolicy(check_images=False)}
     if option == "phantom":
         return PhantomSource("mri", n)
     if option in ("phantom_modality", "phantom_task"):
@@ -67,7 +69,7 @@ def n_of(option: str, files: Path, n: int, seed: int = 0):
     if "medvlm_r1.data.sources" in (CONF / f"{option}.yaml").read_text():  # they all draw alike
         return draw(list(PhantomSource("mri", 650)), n, seed, "train")
     assert option == "medvlm_r1"
-    return MedVLMR1Set("train", root=files / "bundle", n_train=n, check_images=False)
+    return MedVLMR1Set("train", root=files / "bundle", n_train=n, rows=RowPolicy(check_images=False))
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in CONF.glob("*.yaml")))
@@ -84,7 +86,9 @@ def test_fewer_questions_are_a_part_of_more(option, files):
 
 def test_validation_stays_the_same_along_a_learning_curve(files):
     train, tests = str(files / "train.json"), {"mri": str(files / "test.json")}
-    parts = [mcq_json(train, tests, n_train=n, n_validation=20, check_images=False) for n in CURVE]
+    parts = [
+        mcq_json(train, tests, n_train=n, n_validation=20, rows=RowPolicy(check_images=False)) for n in CURVE
+    ]
     assert len({tuple(s.id for s in p.validation) for p in parts}) == 1
 
 
@@ -125,7 +129,7 @@ def test_the_split_does_not_follow_the_folder(files, tmp_path):
         shutil.copy(files / "test.json", tmp_path / place)
         (tmp_path / place / "train.json").write_text(json.dumps(rows))
         train, test = (str(tmp_path / place / name) for name in ("train.json", "test.json"))
-        parts = mcq_json(train, {"mri": test}, n_validation=8, check_images=False)
+        parts = mcq_json(train, {"mri": test}, n_validation=8, rows=RowPolicy(check_images=False))
         held_out.append([s.id for s in parts.validation])
         assert not {s.image_group for s in parts.train} & {s.image_group for s in parts.validation}
     assert held_out[0] == held_out[1]

@@ -11,6 +11,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from medvlm_r1.data.formats.question_file import FileSplit
+from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.launch.validate import check_model
 
 CONF = ROOT / "conf"
@@ -20,6 +22,9 @@ OPTIONS = [
     for group in sorted(p for p in CONF.iterdir() if p.is_dir() and p.name != "experiment")
     for option in sorted(group.glob("*.yaml"))
 ]
+POSITIONAL, KEYWORDS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+# Constructors of the settings that the options for data share.
+PASSED_ON = {"shared": PublishedSet, "split": FileSplit}
 # What run.py hands over to the parts that it builds.
 HANDED = {"policy", "prompt", "engine", "rewards", "seed", "callbacks", "logger", "params"}
 
@@ -42,13 +47,17 @@ def nodes(value, path=""):
 
 
 def parameters(target):
-    """Names that a constructor takes; ``**shared`` passes on to the parent class."""
+    """Names that a constructor takes; ``**shared`` and ``**split`` go to another constructor."""
     found, open_ended = set(), True
-    for cls in inspect.getmro(target) if inspect.isclass(target) else [target]:
+    callables = inspect.getmro(target) if inspect.isclass(target) else [target]
+    if not inspect.isclass(target):
+        names = inspect.signature(target).parameters
+        callables += [cls for name, cls in PASSED_ON.items() if name in names]
+    for cls in callables:
         signature = inspect.signature(cls.__init__ if inspect.isclass(cls) else cls)
-        kinds = [p.kind for p in signature.parameters.values()]
-        found |= set(signature.parameters) - {"self", "args", "kwargs", "shared"}
-        open_ended = inspect.Parameter.VAR_KEYWORD in kinds
+        kinds = {name: p.kind for name, p in signature.parameters.items()}
+        found |= {n for n, kind in kinds.items() if kind not in (POSITIONAL, KEYWORDS)} - {"self"}
+        open_ended = KEYWORDS in kinds.values()
         if not open_ended:
             break
     return found, open_ended

@@ -1,27 +1,23 @@
-"""A folder of labelled images, turned into multiple-choice questions.
+"""A folder of labelled images, turned into multiple-choice questions (``conf/data/image_folder.yaml``).
 
-The labels stand in a CSV file (``file,label[,split,patient,slice,window]``) or are the names of the
-subfolders. Everything drawn for a question follows from (seed, file, slice): which wrong labels it offers,
-their order, and where the gold one stands, each position being equally likely. So other images, and their
-order, change no question.
+The labels are in a CSV file (``file,label[,split,patient,slice,window]``) or are the names of the subfolders.
 """
 
 import functools
 import os
-import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.question_template import QuestionTemplate
+from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import read_csv
 from medvlm_r1.data.images.resolve import ImageRoot, is_dicom_file, is_image, with_settings
-from medvlm_r1.data.images.volume import Volumes
-from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
+from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.splits import Per, Questions, choose, hold_out
 
 SPLITS = {
     "train": "train",
@@ -31,79 +27,69 @@ SPLITS = {
     "test": "test",
 }
 _COLUMNS = ("file", "label", "split", "patient", "slice", "window")
-_WRITTEN = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT"}  # as a question spells a modality
+_MODALITY_NAMES = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT"}  # as questions spell them
 
 
-@dataclass(frozen=True)
-class Template:
-    """How an image's label becomes a question.
+def image_folder(
+    folder: str,
+    modality: str,
+    labels: str | None = None,
+    template: QuestionTemplate | None = None,
+    test: Mapping[str, str] | None = None,
+    group: str | None = None,
+    delimiter: str = ",",
+    encoding: str = "utf-8-sig",
+    n_train: int | None = None,
+    n_train_per: Per | None = None,
+    n_validation: int = 100,
+    n_test: int = 300,
+    split_seed: int = 0,
+    rows: RowPolicy = STRICT,
+) -> Questions:
+    """Load a folder of labelled images, and folders of other images to test on.
 
-    Attributes:
-        question: the question; ``{modality}`` stands for the modality's name.
-        question_type: of every question.
-        n_options: options of a question, the gold one among them. Default: all labels.
-        names: what the options call a label, where it is not the label itself.
-        seed: of the options.
+    A column ``split`` of the labels file is the split. Without one, test questions (unless ``test`` has a
+    folder for this modality) and validation questions are held out, whole patients at a time.
+
+    Args:
+        folder, modality, labels, template, group, delimiter, encoding: see :class:`ImageFolder`.
+        test: folders by their modality, with labels in the same form.
+        n_train, n_train_per: number of training questions; see :func:`~medvlm_r1.data.splits.choose`.
+        n_validation: number of validation questions.
+        n_test: number of test questions, where they are held out.
+        split_seed: seed of all random choices of questions.
+        rows: how rows are checked.
 
     Raises:
-        ValueError: the question has another placeholder, or there are fewer than two options.
+        BadRowError: a row or an image cannot be used.
+        ValueError: there are too few questions.
     """
-
-    question: str = "Which disease is seen in this {modality} image?"
-    question_type: str = "Disease Diagnosis"
-    n_options: int | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        try:
-            unknown = {name for _, name, _, _ in Formatter().parse(self.question) if name is not None}
-        except ValueError as error:
-            raise ValueError(f"data.template.question {self.question!r}: {error}") from None
-        if unknown - {"modality"}:
-            raise ValueError(
-                f"data.template.question {self.question!r} has the placeholders {sorted(unknown)}: only "
-                "{modality} can be filled in"
-            )
-        if self.n_options is not None and not 2 <= self.n_options <= len(LETTERS):
-            raise ValueError(
-                f"data.template.n_options is {self.n_options}: a question needs 2 to {len(LETTERS)}"
-            )
-
-    def check(self, labels: Sequence[str]) -> None:
-        """Whether these labels, of a whole folder, can be asked for.
-
-        Raises:
-            ValueError: too few or too many labels, two of the same name, or a name for none of them.
-        """
-        for label in self.names:
-            if label not in labels:
-                near = get_close_matches(label, labels, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(
-                    f"data.template.names: there is no label {label!r}: {hint}The labels are "
-                    f"{', '.join(labels)}"
-                )
-        wanted = len(labels) if self.n_options is None else self.n_options
-        if len(labels) < max(2, wanted):
-            raise ValueError(f"{wanted} options need as many labels, but there are only {', '.join(labels)}")
-        if wanted > len(LETTERS):
-            raise ValueError(
-                f"{len(labels)} labels are more than the {len(LETTERS)} options that a question can have: "
-                "set data.template.n_options"
-            )
-        if len({self.names.get(label, label) for label in labels}) < len(labels):
-            raise ValueError("data.template.names calls two labels the same: make each name different")
-
-    def options(self, file: str, gold: str, labels: Sequence[str]) -> tuple[list[str], str]:
-        """The options of one image's question, and the gold one's letter."""
-        draw = random.Random(f"{self.seed} {file}")
-        n = len(labels) if self.n_options is None else self.n_options
-        # The place is drawn first and apart from the label: no label gathers at a letter.
-        place = draw.randrange(n)
-        others = draw.sample([label for label in labels if label != gold], n - 1)
-        shown = [*others[:place], gold, *others[place:]]
-        return [self.names.get(label, label) for label in shown], LETTERS[place]
+    read = functools.partial(
+        ImageFolder,
+        labels=labels,
+        template=template,
+        group=group,
+        delimiter=delimiter,
+        encoding=encoding,
+        rows=rows,
+    )
+    tests = {name: read(path, modality=name, name=f"{name}-test") for name, path in (test or {}).items()}
+    source = read(folder, modality, name=modality)
+    skipped = [line for part in (source, *tests.values()) for line in part.skipped]
+    rest, validation, own_test = list(source), [], []
+    if source.splits:
+        rest, validation, own_test = (
+            [s for s in source if source.splits[s.id] == part] for part in ("train", "validation", "test")
+        )
+        validation = validation[:n_validation]
+    elif modality not in tests and n_test:
+        rest, own_test = hold_out(rest, n_test, split_seed, what="test")
+    if own_test and modality not in tests:
+        tests = {modality: own_test, **tests}
+    if not validation:
+        tested = {sample.image_group for part in tests.values() for sample in part}
+        rest, validation = hold_out(rest, n_validation, split_seed, avoid=tested)
+    return Questions(choose(rest, n_train, split_seed, n_train_per), validation, tests, tuple(skipped))
 
 
 class ImageFolder(QuestionFile):
@@ -111,29 +97,26 @@ class ImageFolder(QuestionFile):
 
     Args:
         folder: the images.
-        modality: of all of them.
+        modality: modality of all images.
         labels: a CSV file with the columns ``file`` and ``label``, and optionally ``split`` (train,
             validation or test), ``patient``, and ``slice`` and ``window`` of DICOM and NIfTI files as in
-            :class:`~medvlm_r1.data.formats.table.Columns`; its path starts from ``folder``. Default: the
-            label of an image is the name of its subfolder; below that, a folder with DICOM files is one
-            series and one image.
-        template: what is asked.
-        group: a regular expression that finds the patient in a file's path; its first group, or all that
-            matches, names the patient. Default: the column ``patient``, else every image is on its own.
-        name: what sample ids begin with. Default: the folder's name.
-        delimiter: of the CSV file.
-        encoding: of the CSV file.
-        follow_links: take images outside the folder too; see :class:`ImageRoot`.
-        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
-        window: ``n``, ``offset``, ``exclude``, ``seed``, ``on_bad_row``, ``check_images`` and ``workers``
-            of :class:`QuestionFile`.
+            :class:`~medvlm_r1.data.formats.columns.Columns`; its path starts from ``folder``. Default: an
+            image's label is the name of its subfolder; below that, a folder with DICOM files is one series
+            and one image.
+        template: the question. Default: :class:`QuestionTemplate` with its defaults.
+        group: a regular expression that finds the patient in a file's path: its first group, or else the
+            whole match, names the patient. Default: the column ``patient``, or else every image is its own
+            group.
+        name: prefix of the sample ids. Default: the folder's name.
+        delimiter, encoding: of the CSV file.
+        rows: how rows are checked.
 
     Attributes:
-        splits: train, validation or test by sample id; empty where the labels tell no split.
+        splits: train, validation or test by sample id; empty where the labels file has no split.
 
     Raises:
         BadRowError: a row or an image cannot be used, or the folder holds no labelled image.
-        ValueError: the template does not fit the labels, or more questions are asked for than there are.
+        ValueError: the template does not fit the labels.
     """
 
     image_remedy = "replace the file, or correct its name"
@@ -143,31 +126,30 @@ class ImageFolder(QuestionFile):
         folder: str | Path,
         modality: str,
         labels: str | None = None,
-        template: Template | None = None,
+        template: QuestionTemplate | None = None,
         group: str | None = None,
         name: str | None = None,
         delimiter: str = ",",
         encoding: str = "utf-8-sig",
-        follow_links: bool = False,
-        volumes: Volumes | None = None,
-        **window: Any,
+        rows: RowPolicy = STRICT,
     ) -> None:
-        folder, template = Path(folder), template or Template()
-        place, rows = find_labels(folder, labels, delimiter, encoding)
-        known = sorted({row["label"] for row in rows if isinstance(row, dict) and row.get("label")})
+        folder, template = Path(folder), template or QuestionTemplate()
+        place, entries = find_labels(folder, labels, delimiter, encoding)
+        known = sorted({row["label"] for row in entries if isinstance(row, dict) and row.get("label")})
         template.check(known)
-        read = functools.partial(
+        source = plain_stem(folder.absolute())
+        parse = functools.partial(
             read_labelled,
             labels=known,
             template=template,
             modality=modality,
-            source=plain_stem(folder.absolute()),
-            root=ImageRoot(folder, follow_links, "data.folder", volumes),
+            source=source,
+            root=ImageRoot(folder, rows.follow_links, "data.folder", rows.volumes),
             group=_pattern(group),
         )
-        name = name or plain_stem(folder.absolute())
-        super().__init__(place, enumerate(rows), read, name, **window)
-        splits = {f"{name}-{i}": row.get("split") for i, row in enumerate(rows) if isinstance(row, dict)}
+        name = name or source
+        super().__init__(place, enumerate(entries), parse, name, rows=rows)
+        splits = {f"{name}-{i}": row.get("split") for i, row in enumerate(entries) if isinstance(row, dict)}
         self.splits = {s.id: SPLITS[splits[s.id]] for s in self if splits[s.id]}
 
 
@@ -237,7 +219,7 @@ def read_labelled(
     row: Mapping[str, Any],
     id: str,
     labels: Sequence[str],
-    template: Template,
+    template: QuestionTemplate,
     modality: str,
     source: str,
     root: ImageRoot,
@@ -269,7 +251,7 @@ def read_labelled(
     return VQASample(
         id=id,
         images=root.images(entry),
-        question=template.question.format(modality=_WRITTEN.get(modality, modality)),
+        question=template.question.format(modality=_MODALITY_NAMES.get(modality, modality)),
         options=tuple(options),
         answer=letter,
         modality=modality,

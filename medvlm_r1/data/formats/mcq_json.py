@@ -1,32 +1,60 @@
-"""Multiple-choice questions in a JSON file: the papers' files and data of one's own."""
+"""Multiple-choice questions in a JSON file: the papers' files and your own (``conf/data/mcq_json.yaml``)."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medvlm_r1.data.formats.mcq_row import read_row
-from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.question_file import FileSplit, QuestionFile, plain_stem
+from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.resolve import ImageRoot
-from medvlm_r1.data.images.volume import Volumes
+from medvlm_r1.data.splits import Questions
+
+
+def mcq_json(
+    train: str,
+    test: Mapping[str, str],
+    images: str | None = None,
+    modality: str | None = None,
+    rows: RowPolicy = STRICT,
+    **split: Any,
+) -> Questions:
+    """Load questions in the papers' JSON schema, with images from any folder.
+
+    Args:
+        train: file of training questions.
+        test: files of test questions by test set name.
+        images: folder that image paths start from. Default: each file's own.
+        modality: of every training question, for files whose rows have none; each test set's name is then
+            its modality.
+        rows: how rows are checked.
+        split: see :class:`~medvlm_r1.data.formats.question_file.FileSplit`.
+
+    Raises:
+        BadRowError: a row cannot be used.
+        ValueError: there are too few questions.
+    """
+    read = functools.partial(McqJson, images=images, rows=rows)
+    tests = {name: read(path, name=name, modality=name if modality else None) for name, path in test.items()}
+    return FileSplit(**split).questions(functools.partial(read, modality=modality), train, tests)
 
 
 class McqJson(QuestionFile):
-    """Questions of one JSON (array) or JSONL file, in the layouts that ``mcq_row`` names.
+    """Questions of one JSON (array) or JSONL file, in the schemas of :mod:`~medvlm_r1.data.formats.mcq_row`.
 
     Args:
-        path: the file; one row a question, numbered from 0.
+        path: the file; rows are numbered from 0.
         images: folder that image paths start from. Default: the folder of ``path``.
-        modality: modality of every row. Default: read from the row's ``subset``.
-        name: what sample ids begin with. Default: the file's stem.
-        follow_links: take images outside that folder too; see :class:`ImageRoot`.
-        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
-        window: ``n``, ``offset``, ``exclude``, ``seed``, ``on_bad_row``, ``check_images`` and ``workers``
-            of :class:`QuestionFile`.
+        modality: modality of every row. Default: each row's ``subset``.
+        name: prefix of the sample ids. Default: the file's stem.
+        n: number of questions. Default: all.
+        rows: how rows are checked.
 
     Raises:
         BadRowError: a row, or the whole file, cannot be used.
-        ValueError: more questions are asked for than there are.
+        ValueError: the file has fewer than ``n`` questions.
     """
 
     def __init__(
@@ -35,11 +63,10 @@ class McqJson(QuestionFile):
         images: str | Path | None = None,
         modality: str | None = None,
         name: str | None = None,
-        follow_links: bool = False,
-        volumes: Volumes | None = None,
-        **window: Any,
+        n: int | None = None,
+        rows: RowPolicy = STRICT,
     ) -> None:
         path = Path(path)
-        root = ImageRoot(path.parent if images is None else images, follow_links, volumes=volumes)
-        read = functools.partial(read_row, source=plain_stem(path), root=root, modality=modality)
-        super().__init__(path, enumerate(read_json(path)), read, name, **window)
+        root = ImageRoot(path.parent if images is None else images, rows.follow_links, volumes=rows.volumes)
+        parse = functools.partial(read_row, source=plain_stem(path), root=root, modality=modality)
+        super().__init__(path, enumerate(read_json(path)), parse, name, n, rows)

@@ -1,48 +1,42 @@
-"""What every file of questions shares: each row judged once, exclusion by picture, a window of the rest."""
+"""Parse the rows of a file into questions, check their images, and report the rows that cannot be used."""
 
 import logging
-import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from medvlm_r1.data.images import validate
-from medvlm_r1.data.images.content_key import image_digest
+from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
+from medvlm_r1.data.images.validate import check_images
 from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.splits import Per, Questions, choose, hold_out
 from medvlm_r1.runs.progress import track
 
 logger = logging.getLogger(__name__)
 
-OnBadRow = Literal["fail", "skip"]
-ReadRow = Callable[[Any, str], VQASample]
-"""(row, the id that its sample gets) -> sample; raises a BadRowError that names value and remedy."""
+ParseRow = Callable[[Any, str], VQASample | None]
+"""(row, sample id) -> sample, or ``None`` for a row that the data set does not use. Raises BadRowError with
+value and remedy; the caller adds file and row."""
 
 
 class QuestionFile(Sequence[VQASample]):
-    """Questions of one file of rows; a subclass says how its rows are found and read.
+    """Questions of one file; a subclass reads the rows of its format.
 
     Args:
         path: the file, as messages name it.
-        rows: numbered rows. One that its file's reader could not take stands there as a BadRowError.
-        read: makes a question of a row.
-        name: what sample ids begin with. Default: the file's stem.
-        n: how many questions to take. Default: all that are left.
-        offset: how many usable questions to pass over first.
-        exclude: a source, or a list of sources, whose pictures must not occur here: a question that
-            shares an image group, an image path or an image's bytes with one of theirs is left out.
-        seed: shuffle with this seed before ``offset`` and ``n`` count. Default: file order.
-        on_bad_row: ``fail`` raises at the first unusable row; ``skip`` leaves such rows out, before
-            ``offset`` and ``n`` count, and lists them in ``skipped``.
-        check_images: decode every picture once now. ``False`` does not even ask whether they exist.
-        workers: threads that decode. Default: one per core, at most 8.
+        numbered: (row number, row); a row that could not be read is a BadRowError.
+        parse: turns a row into a question.
+        name: prefix of the sample ids. Default: the file's stem.
+        n: number of questions, the first of the file. Default: all.
+        rows: what to do with unusable rows; ``skip`` leaves them out before ``n`` counts.
 
     Attributes:
-        skipped: one line for each row left out, naming file, row and reason.
+        skipped: one line for each skipped row, with file, row and reason.
 
     Raises:
         BadRowError: a row, or the whole file, cannot be used.
-        ValueError: more questions are asked for than there are.
+        ValueError: the file has fewer than ``n`` questions.
     """
 
     image_remedy = "replace the file, or set data.images to the folder that image paths start from"
@@ -50,40 +44,30 @@ class QuestionFile(Sequence[VQASample]):
     def __init__(
         self,
         path: Path,
-        rows: Iterable[tuple[int, Any]],
-        read: ReadRow,
+        numbered: Iterable[tuple[int, Any]],
+        parse: ParseRow,
         name: str | None = None,
         n: int | None = None,
-        offset: int = 0,
-        exclude: Iterable | None = None,
-        seed: int | None = None,
-        on_bad_row: OnBadRow = "fail",
-        check_images: bool = True,
-        workers: int | None = None,
+        rows: RowPolicy = STRICT,
     ) -> None:
-        samples, self.skipped, places = read_samples(rows, path, read, on_bad_row, name)
-        if check_images and on_bad_row == "skip":
-            faults = image_faults(samples, places, workers, self.image_remedy)
+        samples, self.skipped, places = parse_rows(numbered, path, parse, rows, name)
+        if rows.check_images and rows.on_bad_row == "skip":
+            faults = image_faults(samples, places, self.image_remedy)
             samples = [sample for sample in samples if sample.id not in faults]
             self.skipped += faults.values()
         if self.skipped:
-            logger.warning("%s: %d rows left out; the first: %s", path, len(self.skipped), self.skipped[0])
+            logger.warning("%s: %d rows skipped; the first: %s", path, len(self.skipped), self.skipped[0])
         if not samples:
             first = f"; the first: {self.skipped[0]}" if self.skipped else " (it holds none)"
             raise BadRowError(f"{path}: no row can be used{first}")
-        if exclude is not None:
-            samples = self._without_pictures_of(exclude, samples, places, with_bytes=check_images)
-            logger.info("%s: %d questions left when excluded sources' images are gone", path, len(samples))
-        if seed is not None:
-            random.Random(seed).shuffle(samples)
-        self._samples = samples[offset:] if n is None else samples[offset : offset + n]
-        if offset < 0 or len(self._samples) < (1 if n is None else max(n, 1)):
+        if n is not None and not 1 <= n <= len(samples):
             raise ValueError(
-                f"{path}: n={n} questions after offset={offset} asked for, but {len(samples)} can be used "
-                f"({len(self.skipped)} left out): ask for at least one and at most that many"
+                f"{path}: {n} questions requested, but {len(samples)} can be used ({len(self.skipped)} "
+                "skipped): request at least one and at most that many"
             )
-        if check_images and on_bad_row == "fail":
-            raise_first(image_faults(self._samples, places, workers, self.image_remedy))
+        self._samples = samples[:n]
+        if rows.check_images and rows.on_bad_row == "fail":
+            raise_first(image_faults(self._samples, places, self.image_remedy))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -91,27 +75,14 @@ class QuestionFile(Sequence[VQASample]):
     def __getitem__(self, index):
         return self._samples[index]
 
-    def _without_pictures_of(
-        self, exclude: Iterable, samples: list[VQASample], places: dict[str, str], with_bytes: bool
-    ) -> list[VQASample]:
-        others = [s for item in exclude for s in ([item] if isinstance(item, VQASample) else item)]
-        taken = set().union(*(_pictures(sample, with_bytes) for sample in others))
-        shared = {s.id for s in samples if not taken.isdisjoint(_pictures(s, with_bytes))}
-        self.skipped += [
-            f"{places[s.id]}: image {s.images[0].name} or its group is in an excluded source"
-            for s in samples
-            if s.id in shared
-        ]
-        return [sample for sample in samples if sample.id not in shared]
 
-
-class ReadRows(NamedTuple):
-    """What :func:`read_samples` made of a file.
+class ParsedRows(NamedTuple):
+    """Questions of one or more files.
 
     Attributes:
-        samples: of the usable rows, in order.
-        skipped: a line for each other row.
-        places: file and row by sample id, as messages name them.
+        samples: the questions, in file order.
+        skipped: one line for each skipped row, with file, row and reason.
+        places: "<file> row <number>" by sample id, for messages.
     """
 
     samples: list[VQASample]
@@ -119,66 +90,103 @@ class ReadRows(NamedTuple):
     places: dict[str, str]
 
 
-def read_samples(
-    rows: Iterable[tuple[int, Any]],
+def parse_rows(
+    numbered: Iterable[tuple[int, Any]],
     path: Path,
-    read: ReadRow,
-    on_bad_row: OnBadRow,
+    parse: ParseRow,
+    rows: RowPolicy = STRICT,
     name: str | None = None,
-) -> ReadRows:
-    """Judge numbered rows of ``path``.
-
-    Ids are ``<name>-<row>``, by default with the file's stem for a name, unless ``read`` knows better.
+) -> ParsedRows:
+    """Parse the numbered rows of ``path``; ``parse`` gets the sample id ``<name>-<row number>``.
 
     Raises:
-        BadRowError: at the first unusable row under ``fail``.
+        BadRowError: a row cannot be used, under ``on_bad_row=fail``; the message names file and row.
     """
-    if on_bad_row not in ("fail", "skip"):
-        raise ValueError(f"on_bad_row is {on_bad_row!r}: use 'fail' or 'skip'")
     samples, skipped, places = [], [], {}
     name = name or plain_stem(path)
-    for number, row in track(rows, f"Reading {path.name}"):
+    for number, row in track(numbered, f"Reading {path.name}"):
+        place = f"{path} row {number}"
         try:
             if isinstance(row, BadRowError):
                 raise row
-            sample = read(row, f"{name}-{number}")
+            if (sample := parse(row, f"{name}-{number}")) is None:
+                continue
             if sample.id in places:
-                raise BadRowError(f"id {sample.id!r} is that of {places[sample.id]} too: make each different")
+                raise BadRowError(f"id {sample.id!r} is already used by {places[sample.id]}: make ids unique")
         except BadRowError as error:
-            message = f"{path} row {number}: {error}"
-            if on_bad_row == "fail":
-                raise BadRowError(f"{message} (on_bad_row=skip leaves such rows out)") from None
-            skipped.append(message)
+            if rows.on_bad_row == "fail":
+                raise BadRowError(f"{place}: {error} (data.rows.on_bad_row=skip skips such rows)") from None
+            skipped.append(f"{place}: {error}")
         else:
             samples.append(sample)
-            places[sample.id] = f"{path} row {number}"
-    return ReadRows(samples, skipped, places)
+            places[sample.id] = place
+    return ParsedRows(samples, skipped, places)
+
+
+def concatenate(parts: Iterable[ParsedRows]) -> ParsedRows:
+    """The rows of several files, one file after the other."""
+    joined = ParsedRows([], [], {})
+    for samples, skipped, places in parts:
+        joined.samples.extend(samples)
+        joined.skipped.extend(skipped)
+        joined.places.update(places)
+    return joined
 
 
 def plain_stem(path: Path) -> str:
-    """The file's name without suffix, fit to begin an id."""
+    """The file name without suffix; characters that an id should not contain become underscores."""
     return re.sub(r"[^\w.-]+", "_", path.stem)
 
 
 def image_faults(
-    samples: Sequence[VQASample],
-    places: dict[str, str],
-    workers: int | None = None,
-    remedy: str = "replace the file",
+    samples: Sequence[VQASample], places: dict[str, str], remedy: str = "replace the file"
 ) -> dict[str, str]:
-    """By sample id, a line for every sample with a picture that does not decode."""
-    return {s.id: f"{places[s.id]}: {why}; {remedy}" for s, why in validate.check_images(samples, workers)}
+    """Decode all images; return an error message by sample id for each sample with an undecodable image."""
+    return {s.id: f"{places[s.id]}: {why}; {remedy}" for s, why in check_images(samples)}
 
 
 def raise_first(faults: dict[str, str]) -> None:
-    """Raise a BadRowError with the first of these faults, saying how many more there are."""
+    """Raise the first fault, if there is one, as a BadRowError that also counts the others."""
     if faults:
         more = f" ({len(faults) - 1} more rows have such an image)" if len(faults) > 1 else ""
         raise BadRowError(next(iter(faults.values())) + more)
 
 
-def _pictures(sample: VQASample, with_bytes: bool) -> set[str]:
-    keys = {f"group {sample.image_group}", *(f"path {handle.name}" for handle in sample.images)}
-    if with_bytes:
-        keys |= {f"bytes {digest}" for h in sample.images if (digest := image_digest(h)) is not None}
-    return keys
+@dataclass(frozen=True)
+class FileSplit:
+    """Which questions of the user's own files train and validate: keys that ``mcq_json`` and ``table`` share.
+
+    Attributes:
+        validation: file of validation questions; by default they are held out of training by image group.
+        n_train: number of training questions, drawn with ``split_seed``. Default: all.
+        n_train_per: draw ``n_train`` of each modality, question_type or answer; see :func:`choose`.
+        n_validation: number of validation questions.
+        split_seed: seed of both draws; not the run's seed, so that all seeds of a study share their data.
+    """
+
+    validation: str | None = None
+    n_train: int | None = None
+    n_train_per: Per | None = None
+    n_validation: int = 100
+    split_seed: int = 0
+
+    def questions(
+        self, read: Callable[..., QuestionFile], train: str, tests: Mapping[str, QuestionFile]
+    ) -> Questions:
+        """Read the training file (and the validation file) with ``read(path, name=..., n=...)``.
+
+        Raises:
+            BadRowError: a row cannot be used.
+            ValueError: there are too few questions.
+        """
+        source = read(train, name="train")
+        if self.validation is None:
+            tested = {sample.image_group for test in tests.values() for sample in test}
+            rest, held_out = hold_out(source, self.n_validation, self.split_seed, avoid=tested)
+            skipped = source.skipped
+        else:
+            held_out = read(self.validation, name="validation", n=self.n_validation)
+            rest, skipped = list(source), source.skipped + held_out.skipped
+        chosen = choose(rest, self.n_train, self.split_seed, self.n_train_per)
+        skipped = skipped + [line for test in tests.values() for line in test.skipped]
+        return Questions(chosen, held_out, tests, tuple(skipped))

@@ -1,120 +1,79 @@
-"""Multiple-choice questions in a table of any layout: a mapping says which column is what."""
+"""Multiple-choice questions in a table of any layout (``conf/data/table.yaml``)."""
 
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.parquet
 
+from medvlm_r1.data.formats.columns import ROLES, Column, Columns
 from medvlm_r1.data.formats.mcq_row import MODALITIES, read_row
-from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.question_file import FileSplit, QuestionFile, plain_stem
+from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import PARQUET, read_table
 from medvlm_r1.data.images.resolve import ImageRoot, with_settings
-from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
-
-Column = str | Sequence[str] | Mapping[str, Any]
-"""A column's name; several columns whose values make a list; or ``{value: V}``, the same V in every row."""
+from medvlm_r1.data.splits import Questions
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which column holds what. Each may also be ``{value: V}``, one value for all rows.
+def table(
+    train: str,
+    test: Mapping[str, str],
+    columns: Columns,
+    images: str | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8-sig",
+    rows: RowPolicy = STRICT,
+    **split: Any,
+) -> Questions:
+    """Load questions from JSON, JSONL, CSV or Parquet files of any layout.
 
-    Attributes:
-        image: path of the image, or several; one column or a list of columns. In the place of a path may
-            stand an object with ``path`` and settings, in CSV as JSON.
-        question: text.
-        options: one column with all options, or a list of columns with one each.
-        answer: the gold option.
-        answer_is: how: its ``text``, its ``letter``, its ``index`` (from 0) or its ``number`` (from 1).
-        modality: acquisition modality, in one of the spellings that the papers' files use, or short.
-        question_type: e.g. Disease Diagnosis. Default: unknown.
-        group: what must not be torn apart by a split, e.g. the patient. Default: the image.
-        id: names the question in all records; different in every row. Default: the row's number.
-        slice: of a row's DICOM and NIfTI files, an index from 0 or another value of ``slices``. Default, and
-            where a row leaves it empty: what :class:`~medvlm_r1.data.images.volume.Volumes` says.
-        window: of a row's DICOM files: one column, or two with centre and width. Default: likewise.
-        separator: parts several images or options that stand in one field of text; a JSON list in the
-            field is understood too.
+    Args:
+        train: file of training questions.
+        test: files of test questions by test set name.
+        columns: which column holds what, in all files.
+        images: folder that image paths start from. Default: each file's own.
+        delimiter, encoding: of CSV; see :class:`Table`.
+        rows: how rows are checked.
+        split: see :class:`~medvlm_r1.data.formats.question_file.FileSplit`.
 
     Raises:
-        ValueError: a column is given as something else.
+        BadRowError: a row cannot be used, or a file lacks a column of the mapping.
+        ValueError: there are too few questions.
     """
-
-    image: Column = "image"
-    question: Column = "question"
-    options: Column = "options"
-    answer: Column = "answer"
-    answer_is: Literal["text", "letter", "index", "number"] = "text"
-    modality: Column = "modality"
-    question_type: Column | None = None
-    group: Column | None = None
-    id: Column | None = None
-    slice: Column | None = None
-    window: Column | None = None
-    separator: str = "|"
-
-    def __post_init__(self) -> None:
-        if self.answer_is not in ("text", "letter", "index", "number"):
-            raise ValueError(
-                f"data.columns.answer_is is {self.answer_is!r}: use 'text', 'letter', 'index' (from 0) or "
-                "'number' (from 1)"
-            )
-        for role in ROLES:
-            column = getattr(self, role)
-            several = isinstance(column, Sequence) and not isinstance(column, str) and len(column) > 0
-            if column is None and role in ("question_type", "group", "id", "slice", "window"):
-                continue
-            if isinstance(column, Mapping) and set(column) == {"value"}:
-                continue
-            if isinstance(column, str) or (several and role in LISTS):
-                continue
-            lists = ", a list of names" if role in LISTS else ""
-            raise ValueError(
-                f"data.columns.{role} is {column!r}: give a column's name{lists}, or {{value: V}} for one "
-                "value in all rows"
-            )
-
-    @property
-    def named(self) -> dict[str, list[str]]:
-        """Names of the columns that are read, by role."""
-        found = {}
-        for role in ROLES:
-            column = getattr(self, role)
-            if column is not None and not isinstance(column, Mapping):
-                found[role] = [column] if isinstance(column, str) else list(column)
-        return found
-
-
-LISTS = ("image", "options", "window")  # of these a role may have several columns
-ROLES = tuple(f.name for f in fields(Columns) if f.name not in ("answer_is", "separator"))
+    read = functools.partial(
+        Table, columns=columns, images=images, delimiter=delimiter, encoding=encoding, rows=rows
+    )
+    # A constant modality holds for training; a test set named after a modality has that one.
+    constant = isinstance(columns.modality, Mapping)
+    tests = {
+        name: read(path, name=name, modality=name if constant and name in MODALITIES else None)
+        for name, path in test.items()
+    }
+    return FileSplit(**split).questions(read, train, tests)
 
 
 class Table(QuestionFile):
     """Questions of one JSON, JSONL, CSV or Parquet file.
 
     Args:
-        path: the file; its suffix tells the format. Rows count from 0, in CSV below the header.
+        path: the file; its suffix gives the format. Rows are numbered from 0, in CSV below the header.
         columns: which column holds what.
         images: folder that image paths start from. Default: the folder of ``path``.
-        modality: of every row, instead of the column's.
-        name: what sample ids begin with. Default: the file's stem.
+        modality: modality of every row, instead of the column's.
+        name: prefix of the sample ids. Default: the file's stem.
         delimiter: of CSV. Default: a comma, in .tsv and .tab a tab.
         encoding: of CSV.
-        follow_links: take images outside their folder too; see :class:`ImageRoot`.
-        volumes: how DICOM and NIfTI files are shown where a row does not say otherwise.
-        window: ``n``, ``offset``, ``exclude``, ``seed``, ``on_bad_row``, ``check_images`` and ``workers``
-            of :class:`QuestionFile`.
+        n: number of questions. Default: all.
+        rows: how rows are checked.
 
     Raises:
-        BadRowError: a row, or the whole file, cannot be used, or has no column that the mapping names.
-        ValueError: more questions are asked for than there are.
+        BadRowError: a row, or the whole file, cannot be used, or the file lacks a column of the mapping.
+        ValueError: the file has fewer than ``n`` questions.
     """
 
     def __init__(
@@ -126,35 +85,35 @@ class Table(QuestionFile):
         name: str | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8-sig",
-        follow_links: bool = False,
-        volumes: Volumes | None = None,
-        **window: Any,
+        n: int | None = None,
+        rows: RowPolicy = STRICT,
     ) -> None:
         path = Path(path)
         wanted = {column for names in columns.named.values() for column in names}
-        rows = read_table(path, delimiter, encoding, wanted)
-        if missing := _missing(rows, columns):
+        table_rows = read_table(path, delimiter, encoding, wanted)
+        if missing := _missing(table_rows, columns):
             role, column = missing
-            there = _there(path, rows)
-            near = get_close_matches(column, there, n=1, cutoff=0.5)
+            existing = _column_names(path, table_rows)
+            near = get_close_matches(column, existing, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise BadRowError(
                 f"{path} has no column {column!r} (data.columns.{role}): {hint}Its columns are "
-                f"{', '.join(there)}"
+                f"{', '.join(existing)}"
             )
         name = name or plain_stem(path)
-        read = functools.partial(
+        root = ImageRoot(path.parent if images is None else images, rows.follow_links, volumes=rows.volumes)
+        parse = functools.partial(
             read_table_row,
             columns=columns,
             name=name,
             source=plain_stem(path),
-            root=ImageRoot(path.parent if images is None else images, follow_links, volumes=volumes),
+            root=root,
             modality=modality,
         )
-        super().__init__(path, enumerate(rows), read, name, **window)
+        super().__init__(path, enumerate(table_rows), parse, name, n, rows)
 
 
-def _there(path: Path, rows: list) -> list[str]:
+def _column_names(path: Path, rows: list) -> list[str]:
     """Every column of the file, also those that were not asked for."""
     if path.suffix.lower() in PARQUET:
         return pyarrow.parquet.read_schema(path).names
@@ -271,8 +230,3 @@ def _letter(answer: Any, columns: Columns, options: Any) -> str:
             f"(data.columns.answer_is={columns.answer_is})"
         )
     return LETTERS[position]
-
-
-def modality_of_test(name: str, columns: Columns) -> str | None:
-    """A test set that is called by a modality has it, where the mapping gives all files the same one."""
-    return name if isinstance(columns.modality, Mapping) and name in MODALITIES else None

@@ -163,7 +163,7 @@ def check_privacy(header: "Dataset", allow_identifying: bool, where: str = "") -
     """
     if allow_identifying:
         return
-    remedy = "or set data.volumes.allow_identifying=true"
+    remedy = "or set data.rows.volumes.allow_identifying=true"
     if _says_yes(header, "BurnedInAnnotation"):
         raise BadRowError(f"has BurnedInAnnotation YES{where}: remove the text from its pixels, {remedy}")
     named = [tag for tag in IDENTIFYING if str(header.get(tag) or "").strip(" ^[]")]

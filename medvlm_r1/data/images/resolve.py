@@ -85,7 +85,7 @@ class ImageRoot:
         file = self.folder / path
         real = self._really(file)
         if not self.follow_links:
-            remedy = "data.follow_links=true takes it nevertheless, if you trust the data file"
+            remedy = "data.rows.follow_links=true takes it nevertheless, if you trust the data file"
             if not _inside(os.path.abspath(file), self._absolute):
                 raise BadRowError(
                     f"image {path!r} lies outside the folder that image paths start from, {self.folder}: set "

@@ -9,15 +9,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow.parquet
 from filelock import FileLock
 
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.digest_cache import cache_folder
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.data.sources.locate import find_set
 from medvlm_r1.data.sources.unzip import unzip
-from medvlm_r1.runs.hub import hub_problem
 
 logger = logging.getLogger(__name__)
 
@@ -43,30 +42,9 @@ def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Pa
     Raises:
         FileNotFoundError: ``root`` is no folder, or the bundle is neither cached nor to be fetched.
     """
-    if root is not None:
-        if not Path(root).is_dir():
-            raise FileNotFoundError(f"data.root={root} is no folder: give {LAYOUT}")
-        return Path(root)
-    names = (ROWS, IMAGES) if with_images else (ROWS,)
-    found = [huggingface_hub.try_to_load_from_cache(HUB_ID, n, None, revision, "dataset") for n in names]
-    if not all(isinstance(path, str) for path in found):
-        problem = hub_problem()
-        if problem is None:
-            try:
-                found = [
-                    huggingface_hub.hf_hub_download(HUB_ID, name, repo_type="dataset", revision=revision)
-                    for name in names
-                ]
-            except OSError as error:  # every error of the hub client, and a full disk
-                problem = str(error)
-        if problem is not None:
-            raise FileNotFoundError(
-                f"{HUB_ID} (revision {revision}) is not in the cache and cannot be fetched ({problem}). "
-                f"Set data.root=DIR to {LAYOUT};\nor use the embedded data with data=phantom"
-            ) from None
-    folder = Path(found[0]).parent
-    logger.info("%s: commit %s", HUB_ID, folder.name)
-    return folder
+    if root is not None and not Path(root).is_dir():
+        raise FileNotFoundError(f"data.root={root} is no folder: give {LAYOUT}")
+    return find_set(HUB_ID, root, revision, (ROWS, IMAGES) if with_images else (ROWS,), LAYOUT)
 
 
 def bundle_rows(root: Path) -> tuple[Path, list[Any]]:

@@ -1,4 +1,4 @@
-"""Find a published set: a local copy, the hub's cache, or the hub."""
+"""Locate the files of a published set: a local copy, the hub's cache, or a download from the hub."""
 
 import logging
 import re
@@ -13,19 +13,22 @@ from medvlm_r1.runs.hub import hub_problem
 logger = logging.getLogger(__name__)
 
 
-def find_set(hub_id: str, root: str | Path | None, revision: str, needed: Sequence[str]) -> Path:
-    """The folder that holds a set's files: ``root`` itself, or the hub's snapshot, fetched if need be.
+def find_set(
+    hub_id: str, root: str | Path | None, revision: str, needed: Sequence[str], layout: str = ""
+) -> Path:
+    """Return the folder of a set: ``root`` itself, or the hub's snapshot in the cache, after a download.
 
     Args:
-        hub_id: of the data set on the hub.
-        root: a local copy; ``None`` asks the cache, then the hub.
+        hub_id: id of the data set on the hub.
+        root: a local copy; ``None`` uses the cache, then the hub.
         revision: commit, tag or branch on the hub.
-        needed: patterns of the files, as the hub lays them out.
+        needed: glob patterns of the files, as the hub lays them out.
+        layout: description of a local copy, for messages. Default: ``needed``.
 
     Raises:
-        FileNotFoundError: the set is not to be had; the message names what to put where.
+        FileNotFoundError: the files are missing; the message says what to put where.
     """
-    layout = f"a folder that holds {', '.join(needed)} as they come from {hub_id}"
+    layout = layout or f"a folder that holds {', '.join(needed)} as they come from {hub_id}"
     if root is not None:
         if not Path(root).exists():
             raise FileNotFoundError(f"data.root={root} does not exist: give {layout}")
@@ -52,17 +55,17 @@ def find_set(hub_id: str, root: str | Path | None, revision: str, needed: Sequen
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, in order; none where shards (``-00000-of-00003``) are missing."""
+    """Return the sorted files of a glob pattern; none if a shard (``-00000-of-00003``) is missing."""
     files = sorted(folder.glob(pattern))
-    shards = [int(found[1]) for file in files if (found := re.search(r"-of-(\d+)", file.stem))]
+    shards = [int(match[1]) for file in files if (match := re.search(r"-of-(\d+)", file.stem))]
     return files if all(count == len(files) for count in shards) else []
 
 
 def need_files(folder: Path, *patterns: str) -> list[Path]:
-    """The files of the first pattern that has any.
+    """Return the files of the first pattern that matches any.
 
     Raises:
-        FileNotFoundError: none has, or shards are missing.
+        FileNotFoundError: no pattern matches, or shards are missing.
     """
     for pattern in patterns:
         if files := files_of(folder, pattern):

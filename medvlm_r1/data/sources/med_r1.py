@@ -12,15 +12,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medvlm_r1.data.formats.mcq_row import modality_of, read_row
-from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
+from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.embedded import PictureFolder
 from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.assemble import Table, assemble, without_images_of
+from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.data.splits import Questions
 
 AUTHORS = "https://github.com/Yuxiang-Lai117/Med-R1"
@@ -33,31 +34,26 @@ def med_r1(
     domain: str,
     tests: Sequence[str] | None = None,
     drop_test_images: bool = False,
-    n_train: int | None = None,
-    n_validation: int = 100,
-    n_test: int | None = None,
-    split_seed: int = 0,
-    on_bad_row: OnBadRow = "fail",
+    **shared: Any,
 ) -> Questions:
-    """One row of Med-R1's generalisation matrix: training on one domain, a test set for each domain.
+    """Load one row of Med-R1's generalisation matrix: training on one domain, a test set for each domain.
 
     Args:
         by: what the domains are.
         root: the authors' repository, its ``Splits``, or ``Splits/<by>``.
         images: OmniMedVQA: the folder that holds ``Images/``, or its archive.
-        domain: what to train on, e.g. ``xray`` or ``disease_diagnosis``.
-        tests: what to test on; by default all domains that ``root`` has.
-        drop_test_images: leave the training questions out whose image a test shows. The official split is
-            by question: up to a third of a domain's test rows show an image of its training.
-        n_train, n_validation, n_test: sizes (``n_test`` of each test set); ``None`` takes all.
-        split_seed: of the held-out questions and of the choice.
-        on_bad_row: ``fail`` or ``skip``.
+        domain: training domain, e.g. ``xray`` or ``disease_diagnosis``.
+        tests: test domains. Default: all domains in ``root``.
+        drop_test_images: leave training questions out whose image a test shows. The official split is by
+            question: up to a third of a domain's test rows show an image of its training part.
+        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
 
     Raises:
-        FileNotFoundError: the splits or the images are not there.
+        FileNotFoundError: the splits or the images are missing.
         BadRowError: a row cannot be used.
-        ValueError: there is no such domain, or too few questions.
+        ValueError: there is no such domain, or there are too few questions.
     """
+    settings = PublishedSet(root, **shared)
     top = Path(root)
     folder = next(
         (f for f in (top / "Splits" / by, top / by, top) if (f / "train").is_dir() and (f / "test").is_dir()),
@@ -70,22 +66,17 @@ def med_r1(
         for part, known in files.items():
             if name not in known and (part == "test" or name == domain):
                 raise ValueError(f"{folder / part} has no domain {name!r}: it has {', '.join(known)}")
-    pictures = PictureFolder(images)
-    tables = {
-        name: read_file(files["test"][name], name, by, pictures, "test", on_bad_row)
+    source = PictureFolder(images)
+    parts = {
+        name: read_file(files["test"][name], name, by, source, "test", settings.rows)
         for name in (tests or files["test"])
     }
-    train = read_file(files["train"][domain], domain, by, pictures, "train", on_bad_row)
-    tested = [sample for table in tables.values() for sample in table.samples]
-    return assemble(
-        [train, *tables.values()],
-        without_images_of(train.samples, tested) if drop_test_images else train.samples,
-        {name: table.samples for name, table in tables.items()},
-        n_train=n_train,
-        n_validation=n_validation,
-        n_test=n_test,
-        split_seed=split_seed,
-        on_bad_row=on_bad_row,
+    train = read_file(files["train"][domain], domain, by, source, "train", settings.rows)
+    return settings.assemble(
+        [train, *parts.values()],
+        train.samples,
+        {name: part.samples for name, part in parts.items()},
+        drop_test_images=drop_test_images,
     )
 
 
@@ -110,28 +101,25 @@ def task_of(question_type: str) -> str:
 
 
 def read_file(
-    path: Path, domain: str, by: str, images: PictureFolder, part: str, on_bad_row: OnBadRow
-) -> Table:
-    """The questions of one file.
+    path: Path, domain: str, by: str, images: PictureFolder, part: str, rows: RowPolicy = STRICT
+) -> ParsedRows:
+    """Read the questions of one file.
 
     Raises:
         BadRowError: a row cannot be used.
     """
-
-    spelt = ImageRoot("", follow_links=True)  # paths as they are: `images` places them
+    as_written = ImageRoot("", follow_links=True)  # leaves the paths to `images`
     modality = domain if by == "modality" else "unknown"
 
-    def sample(number: int, row: dict) -> VQASample:
-        plain = read_row(row, f"{domain}-{part}-{number}", "OmniMedVQA", spelt, modality)
-        paths = [handle.name for handle in plain.images]
+    def parse(row: Any, id: str) -> VQASample:
+        sample = read_row(row, id, "OmniMedVQA", as_written, modality)
+        paths = [handle.name for handle in sample.images]
         return replace(
-            plain,
+            sample,
             images=tuple(images.handle(path) for path in paths),
-            # the path as the row spells it: splits must not depend on where the images lie
+            # the path in the row: splits must not depend on the folder of the images
             image_group="+".join(paths),
-            question_type=domain if by == "question_type" else plain.question_type,
+            question_type=domain if by == "question_type" else sample.question_type,
         )
 
-    table = Table()
-    table.read(path, enumerate(read_json(path)), sample, on_bad_row)
-    return table
+    return parse_rows(enumerate(read_json(path)), path, parse, rows, f"{domain}-{part}")

@@ -8,18 +8,20 @@ file calls ``modality``.
 
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from medvlm_r1.data.formats.mcq_row import modality_of
-from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.embedded import PictureFolder
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.sources.assemble import Table, assemble, draw, letter_of, split_by_image, text_of
-from medvlm_r1.data.sources.locate import find_set
+from medvlm_r1.data.sources.fields import letter_of, text_of
 from medvlm_r1.data.sources.med_r1 import task_of
-from medvlm_r1.data.splits import Questions, hold_out
+from medvlm_r1.data.sources.published_set import PublishedSet
+from medvlm_r1.data.splits import Questions, draw, hold_out, split_by_image
 
 HUB_ID = "foreverbeliever/OmniMedVQA"
 ARCHIVE = "OmniMedVQA.zip"
@@ -27,9 +29,7 @@ ACCESS = {"open": "Open-access", "restricted": "Restricted-access"}
 
 
 def omnimedvqa(
-    root: str | None = None,
     images: str | None = None,
-    revision: str = "main",
     access: Sequence[str] = ("open",),
     by: Literal["modality", "question_type"] = "modality",
     domain: str | Sequence[str] | None = None,
@@ -37,67 +37,53 @@ def omnimedvqa(
     modalities: Sequence[str] | None = None,
     question_types: Sequence[str] | None = None,
     test_share: float = 0.2,
-    n_train: int | None = None,
-    n_validation: int = 100,
-    n_test: int | None = None,
-    split_seed: int = 0,
-    on_bad_row: OnBadRow = "fail",
+    **shared: Any,
 ) -> Questions:
-    """OmniMedVQA, which has no official split: a share of the images tests.
+    """Load OmniMedVQA, which has no official split: a fraction of the images is the test.
 
-    The split is drawn over all rows of ``access``, before any filter, so that every choice of domains
-    shares it.
+    The split is drawn over all rows of ``access``, before any filter: all choices of domains share it.
 
     Args:
-        root: a local copy, unpacked or the archive; ``None`` asks the hub's cache, then the hub.
         images: the folder that holds ``Images/``, or an archive, where they are not in ``root``.
-        revision: commit of the hub's set; used without ``root`` only.
         access: ``open``, ``restricted`` or both.
         by: what a domain is.
-        domain: what to train on, one or several; ``None`` for all.
-        tests: what to test on, each a test set; ``None`` for all.
-        modalities, question_types: ask only about these, everywhere; ``None`` for all.
-        test_share: share of the images that test.
-        n_train: training questions of each domain.
-        n_validation: validation questions in all.
-        n_test: test questions of each domain.
-        split_seed: of every draw.
-        on_bad_row: ``fail`` or ``skip``.
+        domain: one or several training domains; ``None`` takes all.
+        tests: test domains, each a test set; ``None`` takes all.
+        modalities, question_types: use only questions of these, in all splits; ``None`` takes all.
+        test_share: fraction of the images in the test.
+        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`; ``n_train`` and ``n_test``
+            count the questions of each domain, ``n_validation`` those of all domains together.
 
     Raises:
-        FileNotFoundError: the set is not to be had.
+        FileNotFoundError: the set is neither local nor on the hub.
         BadRowError: a row cannot be used.
-        ValueError: there is no such domain, or too few questions.
+        ValueError: there is no such domain, or there are too few questions.
     """
     if by not in ("modality", "question_type"):
         raise ValueError(f"data.by is {by!r}: use 'modality' or 'question_type'")
-    place = _unpacked_or_archive(find_set(HUB_ID, root, revision, [ARCHIVE]))
-    files, table = _question_files(place, access), Table()
-    pictures = PictureFolder(images or place)
-    for path in files:
-        _read(table, path, pictures, on_bad_row)
-    wanted = {"modality": modalities, "question_type": question_types}
-    for key, names in wanted.items():
-        _check_names(names or (), table.samples, key)
-    train, test = split_by_image(table.samples, test_share, split_seed)
+    settings = PublishedSet(**shared)
+    place = _unpacked_or_archive(settings.find(HUB_ID, [ARCHIVE]))
+    source = PictureFolder(images or place)
+    rows = concatenate(_read(path, source, settings.rows) for path in _question_files(place, access))
+    filters = {"modality": modalities, "question_type": question_types}
+    for key, names in filters.items():
+        _check_names(names or (), rows.samples, key)
     train, test = (
-        [s for s in part if all(names is None or getattr(s, k) in names for k, names in wanted.items())]
-        for part in (train, test)
+        [s for s in part if all(names is None or getattr(s, k) in names for k, names in filters.items())]
+        for part in split_by_image(rows.samples, test_share, settings.split_seed)
     )
     domains = [domain] if isinstance(domain, str) else domain or _names(train, by)
-    _check_names([*domains, *(tests or ())], table.samples, by)
-    rest, validation = hold_out([s for s in train if getattr(s, by) in domains], n_validation, split_seed)
+    _check_names([*domains, *(tests or ())], rows.samples, by)
+    rest, validation = hold_out(
+        [s for s in train if getattr(s, by) in domains], settings.n_validation, settings.split_seed
+    )
     of_domain = {name: [s for s in rest if getattr(s, by) == name] for name in domains}
-    return assemble(
-        [table],
-        [s for name, part in of_domain.items() for s in draw(part, n_train, split_seed, name)],
+    drawn = [draw(part, settings.n_train, settings.split_seed, name) for name, part in of_domain.items()]
+    return replace(settings, n_train=None).assemble(
+        [rows],
+        [sample for part in drawn for sample in part],
         {name: [s for s in test if getattr(s, by) == name] for name in tests or _names(test, by)},
         validation,
-        n_train=None,
-        n_validation=n_validation,
-        n_test=n_test,
-        split_seed=split_seed,
-        on_bad_row=on_bad_row,
     )
 
 
@@ -132,16 +118,13 @@ def _question_files(place: Path, access: Sequence[str]) -> list[Any]:
     return [file for file in files if file.name.endswith(".json")]
 
 
-def _read(table: Table, path: Any, images: PictureFolder, on_bad_row: OnBadRow) -> None:
-    # the same data set may have a file under either access
-    stem = f"{path.parent.name}-{path.name.removesuffix('.json')}".replace(" ", "_")
-
-    def sample(number: int, row: dict[str, Any]) -> VQASample:
+def _read(path: Any, images: PictureFolder, rows: RowPolicy) -> ParsedRows:
+    def parse(row: Any, id: str) -> VQASample:
         question, image = text_of(row, "question"), text_of(row, "image_path")
-        given = [row.get(f"option_{letter}") for letter in "ABCD"]
-        options = tuple(str(option).strip() for option in given if option is not None)
+        options = (row.get(f"option_{letter}") for letter in "ABCD")
+        options = tuple(str(option).strip() for option in options if option is not None)
         return VQASample(
-            id=f"{stem}-{number}",
+            id=id,
             images=(images.handle(image),),
             question=question,
             options=options,
@@ -152,7 +135,9 @@ def _read(table: Table, path: Any, images: PictureFolder, on_bad_row: OnBadRow) 
             image_group=image,
         )
 
-    table.read(path, enumerate(read_json(path)), sample, on_bad_row)
+    # both accesses may have a file of this name
+    name = f"{path.parent.name}-{path.name.removesuffix('.json')}".replace(" ", "_")
+    return parse_rows(enumerate(read_json(path)), path, parse, rows, name)
 
 
 def _names(samples: Sequence[VQASample], by: str) -> list[str]:

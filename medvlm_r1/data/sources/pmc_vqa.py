@@ -13,66 +13,61 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.formats.question_file import OnBadRow
+from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
 from medvlm_r1.data.images.embedded import PictureFolder
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.assemble import Table, assemble, letter_of, text_of, without_images_of
-from medvlm_r1.data.sources.locate import find_set, need_files
+from medvlm_r1.data.sources.fields import letter_of, text_of
+from medvlm_r1.data.sources.locate import need_files
+from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.data.splits import Questions
 
 HUB_ID = "RadGenome/PMC-VQA"
 SUFFIX = {1: "", 2: "_2"}
 
 
-def pmc_vqa(
-    root: str | None = None,
-    revision: str = "main",
-    version: int = 2,
-    drop_test_images: bool = True,
-    n_train: int | None = None,
-    n_validation: int = 100,
-    n_test: int | None = None,
-    split_seed: int = 0,
-    on_bad_row: OnBadRow = "skip",
-) -> Questions:
-    """PMC-VQA in its official split, one test set ``pmc_vqa``; validation is held out of training by image.
+def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Questions:
+    """Load PMC-VQA in its official split, with the test set ``pmc_vqa``; validation is held out by image.
 
     Args:
-        root: a local copy; ``None`` asks the hub's cache, then the hub.
-        revision: commit of the hub's set; used without ``root`` only.
         version: 1 (all figures) or 2 (no compound figures).
         drop_test_images: leave training questions out whose figure the test shows.
-        n_train, n_validation, n_test: sizes; ``None`` takes all.
-        split_seed: of every draw.
-        on_bad_row: ``fail`` or ``skip``; generated questions may hold the same option twice.
+        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
 
     Raises:
-        FileNotFoundError: the set is not to be had.
-        BadRowError: a row cannot be used.
+        FileNotFoundError: the set is neither local nor on the hub.
+        BadRowError: a row cannot be used; some of the generated questions have the same option twice.
         ValueError: there are too few questions.
     """
     if version not in SUFFIX:
         raise ValueError(f"data.version is {version!r}: use 1 or 2")
-    end = SUFFIX[version]
-    needed = [f"train{end}.csv", f"test{end}.csv", f"images{end}.zip"]
-    folder = find_set(HUB_ID, root, revision, needed)
+    settings, end = PublishedSet(**shared), SUFFIX[version]
+    folder = settings.find(HUB_ID, [f"train{end}.csv", f"test{end}.csv", f"images{end}.zip"])
     # version 2's archive unpacks to figures/
     tops = ["images"] if version == 1 else ["images_2", "figures"]
     images = PictureFolder.among(*(folder / top for top in tops), folder / f"images{end}.zip")
-    train, test = (
-        _read(need_files(folder, f"{part}{end}.csv")[0], part, images, on_bad_row)
-        for part in ("train", "test")
-    )
-    return assemble(
-        [train, test],
-        without_images_of(train.samples, test.samples) if drop_test_images else train.samples,
-        {"pmc_vqa": test.samples},
-        n_train=n_train,
-        n_validation=n_validation,
-        n_test=n_test,
-        split_seed=split_seed,
-        on_bad_row=on_bad_row,
-    )
+
+    def parse(row: dict[str, str], id: str) -> VQASample:
+        options = tuple(_option(text_of(row, f"choice{a.lower()}"), a) for a in "ABCD")
+        figure = text_of(row, "figurepath")
+        return VQASample(
+            id=id,
+            images=(images.handle(figure),),
+            question=text_of(row, "question"),
+            options=options,
+            answer=_letter(row, options),
+            modality="unknown",
+            question_type="multiple-choice",
+            source="pmc_vqa",
+            image_group=figure,
+        )
+
+    def read(part: str) -> ParsedRows:
+        path = need_files(folder, f"{part}{end}.csv")[0]
+        return parse_rows(_rows(path), path, parse, settings.rows, f"pmc_vqa-{part}")
+
+    parts = [read(part) for part in ("train", "test")]
+    train, test = (part.samples for part in parts)
+    return settings.assemble(parts, train, {"pmc_vqa": test}, drop_test_images=drop_test_images)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -87,27 +82,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _plain(column: str) -> str:
     return re.sub(r"[^a-z0-9]", "", column.lower())
-
-
-def _read(path: Path, part: str, images: PictureFolder, on_bad_row: OnBadRow) -> Table:
-    def sample(number: int, row: dict[str, str]) -> VQASample:
-        options = tuple(_option(text_of(row, f"choice{a.lower()}"), a) for a in "ABCD")
-        figure = text_of(row, "figurepath")
-        return VQASample(
-            id=f"pmc_vqa-{part}-{number}",
-            images=(images.handle(figure),),
-            question=text_of(row, "question"),
-            options=options,
-            answer=_letter(row, options),
-            modality="unknown",
-            question_type="multiple-choice",
-            source="pmc_vqa",
-            image_group=figure,
-        )
-
-    table = Table()
-    table.read(path, _rows(path), sample, on_bad_row)
-    return table
 
 
 def _option(value: str, letter: str) -> str:

@@ -20,9 +20,11 @@ import pandas
 import pytest
 from PIL import Image
 
+from medvlm_r1.data.formats.columns import Columns
 from medvlm_r1.data.formats.image_folder import ImageFolder
 from medvlm_r1.data.formats.mcq_json import McqJson
-from medvlm_r1.data.formats.table import Columns, Table
+from medvlm_r1.data.formats.row_policy import RowPolicy
+from medvlm_r1.data.formats.table import Table
 from medvlm_r1.data.images import validate
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.digest_cache import DigestCache
@@ -168,9 +170,11 @@ def test_an_image_outside_its_folder(pictures, reader, kind):
     )
     remedy = "symbolic link out of" if "link" in kind else "lies outside"
     for check in (True, False):
-        with pytest.raises(BadRowError, match=rf"row 0: image .*{remedy}.*data\.images.*data\.follow_links"):
-            read(inside, image, reader, check_images=check)
-    assert len(read(inside, image, reader, follow_links=True)) == 1
+        with pytest.raises(
+            BadRowError, match=rf"row 0: image .*{remedy}.*data\.images.*data\.rows\.follow_links"
+        ):
+            read(inside, image, reader, rows=RowPolicy(check_images=check))
+    assert len(read(inside, image, reader, rows=RowPolicy(follow_links=True))) == 1
 
 
 def test_paths_that_stay_inside_are_taken(pictures):
@@ -189,7 +193,7 @@ def test_paths_that_stay_inside_are_taken(pictures):
 )
 def test_names_that_no_file_can_have(pictures, reader, name, message):
     with pytest.raises(BadRowError, match=f"row 0: image .*{message}"):
-        read(pictures, name, reader, check_images=False)
+        read(pictures, name, reader, rows=RowPolicy(check_images=False))
 
 
 def test_a_labels_file_cannot_leave_its_folder(pictures):
@@ -231,7 +235,7 @@ def test_csv_with_ragged_rows_or_wrong_quotes(pictures, line, message):
 
 def test_ragged_rows_can_be_skipped(pictures):
     (pictures / "a.csv").write_text(f"{GOOD}\nimages/1.png,q\nimages/2.png,q,a|b,b,MR\n")
-    source = Table(pictures / "a.csv", Columns(), on_bad_row="skip")
+    source = Table(pictures / "a.csv", Columns(), rows=RowPolicy(on_bad_row="skip"))
     assert [s.id for s in source] == ["a-0", "a-2"]
     assert "row 1: has 2 fields" in source.skipped[0]
 

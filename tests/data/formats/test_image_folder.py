@@ -12,9 +12,10 @@ import pytest
 from command import run_here
 from PIL import Image
 
-from medvlm_r1.data.formats.image_folder import ImageFolder, Template
+from medvlm_r1.data.formats.image_folder import ImageFolder, image_folder
+from medvlm_r1.data.formats.question_template import QuestionTemplate
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.volume import Volumes
-from medvlm_r1.data.options import image_folder
 from medvlm_r1.data.sample import BadRowError
 
 LABELS = ["cyst", "fracture", "normal", "tumour"]
@@ -61,7 +62,7 @@ def test_subfolders_are_labels(subfolders):
 
 
 def test_a_question_follows_from_seed_and_file_alone(subfolders):
-    template = Template(n_options=3, seed=5)
+    template = QuestionTemplate(n_options=3, seed=5)
     before = {s.images[0].path.name: s for s in ImageFolder(subfolders, "ct", template=template)}
     save(subfolders / "cyst/another.png", 99)
     after = {s.images[0].path.name: s for s in ImageFolder(subfolders, "ct", template=template)}
@@ -70,13 +71,13 @@ def test_a_question_follows_from_seed_and_file_alone(subfolders):
         assert len(sample.options) == 3
         assert sample.answer_text == sample.images[0].path.parent.name
     (subfolders / "cyst/another.png").unlink()
-    other = ImageFolder(subfolders, "ct", template=Template(n_options=3, seed=6))
+    other = ImageFolder(subfolders, "ct", template=QuestionTemplate(n_options=3, seed=6))
     assert [s.options for s in other][:8] != [before[s.images[0].path.name].options for s in other][:8]
 
 
 def test_the_gold_option_stands_everywhere_and_all_others_come():
     """4,000 draws for each label: each of 3 places 1333 +- 5 x 30, each wrong label as often."""
-    template = Template(n_options=3)
+    template = QuestionTemplate(n_options=3)
     for gold in LABELS:
         drawn = [template.options(f"{i}.png", gold, LABELS) for i in range(4000)]
         for count in Counter(letter for _, letter in drawn).values():
@@ -88,7 +89,7 @@ def test_the_gold_option_stands_everywhere_and_all_others_come():
 
 
 def test_names_of_labels(subfolders):
-    template = Template("{modality}: what?", names={"cyst": "a cyst", "tumour": "a tumour"})
+    template = QuestionTemplate("{modality}: what?", names={"cyst": "a cyst", "tumour": "a tumour"})
     source = ImageFolder(subfolders, "mri", template=template)
     assert source[0].question == "MRI: what?"
     assert (source[0].answer_text, sorted(source[0].options)) == (
@@ -110,7 +111,7 @@ def test_names_of_labels(subfolders):
 )
 def test_a_template_that_cannot_be(subfolders, template, message):
     with pytest.raises(ValueError, match=message):
-        ImageFolder(subfolders, "ct", template=Template(**template))
+        ImageFolder(subfolders, "ct", template=QuestionTemplate(**template))
 
 
 def test_held_out_by_patient(subfolders):
@@ -182,7 +183,7 @@ def test_a_run_on_a_folder(subfolders):
         "data.modality=oct",
         "data.template.n_options=3",
         'data.group="p([0-9])-"',
-        "data.volumes.slices=[2]",
+        "data.rows.volumes.slices=[2]",
         "data.n_validation=8",
         "data.n_test=8",
         "workers=0",
@@ -213,7 +214,7 @@ class TestVolumes:
         return folder
 
     def test_a_file_is_an_image_and_so_is_a_folder_with_a_series(self, scans):
-        source = ImageFolder(scans, "ct", group="p([0-9])", volumes=Volumes(plane="coronal"))
+        source = ImageFolder(scans, "ct", group="p([0-9])", rows=RowPolicy(volumes=Volumes(plane="coronal")))
         shown = [(s.images[0].path.relative_to(scans).as_posix(), s.image_group) for s in source[:3]]
         assert shown == [("cyst/p1-IM0001", "1"), ("cyst/p2.nii.gz", "2"), ("cyst/p1/series", "1")]
         assert len(source) == 6
@@ -233,7 +234,9 @@ class TestVolumes:
     def test_slices_of_one_file_have_orders_of_their_own(self, scans):
         rows = [f"cyst/p1/series,{'cyst' if k else 'mass'},{k}" for k in range(60)]
         (scans / "labels.csv").write_text("\n".join(["file,label,slice", *rows]))
-        letters = Counter(s.answer for s in ImageFolder(scans, "ct", "labels.csv", check_images=False))
+        letters = Counter(
+            s.answer for s in ImageFolder(scans, "ct", "labels.csv", rows=RowPolicy(check_images=False))
+        )
         assert set(letters) == {"A", "B"}
         assert min(letters.values()) >= 15  # 30 +- 4 x 3.9
 
@@ -247,7 +250,12 @@ class TestVolumes:
         shown = Volumes(slices=2)
         other = shutil.copytree(scans, scans.parent / "other")
         parts = image_folder(
-            str(scans), "ct", test={"mri": str(other)}, n_validation=2, n_test=2, volumes=shown
+            str(scans),
+            "ct",
+            test={"mri": str(other)},
+            n_validation=2,
+            n_test=2,
+            rows=RowPolicy(volumes=shown),
         )
         for part in (parts.train, parts.validation, *parts.test.values()):
             assert {len(s.images) for s in part} == {2}

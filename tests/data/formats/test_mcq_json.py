@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.validate import check_images
@@ -154,7 +155,7 @@ def test_bad_row_is_named_or_skipped(folder, case):
         McqJson(path)
     for part in (f"{path} row 1:", value, remedy):
         assert part in str(failure.value)
-    kept = McqJson(path, on_bad_row="skip")
+    kept = McqJson(path, rows=RowPolicy(on_bad_row="skip"))
     assert [s.id for s in kept] == ["mine-0", "mine-2"]
     assert len(kept.skipped) == 1
     assert f"{path} row 1:" in kept.skipped[0]
@@ -206,64 +207,36 @@ def test_file_without_permission_is_named(folder):
 def test_every_row_bad_is_an_error_even_when_skipping(folder):
     path = write(folder, [row(0, answer="x"), row(1, image=["images/none.png"])])
     with pytest.raises(BadRowError, match=r"mine\.json: no row can be used; the first: .*row 0: answer 'x'"):
-        McqJson(path, on_bad_row="skip")
+        McqJson(path, rows=RowPolicy(on_bad_row="skip"))
 
 
 def test_failure_counts_further_unreadable_images(folder):
     path = write(folder, [row(0), row(11), row(12), row(13)])
     with pytest.raises(BadRowError, match=r"row 1: image .*11\.png does not exist.*\(2 more rows"):
         McqJson(path)
-    assert len(McqJson(path, check_images=False)) == 4
+    assert len(McqJson(path, rows=RowPolicy(check_images=False))) == 4
 
 
-def test_window_and_shuffle(folder):
+def test_the_first_n_questions(folder):
     path = write(folder, [row(i) for i in range(10)])
-    assert [s.id for s in McqJson(path, n=3, offset=2)] == ["mine-2", "mine-3", "mine-4"]
-    shuffled = [s.id for s in McqJson(path, seed=1)]
-    assert sorted(shuffled) == [f"mine-{i}" for i in range(10)] != shuffled
-    assert [s.id for s in McqJson(path, n=4, offset=3, seed=1)] == shuffled[3:7]
-    for wrong in ({"n": 8, "offset": 3}, {"n": 0}, {"offset": 10}, {"offset": -1}):
-        with pytest.raises(
-            ValueError, match=rf"n={wrong.get('n')} .*offset={wrong.get('offset', 0)} .*but 10 "
-        ):
-            McqJson(path, **wrong)
+    assert [s.id for s in McqJson(path, n=3)] == ["mine-0", "mine-1", "mine-2"]
+    for n in (0, 11):
+        with pytest.raises(ValueError, match=f"{n} questions requested, but 10 can be used"):
+            McqJson(path, n=n)
 
 
-def test_skipped_rows_do_not_count_in_the_window(folder):
-    path = write(folder, [row(0), row(1, answer="x"), row(2, image=["images/none.png"]), row(3), row(4)])
-    source = McqJson(path, n=2, offset=1, on_bad_row="skip")
-    assert [s.id for s in source] == ["mine-3", "mine-4"]
+def test_skipped_rows_do_not_count(folder):
+    path = write(folder, [row(0, answer="x"), row(1), row(2, image=["images/none.png"]), row(3), row(4)])
+    source = McqJson(path, n=2, rows=RowPolicy(on_bad_row="skip"))
+    assert [s.id for s in source] == ["mine-1", "mine-3"]
     assert len(source.skipped) == 2
-    with pytest.raises(ValueError, match=r"n=4 .*but 3 can be used \(2 left out\)"):
-        McqJson(path, n=4, on_bad_row="skip")
-
-
-def test_exclusion_by_path_group_and_bytes(folder):
-    (folder / "images/copy.png").write_bytes((folder / "images/1.png").read_bytes())
-    rows = [
-        row(0),
-        row(1),
-        row(2, group="p"),
-        row(0),
-        row(3, image=["images/copy.png"]),
-        row(4, group="p"),
-        row(5),
-    ]
-    path = write(folder, rows)
-    train = McqJson(path, n=3)
-    validation = McqJson(path, exclude=train)
-    assert [s.id for s in validation] == ["mine-6"]
-    assert len(validation.skipped) == 6
-    assert "row 4: image" in validation.skipped[4]
-    assert "copy.png" in validation.skipped[4]
-    assert len(McqJson(path, exclude=[train, validation], check_images=False, n=1)) == 1  # bytes not compared
-    with pytest.raises(ValueError, match="but 0 can be used"):
-        McqJson(path, exclude=[train, validation])
+    with pytest.raises(ValueError, match=r"4 questions .*but 3 can be used \(2 skipped\)"):
+        McqJson(path, n=4, rows=RowPolicy(on_bad_row="skip"))
 
 
 def test_unknown_policy_for_bad_rows(folder):
     with pytest.raises(ValueError, match="on_bad_row is 'ignore': use 'fail' or 'skip'"):
-        McqJson(write(folder, [row(0)]), on_bad_row="ignore")
+        McqJson(write(folder, [row(0)]), rows=RowPolicy(on_bad_row="ignore"))
 
 
 def test_image_checks(folder):
@@ -299,7 +272,7 @@ def test_real_radiology(name, n):
 def test_real_questions_of_med_r1(name, n):
     path = real("MEDVLM_R1_REAL_QUESTIONS", f"med_r1_{name}.json")
     rows = json.loads(path.read_text())
-    source = McqJson(path, modality=name.partition("_")[0], check_images=False)
+    source = McqJson(path, modality=name.partition("_")[0], rows=RowPolicy(check_images=False))
     assert len(source) == len(rows) == n
     assert [INLINE.problem(s) for s in source] == [r["problem"] for r in rows]
     assert [f"<answer> {s.answer} </answer>" for s in source] == [r["solution"] for r in rows]

@@ -11,10 +11,11 @@ import pytest
 from command import run_here
 from PIL import Image
 
+from medvlm_r1.data.formats.columns import Columns
 from medvlm_r1.data.formats.mcq_json import McqJson
-from medvlm_r1.data.formats.table import Columns, Table
+from medvlm_r1.data.formats.row_policy import RowPolicy
+from medvlm_r1.data.formats.table import Table, table
 from medvlm_r1.data.images.volume import Volumes
-from medvlm_r1.data.options import table
 from medvlm_r1.data.sample import BadRowError
 
 OPTIONS = ["brain", "liver, left lobe", "kidney", "spine"]
@@ -115,7 +116,7 @@ def test_options_in_one_column_and_several_images(pictures, options):
 
 def test_questions_may_have_fewer_options_than_columns(pictures):
     path = write(pictures, [row(0, c=None, d=None), row(1, c=None, label="A")], "a.csv")
-    kept = Table(path, COLUMNS, on_bad_row="skip")
+    kept = Table(path, COLUMNS, rows=RowPolicy(on_bad_row="skip"))
     assert kept[0].options == ("brain", "liver, left lobe")
     assert "row 1: options is ['brain', 'liver, left lobe', None, 'spine']" in kept.skipped[0]
 
@@ -130,7 +131,7 @@ def test_a_misspelt_column_is_named_with_those_that_there_are(pictures, name):
     path = write(pictures, [row(0)], name)
     wrong = Columns("file", "q", ["a", "b", "c", "d"], "lable", "letter", {"value": "ct"})
     with pytest.raises(BadRowError) as failure:
-        Table(path, wrong, on_bad_row="skip")
+        Table(path, wrong, rows=RowPolicy(on_bad_row="skip"))
     assert f"{path} has no column 'lable' (data.columns.answer): did you mean 'label'?" in str(failure.value)
     assert "Its columns are file, q, a, b, c, d, label, kind, patient, key, unused" in str(failure.value)
 
@@ -164,8 +165,8 @@ def test_rows_are_judged_as_those_of_the_papers(pictures):
     good = {"image": "images/1.png", **plain}
     tables = [{**r, "modality": modality} for r in [good, *faults]]
     papers = [{**r, "subset": modality} for r in [good, *faults]]
-    skipped = Table(write(pictures, tables, "a.json"), Columns(), on_bad_row="skip").skipped
-    assert skipped == McqJson(write(pictures, papers, "a.json"), on_bad_row="skip").skipped
+    skipped = Table(write(pictures, tables, "a.json"), Columns(), rows=RowPolicy(on_bad_row="skip")).skipped
+    assert skipped == McqJson(write(pictures, papers, "a.json"), rows=RowPolicy(on_bad_row="skip")).skipped
     assert len(skipped) == 5
 
 
@@ -259,7 +260,7 @@ class TestVolumes:
             {"image": "t1.nii.gz", "at": 8, "hu": None},
         ]
         path = write(volumes, [{**VOLUME, **r} for r in rows], name)
-        source = Table(path, self.COLUMNS, volumes=Volumes(range=(0, 8)))
+        source = Table(path, self.COLUMNS, rows=RowPolicy(volumes=Volumes(range=(0, 8))))
         assert [grey(s) for s in source] == [0, 255, 128, 7, 255]
         assert len({s.image_group for s in source[:3]}) == 1  # slices of one file stay together
 
@@ -278,7 +279,7 @@ class TestVolumes:
         ]
         columns, shown = Columns(window=["c", "w"]), Volumes(slices=[1], window="brain")
         for name in ("a.csv", "a.parquet"):
-            source = Table(write(volumes, rows, name), columns, volumes=shown)
+            source = Table(write(volumes, rows, name), columns, rows=RowPolicy(volumes=shown))
             assert [s.images[0].window for s in source] == [(80, 161), (0.5, 1.5), "brain"]
 
     def test_an_object_in_the_place_of_a_path(self, volumes):
@@ -315,6 +316,6 @@ class TestVolumes:
         rows = [{**VOLUME, "image": f"{i}.dcm", "at": i % 2} for i in range(6)]
         train, test = (str(write(volumes, part, f"{len(part)}.csv")) for part in (rows[:4], rows[4:]))
         columns, shown = Columns(slice="at"), Volumes(window="brain")
-        parts = table(train, {"ct": test}, columns, n_validation=2, volumes=shown)
+        parts = table(train, {"ct": test}, columns, n_validation=2, rows=RowPolicy(volumes=shown))
         for part in (parts.train, parts.validation, parts.test["ct"]):
             assert [grey(s) for s in part] == [255 * (s.images[0].pick == 1) for s in part]

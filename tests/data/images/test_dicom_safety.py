@@ -15,6 +15,7 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.volume import Volumes
@@ -79,7 +80,7 @@ class TestPrivacy:
         done = run_here(tmp_path, *start, code=2)
         assert "identifies a patient by PatientName, PatientID" in done.stderr
         assert "Zyxwell" not in done.stderr + done.stdout
-        done = run_alone(tmp_path, *start, "data.volumes.allow_identifying=true")
+        done = run_alone(tmp_path, *start, "data.rows.volumes.allow_identifying=true")
         assert "Zyxwell" not in done.stderr + done.stdout
         files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
         assert {"report.html", "predictions.jsonl", "last.ckpt"} <= {path.name for path in files}
@@ -177,7 +178,9 @@ class TestRows:
         for name in ("a.dcm", "b.DICOM", "IM0001", "1.2.840"):
             write(tmp_path / name, frames, **CT)
         entry = {"path": "a.dcm", "window": "lung", "slice": 2}
-        (sample,) = self.source(tmp_path, ["b.DICOM", entry, "IM0001", "1.2.840"], volumes=Volumes(slices=2))
+        (sample,) = self.source(
+            tmp_path, ["b.DICOM", entry, "IM0001", "1.2.840"], rows=RowPolicy(volumes=Volumes(slices=2))
+        )
         names = [handle.name.removeprefix(f"{tmp_path}/") for handle in sample.images]
         assert names == [
             *("b.DICOM#slice=1of2", "b.DICOM#slice=2of2", "a.dcm#slice=2&window=lung"),
@@ -203,7 +206,7 @@ class TestRows:
     )
     def test_settings_that_cannot_be(self, image, message, tmp_path):
         with pytest.raises(BadRowError, match=message):
-            self.source(tmp_path, image, check_images=False)
+            self.source(tmp_path, image, rows=RowPolicy(check_images=False))
 
     def test_a_link_to_itself(self, tmp_path):
         (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from medvlm_r1.data.formats.mcq_json import McqJson
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError
@@ -175,7 +176,9 @@ def test_rows(tmp_path):
     rows = {"question": "What?", "options": ["a", "b"], "answer": "a", "subset": "MRI"}
     rows["image"] = ["a.nii", {"path": "a.nii", "plane": "coronal", "percentiles": [1, 99], "slices": 2}]
     (tmp_path / "rows.json").write_text(json.dumps([rows]))
-    (sample,) = McqJson(tmp_path / "rows.json", volumes=Volumes(range=[0, 255], window="lung"))
+    (sample,) = McqJson(
+        tmp_path / "rows.json", rows=RowPolicy(volumes=Volumes(range=[0, 255], window="lung"))
+    )
     names = [handle.name.removeprefix(f"{tmp_path}/") for handle in sample.images]
     assert names[:2] == ["a.nii#range=[0, 255]", "a.nii#slice=1of2&plane=coronal&percentiles=[1, 99]"]
     assert pickle.loads(pickle.dumps(sample.images)) == sample.images

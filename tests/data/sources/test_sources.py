@@ -23,9 +23,8 @@ from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.images.embedded import ParquetImage, PictureFolder, ZipImage
 from medvlm_r1.data.perturbation import Perturbation
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.assemble import split_by_image
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
-from medvlm_r1.data.splits import Questions
+from medvlm_r1.data.splits import Questions, split_by_image
 from medvlm_r1.evaluate.predictions import Prediction, summarise
 from medvlm_r1.policy.loading.load import load_policy
 
@@ -36,8 +35,8 @@ OPEN, REWARD = instantiate(_open.prompt), instantiate(_open.reward)
 
 def option(name: str, **keys) -> Questions:
     """The questions of an option of ``conf/data``."""
-    node = OmegaConf.load(ROOT / f"conf/data/{name}.yaml")
-    assert set(keys) <= set(node), f"no keys of {name}"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        node = compose("config", overrides=[f"data={name}"]).data
     try:
         return instantiate(OmegaConf.merge(node, keys))
     except InstantiationException as error:
@@ -146,7 +145,7 @@ def test_real_med_r1(domain, tmp_path):
     for part in ("train", "test"):
         path = folder / f"med_r1_{domain}_{part}.json"
         rows = json.loads(path.read_text())
-        table = read_file(path, domain, "modality", PictureFolder(tmp_path), part, "fail")
+        table = read_file(path, domain, "modality", PictureFolder(tmp_path), part)
         assert len(table.samples) == len(rows)
         for sample, row in zip(table.samples, rows, strict=True):
             written = [f"{a}){text}" for a, text in zip(sample.letters, sample.options, strict=True)]
@@ -211,7 +210,7 @@ def test_omnimedvqa_mistakes(tmp_path):
     path.write_text(json.dumps(rows))
     with pytest.raises(BadRowError, match=r"MRI\.json row 3: answer 'Spleen' is not one of the options"):
         option("omnimedvqa", **root)
-    skipped = option("omnimedvqa", **root, on_bad_row="skip", n_validation=2).skipped
+    skipped = option("omnimedvqa", **root, rows={"on_bad_row": "skip"}, n_validation=2).skipped
     assert ["row 3" in skipped[0], "row 5: column 'question' is missing" in skipped[1]] == [True, True]
 
 
@@ -270,7 +269,7 @@ def test_damaged_parquet_and_bad_rows_are_named(tmp_path):
     )
     with pytest.raises(BadRowError, match=rf"{path.name} row 1: question is ' ': give text"):
         option("path_vqa", root=str(tmp_path), n_validation=2)
-    skipped = option("path_vqa", root=str(tmp_path), n_validation=2, on_bad_row="skip").skipped
+    skipped = option("path_vqa", root=str(tmp_path), n_validation=2, rows={"on_bad_row": "skip"}).skipped
     assert len(skipped) == 1
     published.write_parquet(path, [{"picture": 50, "question": "Is it?", "answer": "yes"}], ["picture"])
     with pytest.raises(BadRowError, match="has no column 'image': it has picture, question"):
@@ -400,7 +399,7 @@ def test_splits_follow_from_the_seed_and_need_two_sides(tmp_path):
     assert ids[0] == ids[1] != ids[2]
     with pytest.raises(ValueError, match=r"test_share=0\.0 of \d+ images leaves nothing"):
         split_by_image(first.train, 0.0, 0)
-    with pytest.raises(ValueError, match="train: 99 questions asked for, but there are"):
+    with pytest.raises(ValueError, match="train: 99 questions requested, but there are"):
         option("vqa_rad", root=str(tmp_path), n_validation=3, n_train=99)
 
 

@@ -17,18 +17,37 @@ from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
 from medvlm_r1.data.formats.mcq_row import read_row
-from medvlm_r1.data.formats.question_file import OnBadRow, image_faults, plain_stem, raise_first, read_samples
+from medvlm_r1.data.formats.question_file import image_faults, parse_rows, plain_stem, raise_first
+from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.huatuo_bundle import LAYOUT, bundle_images, bundle_rows, find_bundle
+from medvlm_r1.data.splits import Questions
 
 logger = logging.getLogger(__name__)
 
 SUBSETS = {"mri": "MR (Mag-netic Resonance Imaging)", "ct": "CT(Computed Tomography)", "xray": "X-Ray"}
 TEST_FILE = "MRI_CT_XRAY_300each_dataset.json"
 AUTHORS = "https://github.com/JZPeterPan/MedVLM-R1"
+
+
+def medvlm_r1(
+    root: str | None = None,
+    test_file: str | None = None,
+    revision: str = "main",
+    n_train: int = 600,
+    n_validation: int = 100,
+    rows: RowPolicy = STRICT,
+) -> Questions:
+    """Load MedVLM-R1's MRI questions and its tests on MRI, CT and X-ray; see :class:`MedVLMR1Set`."""
+    read = functools.partial(MedVLMR1Set, root=root, test_file=test_file, revision=revision, rows=rows)
+    train, validation = (
+        read(part, n_train=n_train, n_validation=n_validation) for part in ("train", "validation")
+    )
+    tests = {name: read("test", name) for name in SUBSETS}
+    return Questions(train, validation, tests, tuple(train.skipped + validation.skipped))
 
 
 class Selection(NamedTuple):
@@ -99,12 +118,8 @@ class MedVLMR1Set(Sequence[VQASample]):
         n_train: training questions. The validation questions begin behind them.
         n_validation: validation questions.
         cache: where the bundle's ``images.zip`` is unpacked, once.
-        on_bad_row: whether an unusable row of the bundle stops the run (``fail``) or is left out before
-            the selection (``skip``). A damaged image always stops it: passing over it would make
-            another training set on every machine.
-        check_images: decode every picture of this part now. ``False`` does not even ask whether they exist.
-        workers: threads that decode. Default: one per core, at most 8.
-        follow_links: take images that are symbolic links out of the bundle's folder.
+        rows: how rows are checked; unusable rows of the bundle are skipped before the selection. A damaged
+            image always raises: to skip it would select other training questions on every machine.
 
     Attributes:
         skipped: one line for each row left out: unusable, or with an image that another part has.
@@ -125,10 +140,7 @@ class MedVLMR1Set(Sequence[VQASample]):
         n_train: int = 600,
         n_validation: int = 100,
         cache: str | Path | None = None,
-        on_bad_row: OnBadRow = "fail",
-        check_images: bool = True,
-        workers: int | None = None,
-        follow_links: bool = False,
+        rows: RowPolicy = STRICT,
     ) -> None:
         if part not in ("train", "validation", "test"):
             raise ValueError(f"part is {part!r}: use 'train', 'validation' or 'test'")
@@ -136,14 +148,14 @@ class MedVLMR1Set(Sequence[VQASample]):
             raise ValueError(f"modality is {modality!r}: use one of {', '.join(SUBSETS)}")
         self.part, self.modality = part, modality
         test_file = _find_test_file(test_file, root)
-        if part == "test" and root is None and not check_images:
+        if part == "test" and root is None and not rows.check_images:
             images = test_file.parent  # the questions alone do not need the bundle
         else:
-            root = find_bundle(root, revision, with_images=check_images)
-            images = bundle_images(root, cache) if check_images else root
-        at = ImageRoot(images, follow_links, "data.root")
-        read = functools.partial(read_row, source=plain_stem(test_file), root=at)
-        test, _, places = read_samples(enumerate(read_json(test_file)), test_file, read, "fail")
+            root = find_bundle(root, revision, with_images=rows.check_images)
+            images = bundle_images(root, cache) if rows.check_images else root
+        at = ImageRoot(images, rows.follow_links, "data.root")
+        parse = functools.partial(read_row, source=plain_stem(test_file), root=at)
+        test, _, places = parse_rows(enumerate(read_json(test_file)), test_file, parse)
         if part == "test":
             path, self.skipped = test_file, []
             self._samples = [sample for sample in test if sample.modality == modality]
@@ -152,19 +164,19 @@ class MedVLMR1Set(Sequence[VQASample]):
                     f"{path} holds no question of subset {SUBSETS[modality]!r}: give the official file"
                 )
         else:
-            path, rows = bundle_rows(root)
+            path, bundle = bundle_rows(root)
             of_subset = [
                 (i, row)
-                for i, row in enumerate(rows)
+                for i, row in enumerate(bundle)
                 if isinstance(row, dict) and row.get("subset") == SUBSETS[modality]
             ]
-            read = functools.partial(read_row, source=plain_stem(path), root=at, modality=modality)
-            candidates, self.skipped, places = read_samples(of_subset, path, read, on_bad_row)
+            parse = functools.partial(read_row, source=plain_stem(path), root=at, modality=modality)
+            candidates, self.skipped, places = parse_rows(of_subset, path, parse, rows)
             chosen = select(candidates, test, n_train, n_validation)
             self._samples = getattr(chosen, part)
             self._report(path, chosen, places, n_train if part == "train" else n_validation)
-        if check_images:
-            raise_first(image_faults(self._samples, places, workers, "unpack the bundle's images.zip again"))
+        if rows.check_images:
+            raise_first(image_faults(self._samples, places, "unpack the bundle's images.zip again"))
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -17,9 +17,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.data.sources.huatuo_bundle import HUB_ID, IMAGES, ROWS
-from medvlm_r1.data.sources.medvlm_r1_set import SUBSETS, TEST_FILE, MedVLMR1Set
+from medvlm_r1.data.sources.medvlm_r1 import SUBSETS, TEST_FILE, MedVLMR1Set
 from medvlm_r1.prompts import PromptStyle
 
 SMALL = {"n_train": 6, "n_validation": 3}
@@ -103,7 +104,14 @@ def test_test_part_is_the_official_file(bundle, modality, images):
 def test_without_images_only_names_are_compared(bundle):
     for image in (bundle / "images").iterdir():
         image.unlink()
-    assert numbers(MedVLMR1Set("train", root=bundle, check_images=False, **SMALL)) == [1, 2, 4, 5, 6, 7]
+    assert numbers(MedVLMR1Set("train", root=bundle, rows=RowPolicy(check_images=False), **SMALL)) == [
+        1,
+        2,
+        4,
+        5,
+        6,
+        7,
+    ]
     with pytest.raises(BadRowError, match=r"row 1: image .*m0\.png does not exist; unpack .*\(5 more rows"):
         MedVLMR1Set("train", root=bundle, **SMALL)
 
@@ -131,7 +139,7 @@ def test_unusable_row_of_the_bundle(bundle):
     (bundle / ROWS).write_text(json.dumps(rows))
     with pytest.raises(BadRowError, match=r"data\.json row 2: options \['liver', 'liver'\].*on_bad_row=skip"):
         MedVLMR1Set("train", root=bundle, **SMALL)
-    train = MedVLMR1Set("train", root=bundle, on_bad_row="skip", **SMALL)
+    train = MedVLMR1Set("train", root=bundle, rows=RowPolicy(on_bad_row="skip"), **SMALL)
     assert numbers(train) == [1, 4, 6, 7, 8, 9]
     assert len(train.skipped) == 3
 
@@ -208,9 +216,7 @@ def test_missing_parts_of_a_local_copy(bundle, tmp_path):
 def in_a_process(code: str, **environment: str) -> tuple[str, float]:
     """What a fresh interpreter prints, and how long the call in it took: the hub client reads its
     environment at import. Port 9 refuses connections, so no test depends on a network."""
-    script = (
-        f"import time\nfrom medvlm_r1.data.sources.medvlm_r1_set import MedVLMR1Set\nt = time.time()\n{code}"
-    )
+    script = f"import time\nfrom medvlm_r1.data.sources.medvlm_r1 import MedVLMR1Set\nt = time.time()\n{code}"
     script += "\nprint(time.time() - t)"
     hub = {"HF_ENDPOINT": "http://127.0.0.1:9"} | environment
     out = subprocess.run(
@@ -265,7 +271,7 @@ print([sample.id.rpartition("-")[2] for sample in part])"""
 
 def test_the_questions_alone_need_no_bundle(bundle):
     start = time.time()
-    part = MedVLMR1Set("test", "ct", test_file=bundle / TEST_FILE, check_images=False)
+    part = MedVLMR1Set("test", "ct", test_file=bundle / TEST_FILE, rows=RowPolicy(check_images=False))
     assert len(part) == 1
     assert time.time() - start < 1
 
@@ -274,7 +280,10 @@ def test_real_official_test_file():
     if not os.environ.get("MEDVLM_R1_REAL_QUESTIONS"):
         pytest.skip("MEDVLM_R1_REAL_QUESTIONS is not set: no real data to read")
     path = Path(os.environ["MEDVLM_R1_REAL_QUESTIONS"]) / "medvlm_r1_test_900.json"
-    parts = [MedVLMR1Set("test", m, test_file=path, check_images=False) for m in ("mri", "ct", "xray")]
+    parts = [
+        MedVLMR1Set("test", m, test_file=path, rows=RowPolicy(check_images=False))
+        for m in ("mri", "ct", "xray")
+    ]
     assert [len(part) for part in parts] == [300, 300, 300]
     samples = [sample for part in parts for sample in part]
     rows = json.loads(path.read_text())

@@ -1,0 +1,86 @@
+"""Turn the label of an image into a multiple-choice question.
+
+(seed, file, slice) determines every random choice for a question: the wrong labels that it offers, their
+order and the position of the gold label, each position being equally likely. So other images, and their
+order, change no question.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from string import Formatter
+
+from medvlm_r1.data.sample import LETTERS
+
+
+@dataclass(frozen=True)
+class QuestionTemplate:
+    """How an image's label becomes a question.
+
+    Attributes:
+        question: the question; ``{modality}`` stands for the modality's name.
+        question_type: of every question.
+        n_options: options of a question, the gold one among them. Default: all labels.
+        names: what the options call a label, where it is not the label itself.
+        seed: of the options.
+
+    Raises:
+        ValueError: the question has another placeholder, or there are fewer than two options.
+    """
+
+    question: str = "Which disease is seen in this {modality} image?"
+    question_type: str = "Disease Diagnosis"
+    n_options: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            unknown = {name for _, name, _, _ in Formatter().parse(self.question) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"data.template.question {self.question!r}: {error}") from None
+        if unknown - {"modality"}:
+            raise ValueError(
+                f"data.template.question {self.question!r} has the placeholders {sorted(unknown)}: only "
+                "{modality} can be filled in"
+            )
+        if self.n_options is not None and not 2 <= self.n_options <= len(LETTERS):
+            raise ValueError(
+                f"data.template.n_options is {self.n_options}: a question needs 2 to {len(LETTERS)}"
+            )
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Whether these labels, of a whole folder, can be asked for.
+
+        Raises:
+            ValueError: too few or too many labels, two of the same name, or a name for none of them.
+        """
+        for label in self.names:
+            if label not in labels:
+                near = get_close_matches(label, labels, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(
+                    f"data.template.names: there is no label {label!r}: {hint}The labels are "
+                    f"{', '.join(labels)}"
+                )
+        wanted = len(labels) if self.n_options is None else self.n_options
+        if len(labels) < max(2, wanted):
+            raise ValueError(f"{wanted} options need as many labels, but there are only {', '.join(labels)}")
+        if wanted > len(LETTERS):
+            raise ValueError(
+                f"{len(labels)} labels are more than the {len(LETTERS)} options that a question can have: "
+                "set data.template.n_options"
+            )
+        if len({self.names.get(label, label) for label in labels}) < len(labels):
+            raise ValueError("data.template.names calls two labels the same: make each name different")
+
+    def options(self, file: str, gold: str, labels: Sequence[str]) -> tuple[list[str], str]:
+        """The options of one image's question, and the gold one's letter."""
+        draw = random.Random(f"{self.seed} {file}")
+        n = len(labels) if self.n_options is None else self.n_options
+        # The place is drawn first and apart from the label: no label gathers at a letter.
+        place = draw.randrange(n)
+        others = draw.sample([label for label in labels if label != gold], n - 1)
+        shown = [*others[:place], gold, *others[place:]]
+        return [self.names.get(label, label) for label in shown], LETTERS[place]

@@ -1,0 +1,100 @@
+"""The settings that all published sets share; draw the questions of their splits."""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, image_faults, raise_first
+from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
+from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.sources.locate import find_set
+from medvlm_r1.data.splits import Questions, draw, hold_out
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """Keys that the options of all published sets share (``conf/data/<set>.yaml``).
+
+    Attributes:
+        root: local copy of the set. Default: the hub's cache, then a download from the hub.
+        revision: commit, tag or branch on the hub; unused with ``root``.
+        n_train, n_validation, n_test: numbers of questions (``n_test`` of each test set); ``None`` takes all.
+        split_seed: seed of all random choices of questions; not the run's seed.
+        rows: what to do with unusable rows.
+    """
+
+    root: str | None = None
+    revision: str = "main"
+    n_train: int | None = None
+    n_validation: int = 100
+    n_test: int | None = None
+    split_seed: int = 0
+    rows: RowPolicy = STRICT
+
+    def find(self, hub_id: str, needed: Sequence[str]) -> Path:
+        """Return the folder of the set; see :func:`~medvlm_r1.data.sources.locate.find_set`."""
+        return find_set(hub_id, self.root, self.revision, needed)
+
+    def assemble(
+        self,
+        parts: Collection[ParsedRows],
+        train: list[VQASample],
+        tests: Mapping[str, list[VQASample]],
+        validation: list[VQASample] | None = None,
+        drop_test_images: bool = False,
+    ) -> Questions:
+        """Draw the questions of each split, and decode all of their images once.
+
+        Args:
+            parts: the parsed files that the questions come from.
+            train, tests: questions to draw from.
+            validation: the official validation part, of which the images of training and tests are left out.
+                Default: validation is held out of ``train`` by image group.
+            drop_test_images: leave training questions out whose image a test shows.
+
+        Raises:
+            BadRowError: an image does not decode, under ``on_bad_row=fail``.
+            ValueError: there are too few questions.
+        """
+        tested = {sample.image_group for test in tests.values() for sample in test}
+        if drop_test_images:
+            train = _without(train, tested)
+        if validation is None:
+            train, validation = hold_out(train, self.n_validation, self.split_seed, avoid=tested)
+        else:
+            free = _without(validation, tested | {sample.image_group for sample in train})
+            validation = draw(free, self.n_validation, self.split_seed, "validation")
+        train = draw(train, self.n_train, self.split_seed, "train")
+        tests = {name: draw(test, self.n_test, self.split_seed, name) for name, test in tests.items()}
+        _, skipped, places = concatenate(parts)
+        chosen = [*train, *validation, *(sample for test in tests.values() for sample in test)]
+        faults = {}
+        if self.rows.check_images:
+            faults = image_faults(chosen, places, "check data.root and data.images")
+        if self.rows.on_bad_row == "fail":
+            raise_first(faults)
+        skipped += faults.values()
+        if skipped:
+            logger.warning("%d rows skipped; the first: %s", len(skipped), skipped[0])
+        train, validation, *rest = (
+            [s for s in part if s.id not in faults] for part in (train, validation, *tests.values())
+        )
+        return Questions(train, validation, dict(zip(tests, rest, strict=True)), tuple(skipped))
+
+
+def closed_and_open(name: str, samples: Iterable[VQASample]) -> dict[str, list[VQASample]]:
+    """The test sets ``name`` and ``<name>_open``: accuracy and exact match must not be averaged."""
+    tests: dict[str, list[VQASample]] = {name: [], f"{name}_open": []}
+    for sample in samples:
+        tests[f"{name}_open" if sample.is_open else name].append(sample)
+    return {key: test for key, test in tests.items() if test}
+
+
+def _without(samples: list[VQASample], groups: Collection[str]) -> list[VQASample]:
+    rest = [sample for sample in samples if sample.image_group not in groups]
+    if len(rest) < len(samples):
+        logger.info("%d questions left out: another split shows their image", len(samples) - len(rest))
+    return rest
