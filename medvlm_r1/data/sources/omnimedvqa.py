@@ -63,8 +63,8 @@ def omnimedvqa(
         raise ValueError(f"data.by is {by!r}: use 'modality' or 'question_type'")
     settings = PublishedSet(**shared)
     place = _unpacked_or_archive(settings.find(HUB_ID, [ARCHIVE]))
-    source = PictureFolder(images or place)
-    rows = concatenate(_read(path, source, settings.rows) for path in _question_files(place, access))
+    paths, source = _question_files(place, access), PictureFolder(images or place)
+    rows = concatenate(_read(path, source, settings.rows) for path in paths)
     filters = {"modality": modalities, "question_type": question_types}
     for key, names in filters.items():
         _check_names(names or (), rows.samples, key)

@@ -172,7 +172,7 @@ def test_rows_are_judged_as_those_of_the_papers(pictures):
 
 def test_ids_must_differ(pictures):
     path = write(pictures, [row(0), row(1, key="k0")], "a.csv")
-    with pytest.raises(BadRowError, match=r"row 1: id 'a-k0' is that of .*a\.csv row 0 too"):
+    with pytest.raises(BadRowError, match=r"row 1: id 'a-k0' is already used by .*a\.csv row 0: make"):
         Table(path, COLUMNS)
 
 
