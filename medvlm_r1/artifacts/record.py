@@ -28,9 +28,8 @@ from medvlm_r1.evaluate.predictions import (
 )
 from medvlm_r1.policy.loading.resolve import base_of, loaded_commit
 from medvlm_r1.policy.loading.validate import RECORD
-from medvlm_r1.policy.saving.folder import replace_folder
 from medvlm_r1.report.run_folder import method_title
-from medvlm_r1.runs.durable import write_whole
+from medvlm_r1.runs.durable import replace_folder, write_whole
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
 PAPERS_DATA = "medvlm_r1.data.sources.medvlm_r1.medvlm_r1"
@@ -114,7 +113,7 @@ def write_artifacts(
         },
     }
     if questions.skipped:
-        (folder / "skipped.txt").write_text("\n".join(questions.skipped) + "\n", encoding="utf-8")
+        write_whole(folder / "skipped.txt", "\n".join(questions.skipped) + "\n")
     phases = {name: round(value, 3) for name, value in module.computed.items() if name.startswith("seconds_")}
     write_json(folder / "timing.json", {"hardware": hardware(), "seconds": clock.seconds, "phases": phases})
     if module.trains:

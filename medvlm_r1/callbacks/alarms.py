@@ -1,6 +1,5 @@
 """Alarms: warn when training goes nowhere."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
+
+from medvlm_r1.runs.durable import LineLog
 
 
 class Alarms(Callback):
@@ -75,5 +76,5 @@ class Alarms(Callback):
 
     def _raise(self, trainer: Trainer, step: int, name: str, message: str) -> None:
         Console().print(f"[bold red]ALARM[/] step {step}: {escape(message)}")
-        with (Path(trainer.default_root_dir) / "alarms.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "alarm": name, "message": message}) + "\n")
+        log = LineLog(Path(trainer.default_root_dir) / "alarms.jsonl")
+        log.append({"step": step, "alarm": name, "message": message})

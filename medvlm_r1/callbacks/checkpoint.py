@@ -5,7 +5,6 @@ from a checkpoint ends with the same weights, metrics and predictions, bit for b
 """
 
 import logging
-import os
 import pickle
 import shutil
 import signal
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from medvlm_r1.runs.durable import sync, write_whole
 
 LAST, BEFORE = "last.ckpt", "before.ckpt"
 # Files that grow line by line. A checkpoint holds what they were: a run that goes on must not write lines of
@@ -94,8 +95,7 @@ class Checkpoints(Callback):
         try:
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero and partial.is_file():  # DeepSpeed's is a folder
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
+                sync(partial)
         except OSError as error:
             _remove(partial)
             raise OSError(
@@ -112,6 +112,7 @@ class Checkpoints(Callback):
             elif last.is_dir():
                 _remove(last)
             partial.replace(last)
+            sync(self.folder)
         self._last_is_damaged = False
         trainer.strategy.barrier("checkpoint")
 
@@ -150,7 +151,7 @@ class Checkpoints(Callback):
         """Cut the growing files back to what they were."""
         for name in GROWING:
             path = self.folder.parent / name
-            path.write_text(files[name], "utf-8") if name in files else path.unlink(missing_ok=True)
+            write_whole(path, files[name]) if name in files else path.unlink(missing_ok=True)
         for logger in trainer.loggers:
             writer = logger.experiment
             if hasattr(writer, "metrics_keys") and "metrics.csv" in files:  # it appends under these columns

@@ -8,6 +8,7 @@ from typing import Any
 from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.prompts import is_correct
+from medvlm_r1.runs.durable import replace_file, write_whole
 
 PICTURE_SIDE = 448  # pixels; enough to read a scan on a page, small enough to keep hundreds
 
@@ -43,9 +44,7 @@ def rollout_rows(step: int, trajectory: Trajectory) -> list[dict[str, Any]]:
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def save_picture(sample: VQASample, folder: Path) -> None:
@@ -55,4 +54,5 @@ def save_picture(sample: VQASample, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         picture = sample.images[0].load()
         picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        picture.save(target)
+        with replace_file(target) as partial:
+            picture.save(partial, "PNG")

@@ -13,12 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.cli.command import CommandError, command_parser, exits_on
 from medvlm_r1.policy.loading.validate import RECORD, UnusableWeightsError
-from medvlm_r1.policy.saving.folder import (
-    ModelFolder,
-    ModelFolderError,
-    inspect_folder,
-    replace_folder,
-)
+from medvlm_r1.policy.saving.folder import ModelFolder, ModelFolderError, inspect_folder
+from medvlm_r1.runs.durable import replace_folder
 from medvlm_r1.runs.hub import hub_problem
 
 EXAMPLES = """examples:

@@ -1,7 +1,6 @@
 """Save the answers of an evaluation batch by batch, so that an interrupted one resumes."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlm_r1.evaluate.predictions import Prediction
+from medvlm_r1.runs.durable import LineLog, write_whole
 
 
 class Journal:
@@ -27,22 +27,16 @@ class Journal:
         self.path = path
         self.rows: list[Prediction] = []
         self.totals: Counter[str] = Counter()
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if not whole or json.loads(whole[0]) != of:
-            whole = [json.dumps(of).encode() + b"\n"]
-        whole = whole[: max(1, len(whole) - 1)]
-        for line in whole[1:]:
+        self._log = LineLog(path)
+        lines = [line for _, line in self._log.read()]
+        if not lines or json.loads(lines[0]) != of:
+            lines = [json.dumps(of).encode() + b"\n"]
+        lines = lines[: max(1, len(lines) - 1)]
+        for line in lines[1:]:
             batch = json.loads(line)
             self.rows += [Prediction(**row) for row in batch["rows"]]
             self.totals = Counter(batch["totals"])
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            file.writelines(whole)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        self._file = path.open("ab")
+        write_whole(path, b"".join(lines))
 
     @property
     def answered(self) -> set[tuple[str, str]]:
@@ -51,7 +45,4 @@ class Journal:
 
     def add(self, rows: Sequence[Prediction], totals: Counter[str]) -> None:
         """Append a batch: its answers, and the run's totals so far."""
-        line = {"totals": dict(totals), "rows": [asdict(row) for row in rows]}
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._log.append({"totals": dict(totals), "rows": [asdict(row) for row in rows]})

@@ -11,6 +11,7 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import proportion
 from medvlm_r1.prompts import Answer, f1_score, is_correct, is_correct_leniently
+from medvlm_r1.runs.durable import write_whole
 
 
 @dataclass
@@ -112,11 +113,8 @@ def sort_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write ``predictions.jsonl`` atomically."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-    partial.replace(path)
+    rows = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
+    write_whole(path, "".join(rows))
 
 
 def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:

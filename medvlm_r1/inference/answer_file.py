@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from medvlm_r1.data.sample import Question
+from medvlm_r1.runs.durable import LineLog
 
 
 class AnswerFileError(ValueError):
@@ -74,6 +75,7 @@ class AnswerFile:
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
+        self._log = LineLog(path)
         self.kept: dict[str, AnswerRecord] = {}
 
     @contextmanager
@@ -87,7 +89,7 @@ class AnswerFile:
         lock = FileLock(f"{self.path}.lock")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with lock.acquire(timeout=0), self.path.open("a+b") as self._file:
+            with lock.acquire(timeout=0):
                 self._read()
                 yield self
         except Timeout:
@@ -111,19 +113,11 @@ class AnswerFile:
 
     def add(self, responses: Sequence[AnswerRecord]) -> None:
         """Write answers down."""
-        for response in responses:
-            self._file.write(response.as_json().encode() + b"\n")
-            self.kept[response.id] = response
-        self._file.flush()
+        self._log.append(*map(asdict, responses))
+        self.kept.update({response.id: response for response in responses})
 
     def _read(self) -> None:
-        self._file.seek(0)
-        whole = 0
-        for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                self._file.truncate(whole)
-                break
-            whole += len(line)
+        for number, line in self._log.read():
             where = f"{self.path} line {number}"
             try:
                 row = json.loads(line)

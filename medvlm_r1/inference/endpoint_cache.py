@@ -1,13 +1,12 @@
 """What an endpoint has answered so far, on disk as it comes."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock
+
+from medvlm_r1.runs.durable import LineLog
 
 
 @dataclass(frozen=True)
@@ -35,41 +34,29 @@ class EndpointCache:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.responses: dict[str, CachedResponse] = {}
-        self._read = 0  # bytes of the file that ``responses`` holds
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._open():
-                pass
+            self._log = LineLog(path)
+            with FileLock(f"{path}.lock"):
+                self._read()
 
     def add(self, key: str, response: CachedResponse, **about: str) -> None:
         """Keep a response, with what a reader of the file wants to know about it."""
         if self.path is None:
             self.responses[key] = response
             return
-        with self._open() as file:
+        with FileLock(f"{self.path}.lock"):
+            self._read()
             if key not in self.responses:
-                row = {"key": key, **about, **asdict(response)}
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                self.responses[key], self._read = response, file.tell()
+                self._log.append({"key": key, **about, **asdict(response)})
+                self.responses[key] = response
 
-    @contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
-        """The file, for this process alone, with everything in it known and no torn line at its end."""
-        assert self.path is not None
-        with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
-            file.seek(self._read)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    file.truncate(self._read)
-                    break
-                try:
-                    row = json.loads(line)
-                    response = CachedResponse(row["text"], row["tokens"], row["truncated"])
-                    self.responses[row["key"]] = response
-                except (ValueError, KeyError, TypeError):
-                    raise ValueError(
-                        f"{self.path} holds a line at byte {self._read} that is no response: remove the line"
-                    ) from None
-                self._read += len(line)
-            yield file
+    def _read(self) -> None:
+        """Read the lines that this process or others have added."""
+        for number, line in self._log.read():
+            try:
+                row = json.loads(line)
+                response = CachedResponse(row["text"], row["tokens"], row["truncated"])
+                self.responses[row["key"]] = response
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{self.path} line {number} is no response: remove the line") from None

@@ -23,12 +23,8 @@ from medvlm_r1.policy.forward.lm_head import next_token_logprobs
 from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, inner_model, repeat_prompts
 from medvlm_r1.policy.forward.packing import PromptLayout
 from medvlm_r1.policy.forward.vision import FeatureCache, Model, blank_features, features_of_images
-from medvlm_r1.policy.saving.folder import (
-    greedy_config,
-    replace_folder,
-    write_adapter_base,
-    write_processor_class,
-)
+from medvlm_r1.policy.saving.folder import greedy_config, write_adapter_base, write_processor_class
+from medvlm_r1.runs.durable import replace_folder
 
 Scores = Float[Tensor, "rows vocabulary"]
 

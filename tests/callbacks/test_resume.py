@@ -311,7 +311,7 @@ def test_a_disk_without_space_is_told_with_the_remedy(tmp_path):
     command = ["+experiment=zero_shot", *COMMAND[1:-1], "hydra.run.dir=out", "resume=auto"]
     said = run_here(tmp_path, *command, code=2).stderr
     assert "No space left on device" in said
-    assert "the same command with resume=auto goes on" in said
+    assert "rerun the same command with resume=auto" in said
     assert "Traceback" not in said
     full.unlink(missing_ok=True)
     run_here(tmp_path, *command)

@@ -28,11 +28,12 @@ from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.resolve import EMBEDDED, base_of
 from medvlm_r1.policy.loading.tuning import Tuning
-from medvlm_r1.policy.saving.folder import ModelFolderError, inspect_folder, replace_folder
+from medvlm_r1.policy.saving.folder import ModelFolderError, inspect_folder
 from medvlm_r1.policy.saving.merge import merge_adapter
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 from medvlm_r1.rollout.sampling_noise import NoiseKey
+from medvlm_r1.runs.durable import replace_folder
 
 LIMIT = 24
 TARGETS = ".*language_model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -291,7 +292,7 @@ class TestInterrupted:
         code = """
 import os
 from pathlib import Path
-from medvlm_r1.policy.saving.folder import replace_folder
+from medvlm_r1.runs.durable import replace_folder
 with replace_folder(Path("model")) as partial:
     (partial / "config.json").write_text("{}")
     os.kill(os.getpid(), 9)

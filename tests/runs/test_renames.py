@@ -77,9 +77,9 @@ def test_every_new_name_is_final():
 
 
 def test_a_command_with_old_keys_plans_as_one_with_new_keys(tmp_path):
-    old = run_here(tmp_path, *PLAN, "tune=lora", "tune.lr_factor=5", "watch.last.every=5", "~watch.best")
+    old = run_here(tmp_path, *PLAN, "tune=lora", "tune.adapter.r=8", "watch.last.every=5", "~watch.best")
     new = run_here(
-        tmp_path, *PLAN, "peft=lora", "peft.lr_factor=5", "callbacks.last.every=5", "~callbacks.best"
+        tmp_path, *PLAN, "peft=lora", "peft.adapter.r=8", "callbacks.last.every=5", "~callbacks.best"
     )
     assert old.stdout == new.stdout
     assert "`tune` is now `peft`" in old.stderr.splitlines()

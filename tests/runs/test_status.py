@@ -1,6 +1,5 @@
 """What becomes of a run, as its folder tells it: statuses, attempts, failures, and one process at a time."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import time
 import pytest
 from command import environment
 
-from medvlm_r1.runs import durable, status
+from medvlm_r1.runs import status
 from medvlm_r1.runs.folder import empty, free_folder
 
 HOLDER = """
@@ -135,17 +134,3 @@ def test_states_of_a_sweep(tmp_path):
     states = status.statuses_of(tmp_path)
     assert states == {"one": "not started", "two": "finished", "three": "not started", "stray": "unfinished"}
     assert status.count_statuses(states) == "4 runs: 1 finished, 1 unfinished, 2 not started"
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.json"
-    durable.write_whole(path, json.dumps({"a": 1}))
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        durable.write_whole(path, "half")
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

@@ -1,9 +1,6 @@
 """Model directories for others to load: written whole or not at all, looked into."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -44,29 +41,6 @@ class ModelFolder:
     parameters: int
     dtype: str
     size: int
-
-
-@contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new directory beside ``folder`` to write into; it takes ``folder``'s place at the end.
-
-    What was at ``folder`` is replaced. A kill leaves ``folder`` as it was, or moved aside
-    (``.NAME.old``) if it falls between the two renames; a failure removes what was written.
-    """
-    folder = Path(folder).absolute()
-    partial, old = (folder.with_name(f".{folder.name}.{mark}") for mark in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)  # of a save that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def greedy_config(
