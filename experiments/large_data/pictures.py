@@ -19,7 +19,7 @@ from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageHandle, Question
-from medvlm_r1.policy.encode import load_resized
+from medvlm_r1.policy.resize import load_resized
 
 LIMITS = (56 * 56, 512 * 28 * 28)  # pixels, as a run of Qwen2-VL may set them
 REPEATS = 7

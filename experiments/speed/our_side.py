@@ -124,7 +124,7 @@ class OurSide(Side):
         self.replayed = None if other is None else other._rollout
 
     def reference(self) -> nn.Module | None:
-        return self.policy._reference[0] if self.policy._reference else None
+        return self.policy.copies.reference
 
     @property
     def computed(self) -> Computed:
@@ -168,7 +168,7 @@ class OurSide(Side):
         def roll_out(
             policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
         ) -> Rollout:
-            rows = key.rows([p.sample.id for p in prompts], sampling.group_size)
+            rows = key.completion_keys([p.sample.id for p in prompts], sampling.group_size)
             self._prompts, self._found = prompts, {"logprobs": [], "reference": []}
             if self.replayed is None:
                 with self.ends.set(rows, self.lengths, policy.eos_ids, self.no_draw):
@@ -208,7 +208,7 @@ class SteppedGRPO(GRPO):
     def setup(self, stage: str) -> None:
         """The reference that is kept gets the weights given, which differ: else the KL term would be 0."""
         super().setup(stage)
-        for reference in self.policy._reference:
+        if (reference := self.policy.copies.reference) is not None:
             for mine, given in zip(reference.parameters(), self.frozen.parameters(), strict=True):
                 mine.data = given.data
 

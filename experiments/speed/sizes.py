@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.policy.encode import PATCH, EncodedPrompt, Encoder
+from medvlm_r1.policy.encode import EncodedPrompt, Encoder
 from medvlm_r1.policy.loading.architecture import load_config, with_depth
 from medvlm_r1.policy.loading.resolve import EMBEDDED
+from medvlm_r1.policy.resize import PATCH
 from medvlm_r1.prompts import PromptStyle
 
 GENUINE = "Qwen/Qwen2-VL-2B-Instruct"

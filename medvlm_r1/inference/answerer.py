@@ -157,7 +157,7 @@ def load_answerer(path: str, prompt: str | None, recipe: str | None, device: str
             f"{folder}: {RECORD} sets the prompt ({record.prompt.name}) and the limits: leave out --prompt "
             "and --recipe, which are for a checkpoint without it"
         )
-    if record.rounded:
+    if record.quantized:
         notes.append(
             "the adapter was trained over 4-bit weights and runs over 16-bit or 32-bit ones here, so answers "
             "can differ from those of its evaluation"

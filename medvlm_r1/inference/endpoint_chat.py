@@ -10,7 +10,7 @@ from PIL import Image
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
-from medvlm_r1.policy.encode import load_resized
+from medvlm_r1.policy.resize import load_resized
 from medvlm_r1.prompts import PromptStyle
 
 

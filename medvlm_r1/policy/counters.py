@@ -1,4 +1,4 @@
-"""What was computed, counted where it is computed, and how long each phase of a step took."""
+"""Counters of the work done, and the seconds of each phase of a step."""
 
 import time
 from collections import Counter
@@ -18,22 +18,22 @@ COUNTS = (
 
 
 class Counters(Counter[str]):
-    """Numbers by name, since they were last taken.
+    """Numbers by name since the last :meth:`take`.
 
     ========================  ==================================================================
-    images_encoded            pictures that went through the vision tower
-    prefill_tokens            prompt tokens read before decoding
-    decode_rows               rows times steps that decoding fed to the model
-    device_syncs                times that decoding waited to see which rows had ended
-    forward_tokens               tokens through the layers in log-probability passes
-    lm_head_tokens               tokens whose logits were computed in those
+    images_encoded            images that went through the vision tower
+    prefill_tokens            prompt tokens of the prefill
+    decode_rows               rows times steps of decoding
+    device_syncs              times that decoding waited for the device
+    forward_tokens            tokens through the layers in log-probability passes
+    lm_head_tokens            tokens through the LM head in log-probability passes
     seconds_<phase>           sample, score, reference, train, update
     ========================  ==================================================================
     """
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the seconds that the block takes, work on the GPU included."""
+        """Add the seconds of the block, GPU work included."""
         begin = _now()
         try:
             yield
@@ -41,10 +41,10 @@ class Counters(Counter[str]):
             self[f"seconds_{phase}"] += _now() - begin
 
     def take(self) -> dict[str, float]:
-        """The numbers so far, all of :data:`COUNTS` among them; counting starts again at 0."""
-        taken = dict.fromkeys(COUNTS, 0) | dict(self)
+        """Return the numbers, all of :data:`COUNTS` among them, and start again at 0."""
+        counts = dict.fromkeys(COUNTS, 0) | dict(self)
         self.clear()
-        return taken
+        return counts
 
 
 def _now() -> float:

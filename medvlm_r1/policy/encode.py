@@ -1,71 +1,70 @@
-"""Turn one question into tensors, once, in a DataLoader worker."""
+"""From questions to tensors, in DataLoader workers."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
-import transformers
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
-from medvlm_r1.data.sample import LETTERS, BadRowError, ImageHandle, Phase, Question
+from medvlm_r1.data.sample import LETTERS, ImageHandle, Phase, Question
+from medvlm_r1.policy.resize import load_resized
 from medvlm_r1.prompts import PromptStyle
 
-PATCH = 28  # pixels a side of what becomes one token: 14, merged two by two
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-MAX_ASPECT_RATIO = 200  # ratio of sides above which the image processor gives up
-_RESIZE_VERSION = 1  # another number for other pixels of the resized image: what is kept of them is made anew
 
-
-PatchMemo = dict[tuple[str, ...], tuple[Tensor, Tensor, tuple[str, ...]]]
-"""Patches, grid and digests, by the names of pictures."""
+AnyQuestion = TypeVar("AnyQuestion", bound=Question)
+Patches = Float[Tensor, "patches features"]
+Grid = Int[Tensor, "images 3"]
+PatchMemo = dict[tuple[str, ...], tuple[Patches, Grid, tuple[str, ...]]]
+"""Names of images -> patches, grids and digests."""
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
+class EncodedPrompt(Generic[AnyQuestion]):
     """One question as the model receives it.
 
     Attributes:
-        sample: the question itself, for reading and scoring the answers.
-        ids: token ids, image place holders expanded.
+        sample: the question; parsing and rewards need it.
+        ids: token ids, with one image token per merged patch.
         positions: temporal, height and width position of each token (M-RoPE).
-        pixels: patches of all images of this question; no rows without an image.
+        pixels: patches of all images; no rows without an image.
         grid: patch grid (t, h, w) of each image.
-        pictures: a digest of each image's patches: equal pictures have equal features.
+        image_digests: hash of each image's patches: images with equal digests have equal features.
         assistant_prefix: first text of the answer, given to the model; its tokens are the last of ``ids``.
     """
 
-    sample: Question
+    sample: AnyQuestion
     ids: Int[Tensor, " tokens"]
     positions: Int[Tensor, "3 tokens"]
-    pixels: Float[Tensor, "patches features"]
-    grid: Int[Tensor, "images 3"]
+    pixels: Patches
+    grid: Grid
     image_digests: tuple[str, ...]
     assistant_prefix: str = ""
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts one behind the other, without padding.
+    """Concatenated prompts, without padding.
 
-    Pixels and grid stay on the host: most pictures have been through the vision tower before.
+    Pixels and grid stay on the host: the features of most images are cached.
 
     Attributes:
         lengths: tokens of each prompt.
-        pad_id: the token that :meth:`padded` fills with.
+        pad_id: padding token of :meth:`padded`.
     """
 
     ids: Int[Tensor, " tokens"]
     positions: Int[Tensor, "3 tokens"]
-    pixels: Float[Tensor, "patches features"]
-    grid: Int[Tensor, "images 3"]
+    pixels: Patches
+    grid: Grid
     image_digests: tuple[str, ...]
     lengths: tuple[int, ...]
     pad_id: int
@@ -75,12 +74,12 @@ class PromptBatch:
 
     @property
     def ends(self) -> Int[Tensor, " prompts"]:
-        """Where each prompt's last token stands; on the host."""
+        """Index of each prompt's last token, on the host."""
         return torch.tensor(self.lengths).cumsum(0) - 1
 
     @property
     def next_positions(self) -> Int[Tensor, " prompts"]:
-        """Position, on all three axes, of the token behind each prompt."""
+        """Rotary position of the token after each prompt, on all three axes."""
         return torch.stack([p.amax() for p in self.positions.split(self.lengths, dim=1)]) + 1
 
     def padded(
@@ -88,26 +87,26 @@ class PromptBatch:
     ) -> tuple[
         Int[Tensor, "prompts longest"], Bool[Tensor, "prompts longest"], Int[Tensor, "3 prompts longest"]
     ]:
-        """Ids, mask and positions side by side, each prompt ending in the last column."""
+        """Ids, mask and positions, one prompt per row, padded on the left."""
 
-        def beside(row: Tensor, value: int) -> Tensor:
+        def pad(row: Tensor, value: int) -> Tensor:
             return pad_sequence(row.split(self.lengths), True, value, padding_side="left")
 
-        mask = beside(torch.ones_like(self.ids, dtype=torch.bool), False)
-        positions = torch.stack([beside(axis, 0) for axis in self.positions])
-        return beside(self.ids, self.pad_id), mask, positions
+        mask = pad(torch.ones_like(self.ids, dtype=torch.bool), False)
+        positions = torch.stack([pad(axis, 0) for axis in self.positions])
+        return pad(self.ids, self.pad_id), mask, positions
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Everything needed to encode a question; picklable, and free of the model.
+    """Tokenizer and image processor of a checkpoint, with the limits of the run; picklable.
 
     Attributes:
-        tokenizer: the checkpoint's own, with its chat template.
-        image_processor: the checkpoint's own, with the pixel limits of the run.
-        max_prompt_tokens: a longer prompt is an error, never cut: cutting removes image tokens.
-        image_size: side of the square, in pixels, that every image is resized to first, as Med-R1
-            does; ``None`` keeps its shape.
+        tokenizer: with the checkpoint's chat template.
+        image_processor: with the pixel limits of the run.
+        max_prompt_tokens: a longer prompt is an error; truncation would remove image tokens.
+        image_size: side in pixels of the square to which every image is resized first, as in Med-R1; ``None``
+            keeps the aspect ratio.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -117,18 +116,19 @@ class Encoder:
 
     def encode(
         self,
-        sample: Question,
+        sample: AnyQuestion,
         phase: Phase,
         prompt: PromptStyle,
         cache: ImageCache | None = None,
         assistant_prefix: str = "",
         memo: PatchMemo | None = None,
-    ) -> EncodedPrompt:
-        """Encode one question, decoding those of its images that are not in the cache.
+    ) -> EncodedPrompt[AnyQuestion]:
+        """Encode one question.
 
         Args:
+            cache: resized images of earlier runs.
             assistant_prefix: first text of the answer, given to the model; see :meth:`prefix_tokens`.
-            memo: pictures of earlier calls, which these are added to: the same ones are not cut again.
+            memo: patches of earlier calls; those of this call are added.
 
         Raises:
             ValueError: the prompt exceeds ``max_prompt_tokens``.
@@ -137,11 +137,10 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(
             prompt.render(sample, phase), tokenize=False, add_generation_prompt=True
         )
-        pixels, grid, pictures = self._image_patches(
-            sample.images, sample, cache, {} if memo is None else memo
-        )
+        memo = {} if memo is None else memo
+        pixels, grid, digests = self._image_patches(sample.images, sample, cache, memo)
         merge = self.image_processor.merge_size
-        # Each image of the template holds one place holder: repeat it once per merged patch.
+        # The template holds one image token per image: repeat it once per merged patch.
         pieces = text.split("<|image_pad|>")
         if len(pieces) != len(grid) + 1:
             raise ValueError(f"{sample.id}: the chat template made {len(pieces) - 1} images of {len(grid)}")
@@ -161,7 +160,7 @@ class Encoder:
         image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         positions = rope_positions(ids, grid, image_id, merge)
         text = self.decode(torch.tensor(prefix)) if prefix else ""
-        return EncodedPrompt(sample, ids, positions, pixels, grid, pictures, text)
+        return EncodedPrompt(sample, ids, positions, pixels, grid, digests, text)
 
     def prefix_tokens(self, assistant_prefix: str) -> list[int]:
         """Token ids of ``assistant_prefix`` that do not depend on the text after it.
@@ -170,14 +169,14 @@ class Encoder:
         ``>B`` must be free to generate it.
         """
         texts = [assistant_prefix, *(f"{assistant_prefix}{letter}</" for letter in LETTERS)]
-        whole, *others = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-        same = [len(set(column)) == 1 for column in zip(whole, *others, strict=False)]
-        return whole[: [*same, False].index(False)] or whole
+        prefix, *others = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+        same = [len(set(column)) == 1 for column in zip(prefix, *others, strict=False)]
+        return prefix[: [*same, False].index(False)] or prefix
 
     def _image_patches(
         self, images: tuple[ImageHandle, ...], sample: Question, cache: ImageCache | None, memo: PatchMemo
-    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """Patches, grid and digests of pictures, from ``memo`` where they are in it."""
+    ) -> tuple[Patches, Grid, tuple[str, ...]]:
+        """Patches, grids and digests of images, from ``memo`` if they are in it."""
         if not images:
             return torch.zeros(0, self._patch_features()), torch.zeros(0, 3, dtype=torch.long), ()
         key = tuple(image.name for image in images)
@@ -185,23 +184,23 @@ class Encoder:
             if all(isinstance(image, BlankImage) for image in images):
                 _, grid, _ = self._image_patches(tuple(image.of for image in images), sample, cache, memo)
                 side = self.image_processor.patch_size
-                pictures = [Image.new("RGB", (w * side, h * side), GREY) for _, h, w in grid.tolist()]
+                resized = [Image.new("RGB", (w * side, h * side), GREY) for _, h, w in grid.tolist()]
             else:
                 limits = self.image_processor.size
                 sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
-                pictures = [load_resized(image, sample, *sides, cache) for image in images]
-            cut = self.image_processor(pictures, do_resize=False, return_tensors="pt")
-            pixels, grid = cut["pixel_values"], cut["image_grid_thw"]
+                resized = [load_resized(image, sample, *sides, cache) for image in images]
+            features = self.image_processor(resized, do_resize=False, return_tensors="pt")
+            pixels, grid = features["pixel_values"], features["image_grid_thw"]
             memo[key] = pixels, grid, _digests(pixels, grid)
         return memo[key]
 
     def encode_target(self, sample: Question, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
-        """Token ids of the completion that SFT learns, end of turn included."""
+        """Token ids of the SFT target, end of turn included."""
         text = prompt.target(sample) + self.tokenizer.eos_token
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Int[Tensor, " tokens"]) -> str:
-        """The text of a completion, without special tokens and with its white space as generated."""
+        """Text of a completion, without special tokens and with its white space as generated."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _patch_features(self) -> int:
@@ -209,64 +208,17 @@ class Encoder:
         return 3 * processor.temporal_patch_size * processor.patch_size**2
 
 
-def load_resized(
-    image: ImageHandle,
-    sample: Question,
-    image_size: int | None,
-    min_pixels: int,
-    max_pixels: int,
-    cache: ImageCache | None = None,
-) -> Image.Image:
-    """The picture at the size at which Qwen2-VL's image processor would cut it into patches.
+def rope_positions(
+    ids: Int[Tensor, " tokens"], grid: Grid, image_id: int, merge: int
+) -> Int[Tensor, "3 tokens"]:
+    """Temporal, height and width positions of one unpadded prompt (M-RoPE, arXiv 2409.12191, section 2.1).
+
+    Each text token advances all three by one. Positions of an image are its merged grid, offset by the
+    position at which it starts; the next text starts after the largest of them. The model's
+    ``get_rope_index`` computes the same, but keeps state in the model and cannot run in a worker.
 
     Args:
-        image: one of ``sample``'s.
-        image_size: side of the square that it is resized to first; ``None`` keeps its shape.
-        min_pixels, max_pixels: what the processor keeps it between.
-        cache: asked first.
-
-    Raises:
-        BadRowError: it cannot be decoded, or is over 200 times as long as wide.
-    """
-
-    def make() -> Image.Image:
-        picture = load_image(image, sample, image_size)
-        height, width = smart_resize(picture.height, picture.width, PATCH, min_pixels, max_pixels)
-        return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-    if cache is None:
-        return make()
-    return cache.get(
-        image, (_RESIZE_VERSION, transformers.__version__, image_size, min_pixels, max_pixels), make
-    )
-
-
-def load_image(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:
-    """The picture, as a square of ``side`` pixels; ``None`` keeps its shape.
-
-    Raises:
-        BadRowError: it cannot be decoded, or is over 200 times as long as wide.
-    """
-    picture = image.load()
-    if side is not None:
-        return picture.resize((side, side), Image.Resampling.BICUBIC)
-    if max(picture.size) > MAX_ASPECT_RATIO * min(picture.size):
-        raise BadRowError(
-            f"{sample.id}: image {image.name} is {picture.width} x {picture.height} pixels, more than "
-            f"{MAX_ASPECT_RATIO} times as long as wide, which Qwen2-VL cannot take: crop it, or set "
-            "model.recipe.image_size"
-        )
-    return picture
-
-
-def rope_positions(
-    ids: Int[Tensor, " tokens"], grid: Int[Tensor, "images 3"], image_id: int, merge: int
-) -> Int[Tensor, "3 tokens"]:
-    """Temporal, height and width positions of one unpadded prompt (Qwen2-VL, section 2.1, M-RoPE).
-
-    Text advances all three by one a token. An image holds its grid offset by the position at which
-    it starts; the text behind it goes on from the largest position used. The model's own
-    ``get_rope_index`` gives the same, but keeps state inside the model and cannot run in a worker.
+        merge: patches per side of one token.
     """
     positions, start, token = [], 0, 0
     for t, h, w in (grid // torch.tensor([1, merge, merge])).tolist():
@@ -283,19 +235,19 @@ def rope_positions(
 
 
 def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> PromptBatch:
-    """Put prompts one behind the other on ``device``; images stay in the order of their prompts."""
+    """Concatenate prompts on ``device``; images are in the order of their prompts."""
     return PromptBatch(
         ids=torch.cat([p.ids for p in prompts]).to(device),
         positions=torch.cat([p.positions for p in prompts], dim=1).to(device),
         pixels=torch.cat([p.pixels for p in prompts]),
         grid=torch.cat([p.grid for p in prompts]),
-        image_digests=tuple(picture for p in prompts for picture in p.image_digests),
+        image_digests=tuple(digest for p in prompts for digest in p.image_digests),
         lengths=tuple(len(p.ids) for p in prompts),
         pad_id=pad_id,
     )
 
 
-def _digests(pixels: Float[Tensor, "patches features"], grid: Int[Tensor, "images 3"]) -> tuple[str, ...]:
+def _digests(pixels: Patches, grid: Grid) -> tuple[str, ...]:
     images = zip(pixels.split(grid.prod(1).tolist()), grid.tolist(), strict=True)
     return tuple(
         hashlib.blake2b(image.contiguous().numpy(), digest_size=16, key=str(shape).encode()).hexdigest()

@@ -1,10 +1,11 @@
-"""Rolling out: from prompts to completions.
+"""Rollouts: from prompts to completions.
 
-================  =============================================================================
-engine.py         what every engine takes (:class:`Sampling`) and gives (:class:`Rollout`)
-draws.py          random draws as a pure function of what is drawn
-shared_prefix.py  the fast engine: each prompt is read once, its completions decode from there
-recorded.py       its steps on a GPU, recorded as CUDA graphs
-reference.py      the plain engine on transformers' ``generate``
-================  =============================================================================
+=================  ==================================================================
+engine.py          the interface of engines: :class:`Sampling` in, :class:`Rollout` out
+sampling_noise.py  sampling noise as a hash of seed, step, row, position and token
+shared_prefix.py   the fast engine: prefill each prompt once, decode its group from it
+decoding_state.py  the completions of one rollout during decoding
+cuda_graphs.py     decoding steps captured as CUDA graphs
+reference.py       the plain engine on transformers' ``generate``
+=================  ==================================================================
 """

@@ -1,7 +1,7 @@
-"""Decoding steps that are recorded once and replayed: launching 28 layers costs more than computing them.
+"""Decoding steps captured as CUDA graphs: launching the kernels of 28 layers takes longer than running them.
 
-A recorded step works on the very tensors that it was recorded on. So for each shape one set of rows stays,
-and rows of that shape are copied into it before they go on.
+A captured step works on the tensors that it was captured with. So each shape has one set of static tensors,
+and the state of a rollout is copied into it before a step is replayed.
 """
 
 from collections.abc import Callable, Hashable
@@ -12,22 +12,22 @@ from torch import Tensor
 from medvlm_r1.rollout.decoding_state import DecodingState
 
 Step = Callable[[], None]
-WARM_UP = 2  # steps before recording: libraries choose kernels and take their work spaces
+WARM_UP = 2  # steps before the capture, in which libraries choose kernels and allocate work spaces
 
 
 def cuda_graph(step: Step, rewind: Step) -> Step:
-    """Record ``step``, which must not wait for the device, as a CUDA graph.
+    """Capture ``step``, which must not synchronise with the device, as a CUDA graph; return its replay.
 
     Args:
-        rewind: puts back what a step has changed, so that warming up never runs past the last token.
+        rewind: undo a step, so that warming up never runs past the last token.
     """
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             step()
             rewind()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -35,38 +35,38 @@ def cuda_graph(step: Step, rewind: Step) -> Step:
 
 
 def compiled_cuda_graph(step: Step, rewind: Step) -> Step:
-    """As :func:`cuda_graph`, of what torch's compiler makes of ``step``."""
+    """Compile ``step`` with torch, then capture it; see :func:`cuda_graph`."""
     return cuda_graph(torch.compile(step, fullgraph=True, dynamic=False), rewind)
 
 
 class GraphCache:
-    """Replays steps of rows whose shape was seen before.
+    """Captures a decoding step per shape, and replays it.
 
     Args:
-        record: makes a replay of a step, as :func:`cuda_graph` does.
+        capture: (step, rewind) -> replay, as :func:`cuda_graph`.
     """
 
-    def __init__(self, record: Callable[[Step, Step], Step] = cuda_graph) -> None:
-        self.record = record
-        self._staying: dict[Hashable, list[Tensor]] = {}
+    def __init__(self, capture: Callable[[Step, Step], Step] = cuda_graph) -> None:
+        self.capture = capture
+        self._static: dict[Hashable, list[Tensor]] = {}
         self._replays: dict[Hashable, Step] = {}
 
-    def __call__(self, rows: DecodingState) -> None:
-        """One step of ``rows``; its tensors may be others afterwards, with the values that are meant."""
-        tensors = rows.tensors()
-        shape = (rows.policy, rows.sampling, *(tensor.shape for tensor in tensors))
-        staying = self._staying.setdefault(shape, tensors)
-        for stays, new in zip(staying, tensors, strict=True):
-            if stays is not new:
-                stays.copy_(new)
-        rows.use_tensors(staying)
-        key = shape, rows.decoding.window
+    def __call__(self, state: DecodingState) -> None:
+        """Advance ``state`` by one step; it uses the static tensors afterwards."""
+        tensors = state.tensors()
+        shape = (state.policy, state.sampling, *(tensor.shape for tensor in tensors))
+        static = self._static.setdefault(shape, tensors)
+        for own, new in zip(static, tensors, strict=True):
+            if own is not new:
+                own.copy_(new)
+        state.use_tensors(static)
+        key = shape, state.decoding.window
         if key not in self._replays:
-            before = [tensor.clone() for tensor in staying]
+            before = [tensor.clone() for tensor in static]
 
             def rewind() -> None:
-                for tensor, value in zip(staying, before, strict=True):
+                for tensor, value in zip(static, before, strict=True):
                     tensor.copy_(value)
 
-            self._replays[key] = self.record(rows.shallow_copy().advance, rewind)
+            self._replays[key] = self.capture(state.shallow_copy().advance, rewind)
         self._replays[key]()

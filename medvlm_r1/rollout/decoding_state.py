@@ -1,4 +1,4 @@
-"""The completions of one rollout while they are decoded."""
+"""The completions of one rollout during decoding."""
 
 import copy
 from collections.abc import Sequence
@@ -13,11 +13,22 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
 
+_TENSORS = ("hidden", "active", "latest", "keys", "eos", "ended", "tokens", "logprobs", "kept_mass")
+
 
 class DecodingState:
-    """Completions as they grow.
+    """Tokens, log-probabilities and kept mass of all rows, and the hidden states of those that still decode.
 
-    What is drawn lies in tensors of all rows; ``at`` says which of them are still decoded.
+    Args:
+        prompt_multiple: keys of the prompts are padded to a multiple of this number of tokens.
+
+    Attributes:
+        active: indices of the rows that still decode, ``[active]``; ``hidden`` and ``latest`` hold these
+            rows.
+        hidden: hidden state of each active row's latest token, ``[active, width]``.
+        latest: each active row's latest token, ``[active]``.
+        tokens, logprobs, kept_mass: of all rows, ``[rows, max_tokens]``.
+        ended: whether a row has generated an end of sequence, ``[rows]``.
     """
 
     def __init__(
@@ -26,83 +37,80 @@ class DecodingState:
         prompts: Sequence[EncodedPrompt],
         sampling: Sampling,
         key: NoiseKey,
-        prompt_block: int = 1,
+        prompt_multiple: int = 1,
     ) -> None:
         self.policy, self.sampling, device = policy, sampling, policy.device
-        group_size, count = sampling.group_size, len(prompts) * sampling.group_size
-        prefix = policy.prefill(collate(prompts, policy.pad_id, device), prompt_block)
+        group_size, rows = sampling.group_size, len(prompts) * sampling.group_size
+        prefix = policy.prefill(collate(prompts, policy.pad_id, device), prompt_multiple)
         self.decoding = DecodingLayout(prefix, group_size, sampling.max_tokens)
         self.hidden = prefix.hidden.repeat_interleave(group_size, dim=0)
-        self.at = torch.arange(count, device=device)
-        self.drawn = torch.full_like(self.at, policy.pad_id)
+        self.active = torch.arange(rows, device=device)
+        self.latest = torch.full_like(self.active, policy.pad_id)
         self.keys = key.completion_keys([p.sample.id for p in prompts], group_size).to(device)
         self.eos = torch.tensor(policy.eos_ids, device=device)
-        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
-        self.tokens = torch.full((count, sampling.max_tokens), policy.pad_id, device=device)
-        self.logprobs = torch.zeros(count, sampling.max_tokens, device=device)
-        self.kept_mass = torch.ones(count, sampling.max_tokens, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.tokens = torch.full((rows, sampling.max_tokens), policy.pad_id, device=device)
+        self.logprobs = torch.zeros(rows, sampling.max_tokens, device=device)
+        self.kept_mass = torch.ones(rows, sampling.max_tokens, device=device)
 
     def advance(self) -> None:
-        """One step: the latest tokens go through the layers, and the next ones are drawn."""
-        self.hidden.copy_(self.policy.decode_step(self.drawn, self.decoding))
+        """One step: run the latest tokens through the layers and sample the next ones."""
+        self.hidden.copy_(self.policy.decode_step(self.latest, self.decoding))
         self.decoding.step += 1
-        self.draw()
+        self.sample()
 
-    def draw(self) -> None:
-        """A token for every row, from the hidden state of its latest one."""
-        at, position = self.at, self.decoding.step
+    def sample(self) -> None:
+        """Sample a token for every active row from its hidden state."""
+        active, position = self.active, self.decoding.step
         logprobs = self.policy.next_token_logprobs(self.hidden, self.sampling.divisor)
-        scores, kept = gumbel_max_scores(logprobs, self.sampling, self.keys[at], position)
-        drawn = scores.argmax(-1)
-        # A row that has ended stays in the batch until the next look, and draws padding.
-        self.drawn.copy_(torch.where(self.ended[at], self.policy.pad_id, drawn))
-        self.tokens[at, position] = self.drawn
-        self.logprobs[at, position] = logprobs.gather(-1, drawn[:, None])[:, 0]
-        self.kept_mass[at, position] = kept
-        self.ended[at] |= torch.isin(self.drawn, self.eos)
+        scores, kept_mass = gumbel_max_scores(logprobs, self.sampling, self.keys[active], position)
+        sampled = scores.argmax(-1)
+        # A row that has ended gets padding until the next compaction.
+        self.latest.copy_(torch.where(self.ended[active], self.policy.pad_id, sampled))
+        self.tokens[active, position] = self.latest
+        self.logprobs[active, position] = logprobs.gather(-1, sampled[:, None])[:, 0]
+        self.kept_mass[active, position] = kept_mass
+        self.ended[active] |= torch.isin(self.latest, self.eos)
 
     def read_ended(self) -> Bool[Tensor, "prompts rows"]:
-        """Which of the rows have ended; waits for the device."""
+        """Which active rows have ended, on the host; waits for the device."""
         self.policy.counters["device_syncs"] += 1
-        return self.ended[self.at].cpu().view(-1, self.decoding.group_size)
+        return self.ended[self.active].cpu().view(-1, self.decoding.group_size)
 
     def compact(self, ended: Bool[Tensor, "prompts rows"], in_powers: bool = False) -> None:
-        """Drop prompts whose rows have all ended, and of the others as many rows as have in each.
+        """Drop prompts whose rows have all ended, and keep as many rows per prompt as the fullest has live.
 
         Args:
-            in_powers: keep powers of two, so that there are few shapes.
+            in_powers: round prompts and rows up to powers of two, so that there are few shapes.
         """
         live = ~ended
         count, group_size = int(live.any(1).sum()), int(live.sum(1).max())
         if in_powers:
             count, group_size = (
-                min(whole, 1 << (n - 1).bit_length())
-                for n, whole in zip((count, group_size), ended.shape, strict=True)
+                min(total, 1 << (n - 1).bit_length())
+                for n, total in zip((count, group_size), ended.shape, strict=True)
             )
         if count * group_size == live.numel():
             return
-        # What is live first; what has ended fills up.
+        # Live ones first; ended ones fill up.
         prompts = ended.all(1).int().argsort(stable=True)[:count].sort().values
         order = ended[prompts].int().argsort(dim=1, stable=True)[:, :group_size].sort(dim=1).values
-        rows = (prompts[:, None] * ended.shape[1] + order).flatten().to(self.at.device)
-        self.decoding.keep(prompts.to(self.at.device), rows)
-        self.at, self.drawn, self.hidden = self.at[rows], self.drawn[rows], self.hidden[rows]
+        rows = (prompts[:, None] * ended.shape[1] + order).flatten().to(self.active.device)
+        self.decoding.select(prompts.to(self.active.device), rows)
+        self.active, self.latest, self.hidden = self.active[rows], self.latest[rows], self.hidden[rows]
 
     def tensors(self) -> list[Tensor]:
-        """All that a step reads or writes, in a fixed order."""
-        return [*self.decoding.tensors(), *(getattr(self, name) for name in _STATE)]
+        """All tensors that a step reads or writes, in a fixed order."""
+        return [*self.decoding.tensors(), *(getattr(self, name) for name in _TENSORS)]
 
     def use_tensors(self, tensors: list[Tensor]) -> None:
-        """Go on in these tensors, which hold the same as :meth:`tensors`."""
-        self.decoding.use_tensors(tensors[: -len(_STATE)])
-        for name, tensor in zip(_STATE, tensors[-len(_STATE) :], strict=True):
+        """Replace the tensors of :meth:`tensors` by others of equal content."""
+        self.decoding.use_tensors(tensors[: -len(_TENSORS)])
+        for name, tensor in zip(_TENSORS, tensors[-len(_TENSORS) :], strict=True):
             setattr(self, name, tensor)
 
     def shallow_copy(self) -> "DecodingState":
-        """The same tensors under names of its own."""
+        """Another state of the same tensors: replacing them in one does not change the other."""
         other = copy.copy(self)
         other.decoding = copy.copy(self.decoding)
         return other
-
-
-_STATE = ("hidden", "at", "drawn", "keys", "eos", "ended", "tokens", "logprobs", "kept_mass")

@@ -1,8 +1,8 @@
-"""What every rollout engine takes and gives."""
+"""The interface of rollout engines: :class:`Sampling` in, :class:`Rollout` out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,14 +16,17 @@ from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """Parameters of the sampler.
 
     Attributes:
         group_size: completions per prompt, G.
         max_tokens: limit of a completion, end of sequence included.
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        top_p: keep the likeliest tokens whose mass reaches this share; 1 keeps all.
-        top_k: keep this many of the likeliest tokens; 0 keeps all.
+        temperature: divisor of the logits; 0 is greedy decoding.
+        top_p: sample among the likeliest tokens whose mass reaches this share; 1 for all.
+        top_k: sample among this number of likeliest tokens; 0 for all.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     group_size: int = 1
@@ -45,7 +48,7 @@ class Sampling:
 
     @property
     def divisor(self) -> float:
-        """Of the logits of recorded log-probabilities; 1 when decoding is greedy."""
+        """Divisor of the logits in recorded log-probabilities: the temperature, or 1 for greedy decoding."""
         return self.temperature or 1.0
 
 
@@ -54,11 +57,11 @@ class Rollout:
     """Completions of a list of prompts; rows are prompt-major.
 
     Attributes:
-        tokens: completion tokens, padded behind the end of sequence.
+        tokens: completion tokens, padded after the end of sequence.
         mask: true up to and including the end of sequence.
-        logprobs: of each token when it was drawn: temperature-scaled, untruncated, vision tokens
-            banned, softmax in fp32. Greedy decoding records them at temperature 1.
-        kept_mass: share of probability that top-k and top-p kept, per token; 1 without truncation.
+        logprobs: log-probability of each token when it was sampled: logits divided by the temperature (by 1
+            for greedy decoding), not truncated, vision tokens masked, softmax in fp32.
+        kept_mass: probability mass inside top-k and top-p, per token; 1 without truncation.
         texts: decoded completions.
         truncated: whether a row reached the limit without an end of sequence.
     """
@@ -75,30 +78,30 @@ class Rollout:
         """Tokens per completion, end of sequence included."""
         return self.mask.sum(1)
 
-    def select(self, chosen: Int[Tensor, " rows"]) -> "Rollout":
+    def select(self, indices: Int[Tensor, " selected"]) -> "Rollout":
         """Some of the rows, in this order."""
         return Rollout(
-            tokens=self.tokens[chosen],
-            mask=self.mask[chosen],
-            logprobs=self.logprobs[chosen],
-            kept_mass=self.kept_mass[chosen],
-            texts=[self.texts[row] for row in chosen.tolist()],
-            truncated=self.truncated[chosen],
+            tokens=self.tokens[indices],
+            mask=self.mask[indices],
+            logprobs=self.logprobs[indices],
+            kept_mass=self.kept_mass[indices],
+            texts=[self.texts[row] for row in indices.tolist()],
+            truncated=self.truncated[indices],
         )
 
     def concat(self, other: "Rollout", pad_id: int) -> "Rollout":
-        """The rows of both, one's below the other's, padded to the longer."""
+        """The rows of this rollout, then those of the other, padded to the longer completion."""
         longest = max(self.tokens.shape[1], other.tokens.shape[1])
 
-        def stacked(name: str, fill: float) -> Tensor:
+        def concat(name: str, fill: float) -> Tensor:
             parts = [getattr(rollout, name) for rollout in (self, other)]
             return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts])
 
         return Rollout(
-            tokens=stacked("tokens", pad_id),
-            mask=stacked("mask", False),
-            logprobs=stacked("logprobs", 0.0),
-            kept_mass=stacked("kept_mass", 1.0),
+            tokens=concat("tokens", pad_id),
+            mask=concat("mask", False),
+            logprobs=concat("logprobs", 0.0),
+            kept_mass=concat("kept_mass", 1.0),
             texts=self.texts + other.texts,
             truncated=torch.cat([self.truncated, other.truncated]),
         )
@@ -106,7 +109,7 @@ class Rollout:
 
 @runtime_checkable
 class Completions(Protocol):
-    """What reading and judging need of a :class:`Rollout`; all that an endpoint can give."""
+    """The part of a :class:`Rollout` that evaluation needs, and that an endpoint has too."""
 
     @property
     def texts(self) -> list[str]: ...
@@ -116,16 +119,20 @@ class Completions(Protocol):
     def truncated(self) -> Bool[Tensor, " rows"]: ...
 
 
-@runtime_checkable
-class RolloutEngine(Protocol):
-    """Draws ``sampling.group_size`` completions for each prompt.
+AnyCompletions = TypeVar("AnyCompletions", bound=Completions, covariant=True)
 
-    Training takes a :class:`Rollout`; for an evaluation :class:`Completions` will do.
-    """
+
+@runtime_checkable
+class CompletionEngine(Protocol[AnyCompletions]):
+    """Samples ``sampling.group_size`` completions for each prompt; enough for an evaluation."""
 
     def __call__(
-        self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
-    ) -> Rollout: ...
+        self, policy: Any, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
+    ) -> AnyCompletions: ...
+
+
+RolloutEngine = CompletionEngine[Rollout]
+"""An engine for training, which needs tokens and log-probabilities."""
 
 
 def completion_mask(
@@ -142,7 +149,11 @@ def build_rollout(
     logprobs: Float[Tensor, "rows tokens"],
     kept_mass: Float[Tensor, "rows tokens"],
 ) -> Rollout:
-    """Cut to the longest completion, and read as texts."""
+    """Cut to the longest completion and decode the texts.
+
+    Args:
+        tokens, logprobs, kept_mass: with any padding after the end of sequence.
+    """
     mask = completion_mask(tokens, policy.eos_ids)
     longest = int(mask.sum(1).max())
     tokens, mask = tokens[:, :longest], mask[:, :longest]
@@ -151,6 +162,6 @@ def build_rollout(
         mask=mask,
         logprobs=logprobs[:, :longest],
         kept_mass=kept_mass[:, :longest],
-        texts=[policy.encoder.decode(row[kept]) for row, kept in zip(tokens, mask, strict=True)],
+        texts=[policy.encoder.decode(row[m]) for row, m in zip(tokens, mask, strict=True)],
         truncated=~torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device)).any(1),
     )

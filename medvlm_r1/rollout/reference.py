@@ -1,20 +1,20 @@
-"""The reference engine: transformers' ``generate``, with draws that are a function of the row.
+"""The reference engine: transformers' ``generate``, with samples that depend on the row alone.
 
-Slow and plain: every completion is a row of its own from the first token on. Faster engines are
-tested against it.
+Every completion is a row of its own from the first token on: slow and plain. Tests compare the fast engine
+    with it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Rollout, Sampling, build_rollout
-from medvlm_r1.rollout.sampling_noise import NoiseKey, Scores, gumbel_max_scores
+from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ReferenceEngine:
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
     ) -> Rollout:
-        """Draw completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
-        rows = key.completion_keys([p.sample.id for p in prompts], sampling.group_size).to(policy.device)
-        sampler = _GumbelMax(rows, sampling, policy.banned)
+        """Sample completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
+        keys = key.completion_keys([p.sample.id for p in prompts], sampling.group_size).to(policy.device)
+        sampler = _GumbelMax(keys, sampling, policy.banned)
         batch = collate(prompts, policy.pad_id, policy.device)
         tokens = policy.generate(batch, sampling.group_size, sampling.max_tokens, sampler)
         steps = tokens.shape[1]
@@ -40,18 +40,20 @@ class ReferenceEngine:
 
 @dataclass
 class _GumbelMax:
-    """A logits processor whose argmax is the draw; records each draw's log-probability."""
+    """A logits processor whose argmax is the sample; records each sample's log-probability and kept mass."""
 
-    rows: Int[Tensor, " rows"]
+    keys: Int[Tensor, " rows"]
     sampling: Sampling
-    banned: Tensor
+    banned: Bool[Tensor, " vocabulary"]
     logprobs: list[Tensor] = field(default_factory=list)
     kept_mass: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, seen: Int[Tensor, "rows seen"], logits: Scores) -> Scores:
+    def __call__(
+        self, tokens: Int[Tensor, "rows length"], logits: Float[Tensor, "rows vocabulary"]
+    ) -> Float[Tensor, "rows vocabulary"]:
         scaled = logits.float() / self.sampling.divisor
         logprobs = scaled.masked_fill(self.banned, -torch.inf).log_softmax(-1)
-        scores, kept = gumbel_max_scores(logprobs, self.sampling, self.rows, len(self.logprobs))
+        scores, kept_mass = gumbel_max_scores(logprobs, self.sampling, self.keys, len(self.logprobs))
         self.logprobs.append(logprobs.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1))
-        self.kept_mass.append(kept)
+        self.kept_mass.append(kept_mass)
         return scores

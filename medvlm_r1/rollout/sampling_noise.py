@@ -1,9 +1,7 @@
-"""Random draws as a pure function of what is drawn.
+"""Sampling noise as a hash of (seed, step, question, completion, position, token).
 
-``generate`` samples from global random state, so its draws depend on the batch, on the rank and on
-whatever ran before. Here the noise of every (seed, step, question, completion, position, token) is
-a hash of these six, so engines agree, and neither batch nor number of devices changes what a question
-samples.
+``generate`` samples from global random state, so its samples depend on the batch, the rank and earlier calls.
+With a hash, all engines sample the same, whatever the batch and the number of devices.
 """
 
 import zlib
@@ -15,16 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-Scores = Float[Tensor, "rows vocabulary"]
+Logprobs = Float[Tensor, "rows vocabulary"]
+Position = int | Int[Tensor, "1"]
 
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """What a rollout's draws depend on besides its rows.
+    """The part of the noise key that all rows of a rollout share.
 
     Attributes:
-        seed: the run's seed.
-        step: the optimiser step.
+        seed: of the run.
+        step: training steps so far.
     """
 
     seed: int
@@ -41,33 +40,33 @@ class NoiseKey:
 
 
 def gumbel_max_scores(
-    logprobs: Scores, sampling: "Sampling", rows: Int[Tensor, " rows"], position: int | Tensor
-) -> tuple[Scores, Float[Tensor, " rows"]]:
-    """Scores whose argmax is the draw of each row's next token.
+    logprobs: Logprobs, sampling: "Sampling", keys: Int[Tensor, " rows"], position: Position
+) -> tuple[Logprobs, Float[Tensor, " rows"]]:
+    """Scores whose argmax is the sample of each row's next token (Gumbel-max).
 
     Args:
         logprobs: of the next token.
-        rows: 32-bit keys of :meth:`NoiseKey.completion_keys`.
+        keys: of :meth:`NoiseKey.completion_keys`.
         position: index of the token in its completion.
 
     Returns:
-        The scores, and the probability mass that top-k and top-p kept.
+        The scores, and the probability mass inside top-k and top-p.
     """
-    scores, kept = truncate(logprobs, sampling.top_k, sampling.top_p)
+    scores, kept_mass = truncate(logprobs, sampling.top_k, sampling.top_p)
     if sampling.temperature > 0:
-        scores = scores + gumbel_noise(rows, position, logprobs.shape[-1])
-    return scores, kept
+        scores = scores + gumbel_noise(keys, position, logprobs.shape[-1])
+    return scores, kept_mass
 
 
-def truncate(logprobs: Scores, top_k: int, top_p: float) -> tuple[Scores, Float[Tensor, " rows"]]:
+def truncate(logprobs: Logprobs, top_k: int, top_p: float) -> tuple[Logprobs, Float[Tensor, " rows"]]:
     """Set all but the top-k, then all but the top-p nucleus, to minus infinity.
 
-    The token that crosses ``top_p`` is kept, so at least one always is.
+    The token that crosses ``top_p`` stays in, so there is always one.
 
     Returns:
-        The truncated log-probabilities, not renormalised, and the probability mass kept.
+        The truncated log-probabilities, not renormalised, and their probability mass.
     """
-    whole = logprobs
+    original = logprobs
     if 0 < top_k < logprobs.shape[-1]:
         least = logprobs.topk(top_k).values[:, -1:]
         logprobs = logprobs.masked_fill(logprobs < least, -torch.inf)
@@ -75,40 +74,40 @@ def truncate(logprobs: Scores, top_k: int, top_p: float) -> tuple[Scores, Float[
         ranked, order = logprobs.softmax(-1).sort(descending=True, stable=True)
         outside = ranked.cumsum(-1) - ranked >= top_p
         logprobs = logprobs.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
-    if logprobs is whole:
-        return whole, torch.ones_like(whole[:, 0])
+    if logprobs is original:
+        return logprobs, torch.ones_like(logprobs[:, 0])
     return logprobs, logprobs.exp().sum(-1)
 
 
 def gumbel_noise(
-    rows: Int[Tensor, " rows"], position: int | Tensor, vocabulary: int
+    keys: Int[Tensor, " rows"], position: Position, vocabulary: int
 ) -> Float[Tensor, "rows vocabulary"]:
-    """Standard Gumbel noise, so that argmax(logits + noise) is a draw from softmax(logits).
+    """Standard Gumbel noise: argmax(logits + noise) is a sample of softmax(logits).
 
     Args:
-        rows: 32-bit keys of :meth:`NoiseKey.completion_keys`.
+        keys: of :meth:`NoiseKey.completion_keys`.
         position: index of the token in its completion.
         vocabulary: number of token ids.
     """
-    ids = torch.arange(vocabulary, dtype=torch.int32, device=rows.device)
-    h = _mix32(_mix(rows ^ position).to(torch.int32)[:, None] ^ ids)
-    # 23 bits plus a half are exact in fp32 and lie strictly between 0 and 1.
+    ids = torch.arange(vocabulary, dtype=torch.int32, device=keys.device)
+    h = _mix32(_mix(keys ^ position).to(torch.int32)[:, None] ^ ids)
+    # 23 bits plus a half are exact in fp32 and strictly between 0 and 1.
     uniform = h.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
     return uniform.log_().neg_().log_().neg_()
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A bijective 32-bit integer hash (Wellons' lowbias32), on int64 to keep the shifts logical."""
+def _mix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """A bijective 32-bit integer hash (Wellons' lowbias32), on int64 so that right shifts are logical."""
     x = x & _MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
 
 
-def _mix32(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """The same bits in int32, in place: a third of the time where there is one hash per vocabulary entry.
+def _mix32(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The same hash in int32 and in place: a third of the time for one hash per vocabulary entry.
 
-    Products wrap around; the sign that a right shift drags along is masked away.
+    Products wrap around; the mask removes the sign bits of the arithmetic right shift.
     """
     x ^= (x >> 16).bitwise_and_(0xFFFF)
     x *= 0x7FEB352D

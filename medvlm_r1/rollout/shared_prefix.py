@@ -1,8 +1,8 @@
-"""The fast engine: every prompt is read once, and its whole group decodes from that one reading.
+"""The fast engine: prefill each prompt once, and decode its group of completions from that prefix.
 
-A step feeds every row's latest token to the model and draws the next one. Its shapes stay the same, and
-nothing of it is read by the host; only every few steps the host looks which rows have ended, and goes on
-with a smaller batch, or stops. On a GPU a step is recorded once for each shape and replayed.
+A step runs every active row's latest token through the model and samples the next one. Shapes stay the same
+and the host reads nothing; every ``sync_every`` steps it reads which rows have ended, and drops them or
+stops. On a GPU a step is captured once per shape and replayed.
 """
 
 from collections.abc import Sequence
@@ -17,54 +17,58 @@ from medvlm_r1.rollout.decoding_state import DecodingState
 from medvlm_r1.rollout.engine import Rollout, Sampling, build_rollout
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
-WINDOW = 32  # own tokens are attended to in blocks of so many: what is still to come costs little
-PROMPT_BLOCK = 64  # recorded prompts are padded to a multiple of it, so that few lengths are recorded
+WINDOW = 32  # attention covers a multiple of this number of a row's tokens, so that few shapes are captured
+PROMPT_MULTIPLE = 64  # the same for prompts, where steps are captured
 
 
 @dataclass(frozen=True)
 class SharedPrefixEngine:
-    """Rollouts from one copy of each prompt.
+    """Rollouts from one copy of each prompt's keys.
 
     Args:
-        sync_every: steps between two looks at which rows have ended.
-        compact: go on without rows that have ended; what is drawn does not depend on it.
-        compiled: have torch compile the steps that a GPU records: faster, after a minute for each shape.
-        graph_cache: replays steps; by default a GPU's are recorded as CUDA graphs, and a CPU computes each.
+        sync_every: steps after which the host reads which rows have ended.
+        compact: drop rows that have ended; the samples do not depend on it.
+        compiled: compile captured steps: faster, after a minute per shape.
+        graph_cache: captures and replays steps; by default CUDA graphs on a GPU, none on a CPU.
+
+    Raises:
+        ValueError: ``sync_every`` is below 1.
     """
 
     sync_every: int = 16
     compact: bool = True
     compiled: bool = False
     graph_cache: GraphCache | None = None
-    _graphs: GraphCache = field(init=False, repr=False, compare=False)
+    _cuda_graphs: GraphCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.sync_every < 1:
             raise ValueError(f"rollout.sync_every is {self.sync_every}: it must be at least 1")
-        object.__setattr__(self, "_graphs", GraphCache(compiled_cuda_graph if self.compiled else cuda_graph))
+        graphs = GraphCache(compiled_cuda_graph if self.compiled else cuda_graph)
+        object.__setattr__(self, "_cuda_graphs", graphs)
 
     @torch.no_grad()
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
     ) -> Rollout:
-        """Draw completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
-        graph_cache = self.graph_cache or (self._graphs if policy.device.type == "cuda" else None)
+        """Sample completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
+        graphs = self.graph_cache or (self._cuda_graphs if policy.device.type == "cuda" else None)
         with policy.sampling_mode():
-            rows = DecodingState(policy, prompts, sampling, key, PROMPT_BLOCK if graph_cache else 1)
-            rows.draw()
-            for done in range(1, sampling.max_tokens):
-                if done % self.sync_every == 0:
-                    ended = rows.read_ended()
+            state = DecodingState(policy, prompts, sampling, key, PROMPT_MULTIPLE if graphs else 1)
+            state.sample()
+            for length in range(1, sampling.max_tokens):
+                if length % self.sync_every == 0:
+                    ended = state.read_ended()
                     if ended.all():
                         break
                     if self.compact:
-                        rows.compact(ended, in_powers=graph_cache is not None)
-                rows.decoding.set_window(-(-done // WINDOW) * WINDOW)
-                policy.counters["decode_rows"] += len(rows.at)
-                if graph_cache:
-                    graph_cache(rows)
+                        state.compact(ended, in_powers=graphs is not None)
+                state.decoding.set_window(-(-length // WINDOW) * WINDOW)
+                policy.counters["decode_rows"] += len(state.active)
+                if graphs:
+                    graphs(state)
                 else:
-                    rows.advance()
-            # Copies: the next rollout may be recorded in these tensors.
-            said = (x.clone() for x in (rows.tokens, rows.logprobs, rows.kept_mass))
-            return build_rollout(policy, *said)
+                    state.advance()
+            # Clones: the static tensors of a captured step are written again by the next rollout.
+            outputs = (x.clone() for x in (state.tokens, state.logprobs, state.kept_mass))
+            return build_rollout(policy, *outputs)

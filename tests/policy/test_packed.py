@@ -12,7 +12,7 @@ from medvlm_r1.plan.measure import Lengths, Meter
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.forward import lm_head, logprobs
 from medvlm_r1.policy.forward.lm_head import target_logprobs
-from medvlm_r1.policy.forward.logprobs import inner_model
+from medvlm_r1.policy.forward.model import inner_model
 from medvlm_r1.policy.forward.packing import Padder
 from medvlm_r1.policy.loading.architecture import load_config
 from medvlm_r1.policy.loading.load import Recipe
@@ -182,8 +182,8 @@ class TestBlocks:
         assert block.shape == (len(lengths), blocks.longest, 2)
         assert blocks.longest % multiple == 0
         assert torch.equal(blocks.unpad(block), tokens)
-        assert blocks.filled.sum(1).tolist() == lengths
-        assert not block[~blocks.filled].any()
+        assert blocks.mask.sum(1).tolist() == lengths
+        assert not block[~blocks.mask].any()
 
 
 class TestRealSize:

@@ -431,7 +431,7 @@ class TestReference:
 
     def test_an_adapter_needs_no_copy(self, lora_policy):
         lora_policy.freeze_reference()
-        assert lora_policy._reference == []
+        assert lora_policy.copies.reference is None
 
     def test_temperature_applies_to_the_reference_too(self, fresh_policy, task):
         fresh_policy.freeze_reference()

@@ -11,9 +11,9 @@ from training import PROMPT, RECIPE, fit, module_of, phantoms, sgd
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.policy.encode import collate
+from medvlm_r1.policy.forward.model import inner_model
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.tuning import Tuning
-from medvlm_r1.policy.policy import inner_model
 
 LAYERS = "(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 LANGUAGE = f".*language_model.*{LAYERS}"
@@ -127,14 +127,14 @@ class TestReference:
     def test_it_shares_a_frozen_tower(self):
         policy = fresh(Tuning("language_model"))
         policy.freeze_reference()
-        (reference,) = policy._reference
+        reference = policy.copies.reference
         assert reference.model.visual is policy.model.model.visual
         assert reference.model.language_model is not policy.model.model.language_model
 
     def test_a_trained_tower_is_copied(self):
         policy = fresh(Tuning())
         policy.freeze_reference()
-        assert policy._reference[0].model.visual is not policy.model.model.visual
+        assert policy.copies.reference.model.visual is not policy.model.model.visual
 
 
 class TestFourBits:

@@ -299,6 +299,6 @@ class TestSampling:
             Sampling(**wrong)
 
     def test_noise_is_per_row_and_position(self):
-        rows = KEY.rows(["square"], 2)
+        rows = KEY.completion_keys(["square"], 2)
         assert not torch.equal(gumbel_noise(rows, 0, 9)[0], gumbel_noise(rows, 0, 9)[1])
         assert not torch.equal(gumbel_noise(rows, 0, 9), gumbel_noise(rows, 1, 9))

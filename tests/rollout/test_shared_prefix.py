@@ -147,7 +147,7 @@ class TestCounts:
 
     def test_the_oldest_features_go_first(self, prompts, lora_policy):
         width = 64 * 4
-        lora_policy._features.limit = 16 * width  # tokens of "square" alone
+        lora_policy.vision_cache.sampling.limit = 16 * width  # tokens of "square" alone
         for _ in range(2):
             for name in ("square", "flat"):
                 FAST(lora_policy, [prompts[name]], GROUP, KEY)
@@ -217,7 +217,7 @@ class TestRecorded:
             names = ["square", "flat"] if step == 1 else ["flat", "square"]
             rows = DecodingState(random_policy, [prompts[n] for n in names], GROUP, NoiseKey(0, step), 64)
             with torch.no_grad(), random_policy.sampling_mode():
-                rows.draw()
+                rows.sample()
                 for _ in range(3):
                     compiled(rows)
         assert counter.frame_count == 1

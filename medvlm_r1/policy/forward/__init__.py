@@ -1,11 +1,12 @@
-"""The forward passes: log-probabilities, prefill and decoding.
+"""Forward passes: log-probabilities, prefill and decoding.
 
-=============  ======================================================================
-attention.py   the seam to the layers, and attention to a shared prefix
-packing.py     each prompt once, with its completions behind it
-logprobs.py    teacher-forced log-probabilities, packed, and repeated to check them
+=============  =========================================================================
+model.py       the type of a model, with or without PEFT's wrapper
+attention.py   attention functions of our own for unmodified Qwen2-VL layers
+packing.py     the layout of training passes: each prompt once, then its completions
+logprobs.py    teacher-forced log-probabilities, packed, and repeated to test them
 lm_head.py     log-probabilities from hidden states, in chunks
-vision.py      picture features: each picture goes through the tower once
-decoding.py    the next token of all rows, from one copy of each prompt
-=============  ======================================================================
+vision.py      image features, cached while the vision tower does not change
+decoding.py    the layout of decoding steps, from one copy of each prompt's keys
+=============  =========================================================================
 """

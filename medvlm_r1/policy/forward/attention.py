@@ -1,8 +1,8 @@
-"""The seam through which unmodified Qwen2-VL layers attend in layouts of ours.
+"""Attention functions of our own for unmodified Qwen2-VL layers.
 
-transformers hands an attention function whatever it was given as the mask. So the mask is the layout: an
-object that knows which keys each query may see, attends accordingly, and keeps keys and values where they
-are wanted again. A tensor in its place, or none, goes to transformers' own function.
+transformers passes the attention mask to the registered attention function unchanged. Here the mask is an
+:class:`AttentionLayout`, an object that computes the attention of all layers for one arrangement of tokens.
+With a tensor or ``None`` as the mask, transformers' own function runs.
 """
 
 from abc import ABC, abstractmethod
@@ -16,10 +16,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "medvlm_r1"
+PrefixKeys = Float[Tensor, "groups kv_heads prefix size"]
+SuffixKeys = Float[Tensor, "groups rows kv_heads suffix size"]
 
 
 class AttentionLayout(ABC):
-    """How the tokens of one pass see each other."""
+    """Which tokens of one forward pass attend to which."""
 
     @abstractmethod
     def attend(
@@ -30,7 +32,7 @@ class AttentionLayout(ABC):
         value: Float[Tensor, "1 kv_heads tokens size"],
         scaling: float,
     ) -> Float[Tensor, "tokens heads size"]:
-        """Attention of one layer; rotary positions are in query and key already."""
+        """Attention of one layer; query and key are already rotated."""
 
 
 def _attention(
@@ -39,16 +41,16 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: AttentionLayout | Tensor | None,
-    **how,
+    **options,
 ) -> tuple[Tensor, None]:
     if isinstance(attention_mask, AttentionLayout):
-        seen = attention_mask.attend(module.layer_idx, query, key, value, how["scaling"])
-        return seen.unsqueeze(0), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+        output = attention_mask.attend(module.layer_idx, query, key, value, options["scaling"])
+        return output.unsqueeze(0), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
 AttentionInterface.register(NAME, _attention)
-# Without this, transformers would drop the padding mask of every pass that is not a layout's, silently.
+# Without it, transformers silently drops the padding mask of passes with a tensor as the mask.
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
@@ -58,7 +60,7 @@ def run_layers(
     positions: Int[Tensor, "3 tokens"],
     layout: AttentionLayout,
 ) -> Float[Tensor, "tokens width"]:
-    """All layers and the last norm over tokens in one row, which see each other as ``layout`` says."""
+    """Run all layers and the final norm over one row of tokens, with the attention of ``layout``."""
     return language_model(
         inputs_embeds=embeds.unsqueeze(0),
         position_ids=positions.unsqueeze(1),
@@ -69,75 +71,74 @@ def run_layers(
 
 def shared_prefix_attention(
     query: Float[Tensor, "groups rows kv_heads queries size"],
-    prefix: tuple[Tensor, Tensor],
-    own: tuple[Tensor, Tensor],
-    prefix_seen: Bool[Tensor, "groups prefix"],
-    own_seen: Bool[Tensor, "#queries suffix"],
+    prefix: tuple[PrefixKeys, PrefixKeys],
+    suffix: tuple[SuffixKeys, SuffixKeys],
+    prefix_mask: Bool[Tensor, "groups prefix"],
+    suffix_mask: Bool[Tensor, "#queries suffix"],
     scaling: float,
 ) -> Float[Tensor, "groups rows kv_heads queries size"]:
-    """Softmax over the prefix that a group's rows share and over each row's own tokens, as over one.
+    """Attention of each row to a prefix that the rows of its group share, and to its own suffix: one softmax.
 
-    The prefix is read once for a whole group: its rows, and the query heads that share a key head, are
-    queries of one product. The two parts meet in the softmax's maximum and sum, so that neither keys nor
-    scores are ever copied side by side.
+    The prefix is read once per group: its rows, and the query heads that share a key head, are queries of one
+    matrix product. Prefix and suffix share the maximum and the sum of the softmax, so neither keys nor scores
+    are concatenated.
 
     Args:
-        query: the query heads of one key head and the positions of a row lie along ``queries``.
-        prefix: keys and values, ``[groups, kv_heads, prefix, size]``.
-        own: keys and values, ``[groups, rows, kv_heads, suffix, size]``.
-        prefix_seen: false where a group's prefix is padded.
-        own_seen: which of its row's own tokens a query sees.
-        scaling: of the scores, which are taken in fp32.
+        query: ``queries`` runs over the query heads of one key head and the positions of a row.
+        prefix, suffix: keys and values.
+        prefix_mask: false at padding.
+        suffix_mask: true where a query attends to a token of its own row.
+        scaling: factor of the scores, which are computed in fp32.
     """
-    return _InTwoParts.apply(query, *prefix, *own, prefix_seen, own_seen, scaling)
+    return _SharedPrefixAttention.apply(query, *prefix, *suffix, prefix_mask, suffix_mask, scaling)
 
 
-class _InTwoParts(torch.autograd.Function):
-    """Keeps no scores, the largest thing in a layer: the backward pass computes them again.
+class _SharedPrefixAttention(torch.autograd.Function):
+    """Saves no scores, the largest tensor of a layer: the backward pass computes them again.
 
-    Gradients as FlashAttention has them (arXiv 2205.14135, appendix B.2): with P the softmax and O what
-    was seen, dS = P * (dP - rowsum(dO * O)), whatever part of the keys P belongs to.
+    Gradients as in FlashAttention (arXiv 2205.14135, appendix B.2): with P the softmax and O the output,
+    dS = P * (dP - rowsum(dO * O)), for the keys of the prefix and of the suffix alike.
     """
 
     @staticmethod
-    def forward(ctx, query, far_key, far_value, near_key, near_value, far_seen, near_seen, scaling):
-        far = _scores(_folded(query), far_key, far_seen[:, None, None], scaling)
-        near = _scores(query, near_key, near_seen, scaling)
-        top = torch.maximum(_unfolded(far.amax(-1, keepdim=True), query), near.amax(-1, keepdim=True))
-        far = far.sub_(_folded(top)).exp_()
-        near = near.sub_(top).exp_()
-        total = _unfolded(far.sum(-1, keepdim=True), query) + near.sum(-1, keepdim=True)
-        seen = _unfolded(far.to(query.dtype) @ far_value, query) + near.to(query.dtype) @ near_value
-        seen = (seen / total).to(query.dtype)
-        normaliser = top + total.log()
+    def forward(ctx, query, prefix_k, prefix_v, suffix_k, suffix_v, prefix_mask, suffix_mask, scaling):
+        prefix = _scores(_folded(query), prefix_k, prefix_mask[:, None, None], scaling)
+        suffix = _scores(query, suffix_k, suffix_mask, scaling)
+        maximum = _unfolded(prefix.amax(-1, keepdim=True), query)
+        maximum = torch.maximum(maximum, suffix.amax(-1, keepdim=True))
+        prefix = prefix.sub_(_folded(maximum)).exp_()
+        suffix = suffix.sub_(maximum).exp_()
+        total = _unfolded(prefix.sum(-1, keepdim=True), query) + suffix.sum(-1, keepdim=True)
+        output = _unfolded(prefix.to(query.dtype) @ prefix_v, query) + suffix.to(query.dtype) @ suffix_v
+        output = (output / total).to(query.dtype)
+        logsumexp = maximum + total.log()
         ctx.save_for_backward(
-            query, far_key, far_value, near_key, near_value, far_seen, near_seen, seen, normaliser
+            query, prefix_k, prefix_v, suffix_k, suffix_v, prefix_mask, suffix_mask, output, logsumexp
         )
         ctx.scaling = scaling
-        return seen
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        query, far_key, far_value, near_key, near_value, far_seen, near_seen, seen, normaliser = (
-            ctx.saved_tensors
-        )
-        through = (gradient.float() * seen.float()).sum(-1, keepdim=True)
+        saved = ctx.saved_tensors
+        query, prefix_k, prefix_v, suffix_k, suffix_v, prefix_mask, suffix_mask, output, logsumexp = saved
+        row_sum = (gradient.float() * output.float()).sum(-1, keepdim=True)
 
-        def part(query, gradient, through, normaliser, key, value, mask):
-            share = _scores(query, key, mask, ctx.scaling).sub_(normaliser).exp_()
-            to_value = share.to(value.dtype).mT @ gradient
-            slope = (gradient @ value.mT).float().sub_(through).mul_(share).mul_(ctx.scaling).to(key.dtype)
-            return slope @ key, slope.mT @ query, to_value
+        def part(query, gradient, row_sum, logsumexp, key, value, mask):
+            probs = _scores(query, key, mask, ctx.scaling).sub_(logsumexp).exp_()
+            value_grad = probs.to(value.dtype).mT @ gradient
+            grad = (gradient @ value.mT).float().sub_(row_sum).mul_(probs).mul_(ctx.scaling).to(key.dtype)
+            return grad @ key, grad.mT @ query, value_grad  # grad: of the scores
 
-        rows = (query, gradient, through, normaliser)
-        far, *to_far = part(*map(_folded, rows), far_key, far_value, far_seen[:, None, None])
-        near, *to_near = part(*rows, near_key, near_value, near_seen)
-        return near.add_(_unfolded(far, query)), *to_far, *to_near, None, None, None
+        rows = (query, gradient, row_sum, logsumexp)
+        prefix, *prefix_grads = part(*map(_folded, rows), prefix_k, prefix_v, prefix_mask[:, None, None])
+        suffix, *suffix_grads = part(*rows, suffix_k, suffix_v, suffix_mask)
+        return suffix.add_(_unfolded(prefix, query)), *prefix_grads, *suffix_grads, None, None, None
 
 
-def _scores(query: Tensor, key: Tensor, seen: Tensor, scaling: float) -> Tensor:
-    return (query @ key.mT).float().mul_(scaling).masked_fill_(~seen, -torch.inf)
+def _scores(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    return (query @ key.mT).float().mul_(scaling).masked_fill_(~mask, -torch.inf)
 
 
 def _folded(x: Float[Tensor, "groups rows kv_heads queries last"]) -> Tensor:
@@ -146,5 +147,5 @@ def _folded(x: Float[Tensor, "groups rows kv_heads queries last"]) -> Tensor:
 
 
 def _unfolded(x: Tensor, query: Tensor) -> Tensor:
-    """What :func:`_folded` was given, of as many rows and queries as ``query`` has."""
+    """Inverse of :func:`_folded`, with the rows and queries of ``query``."""
     return x.unflatten(2, (query.shape[1], query.shape[3])).transpose(1, 2)

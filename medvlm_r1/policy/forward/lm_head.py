@@ -1,7 +1,7 @@
-"""Log-probabilities from hidden states, without ever holding the logits of all tokens.
+"""Log-probabilities from hidden states, without the logits of all tokens in memory.
 
-With Qwen2-VL's 151,936 entries, the fp32 logits of 16 completions of 512 tokens take 5 GB, and twice that
-in the backward pass. Here they exist for :data:`CHUNK` tokens at a time, in both passes.
+With Qwen2-VL's vocabulary of 151,936, the fp32 logits of 16 completions of 512 tokens take 5 GB, and twice
+that in the backward pass. Here both passes hold the logits of :data:`CHUNK` tokens at a time.
 """
 
 import torch
@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 256  # tokens: 0.16 GB of fp32 logits of 151,936 entries
-FEW = 32  # rows up to which a CPU takes the product the other way round
-SLICE = 8192  # entries of the vocabulary: what is turned stays in the cache
+CHUNK = 256  # tokens: 0.16 GB of fp32 logits
+SMALL_BATCH = 32  # rows up to which a CPU computes the transposed product
+VOCABULARY_SLICE = 8192  # entries per transposed product, so that it fits the CPU's cache
 
 
 def target_logprobs(
@@ -21,54 +21,63 @@ def target_logprobs(
     banned: Bool[Tensor, " vocabulary"],
     temperature: float,
 ) -> Float[Tensor, " tokens"]:
-    """Log-probability of each target: temperature-scaled, banned ids masked, softmax in fp32.
+    """Log-probability of each target: logits divided by ``temperature``, banned ids masked, softmax in fp32.
 
-    A banned target has minus infinity.
+    A banned target gets minus infinity.
 
     Args:
         hidden: of the token before each target.
         weight: of the head, which has no bias.
     """
-    return _HeadLogprobs.apply(hidden, weight, targets, banned, temperature)
+    return _TargetLogprobs.apply(hidden, weight, targets, banned, temperature)
 
 
 def next_token_logprobs(
-    hidden: Float[Tensor, "rows width"], weight: Tensor, banned: Tensor, temperature: float
+    hidden: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "vocabulary width"],
+    banned: Bool[Tensor, " vocabulary"],
+    temperature: float,
 ) -> Float[Tensor, "rows vocabulary"]:
-    """Log-probabilities of the whole vocabulary, as :func:`target_logprobs` has them of one token."""
-    return _scores(hidden, weight, banned, temperature).log_softmax(-1)
+    """Log-probabilities of the full vocabulary, from the distribution of :func:`target_logprobs`."""
+    return _masked_logits(hidden, weight, banned, temperature).log_softmax(-1)
 
 
-def _scores(hidden: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    few = hidden.device.type == "cpu" and len(hidden) <= FEW
-    logits = (_of_few(hidden, weight) if few else hidden @ weight.T).float()
+def _masked_logits(
+    hidden: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "vocabulary width"],
+    banned: Bool[Tensor, " vocabulary"],
+    temperature: float,
+) -> Float[Tensor, "rows vocabulary"]:
+    is_small = hidden.device.type == "cpu" and len(hidden) <= SMALL_BATCH
+    logits = (_transposed_product(hidden, weight) if is_small else hidden @ weight.T).float()
     if temperature != 1:
         logits = logits / temperature
     return logits.masked_fill_(banned, -torch.inf)
 
 
-class _HeadLogprobs(torch.autograd.Function):
-    """Keeps no logits for the backward pass.
+class _TargetLogprobs(torch.autograd.Function):
+    """Saves no logits for the backward pass.
 
-    d logprob / d hidden = (row of the target - mean row under the softmax) / temperature is a vector as
-    wide as the hidden state: where the head is frozen, it is computed with the logits and kept instead.
-    Where the head is trained, its own gradient needs the logits again, so both are computed then.
+    d logprob / d hidden = (head row of the target - mean head row under the softmax) / temperature is as wide
+    as the hidden state. With a frozen head, the forward pass computes it from the logits and saves it. With a
+    trained head, whose gradient needs the logits again, the backward pass computes both.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, banned, temperature):
-        moves_hidden, moves_weight = ctx.needs_input_grad[:2]
-        logprobs, normalisers, slopes = [], [], []
+        trains_hidden, trains_weight = ctx.needs_input_grad[:2]
+        logprobs, logsumexps, hidden_grads = [], [], []
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            logits = _scores(h, weight, banned, temperature)
-            normalisers.append(logits.logsumexp(-1))
-            logprobs.append(logits.gather(-1, t[:, None])[:, 0] - normalisers[-1])
-            if moves_hidden and not moves_weight:
-                slopes.append(_slope(logits, normalisers[-1], t, temperature).to(weight.dtype) @ weight)
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
+            logits = _masked_logits(h, weight, banned, temperature)
+            logsumexps.append(logits.logsumexp(-1))
+            logprobs.append(logits.gather(-1, t[:, None])[:, 0] - logsumexps[-1])
+            if trains_hidden and not trains_weight:
+                logit_grad = _logit_grad(logits, logsumexps[-1], t, temperature)
+                hidden_grads.append(logit_grad.to(weight.dtype) @ weight)
+        if hidden_grads:
+            ctx.save_for_backward(torch.cat(hidden_grads))
         else:
-            ctx.save_for_backward(hidden, weight, targets, banned, torch.cat(normalisers))
+            ctx.save_for_backward(hidden, weight, targets, banned, torch.cat(logsumexps))
         ctx.temperature = temperature
         return torch.cat(logprobs)
 
@@ -76,33 +85,35 @@ class _HeadLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         if len(ctx.saved_tensors) == 1:
-            (slopes,) = ctx.saved_tensors
-            return gradient[:, None].to(slopes.dtype) * slopes, None, None, None, None
-        hidden, weight, targets, banned, normalisers = ctx.saved_tensors
-        to_hidden = torch.empty_like(hidden)
-        to_weight = torch.zeros_like(weight, dtype=torch.float32)  # because it adds up over chunks
+            (hidden_grads,) = ctx.saved_tensors
+            return gradient[:, None].to(hidden_grads.dtype) * hidden_grads, None, None, None, None
+        hidden, weight, targets, banned, logsumexps = ctx.saved_tensors
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)  # a sum over chunks
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = _scores(hidden[part], weight, banned, ctx.temperature)
-            slope = _slope(logits, normalisers[part], targets[part], ctx.temperature)
-            slope = slope.mul_(gradient[part, None]).to(weight.dtype)
-            to_hidden[part] = slope @ weight
-            to_weight += slope.T @ hidden[part]
-        return to_hidden, to_weight.to(weight.dtype), None, None, None
+            logits = _masked_logits(hidden[part], weight, banned, ctx.temperature)
+            logit_grad = _logit_grad(logits, logsumexps[part], targets[part], ctx.temperature)
+            logit_grad = logit_grad.mul_(gradient[part, None]).to(weight.dtype)
+            hidden_grad[part] = logit_grad @ weight
+            weight_grad += logit_grad.T @ hidden[part]
+        return hidden_grad, weight_grad.to(weight.dtype), None, None, None
 
 
-def _of_few(hidden: Tensor, weight: Tensor) -> Tensor:
-    """``hidden @ weight.T`` with the vocabulary along the rows of the product, a slice at a time.
+def _transposed_product(
+    hidden: Float[Tensor, "rows width"], weight: Float[Tensor, "vocabulary width"]
+) -> Float[Tensor, "rows vocabulary"]:
+    """``hidden @ weight.T`` computed as ``(weight @ hidden.T).T``, in slices of the vocabulary.
 
-    A sixth faster for the 16 rows of a decoding step: a CPU's product splits over rows.
+    A sixth faster for the 16 rows of a decoding step: CPU kernels split a product over its rows.
     """
     logits = hidden.new_empty(len(hidden), len(weight))
-    for place, part in zip(logits.split(SLICE, dim=1), weight.split(SLICE), strict=True):
-        place.copy_((part @ hidden.T).T)
+    for out, part in zip(logits.split(VOCABULARY_SLICE, dim=1), weight.split(VOCABULARY_SLICE), strict=True):
+        out.copy_((part @ hidden.T).T)
     return logits
 
 
-def _slope(logits: Tensor, normalisers: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """d logprob / d logits, in the place of the logits: (1 at the target - softmax) / temperature."""
-    slope = logits.sub_(normalisers[:, None]).exp_().neg_()
-    return slope.scatter_add_(-1, targets[:, None], torch.ones_like(slope[:, :1])).div_(temperature)
+def _logit_grad(logits: Tensor, logsumexps: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """d logprob / d logits = (1 at the target - softmax) / temperature; overwrites ``logits``."""
+    logit_grad = logits.sub_(logsumexps[:, None]).exp_().neg_()
+    return logit_grad.scatter_add_(-1, targets[:, None], torch.ones_like(logit_grad[:, :1])).div_(temperature)

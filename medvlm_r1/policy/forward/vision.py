@@ -1,91 +1,124 @@
-"""Picture features: each picture goes through the vision tower once."""
+"""Image features: each image goes through the vision tower once."""
 
 from collections import OrderedDict
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Union
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from medvlm_r1.policy.encode import PromptBatch
+from medvlm_r1.policy.forward.model import Model
 
-if TYPE_CHECKING:
-    import peft  # seconds, for those who have an adapter
-
-Model = Union[PreTrainedModel, "peft.PeftModel"]
-FEATURE_BYTES = 2**30  # of features kept: 500 pictures of 700 tokens of Qwen2-VL-2B in bf16
+FEATURE_BYTES = 2**30  # per model: 500 images of 700 tokens of Qwen2-VL-2B in bf16
 
 
-class FeatureCache:
-    """Features of the pictures that a frozen tower has seen, the least recently used out first.
-
-    Args:
-        limit: bytes to keep.
-    """
+class FeatureStore:
+    """Image features by image digest; the least recently used are dropped above ``limit`` bytes."""
 
     def __init__(self, limit: int = FEATURE_BYTES) -> None:
         self.limit, self._size = limit, 0
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
 
-    def get(self, key: str) -> Tensor | None:
-        """The features kept under ``key``."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+    def get(self, digest: str) -> Float[Tensor, "tokens width"] | None:
+        """Features of an image, or ``None``."""
+        if digest in self._features:
+            self._features.move_to_end(digest)
+        return self._features.get(digest)
 
-    def put(self, key: str, features: Float[Tensor, "tokens width"]) -> None:
-        """Keep features; others may go."""
-        self._kept[key] = features
+    def put(self, digest: str, features: Float[Tensor, "tokens width"]) -> None:
+        """Add features; drop the least recently used above the limit."""
+        self._features[digest] = features
         self._size += features.nbytes
         while self._size > self.limit:
-            self._size -= self._kept.popitem(last=False)[1].nbytes
+            self._size -= self._features.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
-        """Forget all: the tower has changed."""
-        self._kept.clear()
+        """Drop all features."""
+        self._features.clear()
         self._size = 0
 
 
-def features_of_images(
-    model: Model, prompts: PromptBatch, cache: FeatureCache | None
-) -> tuple[Float[Tensor, "tokens width"], int]:
-    """Features of all pictures of the prompts, in their order, and how many went through the tower.
+class VisionCache:
+    """Image features of the models of a policy, and when they are valid.
 
-    A picture that several prompts show goes through it once.
+    ================  ==================================================================
+    sampling model    always if its vision tower is frozen; else from enable to clear,
+                      while no weight changes
+    reference         until the reference is replaced
+    sharded model     never: features have a graph that leads to the weights
+    ================  ==================================================================
+
+    A frozen tower is equal in all three, so the features of the sampling model serve them all.
+    """
+
+    def __init__(self, tower_is_frozen: bool) -> None:
+        self.tower_is_frozen = self.enabled = tower_is_frozen
+        self.sampling, self.reference = FeatureStore(), FeatureStore()
+
+    def enable(self) -> None:
+        """Cache the features of a trained tower until :meth:`clear`."""
+        if not self.enabled:
+            self.sampling.clear()
+        self.enabled = True
+
+    def clear(self) -> None:
+        """Drop all features; those of a trained tower are no longer cached."""
+        self.enabled = self.tower_is_frozen
+        self.sampling.clear()
+        self.reference.clear()
+
+    def of(self, model: Model, sampling: Model, reference: Model | None) -> FeatureStore | None:
+        """Valid features of ``model``, one of the policy's; ``None`` if each pass must compute its own."""
+        if model is reference:
+            return self.reference
+        return self.sampling if model is sampling and self.enabled else None
+
+
+def image_features(
+    model: Model, prompts: PromptBatch, store: FeatureStore | None
+) -> tuple[Float[Tensor, "tokens width"] | None, int]:
+    """Features of all images of the prompts, in order, and the number of images that the tower encoded.
+
+    An image of several prompts is encoded once.
 
     Args:
-        model: below any adapter's wrapping; has ``get_image_features``.
-        cache: of a frozen tower; no graph leads through one. ``None`` for a tower that is trained.
+        model: with ``get_image_features``, so without PEFT's wrapper or with one that forwards it.
+        store: features of this model; they have no graph. ``None`` for a tower that is being trained.
+
+    Returns:
+        No features (``None``) if there are no images. In a pass that trains the tower on several ranks it is
+        a slice of length 0 instead: strategies wait until all ranks have used the same parameters.
     """
-    known = {
-        key: features for key in prompts.image_digests if cache and (features := cache.get(key)) is not None
-    }
-    missing = [key for key in dict.fromkeys(prompts.image_digests) if key not in known]
+    device = model.get_input_embeddings().weight.device
+    if not len(prompts.grid):
+        if store is not None or not torch.distributed.is_initialized():
+            return None, 0
+        return _blank_features(model, device)[:0], 0
+    stored = {d: features for d in prompts.image_digests if store and (features := store.get(d)) is not None}
+    missing = [digest for digest in dict.fromkeys(prompts.image_digests) if digest not in stored]
     if missing:
-        places = [prompts.image_digests.index(key) for key in missing]
+        indices = [prompts.image_digests.index(digest) for digest in missing]
         patches = prompts.pixels.split(prompts.grid.prod(1).tolist())
-        device, grid = model.get_input_embeddings().weight.device, prompts.grid[places]
+        grid = prompts.grid[indices]
         if device.type != "meta":  # the tower reads its shapes from the grid
             grid = grid.to(device)
-        with nullcontext() if cache is None else torch.no_grad():
-            found = model.get_image_features(
-                torch.cat([patches[place] for place in places]).to(device), grid
+        with nullcontext() if store is None else torch.no_grad():
+            encoded = model.get_image_features(
+                torch.cat([patches[index] for index in indices]).to(device), grid
             ).pooler_output
-        known |= dict(zip(missing, found, strict=True))
-        for key in missing if cache else ():
-            cache.put(key, known[key].clone())  # a slice would keep its whole batch alive
-    return torch.cat([known[key] for key in prompts.image_digests]), len(missing)
+        stored |= dict(zip(missing, encoded, strict=True))
+        for digest in missing if store else ():
+            store.put(
+                digest, stored[digest].clone()
+            )  # a view would keep the features of the whole batch alive
+    return torch.cat([stored[digest] for digest in prompts.image_digests]), len(missing)
 
 
-def blank_features(model: Model, merge: int) -> Float[Tensor, "1 width"]:
-    """Features of one black patch, for a pass that has no pictures but must use the tower.
-
-    Args:
-        merge: patches a side that become one token.
-    """
-    device, config = model.get_input_embeddings().weight.device, model.config.vision_config
-    pixels = torch.zeros(merge**2, 3 * config.temporal_patch_size * config.patch_size**2, device=device)
-    grid = torch.tensor([[1, merge, merge]], device=device)
+def _blank_features(model: Model, device: torch.device) -> Float[Tensor, "1 width"]:
+    """Features of one black token: a pass without images that uses the tower all the same."""
+    config = model.config.vision_config
+    side = config.spatial_merge_size  # in patches
+    pixels = torch.zeros(side**2, 3 * config.temporal_patch_size * config.patch_size**2, device=device)
+    grid = torch.tensor([[1, side, side]], device=device)
     return torch.cat(model.get_image_features(pixels, grid).pooler_output)

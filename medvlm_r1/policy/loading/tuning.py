@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from medvlm_r1.policy.forward.vision import Model
+from medvlm_r1.policy.forward.model import Model
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -1,37 +1,42 @@
-"""Model directories for others to load: written whole or not at all, looked into."""
+"""Model directories for other programs: write them atomically, inspect them."""
 
 import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 
+from medvlm_r1.policy.forward.model import Model
 from medvlm_r1.policy.loading.resolve import base_of
+from medvlm_r1.runs.durable import replace_folder
 
-# Without a processor's name, AutoProcessor takes an adapter's directory for a tokenizer's.
+if TYPE_CHECKING:
+    from medvlm_r1.policy.encode import Encoder
+
+# AutoProcessor takes an adapter's directory for a tokenizer's unless a processor class is named.
 _PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class ModelFolderError(ValueError):
-    """A directory that cannot be handed on. The message names the directory and the remedy."""
+    """A directory that cannot be passed on. The message names the directory and the remedy."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model directory holds, read without loading it.
+    """Description of a model directory, read without loading the model.
 
     Attributes:
-        path: where it lies.
-        kind: ``weights`` (all of a model's) or ``adapter`` (PEFT's, on top of a base).
-        base: hub id, path or ``embedded`` of the adapter's base; ``None`` for all weights.
-        revision: the base's commit on the hub, if it is known.
-        parameters: numbers in the weight files, tied ones once.
-        dtype: the type that most of them are stored in, e.g. ``bfloat16``.
-        size: of all its files, in bytes.
+        path: the directory.
+        kind: ``weights`` of a full model, or ``adapter`` (PEFT's).
+        base: hub id, path or ``embedded`` of an adapter's base; ``None`` for a full model.
+        revision: the base's commit on the hub, if known.
+        parameters: numbers in the weight files; tied weights count once.
+        dtype: the most frequent one among them, e.g. ``bfloat16``.
+        size: bytes of all files.
     """
 
     path: Path
@@ -43,10 +48,33 @@ class ModelFolder:
     size: int
 
 
+def save_model(folder: Path, model: Model, encoder: "Encoder", config: GenerationConfig) -> None:
+    """Replace ``folder`` with a Hugging Face directory of model, tokenizer and image processor.
+
+    Args:
+        model: a full model, or PEFT's wrapper, of which only the adapter is saved.
+    """
+    has_adapter = hasattr(model, "disable_adapter")
+    with replace_folder(folder) as partial:
+        # Otherwise PEFT requests the vocabulary size of the base from the hub.
+        options = {"save_embedding_layers": False} if has_adapter else {}
+        model.save_pretrained(partial, **options)
+        encoder.tokenizer.save_pretrained(partial)
+        encoder.image_processor.save_pretrained(partial)
+        processor = {"processor_class": _PROCESSORS[model.config.model_type]}
+        _update_json(partial / "preprocessor_config.json", processor)
+        if has_adapter:
+            base, revision = base_of(model.get_base_model().name_or_path)
+            named = {"base_model_name_or_path": base, "revision": revision}
+            _update_json(partial / "adapter_config.json", named)
+            (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        config.save_pretrained(partial)
+
+
 def greedy_config(
     eos_ids: list[int], pad_id: int, banned_ids: list[int], max_new_tokens: int | None
 ) -> GenerationConfig:
-    """Our evaluation as a generation config: the likeliest token, and never a vision token."""
+    """The generation config of our evaluation: greedy, without vision tokens."""
     return GenerationConfig(
         do_sample=False,
         repetition_penalty=1.0,
@@ -57,26 +85,11 @@ def greedy_config(
     )
 
 
-def write_processor_class(folder: Path, model_type: str) -> None:
-    """Name the processor class beside the image processor's settings, where ``AutoProcessor`` looks."""
-    path = folder / "preprocessor_config.json"
-    path.write_text(_pretty({**_json(path), "processor_class": _PROCESSORS[model_type]}), encoding="utf-8")
-
-
-def write_adapter_base(folder: Path, loaded_from: str) -> None:
-    """Name an adapter's base as others can find it, and remove PEFT's empty model card."""
-    base, revision = base_of(loaded_from)
-    path = folder / "adapter_config.json"
-    named = {**_json(path), "base_model_name_or_path": base, "revision": revision}
-    path.write_text(_pretty(named), encoding="utf-8")
-    (folder / "README.md").unlink(missing_ok=True)
-
-
 def inspect_folder(folder: Path) -> ModelFolder:
-    """Read a model directory's own description and its weight files' headers.
+    """Read the config of a model directory and the headers of its weight files.
 
     Raises:
-        ModelFolderError: no model directory, or one without readable safetensors weights.
+        ModelFolderError: not a model directory, or without readable safetensors weights.
     """
     is_adapter = (folder / "adapter_config.json").is_file()
     if not is_adapter and not (folder / "config.json").is_file():
@@ -94,7 +107,7 @@ def inspect_folder(folder: Path) -> ModelFolder:
             raise ModelFolderError(f"{file} cannot be read ({error}): it was cut short") from None
     if not counts:
         raise ModelFolderError(f"{folder} holds no safetensors weights: the save was interrupted")
-    config = _json(folder / "adapter_config.json") if is_adapter else {}
+    config = _read_json(folder / "adapter_config.json") if is_adapter else {}
     return ModelFolder(
         path=folder,
         kind="adapter" if is_adapter else "weights",
@@ -106,9 +119,10 @@ def inspect_folder(folder: Path) -> ModelFolder:
     )
 
 
-def _json(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _pretty(value: dict) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def _update_json(path: Path, values: dict) -> None:
+    text = json.dumps(_read_json(path) | values, indent=2, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")

@@ -1,0 +1,16 @@
+"""The type of a Qwen2-VL model, with or without PEFT's wrapper."""
+
+from typing import TYPE_CHECKING, Union
+
+from torch import nn
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    import peft  # seconds, and only adapters need it
+
+Model = Union[PreTrainedModel, "peft.PeftModel"]
+
+
+def inner_model(model: Model) -> nn.Module:
+    """The module with ``visual`` and ``language_model``, below PEFT's wrapper."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
