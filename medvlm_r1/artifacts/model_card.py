@@ -3,7 +3,7 @@
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medvlm_r1.evaluate.statistics import Interval
-from medvlm_r1.report.run_folder import method_title
+from medvlm_r1.report.methods import method_title
 from medvlm_r1.report.tables.table import percent, set_name, span
 
 _SNIPPET = """\

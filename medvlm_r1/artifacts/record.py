@@ -28,7 +28,7 @@ from medvlm_r1.evaluate.predictions import (
 )
 from medvlm_r1.policy.loading.resolve import base_of, loaded_commit
 from medvlm_r1.policy.loading.validate import RECORD
-from medvlm_r1.report.run_folder import method_title
+from medvlm_r1.report.methods import method_title
 from medvlm_r1.runs.durable import replace_folder, write_whole
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")

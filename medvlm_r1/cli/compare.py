@@ -14,7 +14,7 @@ from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page.headline import caveat, headline
 from medvlm_r1.report.page.render import write_page
 from medvlm_r1.report.run_folder import RunFolderError
-from medvlm_r1.report.tables.controls import control_figures, control_summary, control_table
+from medvlm_r1.report.tables.controls import control_numbers, control_summary, control_table
 from medvlm_r1.report.tables.paper import as_csv, as_latex
 from medvlm_r1.report.tables.table import (
     accuracy_table,
@@ -79,7 +79,7 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
     """Write ``comparison.json``, ``.md``, ``.tex`` and ``.csv``, ``accuracy.png`` and ``report.html``."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"comparison.{ending}" for ending in ("json", "md", "tex", "csv")]
-    figures = c.as_dict() | {"controls": control_figures(c)}
+    figures = c.as_dict() | {"controls": control_numbers(c)}
     paths[0].write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     tables = [accuracy_table(c), difference_table(c) if c.differences else None, control_table(c)]
     tables = [table for table in tables if table]

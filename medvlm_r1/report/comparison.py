@@ -1,4 +1,4 @@
-"""Pairs runs on the same questions: one row per configuration, differences with adjusted tests."""
+"""Compares runs on the same questions: rates of every run group, paired differences, adjusted tests."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,13 +10,12 @@ import numpy as np
 from medvlm_r1.evaluate.statistics import Interval, holm, smallest_difference
 from medvlm_r1.report.fairness import Fairness, compare_settings
 from medvlm_r1.report.groups import RunGroup, check_same_questions, group_difference, group_runs
-from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs, rl_beside_sft
+from medvlm_r1.report.methods import is_rl_and_sft
+from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs
 
-MEAN, OUTSIDE = (
-    "mean",
-    "outside",
-)  # over all test sets; over those of other modalities than the training set's
-LEVEL = 0.05
+MEAN = "mean"  # scope: mean over all test sets
+OUTSIDE = "outside"  # scope: mean over the test sets of other modalities than the training set's
+LEVEL = 0.05  # adjusted p below which a test supports a difference
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Difference:
         second: label of the subtrahend.
         where: test set, or ``mean`` / ``outside`` for a mean over several.
         interval: the paired difference.
-        p: of ``test``, unadjusted.
-        adjusted: Holm-adjusted over every difference of the comparison.
+        p: unadjusted p-value of ``test``.
+        adjusted: p-value after Holm's adjustment over every difference of the comparison.
         test: ``mcnemar exact`` or ``bootstrap``.
     """
 
@@ -49,16 +48,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that tables, figures and the page show.
+    """The data of all tables, figures and the page.
 
     Attributes:
         groups: runs by configuration, in the order of every table: zero-shot, SFT, GRPO.
         test_sets: in the order of the runs.
-        in_domain: test sets of the training modality, as far as it is known and the same for all.
-        baseline: label of the row from which differences are taken; ``None`` without one.
+        in_domain: test sets of the training modality; empty if it is unknown or differs between runs.
+        baseline: label of the group that differences are taken from; ``None`` without one.
         differences: all tests of the family.
-        fairness: SFT beside GRPO.
-        unfinished: folders without a summary.
+        fairness: settings of each reinforcement learner and its supervised counterpart.
+        unfinished: folders without ``metrics.json``.
     """
 
     groups: list[RunGroup]
@@ -76,64 +75,65 @@ class Comparison:
 
     @cached_property
     def scopes(self) -> dict[str, list[str]]:
-        """Column -> test sets: each one, then the means that say more than one column does."""
+        """Scope -> test sets: every test set, then the means over several."""
         return _scopes(self.test_sets, self.in_domain)
 
     @cached_property
     def accuracy(self) -> dict[str, dict[str, Interval]]:
-        """Group label -> column -> strict accuracy."""
+        """Group label -> scope -> strict accuracy."""
         return self._rates("correct")
 
     @cached_property
     def lenient(self) -> dict[str, dict[str, Interval]]:
-        """Group label -> column -> accuracy when an answer outside the tags counts too."""
+        """Group label -> scope -> accuracy if an answer outside the tags counts too."""
         return self._rates("correct_lenient")
 
     @cached_property
     def well_formed(self) -> dict[str, dict[str, Interval]]:
-        """Group label -> column -> share of texts that are think tags, then answer tags."""
+        """Group label -> scope -> share of responses with think tags followed by answer tags."""
         return self._rates("well_formed")
 
     @cached_property
     def answered(self) -> dict[str, dict[str, Interval]]:
-        """Group label -> column -> share of texts with an answer in answer tags."""
+        """Group label -> scope -> share of responses with an answer in answer tags."""
         return self._rates("answered")
 
     def _rates(self, column: str) -> dict[str, dict[str, Interval]]:
-        return {r.label: {s: r.rate(sets, column) for s, sets in self.scopes.items()} for r in self.groups}
+        return {g.label: {s: g.rate(sets, column) for s, sets in self.scopes.items()} for g in self.groups}
 
     @cached_property
     def chance(self) -> dict[str, float]:
-        """Column -> accuracy of guessing among each question's options; an open question has none."""
+        """Scope -> accuracy of guessing among the options; 0 for an open question."""
         options = {t: self.groups[0].runs[0].answers(t)["options"].str.len() for t in self.test_sets}
         guess = {t: float((1 / n).where(n > 0, 0.0).mean()) for t, n in options.items()}
         return {s: float(np.mean([guess[t] for t in sets])) for s, sets in self.scopes.items()}
 
     def best(self, where: str) -> str | None:
-        """The row that its adjusted tests put above every other row of a column; often none."""
-        for row in self.groups:
-            above = {d.second for d in self.differences if self._won(d, row.label, where, 1)}
-            above |= {d.first for d in self.differences if self._won(d, row.label, where, -1)}
-            if len(self.groups) > 1 and above == {r.label for r in self.groups} - {row.label}:
-                return row.label
+        """Label of the group that adjusted tests support as better than every other; often ``None``."""
+        labels = {group.label for group in self.groups}
+        for group in self.groups:
+            beaten = {d.second for d in self.differences if self._won(d, group.label, where, 1)}
+            beaten |= {d.first for d in self.differences if self._won(d, group.label, where, -1)}
+            if len(labels) > 1 and beaten == labels - {group.label}:
+                return group.label
         return None
 
     @staticmethod
     def _won(d: Difference, label: str, where: str, sign: int) -> bool:
-        mine = d.first if sign > 0 else d.second
-        return d.where == where and mine == label and d.supported and sign * d.interval.value > 0
+        winner = d.first if sign > 0 else d.second
+        return d.where == where and winner == label and d.supported and sign * d.interval.value > 0
 
-    def smallest_visible(self, where: str) -> float:
-        """Smallest difference that two unpaired runs of this column's size show with 80 % power."""
-        rates = [row[where].value for row in self.accuracy.values()]
+    def detectable_difference(self, where: str) -> float:
+        """Smallest difference between two unpaired runs of this size that a test detects with 80 % power."""
+        rates = [rates[where].value for rates in self.accuracy.values()]
         near = float(np.clip(np.mean(rates), 0.05, 0.95))
         return smallest_difference(self.accuracy[self.groups[0].label][where].n, near)
 
     def as_dict(self) -> dict:
         """Plain types for ``comparison.json``; fractions throughout."""
         tables = {
-            name: {label: {s: i.as_dict() for s, i in row.items()} for label, row in rates.items()}
-            for name, rates in (
+            name: {label: {s: i.as_dict() for s, i in rates.items()} for label, rates in table.items()}
+            for name, table in (
                 ("accuracy", self.accuracy),
                 ("accuracy_lenient", self.lenient),
                 ("well_formed", self.well_formed),
@@ -142,16 +142,16 @@ class Comparison:
         }
         return {
             "rows": [
-                {"label": r.label, "method": r.method, "experiment": r.experiment}
-                | {"seeds": r.seeds, "runs": [str(run.folder) for run in r.runs]}
-                for r in self.groups
+                {"label": g.label, "method": g.method, "experiment": g.experiment}
+                | {"seeds": g.seeds, "runs": [str(run.folder) for run in g.runs]}
+                for g in self.groups
             ],
             "test_sets": self.test_sets,
             "in_domain": self.in_domain,
             "columns": self.scopes,
             "baseline": self.baseline,
             "chance": self.chance,
-            "smallest_visible_difference": {s: self.smallest_visible(s) for s in self.scopes},
+            "smallest_visible_difference": {s: self.detectable_difference(s) for s in self.scopes},
             **tables,
             "differences": [asdict(d) | {"supported": d.supported} for d in self.differences],
             "fairness": [asdict(f) | {"fair": f.fair} for f in self.fairness],
@@ -164,12 +164,12 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
 
     Args:
         folders: run folders, or folders of run folders.
-        baseline: experiment, method or row label from which differences are taken; by default
-            the zero-shot row, if there is one.
+        baseline: experiment, method or group label that differences are taken from; by default the
+            zero-shot group, if there is one.
 
     Raises:
         UnpairedError: the runs answered different questions.
-        RunFolderError: a folder cannot be read, or the baseline is not among the rows.
+        RunFolderError: a folder cannot be read, or ``baseline`` names no group.
     """
     runs, unfinished = find_runs(folders)
     check_same_questions(runs)
@@ -178,47 +178,49 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     first = runs[0]
     trained = [run for run in runs if run.method != "zero_shot"] or runs
     domains = {tuple(run.in_domain) for run in trained if run.in_domain}
-    in_domain = list(domains.pop()) if len(domains) == 1 else []  # of several domains no column is everyone's
-    pairs = [(row, base) for row in groups if base and row is not base]
-    tuned = [(a, b) for a in groups for b in groups if rl_beside_sft(a.method, b.method)]
-    pairs += [(a, b) for a, b in tuned if base is not b]
+    in_domain = list(domains.pop()) if len(domains) == 1 else []
+    pairs = [(group, base) for group in groups if base and group is not base]
+    rl_and_sft = [(a, b) for a in groups for b in groups if is_rl_and_sft(a.method, b.method)]
+    pairs += [(a, b) for a, b in rl_and_sft if base is not b]
     return Comparison(
         groups=groups,
         test_sets=first.test_sets,
         in_domain=in_domain,
         baseline=base.label if base else None,
         differences=differences(pairs, _scopes(first.test_sets, in_domain)),
-        fairness=[compare_settings(*_same_seed(b, a), (b.label, a.label)) for a, b in tuned],
+        fairness=[compare_settings(*_same_seed(b, a), (b.label, a.label)) for a, b in rl_and_sft],
         unfinished=unfinished,
     )
 
 
 def differences(pairs: Sequence[tuple[RunGroup, RunGroup]], scopes: dict[str, list[str]]) -> list[Difference]:
-    """Paired differences of each pair of rows in each column, Holm-adjusted as one family."""
-    found = [
+    """Paired differences of each pair of groups in each scope, Holm-adjusted as one family."""
+    tests = [
         (first.label, second.label, where, *group_difference(first, second, sets))
         for first, second in pairs
         for where, sets in scopes.items()
     ]
-    adjusted = holm([f[4] for f in found])
-    return [Difference(*f[:5], q, f[5]) for f, q in zip(found, adjusted, strict=True)]
+    adjusted = holm([p for *_, p, _ in tests])
+    return [Difference(*t[:5], q, t[5]) for t, q in zip(tests, adjusted, strict=True)]
 
 
-def _baseline(rows: Sequence[RunGroup], wanted: str | None) -> RunGroup | None:
-    names = {"zero_shot"} if wanted is None else {wanted}
-    found = [r for r in rows if names & {r.label, r.experiment}] or [r for r in rows if r.method in names]
-    if not found and wanted is not None:
-        raise RunFolderError(f"baseline {wanted!r} is none of {', '.join(r.label for r in rows)}")
-    if len(found) > 1 and wanted is not None:
-        raise RunFolderError(f"baseline {wanted!r} fits {', '.join(r.label for r in found)}: give one label")
-    return found[0] if found else None
+def _baseline(groups: Sequence[RunGroup], name: str | None) -> RunGroup | None:
+    wanted = "zero_shot" if name is None else name
+    matches = [g for g in groups if wanted in (g.label, g.experiment)]
+    matches = matches or [g for g in groups if g.method == wanted]
+    if not matches and name is not None:
+        raise RunFolderError(f"baseline {name!r} is none of {', '.join(g.label for g in groups)}")
+    if len(matches) > 1 and name is not None:
+        labels = ", ".join(g.label for g in matches)
+        raise RunFolderError(f"baseline {name!r} matches {labels}: give one label")
+    return matches[0] if matches else None
 
 
 def _same_seed(a: RunGroup, b: RunGroup) -> tuple[Run, Run]:
-    """A run of each row, of the lowest seed that both have; else the first of each."""
-    both = sorted(set(a.seeds) & set(b.seeds))
-    pick = [next((r for r in row.runs if both and r.seed == both[0]), row.runs[0]) for row in (a, b)]
-    return pick[0], pick[1]
+    """A run of each group, of the lowest seed that both have; else the first run of each."""
+    shared = set(a.seeds) & set(b.seeds)
+    seeds = (min(shared), min(shared)) if shared else (a.seeds[0], b.seeds[0])
+    return tuple(g.runs[g.seeds.index(seed)] for g, seed in zip((a, b), seeds, strict=True))
 
 
 def _scopes(test_sets: list[str], in_domain: list[str]) -> dict[str, list[str]]:

@@ -69,8 +69,14 @@ def settings(run: Run) -> dict:
     path inside the run's folder.
     """
     own = str(run.config.get("run_folder") or run.name)
+
+    def present(key: str, value: object) -> object:
+        """A class of this package by its name alone: its module is another in earlier versions."""
+        moved = key.endswith("_target_") and str(value).startswith("medvlm_r1.")
+        return value.rpartition(".")[2] if moved else value
+
     return {
-        key: value
+        key: present(key, value)
         for key, value in flatten(run.config).items()
         if key not in BOOKKEEPING
         and not (key.rsplit(".", 1)[-1] == "seed" and value == run.config.get("seed"))

@@ -1,4 +1,4 @@
-"""Rows of a comparison: runs of one configuration over its seeds, all on the same questions."""
+"""Run groups: the runs of one configuration over its seeds, all on the same questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,21 @@ import numpy as np
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.statistics import Interval, mcnemar, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.fairness import settings
-from medvlm_r1.report.run_folder import Run, RunFolderError, method_place, method_title
+from medvlm_r1.report.methods import method_order, method_title
+from medvlm_r1.report.run_folder import Run, RunFolderError
 
 
 class UnpairedError(RunFolderError):
-    """Runs that did not answer the same questions."""
+    """Two runs answered different questions."""
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """One configuration, over its seeds.
+    """One configuration over its seeds; a row of the tables.
 
     Attributes:
-        label: what the row is called in tables.
-        runs: its runs, ascending by seed.
+        label: name in tables and figures.
+        runs: ascending by seed.
     """
 
     label: str
@@ -49,7 +50,7 @@ class RunGroup:
         return self.runs[0].answers(test_set, control)["image_group"].tolist()
 
     def rate(self, test_sets: Sequence[str], column: str = "correct", control: str = PLAIN) -> Interval:
-        """Rate over one test set, or the mean over several of equal weight."""
+        """Mean of a column over one test set, or over several with equal weights."""
         outcomes = [self.outcomes(t, column, control) for t in test_sets]
         groups = [self.image_groups(t, control) for t in test_sets]
         if len(self.runs) == len(test_sets) == 1:
@@ -58,13 +59,13 @@ class RunGroup:
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
-    """Runs of one experiment whose configurations differ in the seed alone are one row.
+    """Group the runs of one experiment whose configurations differ in nothing but the seed.
 
     Raises:
-        RunFolderError: one configuration and seed occurs twice.
+        RunFolderError: two runs have the same configuration and seed.
     """
     clusters: list[list[Run]] = []
-    for run in sorted(runs, key=lambda r: (method_place(r.method), r.method, r.experiment, r.seed, r.name)):
+    for run in sorted(runs, key=lambda r: (method_order(r.method), r.method, r.experiment, r.seed, r.name)):
         for cluster in clusters:
             if cluster[0].experiment == run.experiment and settings(cluster[0]) == settings(run):
                 cluster.append(run)
@@ -75,7 +76,7 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
         for a, b in combinations(cluster, 2):
             if a.seed == b.seed:
                 raise RunFolderError(
-                    f"{a.folder} and {b.folder} are one configuration and seed: give one of them"
+                    f"{a.folder} and {b.folder} have the same configuration and seed: give only one of them"
                 )
     return [RunGroup(_label(c[0], [d[0] for d in clusters]), tuple(c)) for c in clusters]
 
@@ -83,13 +84,16 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
 def group_difference(
     first: RunGroup, second: RunGroup, test_sets: Sequence[str]
 ) -> tuple[Interval, float, str]:
-    """``first`` minus ``second`` on the same questions: the interval, p, and the test that p is of.
+    """``first`` minus ``second`` on the same questions.
 
     One seed and independent questions: McNemar's exact test. Several seeds, shared images or a mean over
     test sets: the bootstrap that also gives the interval.
+
+    Returns:
+        The interval, the p-value, and the name of the test.
     """
     groups = [first.image_groups(t) for t in test_sets]
-    a, b = ([row.outcomes(t) for t in test_sets] for row in (first, second))
+    a, b = ([group.outcomes(t) for t in test_sets] for group in (first, second))
     interval, p = seeds_difference(a, b, groups)
     single = len(test_sets) == len(first.runs) == len(second.runs) == 1
     if single and len(set(groups[0])) == len(groups[0]):
@@ -98,10 +102,10 @@ def group_difference(
 
 
 def check_same_questions(runs: Sequence[Run]) -> None:
-    """Every run must have answered the questions of the first.
+    """Check that every run answered the questions of the first.
 
     Raises:
-        UnpairedError: naming two runs, the test set and how many questions they do not share.
+        UnpairedError: names two runs, the test set and the number of questions that one of them lacks.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -112,29 +116,26 @@ def check_same_questions(runs: Sequence[Run]) -> None:
             )
         for test_set in first.test_sets:
             a, b = first.answers(test_set), run.answers(test_set)
-            asked = [set(zip(x.index, x["question"], x["gold"], strict=True)) for x in (a, b)]
-            if odd := asked[0] ^ asked[1]:
+            questions = [set(zip(x.index, x["question"], x["gold"], strict=True)) for x in (a, b)]
+            if unpaired := questions[0] ^ questions[1]:
                 raise UnpairedError(
                     f"{first.folder} and {run.folder} answered different questions of {test_set} "
-                    f"({len(a)} and {len(b)}; {len(odd)} without a partner, e.g. {min(odd)[0]!r}): "
+                    f"({len(a)} and {len(b)}; {len(unpaired)} without a partner, e.g. {min(unpaired)[0]!r}): "
                     "only runs on the same questions can be paired"
                 )
 
 
 def _label(run: Run, peers: Sequence[Run]) -> str:
-    """The method's name, and beside rows of the same method what sets this one apart."""
+    """The method's title; if several groups have the method, with the settings that distinguish this one."""
     same = [p for p in peers if p.method == run.method]
     if len(same) == 1:
         return method_title(run.method)
-    parts = [method_title(run.method)]
-    if len({p.experiment for p in same}) > 1:
-        parts.append(run.experiment)
-    alike = [settings(p) for p in same if p.experiment == run.experiment]
-    mine = settings(run)
-    odd = sorted(k for k in set().union(*alike) if any(k not in s or s[k] != mine.get(k) for s in alike))
-    last = [k.rsplit(".", 1)[-1] for k in odd]
-    short = [end if last.count(end) == 1 else k for k, end in zip(odd, last, strict=True)]
-    parts += [f"{name}={mine.get(k, 'unset')}" for name, k in list(zip(short, odd, strict=True))[:4]] + (
-        ["..."] if len(odd) > 4 else []
-    )
-    return " ".join([parts[0], f"({', '.join(parts[1:])})"])
+    parts = [run.experiment] if len({p.experiment for p in same}) > 1 else []
+    others = [settings(p) for p in same if p.experiment == run.experiment]
+    own = settings(run)
+    keys = sorted(k for k in set().union(*others) if any(k not in s or s[k] != own.get(k) for s in others))
+    ends = [key.rsplit(".", 1)[-1] for key in keys]
+    names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+    parts += [f"{name}={own.get(key, 'unset')}" for name, key in list(zip(names, keys, strict=True))[:4]]
+    parts += ["..."] if len(keys) > 4 else []
+    return f"{method_title(run.method)} ({', '.join(parts)})"

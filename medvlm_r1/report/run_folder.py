@@ -1,4 +1,8 @@
-"""Reads what one run left behind. A folder without ``metrics.json`` is an unfinished run."""
+"""Reads the folder of one run. Without ``metrics.json`` the run is unfinished.
+
+Reading renames what earlier versions called otherwise (:mod:`medvlm_r1.runs.renames`): keys of the
+configuration and of the command line, columns of ``metrics.csv``, counters.
+"""
 
 import json
 from collections.abc import Iterable
@@ -10,39 +14,11 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from medvlm_r1.data.perturbation import PLAIN
-
-METHODS = {  # in the order of every table
-    "zero_shot": "Zero-shot",
-    "sft": "SFT",
-    "grpo": "GRPO",
-    "dr_grpo": "Dr. GRPO",
-    "dapo": "DAPO",
-    "gspo": "GSPO",
-    "cispo": "CISPO",
-    "rloo": "RLOO",
-    "reinforce_pp": "REINFORCE++",
-    "gdpo": "GDPO",
-    "a_grae": "A-GRAE",
-}
-
-
-def method_title(name: str) -> str:
-    """What tables call a method; one of a user's own goes by its own name."""
-    return METHODS.get(name, name)
-
-
-def method_place(name: str) -> int:
-    """Where a method stands in tables; a user's own come last."""
-    return [*METHODS, name].index(name)
-
-
-def rl_beside_sft(first: str, second: str) -> bool:
-    """Whether the two methods are a reinforcement learner and its supervised twin."""
-    return second == "sft" and first not in ("sft", "zero_shot")
+from medvlm_r1.runs.renames import METRICS, renamed, renamed_config, renamed_overrides
 
 
 class RunFolderError(ValueError):
-    """A folder that cannot be read as a run. The message names the folder, the fault and the remedy."""
+    """A folder cannot be read as a run. The message names the folder, the fault and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +26,9 @@ class Run:
     """One finished run.
 
     Attributes:
-        folder: where it lies.
+        folder: the run's folder.
         metrics: ``metrics.json``.
-        config: the resolved configuration, plain types; empty if the run left none.
+        config: the resolved configuration in plain types; empty without ``config.yaml``.
     """
 
     folder: Path
@@ -65,7 +41,7 @@ class Run:
 
     @property
     def facts(self) -> dict:
-        """What the run says about itself: versions, commit, seed, model, data."""
+        """Facts about the run: versions, commit, seed, model, data."""
         return self.metrics["run"]
 
     @property
@@ -82,24 +58,26 @@ class Run:
 
     @property
     def test_sets(self) -> list[str]:
-        """Names in the order in which the run reports them."""
+        """Names of the test sets, in the order of ``metrics.json``."""
         return list(self.metrics["accuracy"])
 
     @cached_property
     def all_predictions(self) -> pd.DataFrame:
-        """The rows of ``predictions.jsonl``, of every step at which the run was evaluated.
+        """The rows of ``predictions.jsonl``, of every evaluated step.
 
         Raises:
-            RunFolderError: the file is missing or empty, or holds a question twice.
+            RunFolderError: the file is missing or empty, or has a question twice.
         """
         path = self.folder / "predictions.jsonl"
         rows = pd.DataFrame(_json_lines(path))
         if rows.empty:
             raise RunFolderError(f"{path} is missing or empty: run the evaluation again")
         rows = rows[rows["test_set"].isin(self.test_sets)]
-        rows = rows.assign(correct=rows["correct"].astype(float))  # the prior's is a chance
+        rows = rows.assign(
+            correct=rows["correct"].astype(float)
+        )  # a probability in the rows of the text prior
         if rows.duplicated(["step", "test_set", "control", "sample_id"]).any():
-            raise RunFolderError(f"{path} holds a question twice for one step, test set and control")
+            raise RunFolderError(f"{path} has a question twice for one step, test set and control")
         return rows.reset_index(drop=True)
 
     @cached_property
@@ -107,7 +85,7 @@ class Run:
         """One row per question, test set and control, of the last evaluated step of each test set.
 
         Raises:
-            RunFolderError: the file cannot be read, or disagrees with ``metrics.json``.
+            RunFolderError: the file cannot be read, or contradicts ``metrics.json``.
         """
         rows = self.all_predictions
         rows = rows[rows["step"] == rows.groupby("test_set")["step"].transform("max")]
@@ -116,17 +94,17 @@ class Run:
             correct = plain.loc[plain["test_set"] == name, "correct"]
             if len(correct) != entry["n"] or abs(correct.mean() - entry["value"]) > 1e-6:
                 raise RunFolderError(
-                    f"{self.folder}: metrics.json says {entry['value']:.4f} of {entry['n']} on {name}, "
-                    f"predictions.jsonl says {correct.mean():.4f} of {len(correct)}: one of them is stale"
+                    f"{self.folder}: metrics.json has {entry['value']:.4f} of {entry['n']} right on {name}, "
+                    f"predictions.jsonl {correct.mean():.4f} of {len(correct)}: one of them is stale"
                 )
         return rows.reset_index(drop=True)
 
     def answers(self, test_set: str, control: str = PLAIN) -> pd.DataFrame:
-        """One test set's rows under one control, indexed and sorted by sample id."""
+        """Rows of one test set under one control, indexed and sorted by sample id."""
         return self._tables[test_set, control]
 
     def has_answers(self, test_set: str, control: str) -> bool:
-        """Whether a question of the test set was answered under a control."""
+        """Whether the run answered questions of the test set under the control."""
         return (test_set, control) in self._tables
 
     @cached_property
@@ -136,26 +114,32 @@ class Run:
 
     @property
     def controls(self) -> list[str]:
-        """Controls that every test set was answered under, the plain one first."""
+        """Controls of every test set, the plain one first."""
         names = self.predictions["control"].unique()
-        whole = [c for c in names if all((t, c) in self._tables for t in self.test_sets)]
-        return sorted(whole, key=lambda c: c != PLAIN)
+        complete = [c for c in names if all((t, c) in self._tables for t in self.test_sets)]
+        return sorted(complete, key=lambda c: c != PLAIN)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """``metrics.csv``: sparse rows, one column per logged metric; empty if nothing was logged."""
         path = self.folder / "metrics.csv"
-        return pd.read_csv(path) if path.is_file() and path.stat().st_size else pd.DataFrame({"step": []})
+        if not (path.is_file() and path.stat().st_size):
+            return pd.DataFrame({"step": []})
+        table = pd.read_csv(path)
+        for old, new in METRICS.items():
+            if old in table:  # beside the new column if two versions wrote the file
+                table[new] = table.get(new, table[old]).fillna(table.pop(old))
+        return table
 
     def curve(self, metric: str) -> pd.Series:
-        """One metric by optimiser step; empty where it was not logged."""
+        """One metric by optimiser step; empty if it was not logged."""
         if metric not in self.curves:
             return pd.Series(dtype=float)
         return self.curves.dropna(subset=[metric]).groupby("step")[metric].last()
 
     @cached_property
     def traced_steps(self) -> list[int]:
-        """Optimiser steps whose completions were written to ``rollouts/``, ascending."""
+        """Optimiser steps with completions in ``rollouts/``, ascending."""
         return sorted(int(p.stem.removeprefix("step-")) for p in self.folder.glob("rollouts/step-*.jsonl"))
 
     def rollouts(self, step: int) -> list[dict]:
@@ -173,22 +157,23 @@ class Run:
 
     @cached_property
     def command(self) -> str:
-        """What was typed to make the run."""
+        """The command line that started the run."""
         if "command" in self.facts:
             return str(self.facts["command"])
         return " ".join(["python run.py", *self._typed])
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """Keys of the command line, without ``+`` and ``~``, with what stands behind their ``=``."""
-        parts = (text.lstrip("+~").partition("=") for text in self._typed)
+        """Keys of the command line, without ``+`` and ``~``, with their values."""
+        parts = (text.lstrip("+~").partition("=") for text in renamed_overrides(self._typed)[0])
         return {key: value for key, _, value in parts}
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """The option taken of every group of the configuration."""
+        """The selected option of every config group."""
         path = self.folder / ".hydra" / "hydra.yaml"
-        return dict(OmegaConf.load(path).hydra.runtime.choices) if path.is_file() else {}
+        choices = OmegaConf.load(path).hydra.runtime.choices if path.is_file() else {}
+        return {renamed(group): option for group, option in choices.items()}
 
     @cached_property
     def _typed(self) -> list[str]:
@@ -197,10 +182,10 @@ class Run:
 
     @cached_property
     def trained_on(self) -> list[str]:
-        """Modalities of the training questions, as far as the run says; zero-shot was trained on none.
+        """Modalities of the training questions in lower case, if known; none for zero-shot.
 
-        Read from ``trained_on`` in ``metrics.json``'s ``run``, else from the keys of the ``data``
-        configuration that name modalities for training.
+        From ``run.trained_on`` in ``metrics.json``, else from the keys of the ``data`` configuration that
+        name training modalities.
         """
         if self.method == "zero_shot":
             return []
@@ -213,7 +198,7 @@ class Run:
 
     @cached_property
     def in_domain(self) -> list[str]:
-        """Test sets whose modality the run was trained on."""
+        """Test sets of the training modalities."""
         rows = self.predictions
         modality = rows.groupby("test_set")["modality"].agg(lambda m: set(map(str.lower, m)))
         return [
@@ -221,7 +206,7 @@ class Run:
         ]
 
     def image(self, sample_id: str) -> Path | None:
-        """The picture of a question, if the run kept it."""
+        """The image of a question, if the run saved it."""
         path = self.folder / "images" / f"{sample_id}.png"
         return path if path.is_file() else None
 
@@ -230,41 +215,43 @@ def read_run(folder: Path) -> Run:
     """Read one finished run.
 
     Raises:
-        RunFolderError: no ``metrics.json`` (unfinished), or not the keys that a report needs.
+        RunFolderError: ``metrics.json`` is missing (the run is unfinished) or lacks keys that a report needs.
     """
     folder = Path(folder)
     path = folder / "metrics.json"
     if not path.is_file():
-        raise RunFolderError(
-            f"{folder} holds no metrics.json: the run is unfinished, or this is no run folder"
-        )
+        raise RunFolderError(f"{folder} has no metrics.json: the run is unfinished, or this is no run folder")
     try:
         metrics = json.loads(path.read_text())
         str(metrics["run"]["method"])
         int(metrics["run"]["seed"])
         dict(metrics["accuracy"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{path} is not a run's summary ({type(error).__name__}: {error})") from error
+        raise RunFolderError(f"{path} is no summary of a run ({type(error).__name__}: {error})") from error
+    counters = metrics.get("counters") or {}
+    metrics["counters"] = {
+        METRICS.get(f"train/{k}", k).removeprefix("train/"): n for k, n in counters.items()
+    }
     config = folder / "config.yaml"
     resolved = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
-    return Run(folder, metrics, resolved)
+    return Run(folder, metrics, renamed_config(resolved))
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
-    """Finished runs, and the folders of unfinished ones, in folders of runs or run folders.
+    """Read the finished runs in run folders or folders of run folders, and list the unfinished ones.
 
     Raises:
-        RunFolderError: a folder does not exist, holds no run, or no run is finished.
+        RunFolderError: a folder does not exist or contains no run, or no run is finished.
     """
     runs, unfinished = {}, []
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise RunFolderError(f"{folder} is no folder")
+            raise RunFolderError(f"{folder} is not a folder")
         inside = (
             [folder] if _is_run(folder) else sorted(p for p in folder.iterdir() if p.is_dir() and _is_run(p))
         )
         if not inside:
-            raise RunFolderError(f"{folder} holds no run: give a run folder, or a folder of run folders")
+            raise RunFolderError(f"{folder} contains no run: give a run folder, or a folder of run folders")
         for path in inside:
             if (path / "metrics.json").is_file():
                 runs[path.resolve()] = read_run(path)
@@ -276,7 +263,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
-    """Nested mappings as one mapping with dotted keys; lists stay whole."""
+    """Nested dicts as one dict with dotted keys; lists are values."""
     flat = {}
     for key, value in tree.items():
         flat |= (
@@ -292,7 +279,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _json_lines(path: Path) -> list[dict]:
-    """Rows of a JSON-lines file; none if it does not exist."""
+    """Rows of a JSON-lines file; none if the file does not exist."""
     if not path.is_file():
         return []
     rows = []
@@ -302,6 +289,6 @@ def _json_lines(path: Path) -> list[dict]:
                 rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise RunFolderError(
-                f"{path}, line {number} is no JSON ({error}): the run was cut short"
+                f"{path}, line {number} is not JSON ({error}): the run was interrupted while writing"
             ) from error
     return rows

@@ -23,7 +23,7 @@ def test_a_sweep_is_printed_and_written(sweep, capsys):
     out = capsys.readouterr().out
     order = [out.index(word) for word in ("Zero-shot", "SFT", "GRPO", "GRPO \N{MINUS SIGN} SFT", "Fairness")]
     assert order == sorted(order)
-    assert "GRPO and SFT differ outside the method in: none" in out
+    assert "Settings outside the method in which GRPO and SFT differ: none" in out
     assert "model.recipe.epochs: 2 for both" in out
     assert "unfinished, left out" in out
     assert "\N{HORIZONTAL ELLIPSIS}" not in out  # no figure is cut
@@ -73,8 +73,8 @@ def test_wrong_folders_give_one_line_and_exit_code_2(tmp_path, capsys):
     write_run(tmp_path / "small", "sft", n=6)
     write_run(tmp_path / "large", "grpo", n=8)
     for folders, message in (
-        ([tmp_path / "nowhere"], "is no folder"),
-        ([tmp_path / "empty"], "holds no run"),
+        ([tmp_path / "nowhere"], "is not a folder"),
+        ([tmp_path / "empty"], "contains no run"),
         ([tmp_path / "small", tmp_path / "large"], "--out DIR"),
         (
             [tmp_path / "small", tmp_path / "large", "--out", tmp_path],

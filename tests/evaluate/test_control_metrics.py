@@ -14,7 +14,7 @@ from medvlm_r1.evaluate.predictions import Prediction, prior_predictions
 from medvlm_r1.evaluate.statistics import paired_difference, proportion, wilson
 from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.report.comparison import compare
-from medvlm_r1.report.tables.controls import control_figures, control_summary, control_table
+from medvlm_r1.report.tables.controls import control_numbers, control_summary, control_table
 from medvlm_r1.report.tables.table import accuracy_table, as_markdown
 
 STYLE = PromptStyle("style", "{Question}<think>", "{Question}<think>")
@@ -241,7 +241,7 @@ class TestTables:
         assert (image.text, blank.text) == (f"{means[0]:.1f}", f"{means[1]:.1f}")
         assert gain.text == f"{means[0] - means[1]:+.1f}"
         assert gain.note.endswith("; the picture is used")
-        figures = control_figures(c)["GRPO"]["mri"]
+        figures = control_numbers(c)["GRPO"]["mri"]
         assert figures["accuracy"].keys() == {"image", "blank"}
         assert 100 * figures["image_gain"]["value"] == pytest.approx(means[0] - means[1])
         summary = control_summary(c).rows[0]

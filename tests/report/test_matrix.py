@@ -129,7 +129,7 @@ def test_an_incomplete_sweep_compares_the_domains_that_both_have(tmp_path):
     matrices = assemble([tmp_path])
     assert {change.interval.value for change in matrices.changes} == {0.0}
     notes = matrices_tables(matrices)[-1].notes
-    assert "Left out, as only one of both was trained on it: X-ray." in notes
+    assert "Left out, as only one of the two matrices has it: X-ray." in notes
 
 
 def test_means_are_of_the_seeds_that_all_lines_have(tmp_path):
@@ -142,7 +142,7 @@ def test_means_are_of_the_seeds_that_all_lines_have(tmp_path):
     assert matrix.seeds == [0, 2]
     assert matrix.outside.value == 0.5
     assert matrix.cells["ct"]["mri"].accuracy.value == pytest.approx((0.5 + 0.75 + 0.5) / 3)
-    assert "Means are of the seeds that all lines have: 0, 2." in matrix_table(matrix).notes
+    assert "Means are over the seeds that all rows have: 0, 2." in matrix_table(matrix).notes
 
 
 def test_one_seed_is_tested_exactly(tmp_path):

@@ -13,10 +13,11 @@ from medvlm_r1.report.comparison import MEAN, OUTSIDE, compare
 from medvlm_r1.report.fairness import compare_settings
 from medvlm_r1.report.figures import comparison_figure, curve_panels, dot_panels
 from medvlm_r1.report.groups import UnpairedError
+from medvlm_r1.report.methods import method_order, method_title
 from medvlm_r1.report.page import examples
 from medvlm_r1.report.page.headline import headline
 from medvlm_r1.report.page.render import clock, mark_tags, write_comparison_report, write_run_report
-from medvlm_r1.report.run_folder import RunFolderError, find_runs, method_place, method_title, read_run
+from medvlm_r1.report.run_folder import RunFolderError, find_runs, read_run
 from medvlm_r1.report.tables.table import accuracy_table, as_markdown, difference_table, percent
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -107,11 +108,11 @@ def test_line_separators_inside_a_completion_do_not_cut_a_row(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("metrics.json", None, "holds no metrics.json"),
+        ("metrics.json", None, "has no metrics.json"),
         ("metrics.json", "{", "JSONDecodeError"),
         ("metrics.json", '{"run": {"seed": 0}, "accuracy": {}}', "KeyError: 'method'"),
         ("predictions.jsonl", None, "missing or empty"),
-        ("predictions.jsonl", '{"step": 1}\n{"ste', "line 2 is no JSON"),
+        ("predictions.jsonl", '{"step": 1}\n{"ste', "line 2 is not JSON"),
     ],
 )
 def test_broken_folders_say_what_is_wrong(tmp_path, file, content, message):
@@ -123,7 +124,7 @@ def test_broken_folders_say_what_is_wrong(tmp_path, file, content, message):
 
 def test_a_method_of_ones_own_goes_by_its_own_name_and_comes_last():
     assert (method_title("reinforce_pp"), method_title("mine")) == ("REINFORCE++", "mine")
-    assert sorted(["mine", "gdpo", "sft"], key=method_place) == ["sft", "gdpo", "mine"]
+    assert sorted(["mine", "gdpo", "sft"], key=method_order) == ["sft", "gdpo", "mine"]
 
 
 def test_stale_metrics_are_refused(tmp_path):
@@ -142,7 +143,7 @@ def test_unfinished_runs_are_named_not_read(tmp_path):
     assert [p.name for p in unfinished] == ["grpo_600-seed0"]
     with pytest.raises(RunFolderError, match="no finished run"):
         find_runs([tmp_path / "grpo_600-seed0"])
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="contains no run"):
         find_runs([tmp_path / "notes"])
 
 
@@ -180,7 +181,7 @@ def test_seeds_share_a_row_and_changed_settings_do_not(tmp_path):
 def test_the_same_run_twice_is_refused(tmp_path):
     write_run(tmp_path, "grpo", n=6)
     write_run(tmp_path, "grpo", n=6, name="grpo_600-seed0-2")
-    with pytest.raises(RunFolderError, match="one configuration and seed"):
+    with pytest.raises(RunFolderError, match="the same configuration and seed"):
         compare([tmp_path])
 
 

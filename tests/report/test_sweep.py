@@ -243,7 +243,7 @@ def test_effects_outside_the_training_domain(crossed, few_draws):
     whole, outside, ct = (read_sweep(crossed, on).effects[0].interval for on in ("mean", "outside", "ct"))
     assert len({i.value for i in (whole, outside, ct)}) == 3
     assert (whole.n, outside.n, ct.n) == (180, 120, 60)
-    with pytest.raises(RunFolderError, match=r"no test set 'oct': take one of mean, outside, mri"):
+    with pytest.raises(RunFolderError, match=r"no test set 'oct': use one of mean, outside, mri"):
         _ = read_sweep(crossed, "oct").effects
 
 

@@ -1,1 +1,1 @@
-"""The generalisation matrix: trained on one domain, tested on all."""
+"""Generalisation matrices: models trained on one domain, tested on all."""

@@ -1,7 +1,7 @@
-"""The generalisation matrix: trained on each of several domains, tested on all of them (Med-R1).
+"""The generalisation matrix: models trained on one of several domains each, tested on all of them (Med-R1).
 
-A line is what a model was trained on, a column what it was tested on. Cells of the diagonal are in domain:
-there a text prior of the training questions may answer as well, so they are kept apart from the others.
+Rows are training domains, columns test sets. Cells on the diagonal are in domain: there a text prior of the
+training questions may be as accurate, so their mean is separate from the mean of the other cells.
 """
 
 from collections.abc import Collection
@@ -28,9 +28,9 @@ class MatrixCell:
     Attributes:
         accuracy: strict, with its interval.
         in_domain: whether the model was trained on the test set's domain.
-        marks: of what the audit found that touches the number (a leak, a shortcut).
-        prior: accuracy of the text prior fitted on the training questions; ``None`` where it was not asked.
-        gain: accuracy minus that prior, paired; ``None`` likewise.
+        marks: of a leak or a shortcut that touches the number.
+        prior: accuracy of the text prior fitted on the training questions; ``None`` if it was not tested.
+        gain: accuracy minus ``prior``, paired; ``None`` likewise.
     """
 
     accuracy: Interval
@@ -45,8 +45,8 @@ class Matrix:
     """One method under one prompt, trained on each domain.
 
     Attributes:
-        label: method, and prompt where matrices of several prompts stand side by side.
-        rows: training domain -> its runs; :data:`UNTRAINED` holds zero-shot runs.
+        label: method, and prompt if there are matrices of several prompts.
+        rows: training domain -> its runs; the zero-shot runs are under :data:`UNTRAINED`.
         test_sets: the columns.
     """
 
@@ -64,21 +64,21 @@ class Matrix:
 
     @cached_property
     def in_domain(self) -> Interval | None:
-        """Mean of the diagonal, each test set weighing the same."""
+        """Mean of the diagonal; test sets have equal weights."""
         return self._mean(self._outcomes(inside=True))
 
     @cached_property
     def outside(self) -> Interval | None:
-        """Mean off the diagonal: of each test set over the lines not trained on it, then over test sets.
+        """Mean off the diagonal: of each test set over the rows not trained on it, then over test sets.
 
-        Lines are no draw of anything, questions and seeds are: the lines' outcomes on one question are
-        averaged first, because they share its difficulty.
+        Questions and seeds are samples, rows are not: the rows' outcomes on one question are averaged first,
+        because they share its difficulty.
         """
         return self._mean(self._outcomes(inside=False))
 
     @cached_property
     def lost_outside(self) -> tuple[Interval, float] | None:
-        """Mean of the diagonal minus mean of the rest on the same questions, and its p."""
+        """Mean of the diagonal minus mean off the diagonal on the same questions, and its p-value."""
         both = [self._outcomes(inside) for inside in (True, False)]
         shared = [test for test in self.test_sets if all(test in outcomes for outcomes in both)]
         if not shared:
@@ -93,28 +93,28 @@ class Matrix:
 
     @property
     def trained(self) -> dict[str, RunGroup]:
-        """The lines that were trained on something."""
+        """The rows without the untrained one."""
         return {domain: row for domain, row in self.rows.items() if domain != UNTRAINED}
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Seeds that every trained line has: means over lines are of these."""
+        """Seeds that every trained row has; means over rows use these."""
         return sorted(set.intersection(*(set(row.seeds) for row in self.trained.values())))
 
     def outcomes_outside(self, domains: Collection[str]) -> dict[str, np.ndarray]:
-        """Test set -> ``[seeds, questions]``, mean over those lines of ``domains`` not trained on it."""
+        """Test set -> ``[seeds, questions]``: mean over the rows of ``domains`` not trained on it."""
         return self._outcomes(inside=False, domains=domains)
 
     def _cell(self, domain: str, row: RunGroup, test: str) -> MatrixCell:
-        found = marks(row.runs, [test])
-        if domain == UNTRAINED:  # no questions that it could know the priors of
-            return MatrixCell(row.rate([test]), False, found)
+        touched = marks(row.runs, [test])
+        if domain == UNTRAINED:  # has no training questions, so no prior
+            return MatrixCell(row.rate([test]), False, touched)
         prior = accuracy_under(row, test, PRIOR)
         gain = gain_over(row, test, PRIOR)
-        return MatrixCell(row.rate([test]), domain == test, found, prior and prior.value, gain)
+        return MatrixCell(row.rate([test]), domain == test, touched, prior and prior.value, gain)
 
     def _outcomes(self, inside: bool, domains: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        found = {
+        outcomes = {
             test: [
                 row.outcomes(test)[[row.seeds.index(seed) for seed in self.seeds]]
                 for domain, row in self.trained.items()
@@ -122,7 +122,7 @@ class Matrix:
             ]
             for test in self.test_sets
         }
-        return {test: np.mean(lines, axis=0) for test, lines in found.items() if lines}
+        return {test: np.mean(rows, axis=0) for test, rows in outcomes.items() if rows}
 
     def _mean(self, outcomes: dict[str, np.ndarray]) -> Interval | None:
         groups = [self.image_groups(test) for test in outcomes]
@@ -143,7 +143,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Change:
-    """A cell of one matrix minus the same of the first; without a domain, the mean off the diagonal."""
+    """A cell minus the same cell of the first matrix; without a domain, the means off the diagonal."""
 
     label: str
     domain: str | None
@@ -161,32 +161,32 @@ class Change:
 
 @dataclass(frozen=True)
 class Matrices:
-    """Matrices on the same questions side by side; the first is what the others are compared with."""
+    """Matrices on the same questions; the others are compared with the first."""
 
     matrices: list[Matrix]
     unfinished: list[Path] = field(default_factory=list)
 
     @cached_property
     def changes(self) -> list[Change]:
-        """Every cell, and the mean off the diagonal, against the first matrix; Holm over all of them."""
+        """Every cell, and the mean off the diagonal, minus the first matrix; Holm over all of them."""
         first, *rest = self.matrices
-        found = []
+        tests = []
         for other in rest:
             domains = self.shared(other)
             for domain in domains:
                 for test in first.test_sets:
-                    tested = group_difference(other.rows[domain], first.rows[domain], [test])
-                    found.append((other.label, domain, test, *tested))
+                    result = group_difference(other.rows[domain], first.rows[domain], [test])
+                    tests.append((other.label, domain, test, *result))
             a, b = (matrix.outcomes_outside(domains) for matrix in (other, first))
             if a:
                 groups = [first.image_groups(t) for t in a]
-                tested = seeds_difference(list(a.values()), list(b.values()), groups)
-                found.append((other.label, None, None, *tested, "bootstrap"))
-        adjusted = holm([p for *_, p, _ in found])
-        return [Change(*parts, q) for parts, q in zip(found, adjusted, strict=True)]
+                result = seeds_difference(list(a.values()), list(b.values()), groups)
+                tests.append((other.label, None, None, *result, "bootstrap"))
+        adjusted = holm([p for *_, p, _ in tests])
+        return [Change(*parts, q) for parts, q in zip(tests, adjusted, strict=True)]
 
     def shared(self, other: Matrix) -> list[str]:
-        """Domains that both the first matrix and ``other`` have lines of."""
+        """Training domains that both the first matrix and ``other`` have."""
         return [domain for domain in self.matrices[0].trained if domain in other.trained]
 
     def as_dict(self) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -21,46 +22,46 @@ _SHADES = "YlGnBu"
 
 
 def matrix_table(matrix: Matrix) -> Table:
-    """Lines are training domains, columns test sets; beside a figure, its text prior and the gain over it."""
-    n = [line.accuracy.n for line in next(iter(matrix.cells.values())).values()]
+    """Rows are training domains, columns test sets; each cell with its text prior and the gain over it."""
+    n = [row.accuracy.n for row in next(iter(matrix.cells.values())).values()]
     heads = [Cell("Trained on")] + [
         Cell(set_name(t), f"n = {k}") for t, k in zip(matrix.test_sets, n, strict=True)
     ]
     rows = [
-        [Cell(set_name(domain)), *(_cell(cell) for cell in line.values())]
-        for domain, line in matrix.cells.items()
+        [Cell(set_name(domain)), *(_cell(cell) for cell in row.values())]
+        for domain, row in matrix.cells.items()
     ]
     notes = [
-        "Accuracy in percent with 95 % intervals. In domain: trained on that set's domain. Prior: what the "
-        "text of the training questions gives away without a picture; behind it the accuracy's gain over it."
+        "Accuracy in percent with 95 % intervals. In domain: trained on that set's domain. Prior: accuracy "
+        "of a text prior fitted on the training questions, without the image; then the gain over it."
     ]
-    every = _marks(matrix)
+    mark = _marks(matrix)
     for name, mean in (("in domain", matrix.in_domain), ("out of domain", matrix.outside)):
         if mean:
-            notes.append(f"Mean {name}: {percent(mean.value)}{every} ({span(mean)}, {mean.method}).")
+            notes.append(f"Mean {name}: {percent(mean.value)}{mark} ({span(mean)}, {mean.method}).")
     if matrix.lost_outside:
         lost, p = matrix.lost_outside
         notes.append(
             f"In domain minus out of domain, on the same questions: {percent(lost.value, signed=True)}"
-            f"{every} ({span(lost, signed=True)}, p {p_text(p)})."
+            f"{mark} ({span(lost, signed=True)}, p {p_text(p)})."
         )
     if any(row.seeds != matrix.seeds for row in matrix.trained.values()):
-        notes.append(f"Means are of the seeds that all lines have: {', '.join(map(str, matrix.seeds))}.")
+        notes.append(f"Means are over the seeds that all rows have: {', '.join(map(str, matrix.seeds))}.")
     notes += mark_notes(matrix.rows.values())
     return Table(f"Trained on one, tested on all: {matrix.label}", heads, rows, notes)
 
 
 def change_table(matrices: Matrices, label: str) -> Table:
-    """One matrix minus the first, cell by cell; bold where the adjusted test supports it."""
+    """One matrix minus the first, cell by cell; bold if the adjusted test supports the difference."""
     first = matrices.matrices[0]
-    found = {(c.domain, c.test_set): c for c in matrices.changes if c.label == label}
+    changes = {(c.domain, c.test_set): c for c in matrices.changes if c.label == label}
     heads = [Cell("Trained on")] + [Cell(set_name(test)) for test in first.test_sets]
     other = next(matrix for matrix in matrices.matrices if matrix.label == label)
     shared = matrices.shared(other)
     rows = [
         [Cell(set_name(domain))]
         + [
-            _change(found[domain, test], _marks(first, test) or _marks(other, test))
+            _change(changes[domain, test], _marks(first, test) or _marks(other, test))
             for test in first.test_sets
         ]
         for domain in shared
@@ -72,21 +73,21 @@ def change_table(matrices: Matrices, label: str) -> Table:
         f"{len(matrices.changes)} tests). Bold: adjusted p below 0.05."
     ]
     if (least := len(matrices.changes) * 2 / (statistics.RESAMPLES + 1)) > LEVEL and "bootstrap" in tests:
-        notes.append(f"Over so many tests a bootstrap's adjusted p is never below {least:.2f}.")
-    if mean := found.get((None, None)):
-        every = _marks(first) or _marks(other)
-        told = f"{percent(mean.interval.value, signed=True)}{every} ({span(mean.interval, signed=True)})"
-        notes.append(f"Mean out of domain: {told}, adjusted p {p_text(mean.adjusted)}.")
+        notes.append(f"With so many tests the adjusted p of a bootstrap is never below {least:.2f}.")
+    if mean := changes.get((None, None)):
+        points = percent(mean.interval.value, signed=True) + (_marks(first) or _marks(other))
+        ends = span(mean.interval, signed=True)
+        notes.append(f"Mean out of domain: {points} ({ends}), adjusted p {p_text(mean.adjusted)}.")
     if left_out := sorted({*first.trained, *other.trained} - {*shared}):
         notes.append(
-            f"Left out, as only one of both was trained on it: {', '.join(map(set_name, left_out))}."
+            f"Left out, as only one of the two matrices has it: {', '.join(map(set_name, left_out))}."
         )
     notes += mark_notes([*first.rows.values(), *other.rows.values()])
     return Table(f"{label} minus {first.label}", heads, rows, notes)
 
 
 def matrices_tables(matrices: Matrices) -> list[Table]:
-    """Every matrix, then what changes from the first to each other one; the first names unfinished runs."""
+    """Every matrix, then the changes from the first to each other one; a note lists unfinished runs."""
     tables = [
         *(matrix_table(matrix) for matrix in matrices.matrices),
         *(change_table(matrices, matrix.label) for matrix in matrices.matrices[1:]),
@@ -99,75 +100,71 @@ def matrices_tables(matrices: Matrices) -> list[Table]:
 
 
 def matrices_csv(matrices: Matrices) -> str:
-    """One cell a line, fractions in full precision."""
+    """One line per cell, fractions in full precision."""
     rows = [
         {"matrix": matrix.label, "trained_on": domain, "tested_on": test, **cell.accuracy.as_dict()}
         | {"in_domain": cell.in_domain, "marks": cell.marks, "prior": cell.prior}
         | ({f"gain_{k}": getattr(cell.gain, k) for k in ("value", "low", "high")} if cell.gain else {})
         for matrix in matrices.matrices
-        for domain, line in matrix.cells.items()
-        for test, cell in line.items()
+        for domain, row in matrix.cells.items()
+        for test, cell in row.items()
     ]
     return pd.DataFrame(rows).to_csv(index=False)
 
 
 def heat_map(matrices: Matrices, path: Path) -> Path:
-    """All matrices side by side on one scale, as a PNG on white.
-
-    Args:
-        path: of the file to write.
-    """
+    """Draw all matrices side by side on one scale into a PNG on white; return its path."""
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = _drawn(matrices.matrices, PRINT)
-        caption = "accuracy in percent; framed: in domain; prior: of the text"
+        figure = _figure(matrices.matrices, PRINT)
+        caption = "accuracy in percent; framed: in domain; prior: of the text alone"
         figure.supxlabel(caption, fontsize=8.5, color=PRINT.muted)
         figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
     return path
 
 
-def heat_map_svg(matrix: Matrix) -> str:
-    """One matrix for the page."""
-    return svg(_drawn([matrix], PAGE), f"matrix {matrix.label}")
+def heat_map_svg(matrix: Matrix) -> Markup:
+    """The heat map of one matrix for the page."""
+    return svg(_figure([matrix], PAGE), f"matrix {matrix.label}")
 
 
-def _drawn(matrices: Sequence[Matrix], palette: Palette) -> Figure:
-    columns = len(matrices[0].test_sets)
-    found = dict.fromkeys(domain for matrix in matrices for domain in matrix.trained)
-    lines = [test for test in matrices[0].test_sets if test in found]
-    lines += [domain for domain in found if domain not in lines]
-    lines += [UNTRAINED] if any(UNTRAINED in matrix.rows for matrix in matrices) else []
-    size = ((0.72 * columns + 0.4) * len(matrices) + 1.4, 0.5 * len(lines) + 1.3)
+def _figure(matrices: Sequence[Matrix], palette: Palette) -> Figure:
+    test_sets = matrices[0].test_sets
+    domains = dict.fromkeys(domain for matrix in matrices for domain in matrix.trained)
+    names = [test for test in test_sets if test in domains]
+    names += [domain for domain in domains if domain not in names]
+    names += [UNTRAINED] if any(UNTRAINED in matrix.rows for matrix in matrices) else []
+    size = ((0.72 * len(test_sets) + 0.4) * len(matrices) + 1.4, 0.5 * len(names) + 1.3)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(matrices), squeeze=False, sharey=True)[0]
     for axes, matrix in zip(panels, matrices, strict=True):
-        _shaded(axes, matrix, lines, palette)
+        _heat_map(axes, matrix, names, palette)
     panels[0].invert_yaxis()
-    panels[0].set_yticks([y + 0.5 for y in range(len(lines))], [set_name(domain) for domain in lines])
+    panels[0].set_yticks([y + 0.5 for y in range(len(names))], [set_name(name) for name in names])
     panels[0].set_ylabel("trained on", color=palette.muted, fontsize=9)
     return figure
 
 
-def _shaded(axes: Axes, matrix: Matrix, lines: Sequence[str], palette: Palette) -> None:
-    cells = [list(matrix.cells[domain].values()) if domain in matrix.cells else [] for domain in lines]
+def _heat_map(axes: Axes, matrix: Matrix, names: Sequence[str], palette: Palette) -> None:
+    rows = [list(matrix.cells[name].values()) if name in matrix.cells else [] for name in names]
     missing = [math.nan] * len(matrix.test_sets)
-    values = [[cell.accuracy.value for cell in line] or missing for line in cells]
+    values = [[cell.accuracy.value for cell in row] or missing for row in rows]
     axes.pcolormesh(values, cmap=_SHADES, vmin=0, vmax=1, edgecolors="none")
-    for y, line in enumerate(cells):
-        for x, cell in enumerate(line):
-            _written(axes, cell, x + 0.5, y + 0.5)
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            _annotate(axes, cell, x + 0.5, y + 0.5)
     axes.set_title(matrix.label, loc="left", fontsize=10, color=palette.ink)
-    names = [set_name(test) for test in matrix.test_sets]
-    axes.set_xticks([x + 0.5 for x in range(len(names))], names, rotation=35, ha="right")
+    tests = [set_name(test) for test in matrix.test_sets]
+    axes.set_xticks([x + 0.5 for x in range(len(tests))], tests, rotation=35, ha="right")
     axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink)
     for side in axes.spines.values():
         side.set_visible(False)
-    if UNTRAINED in lines:
-        axes.axhline(len(lines) - 1, color="white", lw=3)
+    if UNTRAINED in names:
+        axes.axhline(len(names) - 1, color="white", lw=3)
 
 
-def _written(axes: Axes, cell: MatrixCell, x: float, y: float) -> None:
-    """The figure in its field, and what the prior scores; a frame in domain."""
-    # fields have the same colours in light and in dark, so what stands in them has too
+def _annotate(axes: Axes, cell: MatrixCell, x: float, y: float) -> None:
+    """Write accuracy and prior into a cell, and frame it if it is in domain."""
+    # cells have the same colours in light and dark mode, so their text has too
     style = {"color": "white" if cell.accuracy.value > 0.55 else PRINT.ink, "ha": "center", "va": "center"}
     prior = cell.prior is not None
     axes.annotate(percent(cell.accuracy.value) + cell.marks, (x, y - 0.16 * prior), fontsize=8.5, **style)
@@ -194,6 +191,6 @@ def _change(change: Change, mark: str) -> Cell:
 
 
 def _marks(matrix: Matrix, test_set: str | None = None) -> str:
-    """What touches a number over all lines: of one column, or of all."""
+    """Marks of a number over all rows, on one test set or on all."""
     sets = [test_set] if test_set else matrix.test_sets
     return marks([run for row in matrix.trained.values() for run in row.runs], sets)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
 from medvlm_r1.report.groups import RunGroup
-from medvlm_r1.report.run_folder import flatten, method_title, rl_beside_sft
+from medvlm_r1.report.methods import is_rl_and_sft, method_title
+from medvlm_r1.report.run_folder import flatten
 from medvlm_r1.report.tables.table import p_text, percent, set_name, span
 
 
@@ -20,7 +21,7 @@ def title(c: Comparison) -> str:
 
 def headline(c: Comparison) -> str:
     """The main result in sentences, with its uncertainty and whether a test supports it."""
-    main = next((d for d in c.differences if rl_beside_sft(*_methods(c, d))), None)
+    main = next((d for d in c.differences if is_rl_and_sft(*_methods(c, d))), None)
     main = main or next(iter(reversed(c.differences)), None)
     seeds = " " + _seeds([g for g in c.groups if main is None or g.label in (main.first, main.second)])
     if main is None:

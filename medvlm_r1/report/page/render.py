@@ -14,10 +14,10 @@ from markupsafe import Markup, escape
 
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import colour_numbers
+from medvlm_r1.report.methods import method_title
 from medvlm_r1.report.page.headline import caveat, headline, title
 from medvlm_r1.report.page.sections import SECTIONS
 from medvlm_r1.report.page.verdicts import traces_link
-from medvlm_r1.report.run_folder import method_title
 from medvlm_r1.report.tables.table import percent, set_name, span
 from medvlm_r1.report.traces.pack import answer_set_name
 from medvlm_r1.runs.durable import write_whole

@@ -1,4 +1,4 @@
-"""Two drawings of a sweep: what each level changes, and every setting as a line through its levels."""
+"""Two figures of a sweep: the effect of each level, and every setting as a line through its levels."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _SUPPORTED, _OPEN = PRINT.series[2], PRINT.series[0]
 
 
 def effects_figure(sweep: Sweep, path: Path) -> Path:
-    """Each effect as a dot with its interval; those that the adjusted test supports are coloured."""
+    """Draw each effect as a dot with its interval, coloured if the adjusted test supports it."""
     effects = sweep.effects
     labels = [f"{e.factor}: {e.level} \N{MINUS SIGN} {e.reference}" for e in effects]
     with matplotlib.rc_context(_FONT):
@@ -27,10 +27,10 @@ def effects_figure(sweep: Sweep, path: Path) -> Path:
         )
         axes = figure.subplots()
         for y, effect in enumerate(effects):
-            paint = _SUPPORTED if effect.supported else _OPEN
+            colour = _SUPPORTED if effect.supported else _OPEN
             i = effect.interval
-            axes.plot([100 * i.low, 100 * i.high], [y, y], color=paint, lw=2.4, solid_capstyle="round")
-            axes.plot(100 * i.value, y, "o", color=paint, ms=7)
+            axes.plot([100 * i.low, 100 * i.high], [y, y], color=colour, lw=2.4, solid_capstyle="round")
+            axes.plot(100 * i.value, y, "o", color=colour, ms=7)
             above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes.annotate(percent(i.value, signed=True), (100 * i.value, y), color=PRINT.ink, **above)
         axes.axvline(0, color=PRINT.muted, lw=1, ls=(0, (1, 2)))
@@ -46,24 +46,24 @@ def effects_figure(sweep: Sweep, path: Path) -> Path:
 
 
 def parallel_figure(sweep: Sweep, path: Path) -> Path:
-    """Parallel coordinates: one axis per factor, accuracy last, one line per setting."""
-    rates = {levels: row.rate(sweep.test_sets).value for levels, row in sweep.cells.items()}
+    """Draw parallel coordinates: one axis per factor, accuracy last, one line per setting."""
+    rates = {levels: group.rate(sweep.test_sets).value for levels, group in sweep.cells.items()}
     low, high = min(rates.values()), max(rates.values())
-    span = (high - low) or 1.0
+    scale = (high - low) or 1.0
     colours = ScalarMappable(Normalize(low, high), "viridis_r")
     with matplotlib.rc_context(_FONT):
         figure = Figure(figsize=(1.6 + 1.9 * len(sweep.factors), 3.4), layout="constrained")
         axes = figure.subplots()
         for levels, rate in sorted(rates.items(), key=lambda item: item[1]):
             heights = [
-                _height(found.index(level), len(found))
-                for level, found in zip(levels, sweep.factors.values(), strict=True)
+                _height(distinct.index(level), len(distinct))
+                for level, distinct in zip(levels, sweep.factors.values(), strict=True)
             ]
-            axes.plot([*heights, (rate - low) / span], color=colours.to_rgba(rate), lw=1.8, alpha=0.9)
-        for x, (factor, found) in enumerate(sweep.factors.items()):
-            ticks = [(_height(k, len(found)), level or "\N{EN DASH}") for k, level in enumerate(found)]
+            axes.plot([*heights, (rate - low) / scale], color=colours.to_rgba(rate), lw=1.8, alpha=0.9)
+        for x, (factor, distinct) in enumerate(sweep.factors.items()):
+            ticks = [(_height(k, len(distinct)), level or "\N{EN DASH}") for k, level in enumerate(distinct)]
             _axis(axes, x, factor, ticks)
-        ticks = [(k / 4, percent(low + span * k / 4)) for k in range(5)]
+        ticks = [(k / 4, percent(low + scale * k / 4)) for k in range(5)]
         _axis(axes, len(sweep.factors), f"accuracy in %,\n{set_name(sweep.on).lower()}", ticks)
         axes.set(xlim=(-0.15, len(sweep.factors) + 0.45), ylim=(-0.05, 1.05))
         axes.axis("off")

@@ -1,4 +1,4 @@
-"""A sweep: what has become of its runs, what they cost, and what its factors do."""
+"""A sweep: status of its runs, their cost, and the effects of its factors."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,18 +11,22 @@ from medvlm_r1.report.run_folder import Run, RunFolderError, read_run
 from medvlm_r1.report.sweep.effects import Effect, Levels, cells_of, effects_of, factors_of
 from medvlm_r1.runs.status import FINISHED, attempts, jobs_of, statuses_of
 
-TOKENS = ("prefill_tokens", "decode_rows", "forward_tokens")  # read, drawn, and passed through for the loss
+TOKENS = (
+    "prefill_tokens",
+    "decode_rows",
+    "forward_tokens",
+)  # read, sampled, and in the forward passes of the loss
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What runs have taken on one kind of hardware.
+    """Cost of the runs on one kind of hardware.
 
     Attributes:
-        runs: begun.
-        attempts: processes that worked on them; more than the runs where some were resumed.
-        hours: device hours, those lost by kills among them.
-        tokens: that went through the model in the finished runs.
+        runs: started runs.
+        attempts: processes that worked on them; more than ``runs`` if some were resumed.
+        hours: device hours, including work that a kill lost.
+        tokens: tokens that the model processed in the finished runs.
     """
 
     runs: int
@@ -36,10 +40,10 @@ class Sweep:
     """The runs of one folder.
 
     Attributes:
-        folder: where they lie.
-        statuses: name -> state of every run that the sweep has or is to have.
-        runs: the finished ones, in the order of the command.
-        on: test set that the effects are of, ``mean`` or ``outside``.
+        folder: folder of the multirun.
+        statuses: name -> status of every run of the sweep, the planned ones included.
+        runs: the finished runs, in the order of the command.
+        on: test set of the effects, ``mean`` or ``outside``.
     """
 
     folder: Path
@@ -54,24 +58,23 @@ class Sweep:
 
     @cached_property
     def cells(self) -> dict[Levels, RunGroup]:
-        """Levels of all factors -> the runs there."""
+        """Levels of all factors -> the runs with these levels."""
         return cells_of(self.runs, self.factors)
 
     @cached_property
     def test_sets(self) -> list[str]:
-        """Test sets that the effects are means over.
+        """Test sets that the effects average over.
 
         Raises:
-            RunFolderError: :attr:`on` names none.
+            RunFolderError: :attr:`on` names no test set.
         """
         every = self.runs[0].test_sets
-        inside = {test for run in self.runs for test in run.in_domain}
-        named = {MEAN: every, OUTSIDE: [t for t in every if t not in inside]} | {t: [t] for t in every}
-        if not named.get(self.on):
-            raise RunFolderError(
-                f"no test set {self.on!r}: take one of {', '.join(k for k in named if named[k])}"
-            )
-        return named[self.on]
+        in_domain = {test for run in self.runs for test in run.in_domain}
+        choices = {MEAN: every, OUTSIDE: [t for t in every if t not in in_domain]} | {t: [t] for t in every}
+        if not choices.get(self.on):
+            names = ", ".join(name for name, sets in choices.items() if sets)
+            raise RunFolderError(f"no test set {self.on!r}: use one of {names}")
+        return choices[self.on]
 
     @cached_property
     def effects(self) -> list[Effect]:
@@ -80,27 +83,27 @@ class Sweep:
 
     @cached_property
     def chosen(self) -> Levels | None:
-        """The cell with the best validation accuracy, mean over seeds: the one to choose a setting by."""
-        judged = {
+        """The cell with the best mean validation accuracy over seeds; settings are chosen by it."""
+        validation = {
             levels: sum(r.metrics["validation"]["accuracy"] for r in row.runs) / len(row.runs)
             for levels, row in self.cells.items()
             if all("validation" in r.metrics for r in row.runs)
         }
-        return max(judged, key=judged.get) if judged else None
+        return max(validation, key=validation.get) if validation else None
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
-        """Hardware -> what was taken on it."""
+        """Hardware -> cost of the runs on it."""
         finished = {run.folder.name: run for run in self.runs}
         runs, count, hours, tokens = Counter(), Counter(), Counter(), Counter()
         for name in self.statuses:
-            every = attempts(self.folder / name)
-            for one in every:
+            all_attempts = attempts(self.folder / name)
+            for one in all_attempts:
                 kind = one.get("hardware", "unknown")
                 count[kind] += 1
                 hours[kind] += one["seconds"] * one.get("devices", 1) / 3600
-            if every:
-                kind = every[-1].get("hardware", "unknown")
+            if all_attempts:
+                kind = all_attempts[-1].get("hardware", "unknown")
                 runs[kind] += 1
                 counters = finished[name].metrics.get("counters", {}) if name in finished else {}
                 tokens[kind] += sum(counters.get(key, 0) for key in TOKENS)
@@ -128,15 +131,15 @@ class Sweep:
 
 
 def read_sweep(folder: Path, on: str = MEAN) -> Sweep:
-    """Read the folder of a multirun, whatever state its runs are in.
+    """Read the folder of a multirun; its runs may have any status.
 
     Raises:
         UnpairedError: its runs answered different questions.
-        RunFolderError: the folder holds no finished run, or cannot be read.
+        RunFolderError: the folder contains no run, or cannot be read.
     """
     statuses = statuses_of(folder)
     if not statuses:
-        raise RunFolderError(f"{folder} holds no run: give the folder of a multirun")
+        raise RunFolderError(f"{folder} contains no run: give the folder of a multirun")
     order = [*jobs_of(folder), *statuses]
     runs = [read_run(folder / name) for name in dict.fromkeys(order) if statuses.get(name) == FINISHED]
     if runs:

@@ -6,7 +6,7 @@ from medvlm_r1.runs.status import FAILED, count_statuses, failure_reason
 
 
 def sweep_tables(sweep: Sweep) -> list[Table]:
-    """All that can be told of the sweep so far."""
+    """The tables that the sweep has data for so far."""
     tables = [settings_table(sweep)] if sweep.runs else []
     tables += [effects_table(sweep)] if sweep.runs and sweep.effects else []
     return [*tables, *([costs_table(sweep)] if sweep.costs else [])]
@@ -20,32 +20,32 @@ def state_lines(sweep: Sweep) -> list[str]:
 
 
 def settings_table(sweep: Sweep) -> Table:
-    """One row for each combination of levels."""
+    """One row per combination of levels."""
     tests = sweep.runs[0].test_sets
     heads = [*(Cell(key.rpartition(".")[2]) for key in sweep.factors or ["setting"]), Cell("Seeds")]
     heads.append(Cell("Validation"))
     heads += [Cell(set_name(test)) for test in tests] + [Cell(set_name(sweep.on))] * (sweep.on not in tests)
     rows = []
-    for levels, row in sweep.cells.items():
-        judged = [run.metrics["validation"]["accuracy"] for run in row.runs if "validation" in run.metrics]
-        validation = percent(sum(judged) / len(judged)) if judged else ""
-        cells = [*(Cell(level or "\N{EN DASH}") for level in levels or ["all"]), Cell(str(len(row.seeds)))]
+    for levels, group in sweep.cells.items():
+        rates = [run.metrics["validation"]["accuracy"] for run in group.runs if "validation" in run.metrics]
+        validation = percent(sum(rates) / len(rates)) if rates else ""
+        cells = [*(Cell(level or "\N{EN DASH}") for level in levels or ["all"]), Cell(str(len(group.seeds)))]
         cells.append(Cell(validation, bold=levels == sweep.chosen and len(sweep.cells) > 1))
         columns = [[test] for test in tests] + [sweep.test_sets] * (sweep.on not in tests)
         for column in columns:
-            rate = row.rate(column)
+            rate = group.rate(column)
             cells.append(Cell(percent(rate.value), span(rate)))
         rows.append(cells)
     notes = ["Accuracy in percent with 95 % intervals, over seeds."]
     if len(sweep.cells) > 1:
         notes.append(
-            "Bold: best on validation, by which a setting is to be chosen; tests are not for choosing."
+            "Bold: best on validation. Choose a setting by validation accuracy, not by test accuracy."
         )
     return Table("Settings", heads, rows, notes + mark_notes(sweep.cells.values()))
 
 
 def effects_table(sweep: Sweep) -> Table:
-    """One row for each level but the first of each factor."""
+    """One row per level, without the first level of each factor."""
     heads = [Cell("Factor"), Cell("Level"), Cell("Matched", "settings x seeds"), Cell("Change", "points")]
     heads.append(Cell("Adjusted p"))
     rows = [
@@ -61,21 +61,23 @@ def effects_table(sweep: Sweep) -> Table:
     where = f"mean over {', '.join(map(set_name, sweep.test_sets))}" if len(sweep.test_sets) > 1 else ""
     notes = [
         f"Accuracy on {where or set_name(sweep.on)}: paired differences on the same questions, all else "
-        f"the same; 95 % interval, p of the bootstrap, Holm over {len(rows)} tests. Bold: p below 0.05.",
+        f"equal; 95 % interval, p of the bootstrap, Holm over {len(rows)} tests. Bold: p below 0.05.",
     ]
     if left := sum(effect.left_out for effect in sweep.effects):
-        notes.append(f"{left} matched settings are left out, whose seeds are not those of the others.")
+        notes.append(f"{left} matched settings are left out: they lack the seeds of the others.")
     fewest = min(effect.seeds for effect in sweep.effects)
     if fewest == 1:
-        notes.append("One seed: intervals hold the questions alone, not how training scatters.")
+        notes.append("One seed: the intervals cover the choice of questions, not the spread between seeds.")
     elif fewest <= 3:
-        notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
+        notes.append(
+            "Intervals resample seeds and image groups; with two or three seeds they can be too narrow."
+        )
     return Table("Effects", heads, rows, notes)
 
 
 def costs_table(sweep: Sweep) -> Table:
-    """One row for each kind of hardware."""
-    heads = [Cell("Hardware"), Cell("Runs"), Cell("Processes"), Cell("Device hours"), Cell("Tokens")]
+    """One row per kind of hardware."""
+    heads = [Cell("Hardware"), Cell("Runs"), Cell("Attempts"), Cell("Device hours"), Cell("Tokens")]
     rows = [
         [
             Cell(kind),
@@ -86,5 +88,5 @@ def costs_table(sweep: Sweep) -> Table:
         ]
         for kind, cost in sweep.costs.items()
     ]
-    notes = ["Tokens read, drawn and passed through for the loss, of finished runs."]
+    notes = ["Tokens of finished runs: read, sampled, and in the forward passes of the loss."]
     return Table("Cost", heads, rows, notes)

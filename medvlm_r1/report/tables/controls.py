@@ -1,6 +1,7 @@
-"""What the controls say, in tables: every number of them, and the few that the console shows."""
+"""Tables of the controls: all numbers, and a summary for the console."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,18 +26,19 @@ _SHARES = {
     "reasoning_contradicts": "reasoning names another option",
 }
 _NOTES = (
-    "Accuracy in percent under each control, with 95 % intervals. image: as it stands. blank: grey pictures. "
-    "swapped: those of another question of the same modality and type with another gold answer. permuted: "
-    "options in another order. reasoning-cut: made to answer at once. prior: no model, the option that was "
-    "gold most often in training. in tags: share of answers in answer tags, where some are not.",
-    "Gains: points that image is above blank, swapped, reasoning-cut and the prior, on the same questions. "
-    "Where questions were left out, it says how many.",
+    "Accuracy in percent under each control, with 95 % intervals. image: the question as it is. blank: grey "
+    "images. swapped: images of another question of the same modality and type with another gold answer. "
+    "permuted: options in another order. reasoning-cut: the response starts with the answer tag. prior: no "
+    "model, the option that was gold most often in training. in tags: share of answers in answer tags, if "
+    "below 100 %.",
+    "Gains: points of image above blank, swapped, reasoning-cut and prior, on the same questions. left out: "
+    "questions that a control does not apply to.",
 )
 
 
 def control_table(c: Comparison) -> Table | None:
-    """Accuracies, gains and shares by row and test set; ``None`` where only plain questions were asked."""
-    rows = [cells for row in c.groups for cells in _rows(c, row)]
+    """Accuracies, gains and shares by run group and test set; ``None`` if no control was run."""
+    rows = [cells for group in c.groups for cells in _rows(c, group)]
     if not rows:
         return None
     first = Cell("Control") if len(c.groups) == 1 else Cell("Method", "control")
@@ -45,146 +47,146 @@ def control_table(c: Comparison) -> Table | None:
 
 
 def control_summary(c: Comparison) -> Table | None:
-    """A line for each row and test set: with the picture, without it, and what that means."""
+    """One row per run group and test set: accuracy with and without the image, the gain, and its verdict."""
     rows = []
-    for row in c.groups:
+    for group in c.groups:
         for t in c.test_sets:
-            if (gain := gain_over(row, t, BLANK)) is None:
+            if (gain := gain_over(group, t, BLANK)) is None:
                 continue
-            mark = marks(row.runs, [t])
-            figures = [percent(accuracy_under(row, t, control).value) + mark for control in (PLAIN, BLANK)]
-            figures.append(f"{percent(gain.value, signed=True)}{mark} ({span(gain, signed=True)})")
-            name = set_name(t) if len(c.groups) == 1 else f"{row.label}, {set_name(t)}"
-            rows.append([Cell(name), *map(Cell, figures), Cell(interpret_gain(gain))])
+            mark = marks(group.runs, [t])
+            numbers = [percent(accuracy_under(group, t, k).value) + mark for k in (PLAIN, BLANK)]
+            numbers.append(f"{percent(gain.value, signed=True)}{mark} ({span(gain, signed=True)})")
+            name = set_name(t) if len(c.groups) == 1 else f"{group.label}, {set_name(t)}"
+            rows.append([Cell(name), *map(Cell, numbers), Cell(reading(gain))])
     heads = [Cell(head) for head in ("Controls", "Image", "Blank", "Image gain (95 %)", "Verdict")]
     return Table("", heads, rows, mark_notes(c.groups)) if rows else None
 
 
-def control_figures(c: Comparison) -> dict[str, dict[str, dict]]:
+def control_numbers(c: Comparison) -> dict[str, dict[str, dict]]:
     """Group label -> test set -> accuracy by control, and gains, in plain types."""
 
-    def plain(numbers: dict[str, Interval | None]) -> dict[str, dict]:
-        return {name: found.as_dict() for name, found in numbers.items() if found}
+    def plain(intervals: dict[str, Interval | None]) -> dict[str, dict]:
+        return {name: interval.as_dict() for name, interval in intervals.items() if interval}
 
     return {
-        row.label: {
-            t: {"accuracy": plain({k: accuracy_under(row, t, k) for k in CONTROLS})}
-            | plain({key: gain_over(row, t, k) for k, key in GAINS.items()})
+        g.label: {
+            t: {"accuracy": plain({k: accuracy_under(g, t, k) for k in CONTROLS})}
+            | plain({key: gain_over(g, t, k) for k, key in GAINS.items()})
             for t in c.test_sets
         }
-        for row in c.groups
+        for g in c.groups
     }
 
 
-def accuracy_under(row: RunGroup, test_set: str, control: str) -> Interval | None:
-    """Accuracy over a row's seeds; ``None`` where nothing was asked."""
-    found = _noted(row, test_set, lambda found: found["rates"].get(control, {}).get("accuracy"))
-    if found and len(row.runs) == 1:
-        return found
-    if not (asked := _asked(row, test_set, [control])):
+def accuracy_under(group: RunGroup, test_set: str, control: str) -> Interval | None:
+    """Accuracy under a control over the group's seeds; ``None`` if the control was not run."""
+    interval = _from_metrics(
+        group, test_set, lambda controls: controls["rates"].get(control, {}).get("accuracy")
+    )
+    if interval and len(group.runs) == 1:
+        return interval
+    if not (ids := _shared_ids(group, test_set, [control])):
         return None
-    outcomes, groups = _outcomes(row, test_set, control, asked), _groups(row, test_set, asked)
-    if len(row.runs) == 1:
-        return proportion(outcomes[0], groups)
-    return over_seeds([outcomes], [groups])
+    outcomes, images = _outcomes(group, test_set, control, ids), _image_groups(group, test_set, ids)
+    if len(group.runs) == 1:
+        return proportion(outcomes[0], images)
+    return over_seeds([outcomes], [images])
 
 
-def gain_over(row: RunGroup, test_set: str, control: str) -> Interval | None:
-    """Plain accuracy less that under a control, on the questions that all seeds were asked under both."""
-    found = _noted(row, test_set, lambda found: found.get(GAINS[control]))
-    if found and len(row.runs) == 1:
-        return found
-    if not (asked := _asked(row, test_set, [PLAIN, control])):
+def gain_over(group: RunGroup, test_set: str, control: str) -> Interval | None:
+    """Plain accuracy minus accuracy under a control, on the questions that all seeds answered under both."""
+    interval = _from_metrics(group, test_set, lambda controls: controls.get(GAINS[control]))
+    if interval and len(group.runs) == 1:
+        return interval
+    if not (ids := _shared_ids(group, test_set, [PLAIN, control])):
         return None
-    a, b = (_outcomes(row, test_set, name, asked) for name in (PLAIN, control))
-    return seeds_difference([a], [b], [_groups(row, test_set, asked)])[0]
+    a, b = (_outcomes(group, test_set, name, ids) for name in (PLAIN, control))
+    return seeds_difference([a], [b], [_image_groups(group, test_set, ids)])[0]
 
 
-def _rows(c: Comparison, row: RunGroup) -> Iterable[list[Cell]]:
+def _rows(c: Comparison, group: RunGroup) -> Iterable[list[Cell]]:
     def across(name: str, cell: Callable[[str], Cell]) -> Iterable[list[Cell]]:
         cells = [cell(t) for t in c.test_sets]
-        if any(found is not NONE for found in cells):
-            yield [Cell(name) if len(c.groups) == 1 else Cell(row.label, name), *cells]
+        if any(cell is not NONE for cell in cells):
+            yield [Cell(name) if len(c.groups) == 1 else Cell(group.label, name), *cells]
 
-    others = [list(across(control, lambda t, k=control: _rate_cell(row, t, k))) for control in CONTROLS[1:]]
+    others = [list(across(control, lambda t, k=control: _rate_cell(group, t, k))) for control in CONTROLS[1:]]
     if not any(others):
         return
-    yield from across(PLAIN, lambda t: _rate_cell(row, t, PLAIN))
-    for found in others:
-        yield from found
+    yield from across(PLAIN, lambda t: _rate_cell(group, t, PLAIN))
+    for rows in others:
+        yield from rows
     for control, key in GAINS.items():
-        yield from across(_GAIN_NAMES[key], lambda t, k=control: _gain_cell(row, t, k))
+        yield from across(_GAIN_NAMES[key], lambda t, k=control: _gain_cell(group, t, k))
     for key, name in _SHARES.items():
-        yield from across(name, lambda t, k=key: _share_cell(row, t, k))
+        yield from across(name, lambda t, k=key: _share_cell(group, t, k))
 
 
-def _rate_cell(row: RunGroup, test_set: str, control: str) -> Cell:
-    found = accuracy_under(row, test_set, control)
-    if found is None:
+def _rate_cell(group: RunGroup, test_set: str, control: str) -> Cell:
+    interval = accuracy_under(group, test_set, control)
+    if interval is None:
         return NONE
-    left_out = len(row.runs[0].answers(test_set)) - found.n
-    note = span(found) + (f"; {left_out} left out" if left_out else "")
+    left_out = len(group.runs[0].answers(test_set)) - interval.n
+    note = span(interval) + (f"; {left_out} left out" if left_out else "")
     if control != PRIOR:
-        tags = np.mean([run.answers(test_set, control)["answered"].mean() for run in row.runs])
+        tags = np.mean([run.answers(test_set, control)["answered"].mean() for run in group.runs])
         note += f"; {percent(tags)} in tags" if tags < 1 else ""
-    return Cell(percent(found.value) + marks(row.runs, [test_set]), note)
+    return Cell(percent(interval.value) + marks(group.runs, [test_set]), note)
 
 
-def _gain_cell(row: RunGroup, test_set: str, control: str) -> Cell:
-    gain = gain_over(row, test_set, control)
+def _gain_cell(group: RunGroup, test_set: str, control: str) -> Cell:
+    gain = gain_over(group, test_set, control)
     if gain is None:
         return NONE
-    note = span(gain, signed=True) + (f"; {interpret_gain(gain)}" if control == BLANK else "")
-    return Cell(percent(gain.value, signed=True) + marks(row.runs, [test_set]), note)
+    note = span(gain, signed=True) + (f"; {reading(gain)}" if control == BLANK else "")
+    return Cell(percent(gain.value, signed=True) + marks(group.runs, [test_set]), note)
 
 
-def _share_cell(row: RunGroup, test_set: str, key: str) -> Cell:
-    found = _noted(row, test_set, lambda controls: controls.get(key))
-    if found is None:
+def _share_cell(group: RunGroup, test_set: str, key: str) -> Cell:
+    share = _from_metrics(group, test_set, lambda controls: controls.get(key))
+    if share is None:
         return NONE
-    seeds = len(row.runs)
-    note = f"mean of {seeds} seeds" if seeds > 1 else f"{span(found)}; of {found.n}"
-    return Cell(percent(found.value) + marks(row.runs, [test_set]), note)
+    seeds = len(group.runs)
+    note = f"mean of {seeds} seeds" if seeds > 1 else f"{span(share)}; of {share.n}"
+    return Cell(percent(share.value) + marks(group.runs, [test_set]), note)
 
 
-def _noted(row: RunGroup, test_set: str, pick: Callable[[dict], dict | None]) -> Interval | None:
-    """A number that the runs' own summaries hold: the mean over seeds; the interval is one seed's.
+def _from_metrics(group: RunGroup, test_set: str, pick: Callable[[dict], dict | None]) -> Interval | None:
+    """A number from ``metrics.json``: the mean over seeds, with the interval of the first seed.
 
-    For a single run it saves drawing again.
+    For a single run this saves a second bootstrap.
     """
-    summaries = [run.metrics.get("controls", {}).get(test_set) for run in row.runs]
-    found = [Interval(**plain) for summary in summaries if summary and (plain := pick(summary))]
-    if len(found) < len(row.runs):
+    controls = [run.metrics.get("controls", {}).get(test_set) for run in group.runs]
+    intervals = [Interval(**plain) for numbers in controls if numbers and (plain := pick(numbers))]
+    if len(intervals) < len(group.runs):
         return None
-    value = sum(interval.value for interval in found) / len(found)
-    first = found[0]
-    return Interval(value, first.low, first.high, first.n, first.method)
+    return replace(intervals[0], value=sum(interval.value for interval in intervals) / len(intervals))
 
 
-def _asked(row: RunGroup, test_set: str, controls: Iterable[str]) -> list[str]:
-    """Ids of the questions that every run of a row was asked under all of the controls."""
-    tables = [(run, control) for run in row.runs for control in controls]
+def _shared_ids(group: RunGroup, test_set: str, controls: Iterable[str]) -> list[str]:
+    """Ids of the questions that every run of the group answered under all of the controls."""
+    tables = [(run, control) for run in group.runs for control in controls]
     if not all(run.has_answers(test_set, control) for run, control in tables):
         return []
     return sorted(set.intersection(*(set(run.answers(test_set, control).index) for run, control in tables)))
 
 
-def _outcomes(row: RunGroup, test_set: str, control: str, asked: list[str]) -> list:
+def _outcomes(group: RunGroup, test_set: str, control: str, ids: list[str]) -> list:
     """``[seeds, questions]`` of right (1) and wrong (0)."""
-    return [run.answers(test_set, control).loc[asked, "correct"].astype(float).tolist() for run in row.runs]
+    return [run.answers(test_set, control).loc[ids, "correct"].astype(float).tolist() for run in group.runs]
 
 
-def _groups(row: RunGroup, test_set: str, asked: list[str]) -> list[str]:
-    return row.runs[0].answers(test_set).loc[asked, "image_group"].tolist()
+def _image_groups(group: RunGroup, test_set: str, ids: list[str]) -> list[str]:
+    return group.runs[0].answers(test_set).loc[ids, "image_group"].tolist()
 
 
 def _reasons(c: Comparison) -> list[str]:
-    """Why a control that was wanted was not run."""
-    found = {
-        f"{name} was not run: {reason}."
-        for row in c.groups
-        for run in row.runs
-        for summary in run.metrics.get("controls", {}).values()
-        for name, reason in summary.get("not_run", {}).items()
-    }
-    return sorted(found)
+    """One sentence for each requested control that was not run."""
+    return sorted(
+        {
+            f"{name} was not run: {reason}."
+            for run in c.runs
+            for numbers in run.metrics.get("controls", {}).values()
+            for name, reason in numbers.get("not_run", {}).items()
+        }
+    )

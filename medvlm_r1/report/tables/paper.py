@@ -1,4 +1,4 @@
-"""The comparison as a paper takes it: LaTeX with booktabs, and CSV with one figure a line."""
+"""Tables for a paper: LaTeX with booktabs, and CSV with one number per line."""
 
 from collections.abc import Iterable
 
@@ -16,22 +16,23 @@ _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\N{MINUS SIGN}": r"\ensuremath{-}",
     "\N{EN DASH}": "--",
     "\N{DAGGER}": r"\textsuperscript{\textdagger}",
+    "\N{DOUBLE DAGGER}": r"\textsuperscript{\textdaggerdbl}",
 }
 
 
 def as_latex(tables: list[Table], label: str = "medvlm_r1") -> str:
-    """``table`` environments for ``\\usepackage{booktabs}``; notes stand in the caption.
+    """``table`` environments for ``\\usepackage{booktabs}``, with the notes in the caption.
 
     Args:
-        tables: bold where a cell's adjusted test supports it, as in every other form of the table.
-        label: of the first table; the others' are numbered.
+        tables: the tables.
+        label: ``\\label`` of the first table; the others have a number behind it.
     """
-    made = [_one(table, f"tab:{label}" + (f"-{k}" if k else "")) for k, table in enumerate(tables)]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(made)
+    parts = [_environment(table, f"tab:{label}" + (f"-{k}" if k else "")) for k, table in enumerate(tables)]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
 def as_csv(c: Comparison) -> str:
-    """Accuracy, format rates and differences, fractions in full precision, one a line."""
+    """Accuracy, format rates and differences, one per line, fractions in full precision."""
     rows = []
     for quantity, rates in (
         ("accuracy", c.accuracy),
@@ -56,8 +57,8 @@ def as_csv(c: Comparison) -> str:
     return pd.DataFrame(rows, columns=columns).to_csv(index=False)
 
 
-def _one(table: Table, label: str) -> str:
-    """One ``table``: each figure over its interval, as on the console."""
+def _environment(table: Table, label: str) -> str:
+    """One ``table`` environment: each number above its interval, as on the console."""
     head, *body = ([_line(map(_bold, row)), _line(map(_small, row))] for row in (table.heads, *table.rows))
     return "\n".join(
         [
@@ -79,12 +80,12 @@ def _one(table: Table, label: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Plain text as LaTeX shows it literally."""
+    """Escape plain text, so that LaTeX prints it literally."""
     return "".join(_SPECIAL.get(character, character) for character in text)
 
 
 def _line(cells: Iterable[str]) -> str:
-    """A row; nothing where all its cells are empty."""
+    """One table row; empty if all its cells are empty."""
     cells = list(cells)
     return " & ".join(cells) + r" \\" if any(cells) else ""
 

@@ -1,4 +1,4 @@
-"""The same cells for the console, Markdown and the page. Numbers are points in percent, one decimal."""
+"""Tables for the console, Markdown and the page. Numbers are in percent with one decimal."""
 
 import sys
 from collections.abc import Iterable
@@ -20,7 +20,14 @@ SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", 
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell: the figure, and its interval or remark in small print."""
+    """One table cell.
+
+    Attributes:
+        text: number or label.
+        note: its interval or remarks, separated by ``; ``, in small print.
+        bold: whether an adjusted test supports the number.
+        muted: in the first cell of a row: whether the whole row is of secondary interest.
+    """
 
     text: str
     note: str = ""
@@ -30,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; the first column holds labels, the others align right."""
+    """A titled table; the first column has labels, the others align right."""
 
     title: str
     heads: list[Cell]
@@ -39,12 +46,17 @@ class Table:
 
 
 def set_name(test_set: str) -> str:
-    """``xray`` -> ``X-ray``; an unknown name with its underscores opened."""
+    """``xray`` -> ``X-ray``; an unknown name with spaces for underscores."""
     return SHORT.get(test_set, test_set.replace("_", " ").capitalize())
 
 
 def percent(value: float, signed: bool = False) -> str:
-    """A fraction in percent with one decimal; a difference carries its sign."""
+    """A fraction in percent with one decimal.
+
+    Args:
+        value: the fraction.
+        signed: whether to write a plus sign, as for a difference.
+    """
     text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
     return text.replace("-", "\N{MINUS SIGN}") if text not in ("-0.0", "+0.0") else "0.0"
 
@@ -61,7 +73,7 @@ def p_text(p: float) -> str:
 
 
 def accuracy_table(c: Comparison) -> Table:
-    """Rows in the order zero-shot, SFT, GRPO; a second zero-shot row reads answers leniently."""
+    """One row per run group, then chance; a second zero-shot row parses answers leniently."""
     heads = [Cell("Method")]
     for scope, sets in c.scopes.items():
         n = c.accuracy[c.groups[0].label][scope].n
@@ -73,82 +85,84 @@ def accuracy_table(c: Comparison) -> Table:
 
     rows = []
     best = {scope: c.best(scope) for scope in c.scopes}
-    for row in c.groups:
-        seeds = f"{len(row.runs)} seeds" if len(row.runs) > 1 else f"seed {row.seeds[0]}"
-        cells = [Cell(row.label, f"{row.experiment}; {seeds}")]
-        for scope, i in c.accuracy[row.label].items():
-            mark = marks(row.runs, c.scopes[scope])
-            cells.append(Cell(percent(i.value) + mark, span(i), best[scope] == row.label))
-        overall = list(c.scopes)[-1]
-        for rates in (c.well_formed, c.answered):
-            cells.append(Cell(percent(rates[row.label][overall].value), span(rates[row.label][overall])))
-        rows.append(cells)
-        if row.method == "zero_shot":
-            lenient = [
-                Cell(percent(i.value) + marks(row.runs, c.scopes[scope]), span(i))
-                for scope, i in c.lenient[row.label].items()
+    overall = list(c.scopes)[-1]
+    for group in c.groups:
+        label = group.label
+        seeds = f"{len(group.runs)} seeds" if len(group.runs) > 1 else f"seed {group.seeds[0]}"
+        touched = {scope: marks(group.runs, sets) for scope, sets in c.scopes.items()}
+        rates = [
+            Cell(percent(i.value) + touched[scope], span(i), best[scope] == label)
+            for scope, i in c.accuracy[label].items()
+        ]
+        formats = [table[label][overall] for table in (c.well_formed, c.answered)]
+        rates += [Cell(percent(i.value), span(i)) for i in formats]
+        rows.append([Cell(label, f"{group.experiment}; {seeds}"), *rates])
+        if group.method == "zero_shot":
+            rates = [
+                Cell(percent(i.value) + touched[scope], span(i)) for scope, i in c.lenient[label].items()
             ]
-            rows.append(
-                [Cell(row.label, "parsed leniently", muted=True), *lenient, Cell("", ""), Cell("", "")]
-            )
+            rows.append([Cell(label, "parsed leniently", muted=True), *rates, Cell(""), Cell("")])
     guess = [Cell(percent(c.chance[scope])) for scope in c.scopes]
     rows.append([Cell("Chance", "guessing an option", muted=True), *guess, Cell(""), Cell("")])
 
     used = sorted({i.method for row in c.accuracy.values() for i in row.values()})
     notes = [f"Accuracy in percent with 95 % intervals ({', '.join(used)}); n is questions per seed."]
     if len(c.groups) > 1:
-        notes.append("Bold: above every other row of its column after Holm's adjustment.")
-        visible = percent(max(c.smallest_visible(t) for t in c.test_sets))
+        notes.append("Bold: better than every other row of its column after Holm's adjustment.")
+        points = percent(max(c.detectable_difference(t) for t in c.test_sets))
         notes.append(
-            f"Two unpaired runs of this size show {visible} points or more per test set at 80 % power."
+            f"Two unpaired runs of this size show {points} points or more per test set at 80 % power."
         )
     notes += mark_notes(c.groups)
     return Table("Accuracy", heads, rows, notes)
 
 
-def mark_notes(rows: Iterable[RunGroup]) -> list[str]:
-    """The footnotes of the marks; none where no number is touched by a leak or a shortcut."""
-    runs = [run for row in rows for run in row.runs]
+def mark_notes(groups: Iterable[RunGroup]) -> list[str]:
+    """Footnotes of the marks; none if no leak and no shortcut touches the numbers."""
+    runs = [run for group in groups for run in group.runs]
     notes = []
     shares = leaked_shares(runs)
-    told = [f"{percent(share)} % of the {set_name(name)} questions" for name, share in shares.items()]
-    if told:
-        notes.append(f"{LEAK} {', '.join(told)} show a copy of a training image.")
-    told = [
+    leaks = [f"{percent(share)} % of the {set_name(name)} questions" for name, share in shares.items()]
+    if leaks:
+        notes.append(f"{LEAK} {', '.join(leaks)} show a copy of a training image.")
+    shortcuts = [
         f"{rule} alone scores {percent(score.accuracy)} % on {set_name(name)} "
         f"(chance {percent(score.chance)})"
         for name, (rule, score) in best_shortcuts(runs).items()
     ]
-    if told:
-        notes.append(f"{SHORTCUT} Without looking at a picture, {', '.join(told)}.")
+    if shortcuts:
+        notes.append(f"{SHORTCUT} Without the image, {', '.join(shortcuts)}.")
     return notes
 
 
 def difference_table(c: Comparison) -> Table:
-    """Paired differences in points; bold where the adjusted test supports one."""
+    """Paired differences in points; bold if the adjusted test supports the difference."""
     heads = [Cell("Difference")] + [Cell(set_name(scope)) for scope in c.scopes]
-    found: dict[tuple[str, str], list[Cell]] = {}
+    rows: dict[tuple[str, str], list[Cell]] = {}
     for d in c.differences:
-        cells = found.setdefault((d.first, d.second), [Cell(f"{d.first} \N{MINUS SIGN} {d.second}")])
-        runs = [run for row in c.groups if row.label in (d.first, d.second) for run in row.runs]
+        cells = rows.setdefault((d.first, d.second), [Cell(f"{d.first} \N{MINUS SIGN} {d.second}")])
+        runs = [run for g in c.groups if g.label in (d.first, d.second) for run in g.runs]
         cells.append(_difference_cell(d, marks(runs, c.scopes[d.where])))
     tests = " / ".join(sorted({d.test for d in c.differences}))
     notes = [
         f"Points on the same questions, 95 % interval, adjusted p ({tests}, Holm over {len(c.differences)}"
         " tests). Bold: adjusted p below 0.05.",
     ]
-    if any(len(row.runs) > 1 for row in c.groups):
-        notes.append("Intervals draw seeds and image groups; with two or three seeds they can be too narrow.")
+    if len(c.runs) > len(c.groups):
+        notes.append(
+            "Intervals resample seeds and image groups; with two or three seeds they can be too narrow."
+        )
     notes += mark_notes(c.groups)
-    return Table("Differences", heads, list(found.values()), notes if c.differences else [])
+    return Table("Differences", heads, list(rows.values()), notes if c.differences else [])
 
 
 def fairness_lines(f: Fairness) -> list[str]:
-    """Plain sentences: what differs, and the settings that must agree."""
+    """Lines of text: the settings that differ, and the settings that must agree."""
     if not f.known:
         return [f"{f.second} and {f.first} cannot be compared: config.yaml is missing."]
     lines = [
-        f"{f.second} and {f.first} differ outside the method in: " + ("none" if not f.differences else "")
+        f"Settings outside the method in which {f.second} and {f.first} differ: "
+        + ("none" if not f.differences else "")
     ]
     lines += [f"  {s.key}: {s.second!r} ({f.second}), {s.first!r} ({f.first})" for s in f.differences]
     for s in f.same_work:
@@ -162,13 +176,13 @@ def fairness_lines(f: Fairness) -> list[str]:
 
 
 def table_console() -> Console:
-    """A console for tables: where nobody sets the width, 80 columns would fold the labels."""
+    """A console for tables, 110 columns wide if the output is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=110)
 
 
 def as_rich(table: Table) -> RichTable:
-    """For the console; narrow enough for 80 columns with three test sets."""
-    drawn = RichTable(
+    """A table for the console, narrow enough for 80 columns with three test sets."""
+    table_out = RichTable(
         title=table.title,
         caption="\n".join(table.notes),
         title_justify="left",
@@ -179,16 +193,16 @@ def as_rich(table: Table) -> RichTable:
     )
     for k, column in enumerate(zip(table.heads, *table.rows, strict=True)):
         width = max(len(line) for cell in column for line in _lines(cell).split("\n"))
-        # figures are never cut; a narrow console folds the labels instead
-        kind = {"justify": "right", "min_width": width, "no_wrap": True} if k else {"overflow": "fold"}
-        drawn.add_column(_lines(column[0]), **kind)
+        # a narrow console folds the labels, never the numbers
+        style = {"justify": "right", "min_width": width, "no_wrap": True} if k else {"overflow": "fold"}
+        table_out.add_column(_lines(column[0]), **style)
     for row in table.rows:
-        drawn.add_row(*(f"[bold]{_lines(c)}[/bold]" if c.bold else _lines(c) for c in row))
-    return drawn
+        table_out.add_row(*(f"[bold]{_lines(c)}[/bold]" if c.bold else _lines(c) for c in row))
+    return table_out
 
 
 def as_markdown(table: Table) -> str:
-    """A GitHub table with its notes beneath."""
+    """A GitHub table with its notes below."""
 
     def text(cell: Cell) -> str:
         main = f"**{cell.text}**" if cell.bold else cell.text
@@ -208,5 +222,5 @@ def _difference_cell(d: Difference, mark: str) -> Cell:
 
 
 def _lines(cell: Cell) -> str:
-    """Main text over small print, safe from console markup."""
+    """Text over notes, escaped for the console's markup."""
     return escape("\n".join(filter(None, [cell.text, *cell.note.split("; ")])))

@@ -1,0 +1,30 @@
+"""Titles of the methods, and their order in every table."""
+
+METHODS = {
+    "zero_shot": "Zero-shot",
+    "sft": "SFT",
+    "grpo": "GRPO",
+    "dr_grpo": "Dr. GRPO",
+    "dapo": "DAPO",
+    "gspo": "GSPO",
+    "cispo": "CISPO",
+    "rloo": "RLOO",
+    "reinforce_pp": "REINFORCE++",
+    "gdpo": "GDPO",
+    "a_grae": "A-GRAE",
+}
+
+
+def method_title(name: str) -> str:
+    """Title of a method in tables; a method outside the package is titled by its own name."""
+    return METHODS.get(name, name)
+
+
+def method_order(name: str) -> int:
+    """Sort key of a method in tables; methods outside the package come last."""
+    return [*METHODS, name].index(name)
+
+
+def is_rl_and_sft(first: str, second: str) -> bool:
+    """Whether the first method is reinforcement learning and the second its supervised counterpart."""
+    return second == "sft" and first not in ("sft", "zero_shot")
