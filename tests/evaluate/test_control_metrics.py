@@ -216,7 +216,7 @@ class TestTables:
             assert xray.text[-1].isdigit()
         assert table.notes[-2] == "† 30.0 % of the MRI questions show a copy of a training image."
         assert table.notes[-1] == (
-            "‡ Without looking at a picture, option text alone scores 96.0 % on CT (chance 27.0)."
+            "‡ Without the image, option text alone scores 96.0 % on CT (chance 27.0)."
         )
         assert "reasoning-cut was not run: the prompt asks for no reasoning." in table.notes
         assert all("†" in row[1].text for row in control_summary(c).rows[:1])

@@ -57,7 +57,7 @@ def control_summary(c: Comparison) -> Table | None:
             numbers = [percent(accuracy_under(group, t, k).value) + mark for k in (PLAIN, BLANK)]
             numbers.append(f"{percent(gain.value, signed=True)}{mark} ({span(gain, signed=True)})")
             name = set_name(t) if len(c.groups) == 1 else f"{group.label}, {set_name(t)}"
-            rows.append([Cell(name), *map(Cell, numbers), Cell(reading(gain))])
+            rows.append([Cell(name), *map(Cell, numbers), Cell(interpret_gain(gain))])
     heads = [Cell(head) for head in ("Controls", "Image", "Blank", "Image gain (95 %)", "Verdict")]
     return Table("", heads, rows, mark_notes(c.groups)) if rows else None
 
@@ -138,7 +138,7 @@ def _gain_cell(group: RunGroup, test_set: str, control: str) -> Cell:
     gain = gain_over(group, test_set, control)
     if gain is None:
         return NONE
-    note = span(gain, signed=True) + (f"; {reading(gain)}" if control == BLANK else "")
+    note = span(gain, signed=True) + (f"; {interpret_gain(gain)}" if control == BLANK else "")
     return Cell(percent(gain.value, signed=True) + marks(group.runs, [test_set]), note)
 
 
