@@ -1,4 +1,4 @@
-"""Serve questions to training, validation and test, encoded in workers."""
+"""The Lightning data module: workers encode the questions of training, validation and test."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
@@ -13,28 +13,27 @@ from medvlm_r1.data.perturbation import Perturbation, Unperturbed
 from medvlm_r1.data.sample import Phase
 from medvlm_r1.data.splits import Questions, Source
 
-Encode = Callable[..., Any]  # (question, phase); of a test question also what its answer begins with
+Encode = Callable[..., Any]  # (question, phase); for test questions also assistant_prefix and memo
 Perturb = Callable[[Source], Sequence[list[Perturbation]]]
 
 
 class VQADataModule(LightningDataModule):
     """Train, validation and test questions.
 
-    Every device of a run takes its own share of each optimiser step's prompts. The order follows
-    from (seed, epoch) alone, so methods that share a seed see the same questions in the same order,
-    and the number of workers changes nothing.
+    Each device takes its own share of the prompts of an optimiser step. The order depends on (seed, epoch)
+    alone: methods with the same seed see the same questions in the same order, for any number of workers.
 
     A test batch holds, per question, its perturbations with their tensors.
 
     Args:
-        questions: what trains, validates and tests.
+        questions: training, validation and test questions.
         encode: (question, phase) -> tensors, run in the workers. For test questions it also takes
             ``assistant_prefix``, the first text of the answer, and ``memo``, the images that all
             perturbations of one question share.
-        prompts_per_step: prompts in one optimiser step, over all devices.
-        evaluation_batch: prompts answered at once in evaluation, per device.
-        seed: of the order.
-        workers: processes that decode and encode; 0 works in the main process.
+        prompts_per_step: prompts per optimiser step, over all devices.
+        evaluation_batch: prompts per evaluation batch and device.
+        seed: seed of the order.
+        workers: DataLoader workers; 0 encodes in the main process.
         perturb: test set -> the perturbations of each question; by default the unchanged question alone.
 
     Raises:
@@ -57,8 +56,8 @@ class VQADataModule(LightningDataModule):
         self.questions, self.encode = questions, encode
         self.prompts_per_step, self.evaluation_batch = prompts_per_step, evaluation_batch
         self.seed, self.workers, self.perturb = seed, workers, perturb
-        self.answered: Set[tuple[str, str]] = frozenset()  # test set and id of questions that need no answer
-        self._taken = 0  # batches of the current epoch that a resumed run has behind it
+        self.answered: Set[tuple[str, str]] = frozenset()  # (test set, id) of answered questions
+        self._taken = 0  # batches of the current epoch that a resumed run skips
         self._sampler: _Shuffled | None = None
         if len(questions.train) < prompts_per_step:
             raise ValueError(
@@ -71,7 +70,7 @@ class VQADataModule(LightningDataModule):
         if len(self.questions.validation) < world:
             raise ValueError(
                 f"{len(self.questions.validation)} validation questions are fewer than the {world} devices, "
-                "and a device with none would keep the others waiting: take more of them, or fewer devices"
+                "and a device without one would block the others: use more questions, or fewer devices"
             )
         if self.prompts_per_step % world:
             raise ValueError(
@@ -95,33 +94,33 @@ class VQADataModule(LightningDataModule):
         return self._loader(encoded, share, sampler, drop_last=True)
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch are behind a checkpoint; none where the next epoch comes."""
+        """Number of finished batches of the epoch; 0 at its end."""
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
         return {"batches": done % max(1, int(self.trainer.num_training_batches))}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._taken = state_dict["batches"]
-        if self._sampler:  # a strategy that splits the weights loads when the loader is made already
+        if self._sampler:  # strategies that shard the weights load after the loader exists
             self._sampler.skip = self._taken * self.prompts_per_step // self._sampler.num_replicas
             self._taken = 0
 
     def spare(self, count: int, step: int, attempt: int, taken: Set[str]) -> list:
-        """Further training questions for this device, encoded; other devices get others.
+        """Draw and encode further training questions for this device; other devices get others.
 
-        They follow from (seed, step, attempt), so a resumed run draws the same ones.
+        The draw depends on (seed, step, attempt) alone, so a resumed run draws the same questions.
 
         Args:
-            count: wanted on each device; fewer come, equally many everywhere, where too few are left.
-            taken: ids of the questions that all devices already have in this step.
+            count: questions per device; if too few are left, every device gets equally fewer.
+            taken: ids of the questions that the devices already have in this step.
         """
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         source = self.questions.train
         order = np.random.default_rng([self.seed, step, attempt]).permutation(len(source))
-        free = (place for place in order.tolist() if source[place].id not in taken)
+        free = (i for i in order.tolist() if source[i].id not in taken)
         chosen = list(islice(free, count * world))
         count = len(chosen) // world
         mine = chosen[rank * count : (rank + 1) * count]
-        return [self.encode(source[place], "train") for place in mine]
+        return [self.encode(source[i], "train") for i in mine]
 
     def val_dataloader(self) -> DataLoader:
         encoded = _Encoded(self._share(self.questions.validation), self.encode, "evaluate")
@@ -131,7 +130,7 @@ class VQADataModule(LightningDataModule):
         return [self._test_loader(name, source) for name, source in self.questions.test.items()]
 
     def _test_loader(self, name: str, source: Source) -> DataLoader:
-        """Batches of a test set, without those that are answered already; the others stay as they are."""
+        """Batches of a test set without the fully answered ones; the other batches do not change."""
         share = self._share(source)
         batches = [part.tolist() for part in torch.arange(len(share)).split(self.evaluation_batch)]
         if self.answered:
@@ -161,10 +160,10 @@ class VQADataModule(LightningDataModule):
 
 
 class _Shuffled(DistributedSampler):
-    """As its base, but the first ``skip`` of the first epoch are behind us."""
+    """A DistributedSampler that skips the first ``skip`` questions of the first epoch."""
 
-    def __init__(self, *of: Any, skip: int, **how: Any) -> None:
-        super().__init__(*of, **how)
+    def __init__(self, *args: Any, skip: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.skip = skip
 
     def __iter__(self) -> Iterator[int]:
@@ -173,7 +172,7 @@ class _Shuffled(DistributedSampler):
 
 
 class _Share:
-    """Every ``world``-th question: no question is answered twice, ranks may differ by one."""
+    """Every ``world``-th question: no question is answered twice; ranks may differ by one question."""
 
     def __init__(self, source: Sequence, rank: int, world: int) -> None:
         self.source, self.indices = source, range(rank, len(source), world)
@@ -197,7 +196,7 @@ class _Encoded(Dataset):
 
 
 class _EncodedPerturbations(Dataset):
-    """All perturbations of a question together, so that its images are decoded and cut into patches once."""
+    """All perturbations of a question together: its images are decoded and cut into patches once."""
 
     def __init__(self, source: _Share, encode: Encode) -> None:
         self.source, self.encode = source, encode

@@ -22,7 +22,7 @@ class BlankImage:
         return f"blank of {self.of.name}"
 
     def load(self) -> Image.Image:
-        """Raises what loading the picture raises: its size is needed."""
+        """Create the grey image; this loads the original for its size, and may raise the same errors."""
         return Image.new("RGB", self.of.load().size, GREY)
 
 

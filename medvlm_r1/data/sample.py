@@ -1,4 +1,4 @@
-"""One question about one or more images: the value that every later stop receives."""
+"""One question about one or more images: the value that every later stage receives."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -10,30 +10,30 @@ Phase = Literal["train", "evaluate"]
 
 
 class BadRowError(ValueError):
-    """A row of a data file that cannot be used. The message names file, row, value and remedy."""
+    """An unusable row of a data file. The message names file, row, value and remedy."""
 
 
 @runtime_checkable
 class ImageHandle(Protocol):
-    """Something that yields a picture when a DataLoader worker asks for it; cheap to pickle."""
+    """An image that a DataLoader worker loads on demand; cheap to pickle."""
 
     @property
     def name(self) -> str:
-        """Stable identity of the picture, used in traces and reports."""
+        """Stable identifier of the image, used in traces and reports."""
 
     def load(self) -> Image.Image:
-        """Decode or render the picture as RGB."""
+        """Decode or render the image as RGB."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, whether or not the right answer is known.
+    """A question for the model, with or without a known answer.
 
     Attributes:
-        id: unique within its data set; seeds the draws of its completions.
-        images: the pictures, in the order in which the prompt shows them.
-        question: the question alone, without options.
-        options: option texts in the order of their letters; none for an open question.
+        id: unique within its data set; part of the sampling seed of its completions.
+        images: the images, in the order of the prompt.
+        question: text of the question, without options.
+        options: option texts in the order of their letters; empty for an open question.
     """
 
     id: str
@@ -47,16 +47,16 @@ class Question:
         if self.options and not 2 <= len(self.options) <= len(LETTERS):
             raise BadRowError(f"{len(self.options)} options: a question needs 2 to {len(LETTERS)}")
         if len(set(self.options)) < len(self.options):
-            raise BadRowError(f"options {list(self.options)} hold a duplicate: make each one different")
+            raise BadRowError(f"options {list(self.options)} contain a duplicate: make each one different")
 
     @property
     def is_open(self) -> bool:
-        """Whether the answer is a text instead of a letter."""
+        """Whether the answer is free text instead of a letter."""
         return not self.options
 
     @property
     def letters(self) -> str:
-        """The letters of this question's options, e.g. ``ABCD``; none for an open question."""
+        """Letters of the options, e.g. ``ABCD``; empty for an open question."""
         return LETTERS[: len(self.options)]
 
 
@@ -65,12 +65,12 @@ class VQASample(Question):
     """A question with its answer: multiple choice or, without options, open.
 
     Attributes:
-        answer: the gold letter, one of ``letters``; for an open question the gold text.
+        answer: the gold letter, one of ``letters``; the gold text of an open question.
         modality: acquisition modality, e.g. ``mri``.
         question_type: e.g. ``Disease Diagnosis``.
         source: data set of origin.
-        image_group: samples that share a picture (or patient) share this; splits and
-            clustered intervals go by it.
+        image_group: equal for samples that share an image (or patient); splits and clustered
+            confidence intervals use it.
     """
 
     answer: str
@@ -90,5 +90,5 @@ class VQASample(Question):
 
     @property
     def answer_text(self) -> str:
-        """The text of the gold option, or of an open question's answer."""
+        """Text of the gold option, or of an open question's answer."""
         return self.answer if self.is_open else self.options[self.letters.index(self.answer)]

@@ -1,4 +1,4 @@
-"""Which questions train, validate and test: drawn once per seed, by image group, in nested subsets."""
+"""Training, validation and test questions, and the random splits: by image group, in nested subsets."""
 
 import random
 import re
@@ -17,7 +17,7 @@ _CLASS: dict[str, Callable[[VQASample], str]] = {
     "question_type": lambda sample: sample.question_type,
     "answer": lambda sample: sample.answer_text,
 }
-_PLACE = re.compile(r"-[0-9a-f]{8}(?=\+|$)")
+_PATH_HASH = re.compile(r"-[0-9a-f]{8}(?=\+|$)")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Questions:
         train: training questions.
         validation: questions of the training domain that share no image with training.
         test: test sets by name, in the order in which they are reported.
-        skipped: one line for each row that a source left out, naming file, row and reason.
+        skipped: one line for each skipped row, with file, row and reason.
 
     Raises:
         ValueError: a part is empty, or validation shares an image with training or a test set.
@@ -41,7 +41,7 @@ class Questions:
 
     @property
     def an_open_one(self) -> VQASample | None:
-        """Some question that a text answers, if there is one."""
+        """One of the open questions, or ``None`` if all are multiple choice."""
         parts = (self.train, self.validation, *self.test.values())
         return next((sample for part in parts for sample in part if sample.is_open), None)
 
@@ -56,8 +56,8 @@ class Questions:
         for name, source in {"train": self.train, **self.test}.items():
             if shared := validated & {sample.image_group for sample in source}:
                 raise ValueError(
-                    f"{len(shared)} images stand in validation and in {name}, e.g. {min(shared)}: split by "
-                    "image, or leave data.validation out to have questions held out of training"
+                    f"{len(shared)} images are both in validation and in {name}, e.g. {min(shared)}: split "
+                    "by image, or leave data.validation out to have questions held out of training"
                 )
         for name, source in self.test.items():
             if leaked := sum(sample.image_group in seen for sample in source):
@@ -70,27 +70,26 @@ class Questions:
 def hold_out(
     source: Sequence[VQASample], n: int, seed: int, avoid: Collection[str] = (), what: str = "validation"
 ) -> tuple[list[VQASample], list[VQASample]]:
-    """Part ``source`` by image group: the rest, and ``n`` held-out questions.
+    """Split ``source`` by image group into the rest and ``n`` held-out questions.
 
-    Groups are drawn whole; of the last one, the questions beyond ``n`` go to neither side. Groups in
-    ``avoid`` are not held out. Where the files lie changes nothing.
+    Whole groups are drawn; the questions of the last group beyond ``n`` go to neither side. The folder of the
+    files does not change the split.
 
     Args:
         source: questions.
-        n: questions to hold out.
-        seed: of the draw.
-        avoid: image groups that stay.
-        what: what they are held out for, in messages.
+        n: number of questions to hold out.
+        seed: seed of the draw.
+        avoid: image groups that are not held out.
+        what: name of the held-out part, for messages.
 
     Raises:
-        ValueError: nothing would remain.
+        ValueError: there are too few questions, or nothing would remain.
     """
     groups: dict[str, list[VQASample]] = {}
     for sample in source:
         groups.setdefault(sample.image_group, []).append(sample)
-    # By file name, then in order of appearance: the mark that a group carries of its folder's place is
-    # another one on every machine.
-    order = sorted((g for g in groups if g not in set(avoid)), key=lambda group: _PLACE.sub("", group))
+    # Sort by file name, then by appearance: a group's suffix is a hash of its path, which differs by machine.
+    order = sorted((g for g in groups if g not in set(avoid)), key=lambda group: _PATH_HASH.sub("", group))
     random.Random(seed).shuffle(order)
     held_out, taken = [], set()
     for group in order:
@@ -100,24 +99,23 @@ def hold_out(
         taken.add(group)
     rest = [sample for sample in source if sample.image_group not in taken]
     if len(held_out) < n or not rest:
-        raise ValueError(f"{len(source)} questions do not hold {n} for {what} and some to train on")
+        raise ValueError(f"{len(source)} questions are too few to hold out {n} for {what} and train on the rest")
     return rest, held_out[:n]
 
 
 def choose(source: Sequence[VQASample], n: int | None, seed: int, per: Per | None = None) -> list[VQASample]:
-    """``n`` questions drawn from ``source``, or ``n`` of each class; all, in their order, for ``None``.
+    """Draw ``n`` questions from ``source``, or ``n`` of each class; ``None`` takes all, in their order.
 
-    Nested: for one seed, fewer questions are the first of more, so a learning curve adds data and
-    exchanges none.
+    Nested: for one seed, fewer questions are the first of more, so a learning curve only adds data.
 
     Args:
         source: questions.
-        n: how many; of each class where ``per`` is given.
-        seed: of the order that they are taken in.
-        per: what classes are: ``modality``, ``question_type`` or ``answer`` (the gold option's text).
+        n: number of questions; per class if ``per`` is set.
+        seed: seed of the order.
+        per: the class of a question: ``modality``, ``question_type`` or ``answer`` (the gold option's text).
 
     Raises:
-        ValueError: there are fewer than asked for.
+        ValueError: there are fewer than ``n``.
     """
     if per is not None and per not in _CLASS:
         raise ValueError(f"data.n_train_per is {per!r}: use {', '.join(_CLASS)}, or null")
@@ -126,13 +124,13 @@ def choose(source: Sequence[VQASample], n: int | None, seed: int, per: Per | Non
             raise ValueError(f"data.n_train_per={per} needs data.n_train, the questions of each {per}")
         return list(source)
     if n < 1:
-        raise ValueError(f"n_train={n}: ask for at least one question")
+        raise ValueError(f"n_train={n}: request at least one question")
     class_of = _CLASS[per] if per else lambda sample: "questions"
     counts = Counter(class_of(sample) for sample in source)
     if short := [f"{count} {name}" for name, count in sorted(counts.items()) if count < n]:
         each = f" of each {per}" if per else ""
-        raise ValueError(f"n_train={n}{each}, but {', '.join(short)} remain beside validation: ask for fewer")
-    # The whole order at once: sample(source, n) draws by another rule for small n, which nests nothing.
+        raise ValueError(f"n_train={n}{each}, but {', '.join(short)} remain after validation: request fewer")
+    # Shuffle all: sample(source, n) uses another algorithm for small n, and its samples are not nested.
     taken, chosen = Counter(), []
     for sample in random.Random(seed).sample(list(source), len(source)):
         if taken[class_of(sample)] < n:

@@ -337,7 +337,7 @@ class TestFile:
         ("change", "said"),
         [
             ({"options": ["a"]}, "row 1: 1 options"),
-            ({"options": ["a", "a"]}, "row 1: options ['a', 'a'] hold a duplicate"),
+            ({"options": ["a", "a"]}, "row 1: options ['a', 'a'] contain a duplicate"),
             ({"options": "a or b"}, "row 1: options is 'a or b': give a list"),
             ({"image": "nowhere.png"}, "row 1: image"),
             ({"question": None}, "row 1: column 'question' is missing"),

@@ -106,8 +106,8 @@ def test_n_of_each_class():
 @pytest.mark.parametrize(
     ("n", "per", "message"),
     [
-        (0, None, "n_train=0: ask for at least one"),
-        (11, None, "n_train=11, but 10 questions remain beside validation"),
+        (0, None, "n_train=0: request at least one"),
+        (11, None, "n_train=11, but 10 questions remain after validation"),
         (11, "modality", "n_train=11 of each modality, but 10 mri remain"),
         (None, "modality", "n_train_per=modality needs data.n_train"),
         (5, "subset", "n_train_per is 'subset': use modality, question_type, answer"),

@@ -1,1 +1,11 @@
-"""File formats of questions: tables, the papers' JSON schema, folders of labelled images."""
+"""Questions in files of the user's own, one option of ``conf/data`` each, and the rows that they share.
+
+====================  ==================================================================
+mcq_json.py           the papers' JSON schema; mcq_row.py parses one row of it
+table.py              JSON, JSONL, CSV or Parquet of any layout; columns.py maps columns
+image_folder.py       labelled images; question_template.py turns a label into a question
+question_file.py      parse the rows of a file, check their images, hold out validation
+row_policy.py         what to do with unusable rows: the config node ``data.rows``
+rows.py               read the rows of JSON, JSONL, CSV and Parquet files
+====================  ==================================================================
+"""

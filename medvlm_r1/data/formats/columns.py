@@ -10,27 +10,26 @@ Column = str | Sequence[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what. Each may also be ``{value: V}``, one value for all rows.
+    """Which column holds what. Each may also be ``{value: V}``, the same value in every row.
 
     Attributes:
-        image: path of the image, or several; one column or a list of columns. In the place of a path may
-            stand an object with ``path`` and settings, in CSV as JSON.
-        question: text.
-        options: one column with all options, or a list of columns with one each.
+        image: path of the image, or several; one column or a list of columns. An object with ``path`` and
+            settings (in CSV as JSON) may replace a path.
+        question: text of the question.
+        options: one column with all options, or a list of columns with one option each.
         answer: the gold option.
-        answer_is: how: its ``text``, its ``letter``, its ``index`` (from 0) or its ``number`` (from 1).
-        modality: acquisition modality, in one of the spellings that the papers' files use, or short.
+        answer_is: form of the answer: ``text``, ``letter``, ``index`` (from 0) or ``number`` (from 1).
+        modality: acquisition modality: a short name, or a spelling of the papers' files.
         question_type: e.g. Disease Diagnosis. Default: unknown.
-        group: what must not be torn apart by a split, e.g. the patient. Default: the image.
-        id: names the question in all records; different in every row. Default: the row's number.
-        slice: of a row's DICOM and NIfTI files, an index from 0 or another value of ``slices``. Default, and
-            where a row leaves it empty: what :class:`~medvlm_r1.data.images.volume.Volumes` says.
-        window: of a row's DICOM files: one column, or two with centre and width. Default: likewise.
-        separator: parts several images or options that stand in one field of text; a JSON list in the
-            field is understood too.
+        group: e.g. the patient; a split keeps a group together. Default: the image.
+        id: unique id of the question. Default: the row's number.
+        slice: slice of DICOM and NIfTI files: an index from 0, or another value of ``slices``. Default, and
+            for empty fields: :attr:`Volumes.slices <medvlm_r1.data.images.volume.Volumes>`.
+        window: window of DICOM files: one column, or two with centre and width. Default: ``Volumes.window``.
+        separator: separates several images or options in one field of text; a field may also be a JSON list.
 
     Raises:
-        ValueError: a column is given as something else.
+        ValueError: a role has neither a column nor a value.
     """
 
     image: Column = "image"
@@ -69,14 +68,14 @@ class Columns:
 
     @property
     def named(self) -> dict[str, list[str]]:
-        """Names of the columns that are read, by role."""
-        found = {}
+        """Names of the columns to read, by role."""
+        names = {}
         for role in ROLES:
             column = getattr(self, role)
             if column is not None and not isinstance(column, Mapping):
-                found[role] = [column] if isinstance(column, str) else list(column)
-        return found
+                names[role] = [column] if isinstance(column, str) else list(column)
+        return names
 
 
-LISTS = ("image", "options", "window")  # of these a role may have several columns
+LISTS = ("image", "options", "window")  # roles that may have several columns
 ROLES = tuple(f.name for f in fields(Columns) if f.name not in ("answer_is", "separator"))

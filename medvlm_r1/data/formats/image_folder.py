@@ -156,10 +156,13 @@ class ImageFolder(QuestionFile):
 def find_labels(
     folder: Path, labels: str | None, delimiter: str = ",", encoding: str = "utf-8-sig"
 ) -> tuple[Path, list[dict | BadRowError]]:
-    """The labelled images of a folder, and the place that they are reported under.
+    """Find the labelled images of a folder.
+
+    Returns:
+        The file or folder for messages, and the rows: ``file`` and ``label``, or all columns of the CSV file.
 
     Raises:
-        BadRowError: there is no such folder, no image in a subfolder, or no column of that name.
+        BadRowError: the folder is missing or has no subfolders with images, or the CSV file lacks a column.
     """
     if not folder.is_dir():
         raise BadRowError(f"{folder} is no folder: check data.folder and data.test")
@@ -178,34 +181,34 @@ def find_labels(
         return folder, rows
     path = folder / labels
     rows = read_csv(path, delimiter, encoding)
-    there = list(next((row for row in rows if isinstance(row, dict)), {}))
+    existing = list(next((row for row in rows if isinstance(row, dict)), {}))
     for column in ("file", "label"):
-        if there and column not in there:
-            near = get_close_matches(column, [c for c in there if c not in _COLUMNS], n=1, cutoff=0.5)
+        if existing and column not in existing:
+            near = get_close_matches(column, [c for c in existing if c not in _COLUMNS], n=1, cutoff=0.5)
             hint = f"rename {near[0]!r}; " if near else ""
             raise BadRowError(
-                f"{path} has no column {column!r}: {hint}it has {', '.join(there)} (or data=table)"
+                f"{path} has no column {column!r}: {hint}it has {', '.join(existing)} (or use data=table)"
             )
-    for column in there:
+    for column in existing:
         near = get_close_matches(column.lower(), _COLUMNS, n=1, cutoff=0.75)
-        if column not in _COLUMNS and near and near[0] not in there:
+        if column not in _COLUMNS and near and near[0] not in existing:
             raise BadRowError(f"{path}: unknown column {column!r}: rename it to {near[0]!r}, or remove it")
     if any(isinstance(row, dict) and row.get("split") for row in rows):
-        torn = BadRowError("has no split where other rows have one: fill it in")
-        rows = [torn if isinstance(row, dict) and not row["split"] else row for row in rows]
+        no_split = BadRowError("has no split, but other rows have one: fill it in")
+        rows = [no_split if isinstance(row, dict) and not row["split"] else row for row in rows]
     return path, rows
 
 
 def _images_below(label: Path, folder: Path) -> list[str]:
-    found = []
-    for where, folders, files in os.walk(label):  # goes through no symbolic link
+    images = []
+    for parent, folders, files in os.walk(label):  # does not follow symbolic links
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        images = [Path(where) / file for file in sorted(files) if not file.startswith(".")]
-        images = [path for path in images if is_image(path)]
-        if Path(where) != label and any(map(is_dicom_file, images)):
-            images = [Path(where), *(path for path in images if not is_dicom_file(path))]
-        found += [path.relative_to(folder).as_posix() for path in images]
-    return found
+        paths = [Path(parent) / file for file in sorted(files) if not file.startswith(".")]
+        paths = [path for path in paths if is_image(path)]
+        if Path(parent) != label and any(map(is_dicom_file, paths)):
+            paths = [Path(parent), *(path for path in paths if not is_dicom_file(path))]
+        images += [path.relative_to(folder).as_posix() for path in paths]
+    return images
 
 
 def _pattern(group: str | None) -> re.Pattern | None:
@@ -225,10 +228,10 @@ def read_labelled(
     root: ImageRoot,
     group: re.Pattern | None = None,
 ) -> VQASample:
-    """The question of one labelled image.
+    """Make the question of one labelled image.
 
     Raises:
-        BadRowError: file or label is missing, the split is none, or the pattern finds no patient.
+        BadRowError: file or label is missing, the split has another value, or the pattern finds no patient.
     """
     file, label, split = row.get("file"), row.get("label"), row.get("split")
     for column, value in (("file", file), ("label", label)):
@@ -238,16 +241,16 @@ def read_labelled(
         raise BadRowError(f"split is {split!r}: use train, validation or test, or leave the column out")
     patient = row.get("patient")
     if group is not None:
-        found = group.search(file)
-        if found is None:
+        match = group.search(file)
+        if match is None:
             raise BadRowError(
                 f"file {file!r} does not match data.group {group.pattern!r}: correct one of them"
             )
-        patient = found[1] if group.groups else found[0]
+        patient = match[1] if group.groups else match[0]
     entry = with_settings(file, row.get("slice"), row.get("window"))
     # Slices of one file are different questions: each has its own order of options.
-    drawn = f"{file} {row['slice']}" if row.get("slice") else file
-    options, letter = template.options(drawn, label, labels)
+    key = f"{file} {row['slice']}" if row.get("slice") else file
+    options, letter = template.options(key, label, labels)
     return VQASample(
         id=id,
         images=root.images(entry),

@@ -1,12 +1,12 @@
-"""One row of the papers' JSON files, read into a question.
+"""Parse one row of the papers' JSON files into a question.
 
 MedVLM-R1 (arXiv 2502.19634) gives ``image`` (list), ``question``, ``options`` (list), ``answer`` (text
 of the gold option), ``dataset``, ``subset``, and redundantly ``problem`` and ``solution`` (letter).
 Med-R1 (arXiv 2503.13939) gives ``image`` (str), ``problem`` (question with inline options) and
-``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for pictures that
-belong together. An image may also be an object with settings (:mod:`~medvlm_r1.data.images.resolve`). A
-column that looks like a misspelling of one of these is an error, since ignoring it would lose data; any
-other column is ignored.
+``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for images of one patient
+or study. An image may also be an object with settings (:mod:`~medvlm_r1.data.images.resolve`). A column that
+looks like a misspelling of one of these is an error, since ignoring it would lose data; other columns are
+ignored.
 """
 
 import re
@@ -21,7 +21,7 @@ _REQUIRED_INLINE = ("image", "problem", "solution")
 _OPTIONAL = ("solution", "problem", "dataset", "subset", "qtype", "question_type", "group")
 _MISSPELT = 0.8  # difflib ratio: "anwser" is 0.83 from "answer", "question_id" 0.75 from "question_type"
 
-# OmniMedVQA's names of its modalities, as both papers' files spell them, beside the plain ones.
+# Short names of the modalities, and OmniMedVQA's spellings, which both papers' files use.
 MODALITIES = {
     "mri": ("MR (Mag-netic Resonance Imaging)", "MR", "MRI", "Magnetic Resonance Imaging"),
     "ct": ("CT(Computed Tomography)", "CT", "Computed Tomography"),
@@ -37,28 +37,28 @@ MODALITIES = {
     "infrared": ("Infrared Reflectance Imaging",),
 }
 _SOLUTION = re.compile(r"(?:<answer>)?\s*([A-J])\s*(?:</answer>)?")
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKER = re.compile(r"(?:^|(?<=[\s,]))([A-J])\)")
 
 
 def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | None = None) -> VQASample:
-    """One question.
+    """Parse a row with a gold answer. Does not check that the images exist.
 
     Args:
         row: the JSON object.
-        name: the id that the sample gets.
-        source: data set of origin, where the row has no ``dataset``.
-        root: where image paths start from. Whether the images exist is not asked here.
-        modality: taken instead of the row's ``subset`` where given.
+        name: id of the sample.
+        source: data set of origin, for rows without ``dataset``.
+        root: folder that image paths start from.
+        modality: overrides the row's ``subset``.
 
     Raises:
-        BadRowError: the row is unusable; the message names value and remedy, the caller adds the place.
+        BadRowError: the row is unusable; the message names value and remedy, the caller adds file and row.
     """
     row = _columns(row)
     inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
     _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
     question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
-    images = _checked(row["image"], question, options)
+    images = _check_fields(row["image"], question, options)
     letter = _letter(row["solution"]) if "solution" in row else None
     sample = VQASample(
         id=name,
@@ -80,7 +80,7 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
 
 
 def read_question(row: Any, name: str, root: ImageRoot) -> Question:
-    """One question to be asked; its answer, its modality and, for an open question, its options may lack.
+    """Parse a row that may lack the answer, the modality and, if the question is open, the options.
 
     Args:
         row, name, root: as for :func:`read_row`.
@@ -98,20 +98,20 @@ def read_question(row: Any, name: str, root: ImageRoot) -> Question:
     required = ("image", "problem" if inline else "question")
     _check_columns(row, required, (*_OPTIONAL, "question", "options", "answer"))
     question, options = _split_problem(row["problem"]) if inline else (row["question"], row.get("options"))
-    images = _checked(row["image"], question, options)
+    images = _check_fields(row["image"], question, options)
     shown = tuple(handle for entry in images for handle in root.images(entry))
     return Question(name, shown, question, tuple(options or ()))
 
 
 def _columns(row: Any) -> dict[str, Any]:
-    """The columns that a row fills; parquet fills gaps with null."""
+    """Drop columns without a value; Parquet fills missing ones with null."""
     if not isinstance(row, dict):
         raise BadRowError(f"is {row!r:.60}, not an object: give keys such as {', '.join(_REQUIRED)}")
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _checked(image: Any, question: Any, options: Any) -> list[Any]:
-    """The entries of a row's images, once it, its question and its options (``None``: none) are right."""
+def _check_fields(image: Any, question: Any, options: Any) -> list[Any]:
+    """Check images, question and options (``None`` if open); return the image entries as a list."""
     images = [image] if isinstance(image, str | dict) else image
     if not isinstance(images, list) or not images:
         raise BadRowError(f"image is {images!r}: give a list of paths")
@@ -122,9 +122,9 @@ def _checked(image: Any, question: Any, options: Any) -> list[Any]:
     if not isinstance(question, str):
         raise BadRowError(f"question is {question!r}: give a string")
     for text in (question, *(options or ())):
-        if not text.isascii() and _HALF.search(text):
+        if not text.isascii() and _SURROGATE.search(text):
             raise BadRowError(
-                f"{text!r:.80} holds half a character, which no tokenizer takes: write it again"
+                f"{text!r:.80} holds an unpaired surrogate, which no tokenizer accepts: write it again"
             )
     return images
 
@@ -138,12 +138,12 @@ def _check_columns(row: dict, required: tuple[str, ...], optional: tuple[str, ..
     for key in required:
         if key not in row and not (key == "answer" and "solution" in row):
             near = get_close_matches(key, row.keys() - known, n=1, cutoff=0.5)
-            hint = f" (the nearest that it has is {near[0]!r})" if near else ""
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise BadRowError(f"column {key!r} is missing{hint}: add it; the row has {', '.join(row)}")
 
 
 def _split_problem(problem: Any) -> tuple[str, list[str]]:
-    """Undo ``question A)x, B)y``. Options may hold commas; the question may hold a stray ``A)``."""
+    """Split ``question A)x, B)y``. Options may contain commas, the question a stray ``A)``."""
     marks = list(_MARKER.finditer(problem)) if isinstance(problem, str) else []
     letters = "".join(mark[1] for mark in marks)
     start = letters.rfind("A")
@@ -168,7 +168,7 @@ def _letter(solution: Any) -> str:
 def _letter_of_text(answer: Any, options: list[str]) -> str:
     if answer not in options:
         near = get_close_matches(str(answer), options, n=1)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
+        hint = f"; the closest is {near[0]!r}" if near else ""
         raise BadRowError(
             f"answer {answer!r} is not among the options {options}{hint}: give an option's text"
         )
@@ -176,13 +176,13 @@ def _letter_of_text(answer: Any, options: list[str]) -> str:
 
 
 def modality_of(subset: Any) -> str:
-    """The plain name of a modality that OmniMedVQA, the papers or this package spell in some way.
+    """Return the short name of a modality, e.g. ``mri``, from any spelling in :data:`MODALITIES`.
 
     Raises:
-        BadRowError: it is none of them.
+        BadRowError: the spelling is unknown.
     """
     if subset is None:
-        raise BadRowError("has no subset to tell the modality: add one, or set data.modality for all files")
+        raise BadRowError("has no subset, the modality: add one, or set data.modality for all files")
     if (modality := _BY_SPELLING.get(_plain(subset))) is not None:
         return modality
     known = ", ".join(spellings[0] for spellings in MODALITIES.values())

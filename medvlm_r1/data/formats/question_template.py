@@ -19,14 +19,14 @@ class QuestionTemplate:
     """How an image's label becomes a question.
 
     Attributes:
-        question: the question; ``{modality}`` stands for the modality's name.
-        question_type: of every question.
-        n_options: options of a question, the gold one among them. Default: all labels.
-        names: what the options call a label, where it is not the label itself.
-        seed: of the options.
+        question: text of the question; ``{modality}`` is replaced by the modality's name.
+        question_type: question type of every question.
+        n_options: number of options, the gold one included. Default: all labels.
+        names: option text by label, where it differs from the label.
+        seed: seed of the wrong options and all positions.
 
     Raises:
-        ValueError: the question has another placeholder, or there are fewer than two options.
+        ValueError: the question has another placeholder, or ``n_options`` is out of range.
     """
 
     question: str = "Which disease is seen in this {modality} image?"
@@ -51,10 +51,10 @@ class QuestionTemplate:
             )
 
     def check(self, labels: Sequence[str]) -> None:
-        """Whether these labels, of a whole folder, can be asked for.
+        """Check that questions can be made from these labels of a folder.
 
         Raises:
-            ValueError: too few or too many labels, two of the same name, or a name for none of them.
+            ValueError: there are too few or too many labels, two have the same name, or a name has no label.
         """
         for label in self.names:
             if label not in labels:
@@ -73,14 +73,14 @@ class QuestionTemplate:
                 "set data.template.n_options"
             )
         if len({self.names.get(label, label) for label in labels}) < len(labels):
-            raise ValueError("data.template.names calls two labels the same: make each name different")
+            raise ValueError("data.template.names gives two labels the same name: make each name different")
 
     def options(self, file: str, gold: str, labels: Sequence[str]) -> tuple[list[str], str]:
-        """The options of one image's question, and the gold one's letter."""
+        """Return the options of one image's question, and the letter of the gold one."""
         draw = random.Random(f"{self.seed} {file}")
         n = len(labels) if self.n_options is None else self.n_options
-        # The place is drawn first and apart from the label: no label gathers at a letter.
-        place = draw.randrange(n)
+        # The position is drawn first, independently of the label: no label is more frequent at one letter.
+        position = draw.randrange(n)
         others = draw.sample([label for label in labels if label != gold], n - 1)
-        shown = [*others[:place], gold, *others[place:]]
-        return [self.names.get(label, label) for label in shown], LETTERS[place]
+        shown = [*others[:position], gold, *others[position:]]
+        return [self.names.get(label, label) for label in shown], LETTERS[position]

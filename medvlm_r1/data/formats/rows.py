@@ -1,7 +1,7 @@
 """Rows of JSON, JSONL, CSV and Parquet files.
 
-CSV goes through the csv module in its strict mode and not through pandas, which fills short rows with gaps
-and takes a surplus first field for an index, both without a word.
+The csv module reads CSV in strict mode, since pandas silently pads short rows and takes a surplus first field
+for an index.
 """
 
 import csv
@@ -16,7 +16,7 @@ import pyarrow.parquet
 from medvlm_r1.data.sample import BadRowError
 
 JSON_LIMIT = 1 << 30
-"""Bytes. A JSON array is parsed whole, into several times its size."""
+"""Bytes; parsing a JSON array takes several times its size in memory."""
 _CSV = (".csv", ".tsv", ".tab")
 PARQUET = (".parquet", ".pq")
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -25,17 +25,17 @@ _JSON_LINES = (".jsonl", ".ndjson")
 def read_table(
     path: Path, delimiter: str | None, encoding: str, columns: Collection[str] | None = None
 ) -> list[dict | BadRowError]:
-    """The rows of a file whose suffix tells its format; a ragged CSV row stands there as its error.
+    """Read the rows of a file in the format of its suffix; a ragged CSV row becomes a BadRowError.
 
     Args:
         path: .json, .jsonl, .ndjson, .csv, .tsv, .tab, .parquet or .pq
-        delimiter: between the fields of CSV; ``None`` is a tab for .tsv and .tab, a comma otherwise.
+        delimiter: of CSV; ``None`` is a tab for .tsv and .tab, a comma otherwise.
         encoding: of CSV.
-        columns: those wanted; Parquet leaves the others on disk.
+        columns: the columns to read; other Parquet columns are not loaded.
 
     Raises:
         BadRowError: the file is missing, of another format, too large, damaged or empty.
-        ValueError: delimiter or encoding are none.
+        ValueError: ``delimiter`` or ``encoding`` is invalid.
     """
     suffix = path.suffix.lower()
     if suffix == ".json" or suffix in _JSON_LINES:
@@ -50,22 +50,22 @@ def read_table(
 
 
 def read_json(path: Path) -> list[Any]:
-    """The rows of a JSON array or, by the suffix ``.jsonl``, of a file with one JSON value a line.
+    """Read the rows of a JSON array or, in a ``.jsonl`` or ``.ndjson`` file, one JSON value per line.
 
     Raises:
-        BadRowError: the file is missing, unreadable, above :data:`JSON_LIMIT`, empty, no valid JSON or no
-            array; the message names the line and column where the JSON breaks.
+        BadRowError: the file is missing, unreadable, larger than :data:`JSON_LIMIT`, empty, invalid JSON or
+            no array; the message names line and column of a syntax error.
     """
     is_lines = path.suffix.lower() in _JSON_LINES
     try:
-        size = path.stat().st_size if isinstance(path, Path) else 0  # a member of an archive has none
+        size = path.stat().st_size if isinstance(path, Path) else 0  # a member of an archive has no size
         if not is_lines and size > JSON_LIMIT and path.is_file():
             raise BadRowError(
                 f"{path} has {size / 1e9:.1f} GB, and a JSON array of more than {JSON_LIMIT >> 30} GiB is "
                 "not read: write it as .jsonl (one row a line) or .parquet"
             )
         if is_lines:
-            with path.open(encoding="utf-8-sig", newline="\n") as file:  # U+2028 is no end of a line
+            with path.open(encoding="utf-8-sig", newline="\n") as file:  # U+2028 does not end a line
                 rows = [_parsed(line, path, above) for above, line in enumerate(file) if line.strip()]
         else:
             text = path.read_text(encoding="utf-8-sig")
@@ -88,18 +88,18 @@ def _parsed(text: str, path: Path, above: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {above + error.lineno} column {error.colno}"
-        raise BadRowError(f"{path} is not valid JSON at {where} ({error.msg}): mend that line") from None
-    except ValueError as error:  # Python reads no whole number of more than 4,300 digits
+        raise BadRowError(f"{path} is not valid JSON at {where} ({error.msg}): correct that line") from None
+    except ValueError as error:  # Python rejects integers of more than 4,300 digits
         raise BadRowError(f"{path} cannot be read at line {above + 1} or below ({error})") from None
     except RecursionError:
-        raise BadRowError(f"{path} is nested too deeply to be read: give flat rows") from None
+        raise BadRowError(f"{path} is nested too deeply: give flat rows") from None
 
 
 def read_parquet(path: Path, columns: Collection[str] | None = None) -> list[dict]:
-    """The rows of a Parquet file.
+    """Read the rows of a Parquet file.
 
     Raises:
-        BadRowError: the file is missing, damaged or empty, or has pictures in the place of paths.
+        BadRowError: the file is missing, damaged or empty, or a column holds bytes instead of paths.
     """
     try:
         schema = pyarrow.parquet.read_schema(path)
@@ -107,10 +107,10 @@ def read_parquet(path: Path, columns: Collection[str] | None = None) -> list[dic
         for name in names:
             if "binary" in str(schema.field(name).type):
                 raise BadRowError(
-                    f"{path}: column {name!r} holds bytes ({schema.field(name).type}): save the pictures as "
+                    f"{path}: column {name!r} holds bytes ({schema.field(name).type}): save the images as "
                     "files and give their paths"
                 )
-        # Without a wanted column there is nothing to read, but the caller names those that there are.
+        # If none of the columns exists, read all: the caller lists them in its message.
         rows = pyarrow.parquet.read_table(path, columns=names or None).to_pylist()
     except FileNotFoundError:
         raise BadRowError(f"{path} does not exist: check the path of the data file") from None
@@ -122,13 +122,13 @@ def read_parquet(path: Path, columns: Collection[str] | None = None) -> list[dic
 
 
 def read_csv(path: Path, delimiter: str, encoding: str) -> list[dict | BadRowError]:
-    """The rows of a CSV file with a header, every value as text and an empty field as ``None``.
+    """Read the rows of a CSV file with a header: values are text, empty fields ``None``.
 
     Raises:
         BadRowError: the file is missing, in another encoding, wrongly quoted or empty.
-        ValueError: delimiter or encoding are none.
+        ValueError: ``delimiter`` or ``encoding`` is invalid.
     """
-    delimiter = delimiter.replace("\\t", "\t")  # as a shell hands it over
+    delimiter = delimiter.replace("\\t", "\t")  # a shell passes a tab as backslash and t
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise ValueError(f"data.delimiter is {delimiter!r}: give one character, such as ',' ';' or '\\t'")
     try:
@@ -150,7 +150,7 @@ def read_csv(path: Path, delimiter: str, encoding: str) -> list[dict | BadRowErr
 
 
 def _csv_rows(lines, path: Path, delimiter: str) -> Iterator[dict | BadRowError]:
-    start = 1  # first line of the row that is being read
+    start = 1  # first line of the current row
     try:
         header = next(lines, [])
         for name in header:
@@ -163,15 +163,15 @@ def _csv_rows(lines, path: Path, delimiter: str) -> Iterator[dict | BadRowError]
         for fields in lines:
             if len(fields) == len(header):
                 yield {name: field or None for name, field in zip(header, fields, strict=True)}
-            elif fields:  # an empty line is no row
+            elif fields:  # an empty line is not a row
                 yield BadRowError(
                     f"has {len(fields)} fields where the header has {len(header)} (line {start}: "
-                    f"{delimiter.join(fields)!r:.80}): put quotes around a field that holds {delimiter!r}, "
+                    f"{delimiter.join(fields)!r:.80}): quote a field that contains {delimiter!r}, "
                     "or add what is missing"
                 )
             start = lines.line_num + 1
     except csv.Error as error:
         raise BadRowError(
-            f"{path} breaks in the row that begins at line {start} ({error}): close its quotes, and double a "
-            'quote inside them, as in "a ""b"" c"'
+            f"{path} is invalid in the row that starts at line {start} ({error}): close its quotes, and "
+            'double a quote inside them, as in "a ""b"" c"'
         ) from None

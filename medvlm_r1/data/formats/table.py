@@ -114,17 +114,17 @@ class Table(QuestionFile):
 
 
 def _column_names(path: Path, rows: list) -> list[str]:
-    """Every column of the file, also those that were not asked for."""
+    """Return all column names of the file, including those that were not read."""
     if path.suffix.lower() in PARQUET:
         return pyarrow.parquet.read_schema(path).names
     return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
 
 
 def _missing(rows: list, columns: Columns) -> tuple[str, str] | None:
-    there = set().union(*(row.keys() for row in rows if isinstance(row, dict)))
+    existing = set().union(*(row.keys() for row in rows if isinstance(row, dict)))
     for role, names in columns.named.items():
         for column in names:
-            if there and column not in there:
+            if existing and column not in existing:
                 return role, column
     return None
 
@@ -138,10 +138,10 @@ def read_table_row(
     root: ImageRoot,
     modality: str | None = None,
 ) -> VQASample:
-    """One question; the row is put into the papers' layout and judged as theirs are.
+    """Parse one row: convert it to the papers' schema, then check it like theirs.
 
     Raises:
-        BadRowError: the row is unusable; the message names value and remedy, the caller adds the place.
+        BadRowError: the row is unusable; the message names value and remedy, the caller adds file and row.
     """
     if not isinstance(row, dict):
         raise BadRowError(f"is {row!r:.60}, not an object with one key a column")
@@ -155,7 +155,7 @@ def read_table_row(
         options = [_text(option) for option in options]
     images = _listed(value["image"], columns.separator)
     images = images if isinstance(images, list) else [images]
-    plain = {
+    converted = {
         "image": [with_settings(entry, value["slice"], value["window"]) for entry in images],
         "question": value["question"],
         "options": options,
@@ -164,12 +164,12 @@ def read_table_row(
         "group": value["group"],
     }
     if columns.answer_is == "text":
-        plain["answer"] = _text(value["answer"])
+        converted["answer"] = _text(value["answer"])
     else:
-        plain["solution"] = _letter(value["answer"], columns, options)
+        converted["solution"] = _letter(value["answer"], columns, options)
     if value["id"] is not None:
         id = f"{name}-{value['id']}"
-    return read_row(plain, id, source, root, modality)
+    return read_row(converted, id, source, root, modality)
 
 
 def _value(row: dict, column: Column | None) -> Any:
@@ -178,15 +178,15 @@ def _value(row: dict, column: Column | None) -> Any:
     if isinstance(column, Mapping):
         return column["value"]
     if isinstance(column, str):
-        return _known(row.get(column))
-    values = [_known(row.get(name)) for name in column]
+        return _or_none(row.get(column))
+    values = [_or_none(row.get(name)) for name in column]
     while values and values[-1] is None:  # a question with fewer options than there are columns
         values.pop()
     return values
 
 
-def _known(value: Any) -> Any:
-    """Parquet written from pandas has NaN in the place of gaps."""
+def _or_none(value: Any) -> Any:
+    """Map empty values to ``None``; pandas writes missing values to Parquet as NaN."""
     return None if value == "" or (isinstance(value, float) and math.isnan(value)) else value
 
 
@@ -204,7 +204,7 @@ def _listed(value: Any, separator: str) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Whole numbers count as text, as they do in CSV; all else is for the judge of the row."""
+    """Convert integers to text, as in CSV; :func:`read_row` checks all other types."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -81,7 +81,7 @@ class ImageRoot:
         if "\0" in path:
             raise BadRowError(f"image {path!r} holds a NUL character: correct the file's name")
         if not path.isprintable() and any("\ud800" <= c <= "\udfff" for c in path):
-            raise BadRowError(f"image {path!r} holds half a character: correct the file's name")
+            raise BadRowError(f"image {path!r} holds an unpaired surrogate: correct the file's name")
         file = self.folder / path
         real = self._really(file)
         if not self.follow_links:

@@ -189,7 +189,8 @@ def test_paths_that_stay_inside_are_taken(pictures):
 
 @pytest.mark.parametrize("reader", [McqJson, Table])
 @pytest.mark.parametrize(
-    ("name", "message"), [("a\0.png", "holds a NUL character"), ("a\ud800.png", "holds half a character")]
+    ("name", "message"),
+    [("a\0.png", "holds a NUL character"), ("a\ud800.png", "holds an unpaired surrogate")],
 )
 def test_names_that_no_file_can_have(pictures, reader, name, message):
     with pytest.raises(BadRowError, match=f"row 0: image .*{message}"):
@@ -221,9 +222,9 @@ GOOD = "image,question,options,answer,modality\nimages/0.png,q,a|b,a,MR\n"
     [
         ("images/1.png,one, two,a|b,a,MR", r"row 1: has 6 fields where the header has 5 \(line 3: "),
         ("images/1.png,q,a|b", r"row 1: has 3 fields where the header has 5 \(line 3: "),
-        ('images/1.png,"q,a|b,a,MR', r"breaks in the row that begins at line 3 .*close its quotes"),
-        ('images/1.png,"q"uote,a|b,a,MR', r"breaks in the row that begins at line 3 .*double a quote"),
-        (f'images/1.png,"{"q" * 200_000}', r"breaks in the row that begins at line 3 \(field larger"),
+        ('images/1.png,"q,a|b,a,MR', r"is invalid in the row that starts at line 3 .*close its quotes"),
+        ('images/1.png,"q"uote,a|b,a,MR', r"is invalid in the row that starts at line 3 .*double a quote"),
+        (f'images/1.png,"{"q" * 200_000}', r"is invalid in the row that starts at line 3 \(field larger"),
     ],
     ids=["long", "short", "open quote", "quote inside", "runaway"],
 )
@@ -261,14 +262,14 @@ def test_a_file_that_is_something_else(tmp_path, name, content, message):
 
 def test_pictures_inside_a_parquet_file_are_not_paths(tmp_path):
     pandas.DataFrame([{**ROW, "image": {"bytes": b"x", "path": "a.png"}}]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(BadRowError, match=r"column 'image' holds bytes .*save the pictures as files"):
+    with pytest.raises(BadRowError, match=r"column 'image' holds bytes .*save the images as files"):
         Table(tmp_path / "a.parquet", Columns())
 
 
 def test_half_a_character_in_a_text(pictures):
     for part in ({"question": "a\ud800"}, {"options": ["a", "\udfff"]}):
         (pictures / "a.json").write_text(json.dumps([{**ROW, "image": "images/0.png", **part}]))
-        with pytest.raises(BadRowError, match=r"row 0: .*holds half a character"):
+        with pytest.raises(BadRowError, match=r"row 0: .*holds an unpaired surrogate"):
             McqJson(pictures / "a.json")
 
 

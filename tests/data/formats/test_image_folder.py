@@ -106,7 +106,7 @@ def test_names_of_labels(subfolders):
         ({"n_options": 1}, "n_options is 1: a question needs 2 to 10"),
         ({"n_options": 5}, "5 options need as many labels, but there are only cyst, fracture"),
         ({"names": {"tumor": "x"}}, "there is no label 'tumor': did you mean 'tumour'"),
-        ({"names": {"cyst": "normal"}}, "calls two labels the same"),
+        ({"names": {"cyst": "normal"}}, "gives two labels the same name"),
     ],
 )
 def test_a_template_that_cannot_be(subfolders, template, message):
@@ -150,7 +150,7 @@ def test_further_folders_test_other_modalities(subfolders, labelled):
         ("file,label", "0.png,", r"labels\.csv row 2: has no label: fill it in"),
         ("file,label", "none.png,cyst", r"labels\.csv row 2: image .*none\.png does not exist"),
         ("file,label,split", "0.png,cyst,dev", r"labels\.csv row 2: split is 'dev': use train"),
-        ("file,label,split", "0.png,cyst,", r"labels\.csv row 2: has no split where other rows have one"),
+        ("file,label,split", "0.png,cyst,", r"labels\.csv row 2: has no split, but other rows have one"),
     ],
 )
 def test_bad_labels_are_named(labelled, header, line, message):

@@ -68,7 +68,7 @@ def test_too_few_questions_are_named(tmp_path):
     train, test = rows(tmp_path, "a", 12), rows(tmp_path, "b", 5)
     with pytest.raises(ValueError, match="n_train=11, but 10"):
         mcq_json(train, {"ct": test}, n_validation=2, n_train=11)
-    with pytest.raises(ValueError, match="hold 40 for validation"):
+    with pytest.raises(ValueError, match="hold out 40 for validation"):
         mcq_json(train, {"ct": test}, n_validation=40)
 
 
@@ -84,7 +84,7 @@ def test_a_validation_image_in_training_or_test_is_refused():
     train, test = PhantomSource("mri", 8, "train"), PhantomSource("mri", 8, "test")
     validation = PhantomSource("mri", 4, "validation")
     for wrong in (train, test):
-        with pytest.raises(ValueError, match="stand in validation and in"):
+        with pytest.raises(ValueError, match="are both in validation and in"):
             Questions(train, [*validation, wrong[0]], {"mri": test})
 
 
