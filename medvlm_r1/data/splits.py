@@ -99,7 +99,7 @@ def hold_out(
         taken.add(group)
     rest = [sample for sample in source if sample.image_group not in taken]
     if len(held_out) < n or not rest:
-        raise ValueError(f"{len(source)} questions are too few to hold out {n} for {what} and train on the rest")
+        raise ValueError(f"{len(source)} questions are too few to hold out {n} for {what} and train")
     return rest, held_out[:n]
 
 
