@@ -24,7 +24,7 @@ from medvlm_r1.launch.compose import hydra_arguments
 from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.silence import silence_libraries
 from medvlm_r1.launch.validate import check_model
-from medvlm_r1.runs.ranks import is_later_rank, own_processes
+from medvlm_r1.runs.ranks import is_rank_zero, own_processes
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -69,7 +69,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
             findings = None
             if cfg.audit:
                 questions, findings = hydra.utils.instantiate(cfg.audit)(questions)
-                if not is_later_rank():
+                if is_rank_zero():
                     log.info("audit: %s", findings.verdict)
         with clock.phase("build"):
             module, data, trainer = build(cfg, questions)
@@ -109,7 +109,7 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
         prompt.render(sample, "evaluate")
         rewards.score([prompt.parse("", sample)], [sample])
     controls, not_run = controls_of(cfg.controls, prompt, served="url" in cfg.model)
-    for name, why in not_run.items() if not is_later_rank() else ():
+    for name, why in not_run.items() if is_rank_zero() else ():
         log.info("control %s is not run: %s", name, why)
     policy = instantiate(cfg.model)
     engine = instantiate(cfg.rollout) if cfg.get("rollout") else policy.engine
@@ -165,7 +165,7 @@ def test(
     key = {"step": module.step, "select": cfg.select, "devices": trainer.world_size}
     module.journal = Journal(this.folder / f"predictions-{trainer.global_rank}.journal", key)
     data.answered = module.journal.answered
-    if data.answered and not is_later_rank():
+    if data.answered and is_rank_zero():
         log.info("%d test questions are answered already", len(data.answered))
     trainer.test(module, data, verbose=False)
 

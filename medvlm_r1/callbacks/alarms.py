@@ -1,4 +1,4 @@
-"""Alarms: warn when training goes nowhere."""
+"""Alarms: warn when training makes no progress."""
 
 import math
 from pathlib import Path
@@ -12,67 +12,73 @@ from medvlm_r1.runs.durable import LineLog
 
 
 class Alarms(Callback):
-    """Say clearly when training goes nowhere; each alarm speaks once until its cause has passed.
+    """Warn when training makes no progress, on the console and in ``alarms.jsonl`` of the run folder.
 
-    Lines go to the console and to ``alarms.jsonl`` in the run folder.
+    An alarm is raised once, and again only after its cause was absent for a step.
 
     Args:
-        flat_steps: steps in a row without any group whose rewards differ.
-        truncated_share: share of completions cut at the limit.
-        sampler_gap: between sampler and trainer, in nats: how far the log-probabilities of one token in a
-            hundred may lie apart. Seen are 1e-5 in fp32; on random weights in bf16, a few hundredths.
+        zero_advantage_steps: consecutive steps in which all groups have equal rewards.
+        truncated_fraction: fraction of completions truncated at the token limit, from 0 to 1.
+        sampling_logp_difference: absolute difference between the log-probabilities of sampling model and
+            trained model, in nats, at the 99th percentile of tokens. Typical: 1e-5 in fp32, 0.03 in bf16 with
+            random weights.
     """
 
-    def __init__(self, flat_steps: int = 10, truncated_share: float = 0.5, sampler_gap: float = 0.5) -> None:
-        self.flat_steps, self.truncated_share, self.sampler_gap = flat_steps, truncated_share, sampler_gap
-        self._flat = 0
-        self._standing: set[str] = set()
+    def __init__(
+        self,
+        zero_advantage_steps: int = 10,
+        truncated_fraction: float = 0.5,
+        sampling_logp_difference: float = 0.5,
+    ) -> None:
+        self.zero_advantage_steps, self.truncated_fraction = zero_advantage_steps, truncated_fraction
+        self.sampling_logp_difference = sampling_logp_difference
+        self._steps = 0  # consecutive zero-advantage steps
+        self._active: set[str] = set()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        spread = metrics.get("train/active_groups", 1.0)
-        self._flat = 0 if spread > 0 else self._flat + 1
+        self._steps = 0 if metrics.get("train/active_groups", 1.0) > 0 else self._steps + 1
         truncated = metrics.get("train/truncated", 0.0)
         kl, loss = metrics.get("train/kl", 0.0), metrics.get("train/loss", 0.0)
-        gap = metrics.get("train/sampling_logp_difference_p99", 0.0)
-        causes = {
-            "no_spread": (
-                self._flat >= self.flat_steps,
-                f"no group had any reward spread for {self._flat} steps, so there is nothing to learn "
-                "from: look at rollouts/, raise method.sampling.temperature or method.sampling.group_size",
+        difference = metrics.get("train/sampling_logp_difference_p99", 0.0)
+        alarms = {
+            "zero_advantage": (
+                self._steps >= self.zero_advantage_steps,
+                f"all rewards within each group were equal for {self._steps} steps, so all advantages are 0: "
+                "read rollouts/, raise method.sampling.temperature or method.sampling.group_size",
             ),
             "truncated": (
-                truncated > self.truncated_share,
-                f"{truncated:.0%} of the completions were cut at the limit and cannot answer: raise "
+                truncated > self.truncated_fraction,
+                f"{truncated:.0%} of the completions were truncated before an answer: raise "
                 "model.recipe.max_completion_tokens",
             ),
             "not_finite": (
                 not (math.isfinite(kl) and math.isfinite(loss)),
-                f"KL is {kl} and loss is {loss}: lower the learning rate, or look for a token that the "
-                "reference makes impossible",
+                f"KL is {kl} and loss is {loss}: lower the learning rate, or look for a token that has "
+                "probability 0 under the reference model",
             ),
-            "sampler_gap": (
-                gap > self.sampler_gap,
-                f"sampler and trainer differ by {gap:.2g} nats or more at one token in a hundred: set "
-                "method.loss.tis_cap=2, or look with rollout=reference whether the engine errs",
+            "sampling_logp_difference": (
+                difference > self.sampling_logp_difference,
+                f"log-probabilities of sampling and trained model differ by {difference:.2g} nats or more at "
+                "1 % of the tokens: set method.loss.tis_cap=2, or check the engine with rollout=reference",
             ),
             "no_loss_tokens": (
                 metrics.get("train/loss_tokens", 1.0) == 0 or metrics.get("train/tokens", 2.0) <= 1,
-                "no token worth learning carried loss in this step: every completion ended at once",
+                "the loss of this step has no tokens: every completion ended at once",
             ),
         }
-        for name, (stands, message) in causes.items():
-            if stands and name not in self._standing and trainer.is_global_zero:
+        for name, (is_active, message) in alarms.items():
+            if is_active and name not in self._active and trainer.is_global_zero:
                 self._raise(trainer, module.step - 1, name, message)
-            (self._standing.add if stands else self._standing.discard)(name)
+            (self._active.add if is_active else self._active.discard)(name)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"flat": self._flat, "standing": sorted(self._standing)}
+        return {"steps": self._steps, "active": sorted(self._active)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._flat, self._standing = state_dict["flat"], set(state_dict["standing"])
+        self._steps, self._active = state_dict["steps"], set(state_dict["active"])
 
     def _raise(self, trainer: Trainer, step: int, name: str, message: str) -> None:
         Console().print(f"[bold red]ALARM[/] step {step}: {escape(message)}")

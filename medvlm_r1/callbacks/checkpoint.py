@@ -1,7 +1,7 @@
-"""Going on where a run was stopped: checkpoints between two steps, of which one is always whole.
+"""Checkpoints between two steps, of which one is always intact, and how to resume from them.
 
-A step follows from weights, optimiser, schedule, step, data position and seed alone. So a run that goes on
-from a checkpoint ends with the same weights, metrics and predictions, bit for bit, as one that never stopped.
+A step depends only on weights, optimiser, schedule, step number, data position and seed. So a resumed run
+ends with the same weights, metrics and predictions, bit for bit, as a run that was never stopped.
 """
 
 import logging
@@ -20,23 +20,23 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from medvlm_r1.runs.durable import sync, write_whole
 
 LAST, BEFORE = "last.ckpt", "before.ckpt"
-# Files that grow line by line. A checkpoint holds what they were: a run that goes on must not write lines of
-# steps that it takes again a second time.
+# Files that grow line by line. A checkpoint holds their text, so that a resumed run does not repeat the lines
+# of steps that it repeats.
 GROWING = ("metrics.csv", "alarms.jsonl")
-# Of the state in a checkpoint. It rises when an older checkpoint can no longer be resumed.
+# Version of the checkpoint format; it rises when older checkpoints can no longer be resumed.
 VERSION = 2
 log = logging.getLogger("medvlm_r1")
 
 
 class Checkpoints(Callback):
-    """Keeps the newest two checkpoints, ``last.ckpt`` and the one before it, ``before.ckpt``.
+    """Keep the newest two checkpoints: ``last.ckpt``, and ``before.ckpt``, the one before it.
 
-    They are written between two steps, behind the validation that belongs to the first: what goes on takes
-    the next step. A file gets its name when all of it is on disk. SIGTERM has the step and its validation
-    end, a checkpoint written, and the training stopped.
+    Checkpoints are written between two steps, after the validation of the first, so a resumed run starts with
+    the second. A file gets its name once it is on disk. After SIGTERM, the current step and its validation
+    end, a checkpoint is written and training stops.
 
     Args:
-        folder: where they lie, within the run folder.
+        folder: folder of the checkpoints, in the run folder.
         every: steps between two checkpoints.
     """
 
@@ -44,12 +44,12 @@ class Checkpoints(Callback):
         if every < 1:
             raise ValueError(f"callbacks.last.every is {every}: it must be at least 1")
         self.folder, self.every = Path(folder), every
-        self._written = 0  # steps done when the newest one was written
-        self._between_steps = False  # that is being written
+        self._written = 0  # step of the newest checkpoint
+        self._between_steps = False  # whether the checkpoint being written is
         self._terminated = False
-        self._handler: Any = None  # of SIGTERM, before this one's
+        self._handler: Any = None  # the SIGTERM handler that this callback's replaces
         self._loaded: dict[str, Any] | None = None
-        self._last_is_damaged = False  # so the whole one before it stays until a newer one is whole
+        self._last_is_damaged = False  # then before.ckpt stays until a newer checkpoint is on disk
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -61,7 +61,7 @@ class Checkpoints(Callback):
             raise SIGTERMException
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # Lightning's own would break off a validation, whose first half could not be taken up again.
+        # Lightning's own handler would stop within a validation, which cannot be resumed in the middle.
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._terminate)
 
@@ -86,7 +86,7 @@ class Checkpoints(Callback):
         """Write ``last.ckpt``; all ranks call it.
 
         Raises:
-            OSError: the disk is full, for instance. The checkpoints that were there still are.
+            OSError: e.g. the disk is full. Earlier checkpoints are intact.
         """
         for logger in trainer.loggers:
             logger.save()
@@ -100,8 +100,8 @@ class Checkpoints(Callback):
             _remove(partial)
             raise OSError(
                 error.errno,
-                f"no checkpoint of step {module.step} could be written to {self.folder} ({error}); those "
-                "before it are whole",
+                f"cannot write the checkpoint of step {module.step} to {self.folder} ({error}); earlier "
+                "checkpoints are intact",
             ) from error
         if trainer.is_global_zero:
             last = self.folder / LAST
@@ -119,7 +119,7 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Lightning's own checkpoints are from within a step, which it adds to the count when it loads one.
+        # Lightning writes its own checkpoints within a step, and counts that step when it loads one.
         epoch = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict")
         if epoch and self._between_steps:
             epoch["_batches_that_stepped"] -= 1
@@ -144,17 +144,17 @@ class Checkpoints(Callback):
         self._last_is_damaged = trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == BEFORE
         torch.set_rng_state(self._loaded["rng"])
         if trainer.is_global_zero:
-            self._put_back(trainer, self._loaded["files"])
+            self._restore_files(trainer, self._loaded["files"])
         self._loaded = None
 
-    def _put_back(self, trainer: Trainer, files: dict[str, str]) -> None:
-        """Cut the growing files back to what they were."""
+    def _restore_files(self, trainer: Trainer, files: dict[str, str]) -> None:
+        """Restore the growing files to their text at the checkpoint."""
         for name in GROWING:
             path = self.folder.parent / name
             write_whole(path, files[name]) if name in files else path.unlink(missing_ok=True)
         for logger in trainer.loggers:
             writer = logger.experiment
-            if hasattr(writer, "metrics_keys") and "metrics.csv" in files:  # it appends under these columns
+            if hasattr(writer, "metrics_keys") and "metrics.csv" in files:  # its columns when it appends
                 writer.metrics_keys = files["metrics.csv"].splitlines()[0].split(",")
 
 
@@ -165,11 +165,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def checkpoint_of(folder: Path, ckpt_path: str | None, resume: str | None) -> Path | None:
-    """The checkpoint that a run goes on from: the file at ``ckpt_path``, or the newest one in its folder.
+def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> Path | None:
+    """The checkpoint to resume from: the file at ``ckpt_path``, or the newest intact one of a run folder.
 
     Raises:
-        ValueError: the one asked for is not there, or damaged.
+        ValueError: it does not exist, is damaged, or an earlier version of this package wrote it.
     """
     if ckpt_path not in (None, "last"):
         path = Path(ckpt_path)
@@ -183,17 +183,17 @@ def checkpoint_of(folder: Path, ckpt_path: str | None, resume: str | None) -> Pa
                 "finish the run with that version, or leave ckpt_path out"
             )
         return path
-    found = newest_whole(folder / "checkpoints") if resume or ckpt_path else None
-    if ckpt_path and not found:
+    newest = newest_intact(folder / "checkpoints") if resume or ckpt_path else None
+    if ckpt_path and not newest:
         raise ValueError(f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}")
-    return found
+    return newest
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in ``folder`` that can be read; ``None`` where there is none at all.
+def newest_intact(folder: Path) -> Path | None:
+    """The newest intact checkpoint in ``folder``; a damaged one is skipped with a warning.
 
     Raises:
-        ValueError: there are checkpoints, and all are damaged.
+        ValueError: all checkpoints are damaged.
     """
     faults = []
     for path in (folder / name for name in (LAST, BEFORE)):
@@ -210,9 +210,9 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint: each of its parts has a checksum, and all are compared."""
+    """What is damaged in a checkpoint, by the checksums of its parts; ``None`` if it is intact."""
     if path.is_dir():
-        return None  # DeepSpeed looks at its own
+        return None  # DeepSpeed's; it checks them when it loads them
     try:
         with zipfile.ZipFile(path) as parts:
             broken = parts.testzip()

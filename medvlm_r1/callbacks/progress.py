@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar, with short names: reward, KL and accuracy fit beside it."""
+    """Lightning's bar with metric names so short that reward, KL and accuracy fit."""
 
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, module)

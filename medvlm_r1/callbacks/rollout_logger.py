@@ -1,4 +1,4 @@
-"""Keep completions of training and pictures of questions in the run folder."""
+"""Log completions of training and images of questions to the console and the run folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,41 +8,43 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from medvlm_r1.callbacks.rollout_rows import rollout_rows, save_picture, write_rows
+from medvlm_r1.callbacks.rollout_rows import rollout_rows, save_image, write_rows
 from medvlm_r1.data.sample import LETTERS
 
 
-class RolloutTrace(Callback):
-    """Write every rollout to ``rollouts/step-N.jsonl`` and now and then show a completion.
+class RolloutLogger(Callback):
+    """Write the completions of each step to ``rollouts/step-N.jsonl``, and print one from time to time.
+
+    It needs a ``training_step`` that returns ``{"trajectory": Trajectory}``.
 
     Args:
-        keep: newest steps whose rollouts stay on disk, so that a long run does not fill it.
+        keep: number of latest steps whose completions stay on disk.
         show_every: steps between two completions on the console; 0 shows none.
-        pictures_every: steps between two steps whose pictures are kept for the report.
-        pictures: questions whose pictures are kept in such a step.
+        images_every: steps between two steps whose images are saved for the report; 0 saves the last step's.
+        images_per_step: questions whose images are saved in such a step.
     """
 
     def __init__(
-        self, keep: int = 1000, show_every: int = 25, pictures_every: int = 25, pictures: int = 4
+        self, keep: int = 1000, show_every: int = 25, images_every: int = 25, images_per_step: int = 4
     ) -> None:
         if keep < 1:
             raise ValueError(f"callbacks.rollouts.keep is {keep}: it must be at least 1")
-        self.keep = keep
-        self.show_every, self.pictures_every, self.pictures = show_every, pictures_every, pictures
+        self.keep, self.show_every = keep, show_every
+        self.images_every, self.images_per_step = images_every, images_per_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero or not outputs or "trajectory" not in outputs:
             return
-        trajectory, step = outputs["trajectory"], module.step - 1  # the module counts the step as done
+        trajectory, step = outputs["trajectory"], module.step - 1  # the module has counted this step
         rows, folder = rollout_rows(step, trajectory), Path(trainer.default_root_dir)
         write_rows(folder / "rollouts" / f"step-{step}.jsonl", rows)
         (folder / "rollouts" / f"step-{step - self.keep}.jsonl").unlink(missing_ok=True)
-        last = module.step >= trainer.estimated_stepping_batches
-        if last or (self.pictures_every and step % self.pictures_every == 0):
-            for prompt in trajectory.prompts[: self.pictures]:
-                save_picture(prompt.sample, folder / "images")
+        is_last = module.step >= trainer.estimated_stepping_batches
+        if is_last or (self.images_every and step % self.images_every == 0):
+            for prompt in trajectory.prompts[: self.images_per_step]:
+                save_image(prompt.sample, folder / "images")
         if self.show_every and step % self.show_every == 0:
             self._show(max(rows, key=lambda row: row["total"]))
 
@@ -61,18 +63,18 @@ class RolloutTrace(Callback):
         )
 
 
-class QuestionPictures(Callback):
-    """Keep the pictures of the first questions of each test set for the report.
+class QuestionImages(Callback):
+    """Save the images of the first questions of each test set for the report.
 
     Args:
-        pictures: questions of each test set.
+        per_test_set: number of questions.
     """
 
-    def __init__(self, pictures: int = 6) -> None:
-        self.pictures = pictures
+    def __init__(self, per_test_set: int = 6) -> None:
+        self.per_test_set = per_test_set
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
             for source in trainer.datamodule.questions.test.values():
-                for index in range(min(self.pictures, len(source))):
-                    save_picture(source[index], Path(trainer.default_root_dir) / "images")
+                for index in range(min(self.per_test_set, len(source))):
+                    save_image(source[index], Path(trainer.default_root_dir) / "images")

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: completions, and the pictures they are about."""
+"""Rows of completions and small images of questions, on disk for the report."""
 
 import json
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.prompts import is_correct
 from medvlm_r1.runs.durable import replace_file, write_whole
 
-PICTURE_SIDE = 448  # pixels; enough to read a scan on a page, small enough to keep hundreds
+MAX_SIDE = 448  # pixels; a scan is legible, and hundreds of images stay small
 
 
 def rollout_rows(step: int, trajectory: Trajectory) -> list[dict[str, Any]]:
-    """One JSON object per completion, as ``rollouts/step-N.jsonl`` holds them."""
+    """One JSON object per completion, for ``rollouts/step-N.jsonl``."""
     rewards, total, advantages = trajectory.rewards, trajectory.rewards.total, trajectory.row_advantages
     lengths, truncated = trajectory.rollout.lengths.tolist(), trajectory.rollout.truncated.tolist()
     return [
@@ -42,17 +42,17 @@ def rollout_rows(step: int, trajectory: Trajectory) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all."""
+    """Write a JSON-lines file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def save_picture(sample: VQASample, folder: Path) -> None:
-    """Keep a small copy of the question's first picture as ``<sample id>.png``."""
+def save_image(sample: VQASample, folder: Path) -> None:
+    """Save a small copy of the question's first image as ``<sample id>.png``, unless there is one."""
     target = folder / f"{sample.id}.png"
     if sample.images and not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        picture = sample.images[0].load()
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        image = sample.images[0].load()
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
         with replace_file(target) as partial:
-            picture.save(partial, "PNG")
+            image.save(partial, "PNG")

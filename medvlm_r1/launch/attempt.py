@@ -18,7 +18,7 @@ from medvlm_r1.launch.errors import exit_with_error, user_errors
 from medvlm_r1.runs import status
 from medvlm_r1.runs.durable import write_whole
 from medvlm_r1.runs.folder import empty
-from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank
+from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
 
 log = logging.getLogger("medvlm_r1")
 
@@ -46,9 +46,9 @@ class Attempt:
         Raises:
             ValueError: ``ckpt_path`` names none, or it is damaged or of an earlier version.
         """
-        from medvlm_r1.callbacks.checkpoint import checkpoint_of
+        from medvlm_r1.callbacks.checkpoint import find_checkpoint
 
-        return checkpoint_of(self.folder, cfg.ckpt_path, cfg.resume)
+        return find_checkpoint(self.folder, cfg.ckpt_path, cfg.resume)
 
     def start(self, cfg: DictConfig, title: str, from_scratch: bool, **facts: Any) -> None:
         """On rank 0, record facts about the attempt, write ``config.yaml`` and log the title.
@@ -71,19 +71,19 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
     Exits with code 2 after an error that the user can fix. In a multirun, errors go to Hydra, which starts
     the next job.
     """
-    job, later_rank, started = this_job(), is_later_rank(), False
+    job, rank_zero, started = this_job(), is_rank_zero(), False
     try:
         with user_errors():
             resolve_config(cfg, job)
         command = [*job.command, *([f"resume={cfg.resume}"] if job.in_multirun and cfg.resume else [])]
-        with nullcontext() if later_rank else status.run_lock(job.folder):
+        with status.run_lock(job.folder) if rank_zero else nullcontext():
             with user_errors():
                 result = finished_result(cfg, job)
             if result is not None:
                 yield Attempt(job.folder, result, command)
                 return
             started = True
-            with nullcontext() if later_rank else status.attempt(job.folder) as record:
+            with status.attempt(job.folder) if rank_zero else nullcontext() as record:
                 yield Attempt(job.folder, None, command, record)
     except status.RunIsBusyError as error:
         if not job.in_multirun:
@@ -93,7 +93,7 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
         log.info("run %s: left to the process that is working on it", job.folder.name)
         yield Attempt(job.folder, math.nan, [])
     except Exception as error:
-        if later_rank:
+        if not rank_zero:
             status.record_failure(job.folder, error)
         if job.in_multirun:
             log.error("run %s failed: %s", job.folder.name, error)
@@ -121,7 +121,7 @@ def finished_result(cfg: DictConfig, job: Job) -> float | None:
         raise ValueError(f"it failed before (retry=true tries again): {status.failure_reason(job.folder)}")
     if result != status.FINISHED:
         return None
-    if not is_later_rank():
+    if is_rank_zero():
         log.info("run %s: finished already (overwrite=true starts it again)", job.folder)
         if not (job.folder / "report.html").exists():  # killed between metrics and report
             write_report(job.folder)
@@ -162,7 +162,7 @@ def exit_codes(arguments: list[str]) -> Iterator[None]:
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:
-        if sweep and not is_later_rank():
+        if sweep and is_rank_zero():
             print(status.sweep_summary(sweep))
     if sweep and status.FAILED in status.statuses_of(sweep).values():  # a search continues after a failure
         raise SystemExit(1)

@@ -22,7 +22,7 @@ from medvlm_r1.launch.suggest import suggest
 from medvlm_r1.launch.validate import check_same_run, check_settings
 from medvlm_r1.runs import status
 from medvlm_r1.runs.folder import OUTPUTS, run_name
-from medvlm_r1.runs.ranks import is_later_rank
+from medvlm_r1.runs.ranks import is_rank_zero
 from medvlm_r1.runs.renames import renamed_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def cause_of(error: Exception) -> tuple[Exception, str | None]:
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """Rewrite arguments for Hydra: old keys, with a line on stderr for each, and GROUP=null as ~GROUP."""
     arguments, notices = renamed_overrides(arguments)
-    for notice in notices if not is_later_rank() else ():
+    for notice in notices if is_rank_zero() else ():
         print(notice, file=sys.stderr)
     groups = [argument.removesuffix("=null") for argument in arguments]
     return [
@@ -92,7 +92,7 @@ def compose_jobs(arguments: list[str]) -> Path | None:
             "a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)"
         )
     folder = OUTPUTS / "sweeps" / sweep
-    if not is_later_rank():
+    if is_rank_zero():
         status.record_jobs(folder, jobs)
         print(f"{folder}: {status.count_statuses(status.statuses_of(folder))}")
     return folder

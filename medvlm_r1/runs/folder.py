@@ -1,7 +1,6 @@
-"""The folder that a run writes to: its name, and whether it is free.
+"""Names of run folders, as OmegaConf resolvers that ``conf/config.yaml`` calls.
 
-Composing a configuration asks for these by name (``conf/config.yaml``), in processes of launchers too, so
-they are registered here and nothing heavy is imported.
+Processes of Hydra launchers import this module too, so it imports nothing heavy.
 """
 
 import hashlib
@@ -12,11 +11,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvlm_r1.runs.ranks import has_other_ranks, is_later_rank
+from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
 from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked
 
 OUTPUTS = Path("outputs")
-# Overrides that do not make another experiment stay out of the run's name.
+# Overrides that do not change the result stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
 UNNAMED += ("image_cache", "image_cache.folder", "image_cache.limit", "resume", "retry", "ckpt_path")
 UNNAMED += tuple(
@@ -25,7 +24,7 @@ UNNAMED += tuple(
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """``<experiment>-<overrides>-seed<k>``; no clock, so that the same command has the same name."""
+    """``<experiment>-<overrides>-seed<k>``; without a time, so the same command has the same name."""
     choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
     named = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"))[0] not in UNNAMED]
     slug = re.sub(r"[^\w.=+-]+", "_", "-".join(sorted(o.lstrip("+") for o in named)))
@@ -35,13 +34,13 @@ def run_name(*, _root_: DictConfig) -> str:
 
 
 def new_run_folder(*, _root_: DictConfig) -> str:
-    """The folder of a single run."""
+    """Folder of a single run."""
     again = bool(_root_.overwrite or _root_.resume or _root_.ckpt_path)
     return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), again))
 
 
 def new_sweep_folder(*, _root_: DictConfig) -> str:
-    """The folder of a multirun.
+    """Folder of a multirun.
 
     Raises:
         ValueError: the multirun has no name.
@@ -52,12 +51,12 @@ def new_sweep_folder(*, _root_: DictConfig) -> str:
 
 
 def run_log(folder: str) -> str:
-    """Where the console's lines are kept: one process of a run writes them."""
-    return os.devnull if is_later_rank() else f"{folder}/run.log"
+    """Path of the log file; only rank 0 writes one."""
+    return f"{folder}/run.log" if is_rank_zero() else os.devnull
 
 
 def free_folder(folder: Path, reuse: bool) -> Path:
-    """``folder`` if it may be used again; else the first of folder, folder-2, ... that is not in use."""
+    """``folder`` if ``reuse``, else the first of folder, folder-2, ... that holds no run."""
     if reuse:
         return folder
     number, candidate = 1, folder
@@ -68,14 +67,14 @@ def free_folder(folder: Path, reuse: bool) -> Path:
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether a run left something there, or has just begun: of several ranks, perhaps their own."""
+    """Whether the folder holds files of a run or, unless this is one of several ranks, a locked new run."""
     left = any((folder / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
     return left or (not has_other_ranks() and is_locked(folder))
 
 
 def empty(folder: Path) -> None:
-    """Remove what an earlier run left; called when this one is built, so that a mistake deletes nothing."""
-    # first, because what is half removed must not pass for finished
+    """Remove the files of an earlier run; call it once the new run is built: an error deletes nothing."""
+    # first: a folder that is half removed must not count as finished
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name not in (".hydra", "config.yaml", "run.log", LOCK, ATTEMPTS, OLD_ATTEMPTS):

@@ -7,7 +7,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
-from medvlm_r1.runs.ranks import is_later_rank
+from medvlm_r1.runs.ranks import is_rank_zero
 
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds before the bar appears
@@ -22,7 +22,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         total: number of items, if known.
     """
     console = Console(stderr=True)
-    if not console.is_terminal or is_later_rank():
+    if not console.is_terminal or not is_rank_zero():
         yield from items
         return
     start, updated = time.monotonic(), 0.0

@@ -1,4 +1,4 @@
-"""The processes of one run: which of them this is, and those that Lightning starts."""
+"""Processes of one run: the rank of this one, and those that Lightning starts."""
 
 import os
 import sys
@@ -11,16 +11,18 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from lightning import Trainer
 
-# As torchrun, Lightning and Slurm name a process among processes, and a machine among machines.
+# Variables in which torchrun, Lightning and Slurm give the rank of a process or of its node.
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-# What Lightning sets when it starts the others.
-_SET = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+# Variables that Lightning sets when it starts other processes.
+_SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
-def is_later_rank() -> bool:
-    """Whether another process of the same run decides what is written."""
-    ranks = (os.environ.get(name, "0") for name in _RANKS)
-    return any(rank not in ("", "0") for rank in ranks)
+def is_rank_zero() -> bool:
+    """Whether this is the first process of the first node: the one that writes files and prints.
+
+    Read from the environment, so it works without a trainer; ``trainer.is_global_zero`` is equal to it.
+    """
+    return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
 def has_other_ranks() -> bool:
@@ -29,25 +31,25 @@ def has_other_ranks() -> bool:
 
 
 def devices_in_all(*, _root_: DictConfig) -> int:
-    """Devices of a run over all its machines.
+    """Number of devices of a run over all its nodes.
 
     Raises:
-        ValueError: their number is not given.
+        ValueError: ``trainer.devices`` is no number.
     """
     devices, nodes = _root_.trainer.devices, _root_.trainer.num_nodes
     if not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"trainer.devices is {devices}: this strategy needs their number")
+        raise ValueError(f"trainer.devices is {devices}: this strategy needs a number")
     return devices * nodes
 
 
 @contextmanager
 def own_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None]:
-    """Have the processes that Lightning starts run ``command``, and nothing of them reach the next run.
+    """Let Lightning start the other ranks with ``command``; end them and undo its settings afterwards.
 
-    It starts them with this process's command line, which in a multirun is that of all runs, or a launcher's.
+    By default it uses the command line of this process: in a multirun, that of all jobs or of a launcher.
     """
     arguments, environment, program = sys.argv[:], os.environ.copy(), sys.modules["__main__"]
-    spec, program.__spec__ = program.__spec__, None  # else it would start the module that this process runs
+    spec, program.__spec__ = program.__spec__, None  # or Lightning would start the module of this process
     sys.argv[:] = command
     ended = False
     try:
@@ -63,12 +65,12 @@ def own_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None]:
         if started:
             import torch
 
-            started.clear()  # Lightning watches them, and would end this process with a failed one
+            started.clear()  # Lightning would end this process because of a failed one
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-            for name in _SET:
+            for name in _SET_BY_LIGHTNING:
                 os.environ.pop(name, None)
-            os.environ.update({name: environment[name] for name in _SET if name in environment})
+            os.environ.update({name: environment[name] for name in _SET_BY_LIGHTNING if name in environment})
 
 
 OmegaConf.register_new_resolver(devices_in_all.__name__, devices_in_all)

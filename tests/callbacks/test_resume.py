@@ -23,7 +23,7 @@ from training import fit, phantoms
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
-from medvlm_r1.callbacks.checkpoint import Checkpoints, damage, newest_whole
+from medvlm_r1.callbacks.checkpoint import Checkpoints, damage, newest_intact
 from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.runs.status import FINISHED, UNFINISHED, attempts, status_of
 
@@ -100,7 +100,7 @@ def test_it_ends_as_the_run_that_was_never_stopped(whole, step, tmp_path):
     """Killed within a step, in the first pass and the second; the newest checkpoint is of the step before."""
     with pytest.raises(Killed):
         train(whole.kind, tmp_path, KillAt(step), **whole.settings)
-    found = newest_whole(tmp_path / "checkpoints")
+    found = newest_intact(tmp_path / "checkpoints")
     assert torch.load(found, weights_only=True)["medvlm_r1_step"] == step - 1
     again = train(whole.kind, tmp_path, ckpt_path=found, **whole.settings)
     assert again.step == whole.module.step == 6
@@ -127,14 +127,14 @@ def test_weights_that_are_split_go_on_too(fsdp, tmp_path):
     whole = weights(train(SFT, tmp_path / "whole", more=fsdp()))
     with pytest.raises(Killed):
         train(SFT, tmp_path / "stopped", KillAt(5), more=fsdp())
-    found = newest_whole(tmp_path / "stopped/checkpoints")
+    found = newest_intact(tmp_path / "stopped/checkpoints")
     again = weights(train(SFT, tmp_path / "stopped", ckpt_path=found, more=fsdp()))
     assert torch.equal(again, whole)
 
 
 def test_a_finished_training_goes_on_to_its_end(tmp_path):
     whole = train(SFT, tmp_path / "run")
-    again = train(SFT, tmp_path / "run", ckpt_path=newest_whole(tmp_path / "run/checkpoints"))
+    again = train(SFT, tmp_path / "run", ckpt_path=newest_intact(tmp_path / "run/checkpoints"))
     assert again.step == 6
     assert torch.equal(weights(again), weights(whole))
 
@@ -165,14 +165,14 @@ def flipped(data):
 @pytest.mark.parametrize("harm", [truncated, emptied, flipped])
 def test_the_last_good_one_is_used_and_said(harm, two_checkpoints, tmp_path, caplog):
     folder = shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
-    assert newest_whole(folder) == folder / "last.ckpt"
+    assert newest_intact(folder) == folder / "last.ckpt"
     (folder / "last.ckpt").write_bytes(harm((folder / "last.ckpt").read_bytes()))
-    assert newest_whole(folder) == folder / "before.ckpt"
+    assert newest_intact(folder) == folder / "before.ckpt"
     assert "last.ckpt is damaged" in caplog.text
     assert "resuming from" in caplog.text
     (folder / "before.ckpt").write_bytes(harm((folder / "before.ckpt").read_bytes()))
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*before\.ckpt is damaged .*overwrite=true"):
-        newest_whole(folder)
+        newest_intact(folder)
 
 
 def test_the_whole_one_stays_until_a_newer_is_whole(tmp_path):
@@ -182,7 +182,7 @@ def test_the_whole_one_stays_until_a_newer_is_whole(tmp_path):
     (folder / "last.ckpt").write_bytes(b"")
     before = (folder / "before.ckpt").read_bytes()
     with pytest.raises(Killed):  # behind the first checkpoint that it writes
-        train(SFT, tmp_path, KillAt(5), every=1, ckpt_path=newest_whole(folder))
+        train(SFT, tmp_path, KillAt(5), every=1, ckpt_path=newest_intact(folder))
     assert damage(folder / "last.ckpt") is None
     assert (folder / "before.ckpt").read_bytes() == before
 
@@ -214,12 +214,14 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path):
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(OSError, match=r"no checkpoint of step 4 .*those before it are whole"):
+        with pytest.raises(
+            OSError, match=r"cannot write the checkpoint of step 4 .*earlier checkpoints are intact"
+        ):
             train(SFT, tmp_path, FullDisk())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt"]
-    again = train(SFT, tmp_path, ckpt_path=newest_whole(tmp_path / "checkpoints"))
+    again = train(SFT, tmp_path, ckpt_path=newest_intact(tmp_path / "checkpoints"))
     assert again.step == 6
 
 

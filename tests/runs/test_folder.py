@@ -50,5 +50,5 @@ def test_a_used_folder_is_left_alone(tmp_path):
 )
 def test_one_process_of_all_decides(name, rank, later, monkeypatch):
     monkeypatch.setenv(name, rank)
-    assert ranks.is_later_rank() is later
+    assert ranks.is_rank_zero() is not later
     assert (folder.run_log("here") == "here/run.log") is not later

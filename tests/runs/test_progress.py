@@ -25,8 +25,10 @@ def test_what_ends_soon_shows_none(terminal, capsys):
     assert "Reading rows" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("setting", [("LOCAL_RANK", "1"), ("FORCE_COLOR", "")])
-def test_later_ranks_and_files_show_none(setting, terminal, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "setting", [("LOCAL_RANK", "1"), ("NODE_RANK", "1"), ("GROUP_RANK", "1"), ("FORCE_COLOR", "")]
+)
+def test_later_ranks_on_any_node_and_files_show_none(setting, terminal, monkeypatch, capsys):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setenv(*setting)
     assert list(track(range(5), "Reading rows", 5)) == list(range(5))

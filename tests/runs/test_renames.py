@@ -26,6 +26,7 @@ PLAN = ["model=tiny", "data=phantom", "plan=true"]
             "callbacks.last.every=5",
             ["`watch.last.every` is now `callbacks.last.every`"],
         ),
+        ("watch.pictures.pictures=9", "callbacks.images.per_test_set=9", None),
         ("~watch.best", "~callbacks.best", ["`watch.best` is now `callbacks.best`"]),
         ("++watch.x.y={a: 1}", "++callbacks.x.y={a: 1}", ["`watch.x.y` is now `callbacks.x.y`"]),
         ("seed=${watch.last.every}", "seed=${callbacks.last.every}", None),

@@ -9,7 +9,7 @@ import torch
 from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.callbacks.alarms import Alarms
 from medvlm_r1.callbacks.progress import Progress
-from medvlm_r1.callbacks.rollout_logger import RolloutTrace
+from medvlm_r1.callbacks.rollout_logger import RolloutLogger
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 
@@ -26,14 +26,14 @@ FINE = {
 
 def alarms_of(folder, *steps, **settings):
     """Feed the callback the metrics of consecutive steps; returns what it wrote."""
-    watch = Alarms(**settings)
+    alarms = Alarms(**settings)
     for number, metrics in enumerate(steps):
         trainer = SimpleNamespace(
             callback_metrics={k: torch.tensor(v) for k, v in {**FINE, **metrics}.items()},
             default_root_dir=folder,
             is_global_zero=True,
         )
-        watch.on_train_batch_end(trainer, SimpleNamespace(step=number + 1), None, None, number)
+        alarms.on_train_batch_end(trainer, SimpleNamespace(step=number + 1), None, None, number)
     path = folder / "alarms.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -43,10 +43,10 @@ def test_a_healthy_run_is_silent(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_no_spread_for_n_steps(tmp_path):
+def test_zero_advantages_for_n_steps(tmp_path):
     flat = {"train/active_groups": 0.0}
-    rows = alarms_of(tmp_path, flat, flat, {}, flat, flat, flat, flat, flat_steps=3)
-    assert [(row["step"], row["alarm"]) for row in rows] == [(5, "no_spread")]
+    rows = alarms_of(tmp_path, flat, flat, {}, flat, flat, flat, flat, zero_advantage_steps=3)
+    assert [(row["step"], row["alarm"]) for row in rows] == [(5, "zero_advantage")]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_no_spread_for_n_steps(tmp_path):
         ({"train/truncated": 0.6}, "truncated", "max_completion_tokens"),
         ({"train/kl": float("inf")}, "not_finite", "learning rate"),
         ({"train/loss": float("nan")}, "not_finite", "learning rate"),
-        ({"train/sampling_logp_difference_p99": 0.6}, "sampler_gap", "method.loss.tis_cap=2"),
+        ({"train/sampling_logp_difference_p99": 0.6}, "sampling_logp_difference", "method.loss.tis_cap=2"),
         ({"train/loss_tokens": 0.0}, "no_loss_tokens", "ended at once"),
         ({"train/tokens": 1.0}, "no_loss_tokens", "ended at once"),
     ],
@@ -84,12 +84,12 @@ def test_old_rollouts_make_room(tmp_path):
     none = torch.zeros(0, 1)
     rollout = Rollout(none.long(), none.bool(), none, none, [], none[:, 0].bool())
     trajectory = Trajectory([], rollout, [], [], RewardTable({"r": none[:, 0]}, {"r": 1.0}), advantages=none)
-    watch = RolloutTrace(keep=3, show_every=0)
+    logger = RolloutLogger(keep=3, show_every=0)
     trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, estimated_stepping_batches=99)
     for step in range(8):
         outputs = {"trajectory": trajectory}
-        watch.on_train_batch_end(trainer, SimpleNamespace(step=step + 1), outputs, None, step)
+        logger.on_train_batch_end(trainer, SimpleNamespace(step=step + 1), outputs, None, step)
     kept = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
     assert kept == ["step-5.jsonl", "step-6.jsonl", "step-7.jsonl"]
     with pytest.raises(ValueError, match=r"callbacks\.rollouts\.keep is 0"):
-        RolloutTrace(keep=0)
+        RolloutLogger(keep=0)
