@@ -23,7 +23,7 @@ ALLOWED = {
     "inference": {"data", "policy", "prompts", "rollout", "runs"},
     "algorithms": {"data", "evaluate", "policy", "prompts", "rewards", "rollout"},
     "callbacks": {"algorithms", "data", "prompts", "runs"},
-    "plan": {"algorithms", "data", "evaluate", "policy", "prompts"},
+    "plan": {"algorithms", "data", "evaluate", "policy", "prompts", "rollout"},
     "report": {"audit", "data", "evaluate", "runs"},
     "artifacts": {"algorithms", "data", "evaluate", "policy", "report", "runs"},
     "launch": {"callbacks", "evaluate", "inference", "plan", "policy", "report", "runs"},

@@ -1,12 +1,12 @@
-"""A plan before a run: parameters, memory and time, from the configuration alone.
+"""Predict a run's parameters, memory and time from its configuration (``plan=true``).
 
-===========  ==================================================================
-cards.py     GPUs and their published figures
-workload.py what of a configuration a plan depends on
-meta.py      counting on the meta device
-measure.py   the cost of one pass, by running the real code there
-memory.py    bytes on one device, and which phases hold them
-plan.py      both together, time, and the overrides that make a run fit
-console.py   the tables
-===========  ==================================================================
+===========  =================================================================
+cards.py     GPUs with their published figures
+workload.py  the factors of memory and time, read from the configuration
+meta.py      count operations and bytes on the meta device
+measure.py   cost of one pass: run the policy on the meta device
+memory.py    bytes on one device, by part and phase
+plan.py      memory and time of a run, and overrides that make it fit
+console.py   print a plan as tables
+===========  =================================================================
 """

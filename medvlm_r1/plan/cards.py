@@ -1,4 +1,4 @@
-"""Published figures of the GPUs that a run can be planned for."""
+"""GPUs with their published figures."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ class Card:
     """One GPU.
 
     Attributes:
-        name: as it is sold.
-        memory: bytes; the published GB taken as 1e9, a little less than what the driver shows.
-        flops: dense bf16 operations per second with fp32 accumulation.
-        tf32_flops: dense operations per second on fp32 tensors, in TF32.
-        bandwidth: bytes of memory read per second.
+        name: the product.
+        memory: bytes; the published GB taken as 1e9, a little less than the driver reports.
+        flops: dense bf16 operations per second, with fp32 accumulation.
+        tf32_flops: dense TF32 operations per second.
+        bandwidth: memory bandwidth in bytes per second.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Card:
     bandwidth: float
 
 
-# NVIDIA's data sheets; without sparsity.
+# Source: NVIDIA's data sheets, without sparsity.
 CARDS = {
     "a100_40gb": Card("A100 40 GB", 40e9, 312e12, 156e12, 1.555e12),
     "a100_80gb": Card("A100 80 GB", 80e9, 312e12, 156e12, 2.039e12),
@@ -34,8 +34,12 @@ CARDS = {
 }
 
 
-def card_named(name: str) -> Card:
-    """Raises ValueError, with the names that are known, for any other."""
+def find_card(name: str) -> Card:
+    """Return a card by its key in :data:`CARDS`.
+
+    Raises:
+        ValueError: an unknown card.
+    """
     if name not in CARDS:
         raise ValueError(f"card is {name!r}: the cards are {', '.join(CARDS)}")
     return CARDS[name]

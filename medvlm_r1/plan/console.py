@@ -1,4 +1,4 @@
-"""A plan as tables of at most 100 columns."""
+"""Print a plan as tables, at most 100 columns wide."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,12 +18,12 @@ def show(
     """Print one plan.
 
     Args:
-        name: what was planned, the command's overrides.
-        remedies: overrides that make it fit, and the plans that they lead to.
+        name: the run, as the overrides of its command.
+        remedies: overrides that make it fit, with their plans.
     """
     console = console or Console(width=_WIDTH, highlight=False)
     workload, card = plan.workload, plan.card
-    devices = f"{workload.world} x {card.name}" if workload.world > 1 else card.name
+    devices = f"{workload.world_size} x {card.name}" if workload.world_size > 1 else card.name
     console.print(
         f"\n[bold]Plan of {escape(name)}[/bold]: {escape(workload.path)} on {devices} ({workload.strategy})\n"
     )
@@ -51,8 +51,8 @@ def _parameters(plan: Plan) -> Table:
 
 def _memory(plan: Plan) -> Table:
     table = _table("Memory of one GPU by phase, GB (1e9 bytes)", "", *plan.phases)
-    for part in plan.held:
-        cells = [part.at.get(phase, 0) for phase in plan.phases]
+    for part in plan.memory:
+        cells = [part.bytes.get(phase, 0) for phase in plan.phases]
         if any(cells):
             table.add_row(part.name, *(_gb(cell) if cell else "" for cell in cells))
     table.add_section()
@@ -63,20 +63,20 @@ def _memory(plan: Plan) -> Table:
 def _time(plan: Plan) -> Table:
     workload = plan.workload
     table = _table("Time, an estimate", "one step, on each GPU", "TFLOP", "seconds")
-    for work in plan.work:
-        table.add_row(work.phase, f"{work.flops / 1e12:,.1f}", f"{work.seconds:,.2f}")
-    step = sum(work.seconds for work in plan.work)
-    if plan.work:
+    for cost in plan.step:
+        table.add_row(cost.phase, f"{cost.flops / 1e12:,.1f}", f"{cost.seconds:,.2f}")
+    step = sum(cost.seconds for cost in plan.step)
+    if plan.step:
         table.add_section()
-        table.add_row("step", f"{sum(w.flops for w in plan.work) / 1e12:,.1f}", f"{step:,.2f}", style="bold")
+        table.add_row("step", f"{sum(c.flops for c in plan.step) / 1e12:,.1f}", f"{step:,.2f}", style="bold")
     if plan.seconds is None:
-        table.add_row("whole run", "", "unknown: the number of questions is in the data files")
+        table.add_row("whole run", "", "unknown (the configuration lacks the number of questions)")
         return table
     if workload.steps:
-        table.add_row(f"{workload.steps:,} steps", "", _clock(workload.steps * step))
-    answering = workload.evaluations * plan.answering / workload.world
-    table.add_row(f"{workload.evaluations:,} answers in evaluation", "", _clock(answering))
-    table.add_row("whole run", "", _clock(plan.seconds), style="bold")
+        table.add_row(f"{workload.steps:,} steps", "", _duration(workload.steps * step))
+    evaluation = workload.evaluations * plan.seconds_per_answer / workload.world_size
+    table.add_row(f"{workload.evaluations:,} answers in evaluation", "", _duration(evaluation))
+    table.add_row("whole run", "", _duration(plan.seconds), style="bold")
     return table
 
 
@@ -89,24 +89,21 @@ def _warning(plan: Plan, remedies: Mapping[Sequence[str], Plan]) -> RenderableTy
     for overrides, smaller in remedies.items():
         lines.append(f"  fits with [bold]{escape(' '.join(overrides))}[/bold] ({_gb(smaller.peak)} GB)")
     if not remedies:
-        lines.append(
-            "  No change of tuning, optimiser, checkpointing or trainer that was tried makes it fit."
-        )
+        lines.append("  No tried change of peft, optimizer, checkpointing or trainer makes it fit.")
     return "\n".join(lines)
 
 
-def _table(title: str, *heads: str) -> Table:
-    width = max(len(title), 40)
+def _table(title: str, *columns: str) -> Table:
     table = Table(
         title=title,
-        min_width=width,
+        min_width=max(len(title), 40),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left", no_wrap=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
     return table
 
 
@@ -114,7 +111,7 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:,.2f}" if size < 1e10 else f"{size / 1e9:,.1f}"
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if not minutes:
         return f"{seconds:.0f} s"

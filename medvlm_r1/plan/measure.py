@@ -1,9 +1,8 @@
-"""What one pass through the policy costs: the real code, run on the meta device.
+"""Cost of one pass: run the policy's code on the meta device.
 
-The language model's layers are all alike, and so are the vision tower's blocks, or groups of them where
-some attend in windows. Therefore three shallow models are measured, and the cost goes on in a straight
-line to the real depth: exact (a test compares it with the whole model), and a 72B model is as quick as
-a small one.
+Language layers are identical, and so are vision blocks, or periods of them with windowed attention.
+Costs are therefore linear in both depths: measuring three shallow models gives the cost of the full
+one. A test compares the two, and a 72B model takes no longer than a small one.
 """
 
 import dataclasses
@@ -32,15 +31,15 @@ _COSTS: dict[tuple, "Cost"] = {}
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """The tensors of one pass.
+class PassShape:
+    """Tensor shapes of one pass.
 
     Attributes:
-        prompts: prompts side by side, one image each.
+        prompts: prompts in the batch, one image each.
         group_size: completions per prompt.
         prompt: tokens of a prompt, image tokens included.
         completion: tokens of a completion.
-        grid: patches of the image, down and across.
+        grid: rows and columns of the image's patches.
     """
 
     prompts: int
@@ -56,25 +55,26 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one pass does and holds.
+    """Operations and bytes of one pass. Bytes exclude parameters and their gradients.
 
     Attributes:
         flops: floating-point operations; in training of forward and backward pass.
-        held: bytes that the forward pass leaves for the backward pass, parameters excluded.
-        logits: the part of ``held`` that is as wide as the vocabulary.
-        peak_layers, peak_head: the most bytes alive at once, parameters and their gradients excluded,
-            without and with logits among them. Apart, because only each is linear in the depth.
+        saved: bytes that the forward pass saves for the backward pass.
+        logits: those of ``saved`` in tensors as wide as the vocabulary.
+        peak_layers: maximum of bytes while no logits are alive.
+        peak_head: maximum of bytes while logits are alive. Each of the two is linear in the depth; their
+            maximum is not.
     """
 
     flops: float
-    held: float
+    saved: float
     logits: float
     peak_layers: float
     peak_head: float
 
     @property
     def peak(self) -> float:
-        """The most bytes alive at once."""
+        """Maximum of bytes."""
         return max(self.peak_layers, self.peak_head)
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -86,133 +86,135 @@ class Cost:
 
 
 class Meter:
-    """Measures passes of one model under one tuning.
+    """Measures passes of one model with one choice of trainable parameters.
 
     Args:
-        config: the architecture, of :func:`~medvlm_r1.policy.loading.architecture.load_config`.
-        recipe: its dtype and checkpointing.
-        tuning: what is trained. Weights in 4 bits are measured as if they were not: the kernels do not
-            run on meta, and activations are the same.
-        whole: measure the model in its full depth, not shallow ones.
-        layout: of log-probability passes.
+        config: the architecture, from :func:`~medvlm_r1.policy.loading.architecture.load_config`.
+        recipe: dtype and gradient checkpointing.
+        tuning: the trainable parameters. 4-bit weights count as 16-bit ones: their kernels do not run on
+            meta, and the activations are the same.
+        full_depth: measure the full model instead of three shallow ones.
+        layout: layout of log-probability passes.
     """
 
     def __init__(
-        self, config, recipe: Recipe, tuning: Tuning, whole: bool = False, layout: str = "packed"
+        self, config, recipe: Recipe, tuning: Tuning, full_depth: bool = False, layout: str = "packed"
     ) -> None:
         self.config, self.recipe, self.layout = config, recipe, layout
         self.tuning = dataclasses.replace(tuning, quantize=None)
         layers, blocks = config.text_config.num_hidden_layers, config.vision_config.depth
         period = block_period(config)
-        deep = layers > 3 and blocks > 2 * period and not whole
-        self._samples = [(2, period), (3, period), (2, 2 * period)] if deep else [(layers, blocks)]
+        shallow = layers > 3 and blocks > 2 * period and not full_depth
+        self._depths = [(2, period), (3, period), (2, 2 * period)] if shallow else [(layers, blocks)]
         more_layers, more_blocks = layers - 2, blocks / period - 1
-        # plans of the same model often ask for the same pass
-        self._key = (repr(config), recipe.dtype, repr(self.tuning), deep, layout)
-        self._weights = [1 - more_layers - more_blocks, more_layers, more_blocks] if deep else [1]
+        # candidates of one plan share most of their passes
+        self._key = (repr(config), recipe.dtype, repr(self.tuning), shallow, layout)
+        self._weights = [1 - more_layers - more_blocks, more_layers, more_blocks] if shallow else [1]
 
     def policy(self, layers: int | None = None, blocks: int | None = None) -> Policy:
-        """The real policy on the meta device, in full depth or cut down."""
+        """Return the policy on the meta device, with ``layers`` and vision ``blocks`` (default: all)."""
         config = self.config if layers is None else with_depth(self.config, layers, blocks)
         with torch.device("meta"):
             model = self.tuning.apply(meta_model(config, getattr(torch, self.recipe.dtype)))
-            # any tokenizer does: no text is encoded here
+            # any tokenizer: the plan encodes no text
             policy = Policy(model.train(), _encoder(), self.layout).to("meta")
-        for parameter in policy.trainable_parameters:  # adapters take the weights' type, but not on meta
+        for (
+            parameter
+        ) in policy.trainable_parameters:  # on meta PEFT does not cast adapters to the weights' dtype
             parameter.data = parameter.data.to(getattr(torch, self.recipe.dtype))
         if self.recipe.gradient_checkpointing:
             policy.checkpoint_gradients()
         return policy
 
-    def training(self, lengths: Lengths, grouped: bool) -> Cost:
-        """Forward and backward pass of a micro-batch; gradients are there already, and are added to.
+    def training(self, shape: PassShape, grpo: bool) -> Cost:
+        """Forward and backward pass of a micro-batch, which adds to existing gradients.
 
         Args:
-            grouped: GRPO's loss; otherwise SFT's.
+            grpo: use GRPO's loss, not SFT's.
         """
-        return self._measured(train_once, lengths, grouped)
+        return self._cost(train_once, shape, grpo)
 
-    def scoring(self, lengths: Lengths) -> Cost:
-        """Log-probabilities without gradients: the reference, or the policy before several updates."""
-        return self._measured(_score, lengths)
+    def scoring(self, shape: PassShape) -> Cost:
+        """Log-probabilities without gradients: log pi_ref or log pi_old."""
+        return self._cost(_score, shape)
 
-    def prefill(self, lengths: Lengths, shared: bool = True) -> Cost:
-        """The prompts' pass of generation; ``peak`` holds the prompts' keys and values.
+    def prefill(self, shape: PassShape, shared: bool = True) -> Cost:
+        """Prefill of a rollout; ``peak`` includes the prompts' keys and values.
 
         Args:
-            shared: each prompt once, as the shared-prefix engine reads it; otherwise once per completion.
+            shared: one pass per prompt, as in the shared-prefix engine; otherwise one per completion.
         """
-        one = dataclasses.replace(lengths, prompts=1)  # all of it grows with the prompts
-        return self._measured(_prefill, one, shared) * lengths.prompts
+        one = dataclasses.replace(shape, prompts=1)  # linear in the prompts
+        return self._cost(_prefill, one, shared) * shape.prompts
 
-    def decode(self, lengths: Lengths, seen: int) -> Cost:
-        """Arithmetic of one more token for each row, after ``seen`` tokens of its own."""
-        one = dataclasses.replace(lengths, prompts=1)
-        return self._measured(_decode, one, seen) * lengths.prompts
+    def decode(self, shape: PassShape, position: int) -> Cost:
+        """Operations of one decoding step of all rows, after ``position`` completion tokens."""
+        one = dataclasses.replace(shape, prompts=1)
+        return self._cost(_decode, one, position) * shape.prompts
 
-    def _measured(self, measure: Callable[..., Cost], *shape: Any) -> Cost:
-        again = measure is train_once and self.recipe.gradient_checkpointing
-        key = (*self._key, again, measure.__name__, shape)
+    def _cost(self, measure: Callable[..., Cost], *args: Any) -> Cost:
+        checkpointing = measure is train_once and self.recipe.gradient_checkpointing
+        key = (*self._key, checkpointing, measure.__name__, args)
         if key not in _COSTS:
-            costs = [measure(policy, *shape) for policy in self._shallow]
+            costs = [measure(policy, *args) for policy in self._policies]
             parts = [cost * weight for cost, weight in zip(costs, self._weights, strict=True)]
             _COSTS[key] = functools.reduce(operator.add, parts)
         return _COSTS[key]
 
     @functools.cached_property
-    def _shallow(self) -> list[Policy]:
-        return [self.policy(*sample) for sample in self._samples]
+    def _policies(self) -> list[Policy]:
+        return [self.policy(*depth) for depth in self._depths]
 
 
-def inputs(policy: Policy, lengths: Lengths, device: str = "meta") -> tuple[PromptBatch, Tensor, Tensor]:
-    """A batch of this shape: prompts, completion tokens and their mask. Grids and mask stay on the host."""
-    down, across = lengths.grid
+def inputs(policy: Policy, shape: PassShape, device: str = "meta") -> tuple[PromptBatch, Tensor, Tensor]:
+    """Return prompts, completion tokens and mask of this shape. Grids and mask stay on the CPU."""
+    down, across = shape.grid
     features = 3 * 2 * 14**2  # colours x frames x pixels of a patch
     image = down * across // 4
-    ids = torch.zeros(lengths.prompts, lengths.prompt, dtype=torch.long, device=device)
+    ids = torch.zeros(shape.prompts, shape.prompt, dtype=torch.long, device=device)
     if device != "meta":
         ids[:, :image] = policy.image_id
     prompts = PromptBatch(
         ids=ids.flatten(),
         positions=torch.zeros(3, ids.numel(), dtype=torch.long, device=device),
-        pixels=torch.zeros(lengths.prompts * down * across, features, device=device),
-        grid=torch.tensor([[1, down, across]] * lengths.prompts),
-        image_digests=tuple(map(str, range(lengths.prompts))),
-        lengths=(lengths.prompt,) * lengths.prompts,
+        pixels=torch.zeros(shape.prompts * down * across, features, device=device),
+        grid=torch.tensor([[1, down, across]] * shape.prompts),
+        image_digests=tuple(map(str, range(shape.prompts))),
+        lengths=(shape.prompt,) * shape.prompts,
         pad_id=policy.pad_id,
     )
-    tokens = torch.zeros(lengths.rows, lengths.completion, dtype=torch.long, device=device)
+    tokens = torch.zeros(shape.rows, shape.completion, dtype=torch.long, device=device)
     mask = torch.ones(tokens.shape, dtype=torch.bool)
     return prompts, tokens, mask
 
 
 def train_once(
-    policy: Policy, lengths: Lengths, grouped: bool, device: str = "meta", fused: bool = True
+    policy: Policy, shape: PassShape, grpo: bool, device: str = "meta", fused: bool = True
 ) -> Cost:
-    """:meth:`Meter.training` of one policy, on any device.
+    """Measure :meth:`Meter.training` of one policy, on any device.
 
     Args:
-        fused: attention on meta as a GPU computes it; otherwise by torch's plain formula.
+        fused: use a GPU's attention kernels on meta, not torch's plain formula.
     """
     for parameter in policy.trainable_parameters:
         parameter.grad = torch.zeros_like(parameter)
-    policy.clear_vision_cache()  # kept features would be counted in the first pass alone
-    batch = inputs(policy, lengths, device)
+    policy.clear_vision_cache()  # cached features would cost nothing in later passes
+    batch = inputs(policy, shape, device)
     with _ledger(policy.train(), batch[0]) as ledger, fused_attention() if fused else nullcontext():
         logprobs = policy.logprobs(*batch)
-        held, wide = ledger.live, ledger.live_wide
-        if grouped:
-            gain = torch.zeros(lengths.rows, device=device)
-            loss, _ = grpo_loss(logprobs, logprobs.detach(), logprobs.detach(), gain, batch[2])
+        saved, logits = ledger.live, ledger.live_wide
+        if grpo:
+            advantages = torch.zeros(shape.rows, device=device)
+            loss, _ = grpo_loss(logprobs, logprobs.detach(), logprobs.detach(), advantages, batch[2])
         else:
             loss = sft_loss(logprobs, batch[2])
         torch.autograd.backward(loss)
-    return Cost(ledger.flops, held, wide, ledger.peak, ledger.peak_wide)
+    return Cost(ledger.flops, saved, logits, ledger.peak, ledger.peak_wide)
 
 
 @torch.no_grad()
-def _score(policy: Policy, lengths: Lengths) -> Cost:
-    batch = inputs(policy, lengths)
+def _score(policy: Policy, shape: PassShape) -> Cost:
+    batch = inputs(policy, shape)
     policy.clear_vision_cache()
     with _ledger(policy, batch[0]) as ledger, fused_attention():
         policy.reference_logprobs(*batch) if policy.has_adapter else policy.logprobs(*batch)
@@ -220,16 +222,16 @@ def _score(policy: Policy, lengths: Lengths) -> Cost:
 
 
 @torch.no_grad()
-def _prefill(policy: Policy, lengths: Lengths, shared: bool) -> Cost:
-    prompts, _, _ = inputs(policy, lengths)
+def _prefill(policy: Policy, shape: PassShape, shared: bool) -> Cost:
+    prompts, _, _ = inputs(policy, shape)
     policy.clear_vision_cache()
     with policy.sampling_mode(), _ledger(policy, prompts) as ledger, fused_attention():
         if shared:
-            kept = policy.prefill(prompts)
-            policy.next_token_logprobs(kept.hidden)
-        else:  # as transformers' generate begins
+            prefilled = policy.prefill(prompts)  # keeps the cache alive, as the engine does
+            policy.next_token_logprobs(prefilled.hidden)
+        else:  # the first pass of transformers' generate
             embeds, mask, positions = repeat_prompts(
-                policy.model, prompts, policy.image_features(prompts), lengths.group_size
+                policy.model, prompts, policy.image_features(prompts), shape.group_size
             )
             policy.model(
                 inputs_embeds=embeds,
@@ -242,19 +244,19 @@ def _prefill(policy: Policy, lengths: Lengths, shared: bool) -> Cost:
 
 
 @torch.no_grad()
-def _decode(policy: Policy, lengths: Lengths, seen: int) -> Cost:
-    prompts, _, _ = inputs(policy, lengths)
+def _decode(policy: Policy, shape: PassShape, position: int) -> Cost:
+    prompts, _, _ = inputs(policy, shape)
     with policy.sampling_mode(), Ledger(), fused_attention():
-        decoding = DecodingLayout(policy.prefill(prompts), lengths.group_size, seen + 1)
+        decoding = DecodingLayout(policy.prefill(prompts), shape.group_size, position + 1)
     with policy.sampling_mode(), _ledger(policy, prompts) as ledger, fused_attention():
-        policy.next_token_logprobs(policy.decode_step(prompts.ids.new_zeros(lengths.rows), decoding))
+        policy.next_token_logprobs(policy.decode_step(prompts.ids.new_zeros(shape.rows), decoding))
     return Cost(ledger.flops, 0, 0, 0, 0)
 
 
 def _ledger(policy: Policy, prompts: PromptBatch) -> Ledger:
-    known = [*policy.parameters(), *policy.buffers(), prompts.pixels]  # these stay on the host
-    known += [p.grad for p in policy.parameters() if p.grad is not None]
-    return Ledger(known, wide=len(policy.banned))
+    excluded = [*policy.parameters(), *policy.buffers(), prompts.pixels]
+    excluded += [p.grad for p in policy.parameters() if p.grad is not None]
+    return Ledger(excluded, wide=len(policy.banned))
 
 
 @functools.cache

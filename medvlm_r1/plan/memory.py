@@ -1,4 +1,4 @@
-"""Bytes on one device, part by part, and which phases of a run hold them."""
+"""Bytes on one device, by part and by phase of the run."""
 
 from dataclasses import dataclass
 
@@ -10,27 +10,27 @@ from medvlm_r1.plan.workload import Workload
 from medvlm_r1.policy.loading.architecture import cache_bytes_per_token
 
 PHASES = ("sampling", "reference", "training", "update", "evaluation")
-# Double-quantised NF4 (arXiv 2305.14314): 4 bits, an 8-bit scale for 64 weights, and for 256 of those
-# scales one in fp32.
+# Double-quantised NF4 (arXiv 2305.14314): 4 bits per weight, an 8-bit scale per 64 weights, and an fp32
+# scale per 256 of those scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Of bitsandbytes: 8-bit moments have an fp32 scale for 256 entries; small tensors keep 32 bits.
+# bitsandbytes: 8-bit moments have an fp32 scale per 256 entries; small tensors have 32-bit moments.
 _BLOCK, _SMALL = 256, 4096
-# Assumed: the CUDA context, its libraries' work spaces.
+# Assumed: the CUDA context and the workspaces of its libraries.
 CONTEXT = 1e9
-# Of one row's vocabulary entry while a token is drawn: four fp32 scores, two int32 hashes.
-_DRAW_BYTES = 4 * 4 + 2 * 4
+# Sampling a token, per row and vocabulary entry: four fp32 scores and two int32 hashes.
+_SAMPLING_BYTES = 4 * 4 + 2 * 4
 
 
 @dataclass(frozen=True)
-class Held:
-    """Bytes of one part on one device, by phase; a phase that does not hold it is left out."""
+class MemoryPart:
+    """Bytes of one part on one device, by phase; other phases have none of it."""
 
     name: str
-    at: dict[str, float]
+    bytes: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Count:
+class ParameterCount:
     """Parameters of one part of the model."""
 
     name: str
@@ -39,7 +39,19 @@ class Count:
 
 
 class Inventory:
-    """The parameters of a model under one tuning: how many, how large, what is trained."""
+    """Numbers and sizes of a model's parameters.
+
+    Attributes:
+        counts: parameters of each part.
+        dtype: dtype of the weights.
+        total: all parameters.
+        trained: size of each trained parameter.
+        tower: parameters of the vision tower.
+        tower_is_frozen: whether none of them is trained.
+        quantized: parameters that NF4 quantises; ``largest_quantized``: in the largest of these layers.
+        root: parameters outside layers and blocks, which FSDP gathers with the outer module.
+        largest_layer: parameters of the largest layer or block.
+    """
 
     def __init__(self, meter: Meter, workload: Workload) -> None:
         policy = meter.policy()
@@ -47,7 +59,6 @@ class Inventory:
         named = dict(policy.model.named_parameters())  # a tied head counts once, as the embedding
         self.total = sum(p.numel() for p in named.values())
         self.trained = [p.numel() for p in named.values() if p.requires_grad]
-        self.adapter = sum(p.numel() for n, p in named.items() if "lora_" in n)
         self.tower = sum(p.numel() for n, p in named.items() if _part(n) == "vision tower")
         self.tower_is_frozen = policy.tower_is_frozen
         linears = {
@@ -59,25 +70,24 @@ class Inventory:
         self.quantized, self.largest_quantized = sum(sizes), max(sizes, default=0)
         layers: dict[str, int] = {}
         for name, parameter in named.items():
-            key = name.split(".layers.")[-1].split(".blocks.")[-1].split(".")[0]
-            whose = _part(name) + key if ".layers." in name or ".blocks." in name else "root"
-            layers[whose] = layers.get(whose, 0) + parameter.numel()
+            index = name.split(".layers.")[-1].split(".blocks.")[-1].split(".")[0]
+            layer = _part(name) + index if ".layers." in name or ".blocks." in name else "root"
+            layers[layer] = layers.get(layer, 0) + parameter.numel()
         self.root = layers.pop("root")
         self.largest_layer = max(layers.values())
-        names = ("language model", "vision tower", "adapter", "head")
         self.counts = []
-        for part in names:
-            members = [p for n, p in named.items() if _part(n) == part]
-            trained = sum(p.numel() for p in members if p.requires_grad)
-            self.counts.append(Count(part, trained, sum(p.numel() for p in members) - trained))
+        for part in ("language model", "vision tower", "adapter", "head"):
+            parameters = [p for n, p in named.items() if _part(n) == part]
+            trained = sum(p.numel() for p in parameters if p.requires_grad)
+            self.counts.append(ParameterCount(part, trained, sum(p.numel() for p in parameters) - trained))
 
     def weight_bytes(self, quantized: bool) -> float:
-        """Bytes of all weights on one device that splits nothing."""
-        every = self.total * self.dtype.itemsize
-        return every - self.quantized * (self.dtype.itemsize - NF4_BYTES) if quantized else every
+        """Bytes of all weights on one device, without sharding."""
+        unquantized = self.total * self.dtype.itemsize
+        return unquantized - self.quantized * (self.dtype.itemsize - NF4_BYTES) if quantized else unquantized
 
     def language_bytes(self, quantized: bool) -> float:
-        """Bytes that one decoding step reads: all weights but the tower's."""
+        """Bytes that one decoding step reads: all weights except the vision tower's."""
         return self.weight_bytes(quantized) - self.tower * self.dtype.itemsize
 
 
@@ -98,73 +108,76 @@ def moment_bytes(workload: Workload, trained: list[int]) -> float:
     return 8.0 * sum(trained)
 
 
-def resident(workload: Workload, stock: Inventory) -> list[Held]:
-    """What lies on the device whatever is computed."""
-    width, trained = stock.dtype.itemsize, sum(stock.trained)
-    split = workload.world if workload.strategy == "fsdp" else 1
-    shared = workload.world if workload.strategy in ("fsdp", "zero2") else 1
-    weights = stock.weight_bytes(bool(workload.tuning.quantize))
-    if workload.strategy == "fsdp":
-        weights += trained * (4 - width)  # split weights are their own masters
-    narrow = width < 4 and workload.strategy != "fsdp"
+def resident(workload: Workload, inventory: Inventory) -> list[MemoryPart]:
+    """Memory that does not depend on the batch: weights, copies, moments and gradients."""
+    itemsize, trained = inventory.dtype.itemsize, sum(inventory.trained)
+    fsdp = workload.strategy == "fsdp"
+    weight_shards = workload.world_size if fsdp else 1
+    state_shards = workload.world_size if workload.strategy in ("fsdp", "zero2") else 1
+    weights = inventory.weight_bytes(bool(workload.tuning.quantize))
+    if fsdp:
+        weights += trained * (4 - itemsize)  # FSDP's shards are fp32 and serve as master weights
+    has_masters = itemsize < 4 and not fsdp
     parts = [
-        Held("CUDA context (assumed)", _in(PHASES, CONTEXT)),
-        Held("weights", _in(PHASES, weights / split)),
+        MemoryPart("CUDA context (assumed)", _in(PHASES, CONTEXT)),
+        MemoryPart("weights", _in(PHASES, weights / weight_shards)),
     ]
-    if workload.strategy == "fsdp":
-        parts.append(Held("whole copy to sample from", _in(PHASES, stock.total * width)))
+    if fsdp:
+        parts.append(MemoryPart("unsharded sampling model", _in(PHASES, inventory.total * itemsize)))
     if workload.method == "zero_shot":
         return parts
-    if narrow:
-        parts.append(Held("fp32 master copies", _in(PHASES, 4 * trained / shared)))
-    parts.append(Held("optimiser's moments", _in(PHASES, moment_bytes(workload, stock.trained) / shared)))
-    if workload.keeps_reference and not workload.tuning.adapter:
-        kept = stock.total - (stock.tower if stock.tower_is_frozen else 0)
-        parts.append(Held("reference", _in(PHASES, kept * width)))
-    back = ("training", "update")
-    gradient = 4 if workload.strategy == "fsdp" else width
-    parts.append(Held("gradients", _in(back, gradient * trained / shared)))
+    if has_masters:
+        parts.append(MemoryPart("fp32 master copies", _in(PHASES, 4 * trained / state_shards)))
+    moments = moment_bytes(workload, inventory.trained) / state_shards
+    parts.append(MemoryPart("optimiser's moments", _in(PHASES, moments)))
+    if workload.has_reference and not workload.tuning.adapter:
+        copied = inventory.total - (inventory.tower if inventory.tower_is_frozen else 0)
+        parts.append(MemoryPart("reference", _in(PHASES, copied * itemsize)))
+    backward = ("training", "update")
+    gradient = 4 if fsdp else itemsize
+    parts.append(MemoryPart("gradients", _in(backward, gradient * trained / state_shards)))
     if workload.strategy == "ddp":
-        parts.append(Held("DDP's gradient buckets", _in(back, width * trained)))
-    if workload.strategy == "fsdp":
-        # the outer module and two layers whole, and the outer module's gradients before they are split
-        gathered = width * (stock.root + 2 * stock.largest_layer)
-        reduced = (width + 4) * (stock.root if trained == stock.total else stock.largest_layer)
-        parts.append(Held("gathered weights and gradients", {"training": gathered + reduced}))
-    # AdamW of torch takes one fp32 tensor a parameter for its denominators.
-    scratch = 4 * trained / shared if workload.optimizer.startswith("torch.optim.Adam") else 0.0
-    fp32 = 4 * trained / shared if narrow else 0.0
-    parts.append(Held("fp32 gradients and scratch", {"update": fp32 + scratch}))
+        parts.append(MemoryPart("DDP's gradient buckets", _in(backward, itemsize * trained)))
+    if fsdp:
+        # the outer module and two layers gathered, and the outer module's gradients before reduce-scatter
+        gathered = itemsize * (inventory.root + 2 * inventory.largest_layer)
+        reduced = (itemsize + 4) * (inventory.root if trained == inventory.total else inventory.largest_layer)
+        parts.append(MemoryPart("gathered weights and gradients", {"training": gathered + reduced}))
+    # torch's AdamW allocates one fp32 tensor per parameter for its denominators.
+    scratch = 4 * trained / state_shards if workload.optimizer.startswith("torch.optim.Adam") else 0.0
+    fp32 = 4 * trained / state_shards if has_masters else 0.0
+    parts.append(MemoryPart("fp32 gradients and scratch", {"update": fp32 + scratch}))
     return parts
 
 
-def transient(workload: Workload, stock: Inventory, meter: Meter) -> list[Held]:
-    """What a phase holds while it computes, at the longest prompts and completions."""
+def transient(workload: Workload, inventory: Inventory, meter: Meter) -> list[MemoryPart]:
+    """Memory of each phase's computation, at the longest prompts and completions."""
     cache, working = {}, {}
-    per_token = cache_bytes_per_token(meter.config, stock.dtype)
-    draw = meter.config.text_config.vocab_size * _DRAW_BYTES
-    rollouts = {"evaluation": (workload.recipe.evaluation_batch, 1, workload.answer)}
+    per_token = cache_bytes_per_token(meter.config, inventory.dtype)
+    sampling_bytes = meter.config.text_config.vocab_size * _SAMPLING_BYTES
+    rollouts = {"evaluation": (workload.recipe.evaluation_batch, 1, workload.max_answer)}
     if workload.method == "grpo":
-        rollouts["sampling"] = (workload.prompts, workload.group_size, workload.completion)
+        rollouts["sampling"] = (workload.prompts, workload.group_size, workload.max_completion)
     for phase, (prompts, group_size, tokens) in rollouts.items():
-        lengths = workload.lengths(prompts, group_size, tokens)
-        copies = prompts if workload.shares_prefix else lengths.rows
-        cache[phase] = per_token * (copies * workload.prompt + lengths.rows * tokens)
-        # the prompts' pass holds their part of the cache; later the whole cache stands beside the draws
-        fullest = max(meter.prefill(lengths, workload.shares_prefix).peak, cache[phase] + draw * lengths.rows)
-        working[phase] = fullest - cache[phase]
-    parts = [Held("KV cache", cache)]
+        shape = workload.shape(prompts, group_size, tokens)
+        copies = prompts if workload.shares_prefix else shape.rows
+        cache[phase] = per_token * (copies * workload.prompt_tokens + shape.rows * tokens)
+        # The peak is at the prefill, which has the prompts' part of the cache, or at the last token.
+        prefill = meter.prefill(shape, workload.shares_prefix).peak
+        working[phase] = max(prefill, cache[phase] + sampling_bytes * shape.rows) - cache[phase]
+    parts = [MemoryPart("KV cache", cache)]
     if workload.method != "zero_shot":
-        lengths = workload.lengths(workload.micro_batch, workload.group_size, workload.completion)
-        cost = meter.training(lengths, workload.method == "grpo")
-        parts.append(Held("activations", {"training": cost.held - cost.logits}))
-        parts.append(Held("logits", {"training": cost.logits}))
-        working["training"] = cost.peak - cost.held
-        if workload.keeps_reference:
-            working["reference"] = meter.scoring(lengths).peak
-    if workload.tuning.quantize:  # a layer's weights are unpacked for each product
-        working = {p: n + stock.largest_quantized * stock.dtype.itemsize for p, n in working.items()}
-    return [*parts, Held("working memory of a pass", working)]
+        shape = workload.shape(workload.micro_batch, workload.group_size, workload.max_completion)
+        cost = meter.training(shape, workload.method == "grpo")
+        parts.append(MemoryPart("activations", {"training": cost.saved - cost.logits}))
+        parts.append(MemoryPart("logits", {"training": cost.logits}))
+        working["training"] = cost.peak - cost.saved
+        if workload.has_reference:
+            working["reference"] = meter.scoring(shape).peak
+    if workload.tuning.quantize:  # each product dequantises one layer's weights
+        dequantized = inventory.largest_quantized * inventory.dtype.itemsize
+        working = {phase: size + dequantized for phase, size in working.items()}
+    return [*parts, MemoryPart("working memory of a pass", working)]
 
 
 def _in(phases: tuple[str, ...], size: float) -> dict[str, float]:

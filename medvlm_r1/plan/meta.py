@@ -1,7 +1,7 @@
-"""Counting on the meta device: the real modules run on tensors that have shapes and no storage.
+"""Count operations and bytes of real modules on the meta device, where tensors have shapes but no storage.
 
-What a GPU would do differently there is put right here: a fused attention kernel is chosen, and the
-few questions that code asks of a tensor's values are answered.
+The counts are those of a GPU: attention uses the fused kernels, and conditions on the values of meta
+tensors are false.
 """
 
 import math
@@ -21,28 +21,29 @@ aten = torch.ops.aten
 
 
 class Ledger(TorchDispatchMode):
-    """Counts arithmetic, and the bytes of the tensor storages that are made inside it and still alive.
+    """Counts floating-point operations, and bytes of tensor storages created inside the context.
 
-    Formulas are those of torch's ``FlopCounterMode``, which cannot be used itself: it tracks modules
-    through hooks that keep recomputed activations alive. Works on real tensors too. On
-    meta tensors it also answers what cannot be asked of them: a condition on values is false, so a mask
-    always has padding in it and no check raises.
+    The formulas are those of torch's ``FlopCounterMode``, which does not fit here: its module hooks keep
+    recomputed activations alive. Works on real tensors too. On meta tensors every condition on values is
+    false, so a mask always has padding and no check raises.
 
     Args:
-        known: tensors that are counted elsewhere, such as parameters.
-        wide: storages of tensors whose last dimension is this long are summed up apart.
+        excluded: tensors that the caller counts elsewhere, such as parameters.
+        wide: size of a last dimension; bytes of such tensors (the logits) also count separately.
 
     Attributes:
-        flops: floating-point operations so far; a multiplication and an addition are two.
-        live, live_wide: bytes alive now; those in tensors with a last dimension of ``wide``.
-        peak, peak_wide: the most bytes alive at once while no wide tensor was alive, and while one was.
+        flops: floating-point operations; a multiplication and an addition are two.
+        live: bytes alive now.
+        live_wide: those of them in wide tensors.
+        peak: maximum of ``live`` while no wide tensor was alive.
+        peak_wide: maximum of ``live`` while a wide tensor was alive.
     """
 
-    def __init__(self, known: Iterable[Tensor] = (), wide: int | None = None) -> None:
+    def __init__(self, excluded: Iterable[Tensor] = (), wide: int | None = None) -> None:
         super().__init__()
         self.flops = self.live = self.live_wide = self.peak = self.peak_wide = 0
         self._wide = wide
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._excluded = {tensor.untyped_storage()._cdata for tensor in excluded}
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
@@ -64,7 +65,7 @@ class Ledger(TorchDispatchMode):
     def _enter(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._known or key in self._sizes:
+        if key in self._excluded or key in self._sizes:
             return
         size = storage.nbytes()
         wide = size if tensor.ndim > 1 and tensor.shape[-1] == self._wide else 0
@@ -85,11 +86,11 @@ class Ledger(TorchDispatchMode):
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Send attention on meta tensors to the kernels that a GPU would take.
+    """Compute attention on meta tensors with the kernels of a GPU.
 
-    Without a device to ask, torch falls back to the plain formula, which keeps every attention
-    matrix. A GPU takes the memory-efficient kernel where there is a mask or fp32, FlashAttention
-    otherwise. (A function mode would not reach what checkpointing recomputes in the backward pass.)
+    On meta torch falls back to the plain formula, which stores the attention matrix. A GPU uses the
+    memory-efficient kernel for fp32 or with a mask, and FlashAttention otherwise. A function mode would
+    miss the recomputation of checkpointing in the backward pass, so this replaces the function itself.
     """
     plain = functional.scaled_dot_product_attention
 
@@ -100,13 +101,13 @@ def fused_attention() -> Iterator[None]:
             flash = aten._scaled_dot_product_flash_attention
             return flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
         if attn_mask is not None:
-            # as torch does: a bias of the queries' type, its rows aligned to 8 entries
-            rows, heads, length, seen = (*query.shape[:3], key.shape[2])
-            bias = query.new_empty(*attn_mask.shape[:3], math.ceil(seen / 8) * 8)[..., :seen]
-            attn_mask = bias.expand(rows, heads, length, seen)
-        keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+            # like torch: a bias of the queries' dtype, with rows aligned to 8 entries
+            rows, heads, length, keys = (*query.shape[:3], key.shape[2])
+            bias = query.new_empty(*attn_mask.shape[:3], math.ceil(keys / 8) * 8)[..., :keys]
+            attn_mask = bias.expand(rows, heads, length, keys)
+        needs_lse = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
         efficient = aten._scaled_dot_product_efficient_attention
-        return efficient(query, key, value, attn_mask, keeps, dropout_p, is_causal, scale=scale)[0]
+        return efficient(query, key, value, attn_mask, needs_lse, dropout_p, is_causal, scale=scale)[0]
 
     functional.scaled_dot_product_attention = attend
     try:

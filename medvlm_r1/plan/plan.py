@@ -1,27 +1,34 @@
-"""Does a run fit, and how long would it take? From the configuration alone."""
+"""Predict whether a run fits on a card and how long it takes, from its configuration."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from medvlm_r1.plan.cards import Card
 from medvlm_r1.plan.measure import Meter
-from medvlm_r1.plan.memory import PHASES, Count, Held, Inventory, moment_bytes, resident, transient
+from medvlm_r1.plan.memory import (
+    PHASES,
+    Inventory,
+    MemoryPart,
+    ParameterCount,
+    moment_bytes,
+    resident,
+    transient,
+)
 from medvlm_r1.plan.workload import Workload
 from medvlm_r1.policy.loading.architecture import cache_bytes_per_token, load_config
 
-# Assumed: the share of a card's published arithmetic that passes reach, and of its bandwidth that the
-# update reaches.
+# Assumed share of a card's published arithmetic in passes, and of its published bandwidth in updates.
 UTILISATION = 0.4
 BANDWIDTH_SHARE = 0.7
-# Assumed: seconds that transformers' generate needs to launch one layer of one decoding step.
+# Assumed seconds that the host needs to launch one layer of one decoding step.
 LAUNCH_SECONDS = 0.7e-3
 
 Replan = Callable[[Sequence[str]], "Plan"]
 
 
 @dataclass(frozen=True)
-class Work:
-    """One phase of a step on one device: floating-point operations and estimated seconds."""
+class PhaseCost:
+    """One phase of a training step on one device: floating-point operations and estimated seconds."""
 
     phase: str
     flops: float
@@ -30,22 +37,22 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run holds and does.
+    """Memory and time of a run.
 
     Attributes:
         workload: the run.
         counts: parameters of each part of the model.
-        held: bytes of each part on one device, by phase.
-        work: of one training step, phase by phase, at mean lengths; empty without training.
-        answering: estimated seconds for one question of evaluation on one device.
-        notes: what was assumed.
+        memory: bytes of each part on one device, by phase.
+        step: cost of one training step by phase, at mean lengths; empty without training.
+        seconds_per_answer: estimate for one evaluation question on one device.
+        notes: the assumptions.
     """
 
     workload: Workload
-    counts: tuple[Count, ...]
-    held: tuple[Held, ...]
-    work: tuple[Work, ...]
-    answering: float
+    counts: tuple[ParameterCount, ...]
+    memory: tuple[MemoryPart, ...]
+    step: tuple[PhaseCost, ...]
+    seconds_per_answer: float
     notes: tuple[str, ...]
 
     @property
@@ -54,19 +61,20 @@ class Plan:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """The phases that this run has."""
-        none = {"grpo": (), "sft": ("sampling", "reference"), "zero_shot": PHASES[:-1]}[self.workload.method]
-        if self.workload.method == "grpo" and not self.workload.keeps_reference:
-            none = ("reference",)
-        return tuple(phase for phase in PHASES if phase not in none)
+        """The phases of this run."""
+        if self.workload.method == "zero_shot":
+            return PHASES[-1:]
+        skipped = ("sampling", "reference") if self.workload.method == "sft" else ("reference",)
+        return tuple(phase for phase in PHASES if self.workload.has_reference or phase not in skipped)
 
     @property
     def peaks(self) -> dict[str, float]:
-        """Bytes that each phase holds at its fullest."""
-        return {phase: sum(part.at.get(phase, 0) for part in self.held) for phase in self.phases}
+        """Peak bytes of each phase."""
+        return {phase: sum(part.bytes.get(phase, 0) for part in self.memory) for phase in self.phases}
 
     @property
     def peak(self) -> float:
+        """Peak bytes of the run."""
         return max(self.peaks.values())
 
     @property
@@ -75,132 +83,115 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole run; ``None`` if the configuration does not tell how many questions there are."""
-        if self.workload.steps is None or self.workload.evaluations is None:
+        """Seconds of the whole run; ``None`` if the configuration lacks the number of questions."""
+        run = self.workload
+        if run.steps is None or run.evaluations is None:
             return None
-        step = sum(work.seconds for work in self.work)
-        return self.workload.steps * step + self.workload.evaluations * self.answering / self.workload.world
+        step = sum(phase.seconds for phase in self.step)
+        return run.steps * step + run.evaluations * self.seconds_per_answer / run.world_size
 
 
 def plan(workload: Workload, timed: bool = True) -> Plan:
-    """Measure on the meta device; see :mod:`medvlm_r1.plan.measure`.
+    """Plan a run by measuring its passes on the meta device; see :mod:`medvlm_r1.plan.measure`.
 
     Args:
-        timed: estimate times too; without, ``work`` is empty and ``answering`` 0.
+        timed: estimate times too; otherwise ``step`` is empty and ``seconds_per_answer`` 0.
     """
-    meter = Meter(
-        load_config(workload.path, workload.revision),
-        workload.recipe,
-        workload.tuning,
-        layout=workload.layout,
-    )
-    stock = Inventory(meter, workload)
-    work, answering = (), 0.0
+    config = load_config(workload.path, workload.revision)
+    meter = Meter(config, workload.recipe, workload.tuning, layout=workload.layout)
+    inventory = Inventory(meter, workload)
+    step, seconds_per_answer = (), 0.0
     if timed:
-        questions = workload.recipe.evaluation_batch
-        work = _step(workload, stock, meter) if workload.method != "zero_shot" else ()
-        answering = _generate(workload, stock, meter, questions, 1, workload.answer)[1] / questions
+        step = _step(workload, inventory, meter) if workload.method != "zero_shot" else ()
+        batch = workload.recipe.evaluation_batch
+        _, seconds = _rollout(workload, inventory, meter, batch, 1, workload.max_answer)
+        seconds_per_answer = seconds / batch
     return Plan(
         workload=workload,
-        counts=tuple(stock.counts),
-        held=(*resident(workload, stock), *transient(workload, stock, meter)),
-        work=work,
-        answering=answering,
+        counts=tuple(inventory.counts),
+        memory=(*resident(workload, inventory), *transient(workload, inventory, meter)),
+        step=step,
+        seconds_per_answer=seconds_per_answer,
         notes=tuple(_notes(workload, meter)),
     )
 
 
 def candidates(workload: Workload) -> list[list[str]]:
-    """Overrides that make a run smaller, in the order of what they change: time, rounding, what is trained.
-
-    More devices come last, for they change nothing but cost most.
-    """
+    """Overrides that save memory: first more time, then rounding, then fewer weights, then more devices."""
+    quantized = bool(workload.tuning.quantize)
     if workload.method == "zero_shot":
         sizes = [workload.recipe.evaluation_batch // n for n in (2, 4, 8, 16)]
-        fewer = [[f"model.recipe.evaluation_batch={n}"] for n in sizes if n]
-        return [
-            *fewer,
-            *([[]] if workload.tuning.quantize else [["peft=nf4"], ["peft=nf4", *(fewer or [[]])[-1]]]),
-        ]
-    small = ["model.recipe.micro_batch=1"] if workload.micro_batch > 1 else []
-    again = [] if workload.recipe.gradient_checkpointing else ["model.recipe.gradient_checkpointing=true"]
-    every = [[], small, again, [*small, *again]]
-    ways = list(every)
+        smaller = [[f"model.recipe.evaluation_batch={n}"] for n in sizes if n]
+        return smaller + ([] if quantized else [["peft=nf4"], ["peft=nf4", *(smaller or [[]])[-1]]])
+    batch = ["model.recipe.micro_batch=1"] if workload.micro_batch > 1 else []
+    checkpointing = "model.recipe.gradient_checkpointing=true"
+    recompute = [] if workload.recipe.gradient_checkpointing else [checkpointing]
+    slower = [[], batch, recompute, [*batch, *recompute]]
+    options = list(slower)
     if not workload.tuning.adapter:
         if "8bit" not in workload.optimizer and "SGD" not in workload.optimizer:
-            ways += [["optimizer=adamw_8bit", *way] for way in every]
-        ways += [["peft=lora", *way] for way in every]
-    if not workload.tuning.quantize:
-        ways += [["peft=qlora", *way] for way in every]
+            options += [["optimizer=adamw_8bit", *option] for option in slower]
+        options += [["peft=lora", *option] for option in slower]
+    if not quantized:
+        options += [["peft=qlora", *option] for option in slower]
         for devices in (2, 4, 8):
-            if devices > workload.world and workload.recipe.prompts_per_step % devices == 0:
-                split = ["trainer=fsdp", f"trainer.devices={devices}"]
-                if "8bit" in workload.optimizer:  # 8-bit moments cannot be split
-                    split.append("optimizer=adamw")
-                ways += [[*split, *way] for way in ([], [*small, *again])]
-    unique: list[list[str]] = []
-    for way in ways:
-        if way and way not in unique:
-            unique.append(way)
-    return unique
+            if devices > workload.world_size and workload.recipe.prompts_per_step % devices == 0:
+                fsdp = ["trainer=fsdp", f"trainer.devices={devices}"]
+                if "8bit" in workload.optimizer:  # FSDP cannot split 8-bit moments
+                    fsdp.append("optimizer=adamw")
+                options += [[*fsdp, *option] for option in ([], [*batch, *recompute])]
+    unique = dict.fromkeys(map(tuple, options))
+    return [list(option) for option in unique if option]
 
 
 def remedies(workload: Workload, replan: Replan) -> dict[tuple[str, ...], Plan]:
-    """The first candidate that fits on as many devices, and the first on more; each really planned."""
+    """Plan the candidates; return the first that fits on as many devices, and the first on more."""
     found: dict[bool, tuple[tuple[str, ...], Plan]] = {}
-    for way in candidates(workload):
-        more = any(override.startswith("trainer=") for override in way)
-        if more in found or not way:
-            continue
-        made = replan(way)
-        if made.fits:
-            found[more] = tuple(way), made
-    return dict(found[more] for more in sorted(found))
+    for overrides in candidates(workload):
+        more_devices = any(override.startswith("trainer=") for override in overrides)
+        if more_devices not in found and (smaller := replan(overrides)).fits:
+            found[more_devices] = tuple(overrides), smaller
+    return dict(found[more_devices] for more_devices in sorted(found))
 
 
-def _step(workload: Workload, stock: Inventory, meter: Meter) -> tuple[Work, ...]:
-    """The phases of one training step on one device, with completions of mean length."""
-    work = []
+def _step(workload: Workload, inventory: Inventory, meter: Meter) -> tuple[PhaseCost, ...]:
+    """Cost of one training step on one device, with completions of mean length."""
+    costs = []
     if workload.method == "grpo":
-        work.append(
-            Work(
-                "sampling",
-                *_generate(
-                    workload, stock, meter, workload.prompts, workload.group_size, workload.completion
-                ),
-            )
-        )
-    lengths = workload.lengths(workload.micro_batch, workload.group_size, workload.mean)
-    scored = int(workload.keeps_reference) + int(workload.scores_before)
+        shape = workload.prompts, workload.group_size, workload.max_completion
+        costs.append(PhaseCost("sampling", *_rollout(workload, inventory, meter, *shape)))
+    shape = workload.shape(workload.micro_batch, workload.group_size, workload.mean_completion)
+    scored = int(workload.has_reference) + int(workload.scores_old)
     if scored:
-        flops = scored * workload.micro_batches * meter.scoring(lengths).flops
-        work.append(Work("reference", flops, flops / _speed(workload)))
-    flops = (
-        workload.micro_batches * workload.passes * meter.training(lengths, workload.method == "grpo").flops
-    )
-    work.append(Work("training", flops, flops / _speed(workload)))
-    # weights, masters and gradients are read and written, moments too
-    shared = workload.world if workload.strategy in ("fsdp", "zero2") else 1
-    trained = sum(stock.trained)
-    moved = 2 * (moment_bytes(workload, stock.trained) + trained * (4 + 2 * stock.dtype.itemsize)) / shared
+        flops = scored * workload.micro_batches * meter.scoring(shape).flops
+        costs.append(PhaseCost("reference", flops, flops / _speed(workload)))
+    passes = workload.micro_batches * workload.num_iterations
+    flops = passes * meter.training(shape, workload.method == "grpo").flops
+    costs.append(PhaseCost("training", flops, flops / _speed(workload)))
+    # An update reads and writes weights, masters, gradients and moments.
+    shards = workload.world_size if workload.strategy in ("fsdp", "zero2") else 1
+    parameters = sum(inventory.trained) * (4 + 2 * inventory.dtype.itemsize)
+    moved = 2 * (moment_bytes(workload, inventory.trained) + parameters) / shards
     seconds = workload.updates * moved / (BANDWIDTH_SHARE * workload.card.bandwidth)
-    return (*work, Work("update", 0.0, seconds))
+    return (*costs, PhaseCost("update", 0.0, seconds))
 
 
-def _generate(
-    workload: Workload, stock: Inventory, meter: Meter, prompts: int, group_size: int, limit: int
+def _rollout(
+    workload: Workload, inventory: Inventory, meter: Meter, prompts: int, group_size: int, limit: int
 ) -> tuple[float, float]:
-    """Operations and seconds of one call of the rollout engine."""
-    lengths = workload.lengths(prompts, group_size, max(1, limit // 2))
-    first = meter.prefill(lengths, workload.shares_prefix).flops
-    own = lengths.completion // 2
-    each = meter.decode(lengths, own).flops
-    copies = prompts if workload.shares_prefix else lengths.rows
-    read = stock.language_bytes(bool(workload.tuning.quantize))
-    read += (copies * workload.prompt + lengths.rows * own) * cache_bytes_per_token(meter.config, stock.dtype)
+    """Operations and seconds of one call of the rollout engine, with completions of half the limit."""
+    shape = workload.shape(prompts, group_size, max(1, limit // 2))
+    prefill = meter.prefill(shape, workload.shares_prefix).flops
+    position = shape.completion // 2
+    decode = meter.decode(shape, position).flops
+    copies = prompts if workload.shares_prefix else shape.rows
+    cached = copies * workload.prompt_tokens + shape.rows * position
+    read = inventory.language_bytes(bool(workload.tuning.quantize))
+    read += cached * cache_bytes_per_token(meter.config, inventory.dtype)
     launch = LAUNCH_SECONDS * meter.config.text_config.num_hidden_layers
-    latency = max(read / workload.card.bandwidth, each / _speed(workload), launch)
-    return first + lengths.completion * each, first / _speed(workload) + lengths.completion * latency
+    latency = max(read / workload.card.bandwidth, decode / _speed(workload), launch)
+    flops = prefill + shape.completion * decode
+    return flops, prefill / _speed(workload) + shape.completion * latency
 
 
 def _speed(workload: Workload) -> float:
@@ -211,25 +202,26 @@ def _speed(workload: Workload) -> float:
 
 def _notes(workload: Workload, meter: Meter) -> list[str]:
     """The assumptions behind the figures."""
-    down, across = (side // 2 for side in workload.grid)
-    counted = "its tokenizer" if workload.exact_text else "3.8 characters a token"
+    rows, columns = (side // 2 for side in workload.grid)
+    image = f"{workload.image_tokens} image tokens ({rows} x {columns}, the largest image)"
+    counted = "its tokenizer" if workload.text_is_exact else "3.8 characters a token"
     rate = "bf16" if workload.recipe.dtype == "bfloat16" else "TF32"
     layers = meter.config.text_config.num_hidden_layers
     notes = [
-        f"A prompt is {workload.prompt} tokens: {workload.image} image tokens ({down} x {across}, the "
-        f"largest image) and {workload.text} of text (a typical question, {counted}).",
+        f"A prompt is {workload.prompt_tokens} tokens: {image} and {workload.text_tokens} of text (a typical "
+        f"question, {counted}).",
         "Memory assumes that every completion reaches the limit. It is counted by running the model's code "
         "on the meta device and excludes fragmentation. A card's GB is taken as 1e9 bytes.",
         f"Times are an estimate: completions of half the limit on average, {UTILISATION:.0%} of the card's "
         f"dense {rate} rate, {BANDWIDTH_SHARE:.0%} of its bandwidth in updates, and at least "
         f"{LAUNCH_SECONDS * layers * 1e3:.1f} ms per decoding step (the host launches {layers} layers).",
     ]
-    if workload.redraws:
+    if workload.dynamic_sampling_rounds:
         notes.append(
-            f"Sampling covers one round; dynamic sampling adds up to {workload.redraws} more for "
-            "zero-advantage groups."
+            "Sampling covers one round; dynamic sampling adds up to "
+            f"{workload.dynamic_sampling_rounds} more for zero-advantage groups."
         )
-    if workload.world > 1:
+    if workload.world_size > 1:
         notes.append("Times exclude communication between devices.")
     if workload.tuning.quantize:
         notes.append("4-bit weights: times exclude dequantisation; activations are those of 16-bit weights.")

@@ -1,19 +1,25 @@
-"""What of a configuration a plan depends on."""
+"""Read a run's memory and time factors from its configuration."""
 
 import math
 from dataclasses import dataclass
+from pydoc import locate
 from typing import Any, Literal
 
+from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.sft import SFT
+from medvlm_r1.data import options
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
-from medvlm_r1.plan.cards import Card, card_named
-from medvlm_r1.plan.measure import Lengths
+from medvlm_r1.plan.cards import Card, find_card
+from medvlm_r1.plan.measure import PassShape
 from medvlm_r1.policy.loading.architecture import load_config, text_tokens
 from medvlm_r1.policy.loading.load import Recipe
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.prompts import PromptStyle
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
-# A question of ordinary length, for the text beside the image.
+# A question of typical length, for the number of text tokens.
 _TYPICAL = VQASample(
     id="typical",
     images=(None,),
@@ -25,35 +31,39 @@ _TYPICAL = VQASample(
     source="typical",
     image_group="typical",
 )
-_METHODS = {"GRPO": "grpo", "SFT": "sft", "VLMModule": "zero_shot"}
-# The test file of the papers: 300 questions each on MRI, CT and X-ray.
+# The papers' test file: 300 questions each on MRI, CT and X-ray.
 _PUBLISHED_TEST = 900
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One run, as far as memory and time depend on it.
+    """The factors of one run's memory and time.
 
     Attributes:
         path, revision, recipe, tuning: of the model option.
         method: grpo, sft or zero_shot.
-        keeps_reference: whether GRPO compares with the starting weights (beta above 0).
-        passes: passes over one rollout; ``updates`` optimiser steps in them.
-        scores_before: whether the policy's log-probabilities are computed once more, before the first update.
-        redraws: rounds in which groups without reward spread are replaced, at most.
-        micro_batch, group_size, completion: of training; the last one in tokens, at most.
-        answer: tokens of an answer in evaluation, at most.
-        optimizer: full name of its constructor; ``momentum`` of SGD.
-        layout: of log-probability passes.
-        shares_prefix: whether rollouts read each prompt once, not once per completion.
-        strategy: how devices share: single, ddp, fsdp or zero2.
-        world: devices in all.
-        steps: training steps; ``None`` if the number of questions is not in the configuration.
-        evaluations: greedy answers over the whole run, under all controls; ``None`` likewise.
-        text, exact_text: tokens of a typical prompt besides its image; whether they were counted by the
-            checkpoint's tokenizer.
-        image: tokens of the largest image; ``grid`` its patches down and across.
-        card: what it is planned for.
+        has_reference: whether GRPO has a KL penalty (beta above 0).
+        num_iterations: passes over one rollout.
+        updates: optimiser steps per training step.
+        scores_old: whether GRPO computes log pi_old before the first update.
+        dynamic_sampling_rounds: maximum number of further rounds that replace zero-advantage groups.
+        micro_batch: prompts per forward and backward pass on one device.
+        group_size: completions per prompt.
+        max_completion: token limit of a completion in training.
+        max_answer: token limit of a completion in evaluation.
+        optimizer: import path of its class.
+        momentum: momentum of SGD.
+        layout: layout of log-probability passes.
+        shares_prefix: whether rollouts read each prompt once instead of once per completion.
+        strategy: single, ddp, fsdp or zero2.
+        world_size: number of devices.
+        steps: training steps; ``None`` if the configuration lacks the number of questions.
+        evaluations: greedy answers in the run, under all controls; ``None`` likewise.
+        text_tokens: tokens of a typical prompt without its image.
+        text_is_exact: whether the checkpoint's own tokenizer counted them.
+        image_tokens: tokens of the largest image.
+        grid: rows and columns of its patches.
+        card: the GPU.
     """
 
     path: str
@@ -61,72 +71,73 @@ class Workload:
     recipe: Recipe
     tuning: Tuning
     method: Literal["grpo", "sft", "zero_shot"]
-    keeps_reference: bool
-    passes: int
+    has_reference: bool
+    num_iterations: int
     updates: int
-    scores_before: bool
-    redraws: int
+    scores_old: bool
+    dynamic_sampling_rounds: int
     micro_batch: int
     group_size: int
-    completion: int
-    answer: int
+    max_completion: int
+    max_answer: int
     optimizer: str
     momentum: float
     layout: str
     shares_prefix: bool
     strategy: Literal["single", "ddp", "fsdp", "zero2"]
-    world: int
+    world_size: int
     steps: int | None
     evaluations: int | None
-    text: int
-    exact_text: bool
-    image: int
+    text_tokens: int
+    text_is_exact: bool
+    image_tokens: int
     grid: tuple[int, int]
     card: Card
 
     @property
-    def prompt(self) -> int:
-        """Tokens of the longest planned prompt."""
-        return self.image + self.text
+    def prompt_tokens(self) -> int:
+        """Tokens of a typical prompt with the largest image."""
+        return self.image_tokens + self.text_tokens
 
     @property
     def prompts(self) -> int:
-        """Prompts of one step on one device."""
-        return self.recipe.prompts_per_step // self.world
+        """Prompts per step and device."""
+        return self.recipe.prompts_per_step // self.world_size
 
     @property
     def micro_batches(self) -> int:
-        """Forward and backward passes of one step on one device."""
+        """Forward and backward passes per step and device, in one pass over the rollout."""
         return math.ceil(self.prompts / self.micro_batch)
 
     @property
-    def mean(self) -> int:
-        """Tokens of a completion that times are estimated with: half of the limit; SFT's are known."""
-        return self.completion if self.method == "sft" else max(1, self.completion // 2)
+    def mean_completion(self) -> int:
+        """Assumed mean tokens of a completion: half of the limit; SFT's targets are known."""
+        return self.max_completion if self.method == "sft" else max(1, self.max_completion // 2)
 
-    def lengths(self, prompts: int, group_size: int, completion: int) -> Lengths:
-        return Lengths(prompts, group_size, self.prompt, completion, self.grid)
+    def shape(self, prompts: int, group_size: int, completion: int) -> PassShape:
+        """Return the shape of a pass over prompts of this run."""
+        return PassShape(prompts, group_size, self.prompt_tokens, completion, self.grid)
 
 
 def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle) -> Workload:
     """Read a resolved configuration.
 
     Raises:
-        ValueError: an unknown card, prompts that devices cannot share evenly, or a prompt that is too
-            long.
-        MissingWeightsError: a model whose architecture is not known here.
+        ValueError: an unknown method or card, prompts that the devices cannot share evenly, or a prompt
+            above the limit.
+        MissingWeightsError: a model of unknown architecture.
     """
     method, trainer, model = cfg["method"], cfg["trainer"], cfg["model"]
-    kind = _METHODS.get(method["_target_"].rpartition(".")[2])
-    if kind is None:
-        raise ValueError(f"no plan for the method {method['_target_']}")
-    strategy, world = _devices(trainer)
-    if recipe.prompts_per_step % world:
-        raise ValueError(f"prompts_per_step={recipe.prompts_per_step} is no multiple of the {world} devices")
+    kind = _method_kind(method["_target_"])
+    strategy, world_size = _devices(trainer)
+    if recipe.prompts_per_step % world_size:
+        raise ValueError(
+            f"prompts_per_step={recipe.prompts_per_step} is no multiple of the {world_size} devices"
+        )
     if strategy == "fsdp" and tuning.quantize:
-        raise ValueError("weights held in 4 bits cannot be split over devices: take trainer=ddp")
+        raise ValueError("FSDP cannot split 4-bit weights: take trainer=ddp")
     if strategy == "fsdp" and "8bit" in cfg["optimizer"]["_target_"]:
-        raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
+        raise ValueError("FSDP cannot split 8-bit moments: take optimizer=adamw")
     vision = load_config(model["path"], model["revision"]).vision_config
     grid = _grid(recipe, vision.patch_size * vision.spatial_merge_size)
     text, exact = text_tokens(model["path"], model["revision"], prompt.render(_TYPICAL, "train"))
@@ -138,12 +149,13 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
             "model.recipe.max_pixels"
         )
     sampling, optimizer = method.get("sampling", {}), method.get("optim", {}).get("optimizer", {})
-    completion = sampling.get("max_tokens", 0)
+    max_completion = sampling.get("max_tokens", 0)
     if kind == "sft":
-        # the target and the end of the turn, in tokens of some 3.8 characters
-        completion = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
-    passes = method.get("num_iterations", 1)
-    updates = passes * method.get("num_minibatches", 1)
+        # the target and the end of the turn, at 3.8 characters per token
+        max_completion = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
+    num_iterations = method.get("num_iterations", 1)
+    updates = num_iterations * method.get("num_minibatches", 1)
+    has_reference = kind == "grpo" and method["beta"] > 0
     controls, _ = controls_of(cfg["controls"], prompt)
     steps, evaluations = _counts(cfg, recipe, kind, answers=len(set(controls) - {PRIOR}))
     return Workload(
@@ -152,61 +164,75 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         recipe=recipe,
         tuning=tuning,
         method=kind,
-        keeps_reference=kind == "grpo" and method["beta"] > 0,
-        passes=passes,
+        has_reference=has_reference,
+        num_iterations=num_iterations,
         updates=updates,
-        scores_before=kind == "grpo"
-        and (updates > 1 or (method["beta"] > 0 and method["kl_placement"] != "loss")),
-        redraws=method.get("dynamic_sampling_rounds", 0),
-        micro_batch=min(method.get("micro_batch", 1), recipe.prompts_per_step // world),
+        scores_old=kind == "grpo" and (updates > 1 or (has_reference and method["kl_placement"] != "loss")),
+        dynamic_sampling_rounds=method.get("dynamic_sampling_rounds", 0),
+        micro_batch=min(method.get("micro_batch", 1), recipe.prompts_per_step // world_size),
         group_size=sampling.get("group_size", 1),
-        completion=completion,
-        answer=method["max_completion_tokens"],
+        max_completion=max_completion,
+        max_answer=method["max_completion_tokens"],
         optimizer=optimizer.get("_target_", ""),
         momentum=optimizer.get("momentum", 0.0),
         layout=model["layout"],
-        shares_prefix=cfg["rollout"]["_target_"].endswith("SharedPrefixEngine"),
+        shares_prefix=issubclass(locate(cfg["rollout"]["_target_"]), SharedPrefixEngine),
         strategy=strategy,
-        world=world,
+        world_size=world_size,
         steps=steps,
         evaluations=evaluations,
-        text=text,
-        exact_text=exact,
-        image=image,
+        text_tokens=text,
+        text_is_exact=exact,
+        image_tokens=image,
         grid=grid,
-        card=card_named(cfg["card"]),
+        card=find_card(cfg["card"]),
     )
 
 
+def _method_kind(target: str) -> Literal["grpo", "sft", "zero_shot"]:
+    method = locate(target)
+    for base, kind in ((GRPO, "grpo"), (SFT, "sft")):
+        if isinstance(method, type) and issubclass(method, base):
+            return kind
+    if method is VLMModule:
+        return "zero_shot"
+    raise ValueError(f"plan=true cannot plan the method {target}: it knows GRPO, SFT and their subclasses")
+
+
 def _devices(trainer: dict[str, Any]) -> tuple[str, int]:
+    """Return the strategy and the number of devices on all nodes."""
     devices = trainer["devices"]
     count = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
-    world = max(1, count) * trainer["num_nodes"]
+    world_size = max(1, count) * trainer["num_nodes"]
     strategy = trainer.get("strategy", "auto")
     name = strategy["_target_"] if isinstance(strategy, dict) else strategy
     for part, kind in (("ModelParallel", "fsdp"), ("fsdp", "fsdp"), ("eep", "zero2")):
         if part in name:
-            return kind, world
-    return ("ddp" if "ddp" in name or world > 1 else "single"), world
+            return kind, world_size
+    return ("ddp" if "ddp" in name or world_size > 1 else "single"), world_size
 
 
 def _grid(recipe: Recipe, side: int) -> tuple[int, int]:
-    """Patches of the largest image: a rectangle of as many image tokens as the limits allow."""
+    """Return rows and columns of patches of the largest image: a rectangle with the maximum of image tokens.
+
+    Args:
+        side: pixels of an image token, per side.
+    """
     tokens = recipe.max_pixels // side**2
     if recipe.image_size:
         tokens = min(tokens, max(1, round(recipe.image_size / side)) ** 2)
-    for count in range(max(1, tokens), 0, -1):  # the nearest number with a rectangle that is not too long
-        for down in range(math.isqrt(count), 0, -1):
-            if count % down == 0 and count // down <= 4 * down:
-                return 2 * down, 2 * count // down
+    for count in range(max(1, tokens), 0, -1):  # a prime count has no rectangle of an image's shape
+        for rows in range(math.isqrt(count), 0, -1):
+            if count % rows == 0 and count // rows <= 4 * rows:
+                return 2 * rows, 2 * count // rows
     return 2, 2
 
 
 def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tuple[int | None, int | None]:
-    """Training steps, and answers in evaluation, where the configuration tells them.
+    """Return training steps and answers in evaluation; ``None`` if the configuration lacks the numbers.
 
     Args:
-        answers: to each test question, over all controls.
+        answers: answers per test question, over all controls.
     """
     data, trainer = cfg["data"], cfg["trainer"]
 
@@ -215,27 +241,27 @@ def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tup
         return node["n"] if isinstance(node, dict) and "n" in node else data.get(f"n_{part}")
 
     tests = data.get("test")
-    test = sum(node["n"] for node in tests.values()) if _sized(tests) else None
-    if test is None and data["_target_"].endswith("options.medvlm_r1"):
+    test = None
+    if isinstance(tests, dict) and all(isinstance(node, dict) and "n" in node for node in tests.values()):
+        test = sum(node["n"] for node in tests.values())
+    elif locate(data["_target_"]) is options.medvlm_r1:
         test = _PUBLISHED_TEST
     test = None if test is None else test * answers
     train, validation = size("train"), size("validation")
-    if data.get("n_train_per"):  # so many of each class, and the data alone know how many classes
+    if data.get("n_train_per"):  # a number per class; the configuration lacks the number of classes
         train = None
     if kind == "zero_shot":
         return 0, test + validation if test is not None and validation is not None else None
     if train is None:
         return None, None
-    an_epoch = train // recipe.prompts_per_step
-    steps = an_epoch * trainer["max_epochs"]
+    steps_per_epoch = train // recipe.prompts_per_step
+    steps = steps_per_epoch * trainer["max_epochs"]
     if trainer["max_steps"] > 0:
         steps = min(steps, trainer["max_steps"])
     if test is None or validation is None:
         return steps, None
-    every = trainer["val_check_interval"]
-    validations = steps // max(1, int(an_epoch * every) if isinstance(every, float) else every)
-    return steps, test + validation * (validations + 2)  # and one before and one after
-
-
-def _sized(tests: Any) -> bool:
-    return isinstance(tests, dict) and all(isinstance(t, dict) and "n" in t for t in tests.values())
+    interval = trainer["val_check_interval"]
+    validations = steps // max(
+        1, int(steps_per_epoch * interval) if isinstance(interval, float) else interval
+    )
+    return steps, test + validation * (validations + 2)  # and one before and one after training

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.launch.compose import show_plan
-from medvlm_r1.plan.measure import Lengths, Meter, inputs, train_once
+from medvlm_r1.plan.measure import Meter, PassShape, inputs, train_once
 from medvlm_r1.plan.memory import NF4_BYTES
 from medvlm_r1.plan.meta import Ledger
 from medvlm_r1.plan.plan import plan, remedies
@@ -33,7 +34,7 @@ from medvlm_r1.policy.loading.tuning import Tuning
 PAPER = "+experiment=grpo_600"
 ALL = 2_208_985_600  # parameters of Qwen2-VL-2B
 TOWER = 665_271_296
-TINY = Lengths(prompts=2, group_size=3, prompt=40, completion=8, grid=(8, 8))
+TINY = PassShape(prompts=2, group_size=3, prompt=40, completion=8, grid=(8, 8))
 
 
 def read(*overrides):
@@ -50,7 +51,7 @@ def planned(*overrides, timed=False):
 
 
 def held(made, name, phase="training"):
-    return sum(part.at.get(phase, 0) for part in made.held if part.name == name)
+    return sum(part.bytes.get(phase, 0) for part in made.memory if part.name == name)
 
 
 def trained(made):
@@ -62,7 +63,7 @@ def paper():
     return planned(PAPER, timed=True)
 
 
-# --- what lies on the device -------------------------------------------------------------------------
+# --- memory of one device -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_the_cache_by_hand(paper):
     """Two tensors, 28 layers, 2 heads of 128, 2 bytes; 4 prompts x 4 rows, prompt and 512 tokens."""
     per_token = 2 * 28 * 2 * 128 * 2
     assert per_token == cache_bytes_per_token(load_config(paper.workload.path), torch.bfloat16) == 28_672
-    assert held(paper, "KV cache", "sampling") == per_token * (4 * paper.workload.prompt + 16 * 512)
-    assert held(paper, "KV cache", "evaluation") == per_token * 16 * (paper.workload.prompt + 512)
+    assert held(paper, "KV cache", "sampling") == per_token * (4 * paper.workload.prompt_tokens + 16 * 512)
+    assert held(paper, "KV cache", "evaluation") == per_token * 16 * (paper.workload.prompt_tokens + 512)
 
 
 def test_without_kl_there_is_no_reference():
@@ -159,7 +160,7 @@ def test_fsdp_splits(devices):
     assert held(made, "optimiser's moments") == ALL * 8 / devices
     assert held(made, "gradients") == ALL * 4 / devices
     assert held(made, "fp32 master copies") == 0
-    assert held(made, "whole copy to sample from") == held(made, "reference") == ALL * 2
+    assert held(made, "unsharded sampling model") == held(made, "reference") == ALL * 2
     assert made.workload.prompts == 4 // devices
 
 
@@ -172,7 +173,7 @@ def test_ddp_and_zero2():
     assert held(zero2, "gradients") == ALL * 2 / 2
 
 
-# --- what is measured ---------------------------------------------------------------------------------
+# --- cost of one pass ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +187,10 @@ def test_the_meta_device_counts_what_the_tiny_model_really_holds(tiny):
     In the repeated layout: what the packed one computes again, it keeps where no hook of autograd's sees it.
     """
     policy = load_policy("embedded", tiny.recipe, layout="repeated")
-    meta = Meter(load_config("embedded"), tiny.recipe, Tuning(), whole=True, layout="repeated").policy()
+    meta = Meter(load_config("embedded"), tiny.recipe, Tuning(), full_depth=True, layout="repeated").policy()
     with sdpa_kernel(SDPBackend.MATH):
-        real = train_once(policy, TINY, grouped=True, device="cpu", fused=False)
-    assert train_once(meta, TINY, grouped=True, fused=False) == real
+        real = train_once(policy, TINY, grpo=True, device="cpu", fused=False)
+    assert train_once(meta, TINY, grpo=True, fused=False) == real
 
     outside = {p.untyped_storage().data_ptr() for p in (*policy.parameters(), *policy.buffers())}
     saved = {}
@@ -204,14 +205,14 @@ def test_the_meta_device_counts_what_the_tiny_model_really_holds(tiny):
     with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy.logprobs(*batch)
     # besides, the result and some positions and masks are alive
-    assert real.held == pytest.approx(sum(saved.values()), rel=1e-3)
+    assert real.saved == pytest.approx(sum(saved.values()), rel=1e-3)
 
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("path", ["Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"])
 def test_shallow_models_tell_the_cost_of_the_whole_one(path, again):
     recipe = dataclasses.replace(read(PAPER).recipe, gradient_checkpointing=again)
-    lengths = Lengths(1, 4, 300, 200, (16, 32))
+    lengths = PassShape(1, 4, 300, 200, (16, 32))
     shallow, whole = (
         Meter(load_config(path), recipe, Tuning(), w).training(lengths, True) for w in (False, True)
     )
@@ -231,7 +232,7 @@ def test_arithmetic_agrees_with_torchs_counter():
 def test_arithmetic_by_hand():
     """Two operations for each weight and token, and attention: 4 x rows x tokens^2 x width x layers."""
     meter = Meter(load_config("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning(), layout="repeated")
-    few, many = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 3, 300, 200, (4, 4))
+    few, many = PassShape(1, 1, 300, 200, (4, 4)), PassShape(1, 3, 300, 200, (4, 4))
     of_two_rows = meter.scoring(many).flops - meter.scoring(few).flops  # the image is seen once
     embedding = 151_936 * 1536
     layers = ALL - TOWER - embedding
@@ -243,7 +244,7 @@ def test_arithmetic_by_hand():
 def test_arithmetic_of_packed_passes_by_hand():
     """A further completion costs its own tokens, which see the prompt and themselves; and its logits."""
     meter = Meter(load_config("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
-    few, many = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 3, 300, 200, (4, 4))
+    few, many = PassShape(1, 1, 300, 200, (4, 4)), PassShape(1, 3, 300, 200, (4, 4))
     of_two_rows = meter.scoring(many).flops - meter.scoring(few).flops
     embedding = 151_936 * 1536
     weights = 2 * 2 * ((ALL - TOWER - embedding) * 199 + embedding * 200)
@@ -253,23 +254,27 @@ def test_arithmetic_of_packed_passes_by_hand():
 
 def test_a_prompt_is_read_once_whatever_the_group():
     meter = Meter(load_config("Qwen/Qwen2-VL-2B-Instruct"), read(PAPER).recipe, Tuning())
-    one, four = Lengths(1, 1, 300, 200, (4, 4)), Lengths(1, 4, 300, 200, (4, 4))
+    one, four = PassShape(1, 1, 300, 200, (4, 4)), PassShape(1, 4, 300, 200, (4, 4))
     assert meter.prefill(four).flops == meter.prefill(one).flops
     assert meter.prefill(four, shared=False).flops > 2 * meter.prefill(one, shared=False).flops
 
 
 def test_the_packed_pass_is_counted_on_meta_as_on_real_tensors(tiny):
     policy = load_policy("embedded", tiny.recipe)
-    meta = Meter(load_config("embedded"), tiny.recipe, Tuning(), whole=True).policy()
+    meta = Meter(load_config("embedded"), tiny.recipe, Tuning(), full_depth=True).policy()
     with sdpa_kernel(SDPBackend.MATH):
-        real = train_once(policy, TINY, grouped=True, device="cpu", fused=False)
-    assert train_once(meta, TINY, grouped=True, fused=False) == real
+        real = train_once(policy, TINY, grpo=True, device="cpu", fused=False)
+    assert train_once(meta, TINY, grpo=True, fused=False) == real
 
 
 def test_a_training_pass_costs_three_forward_passes_and_the_logits_again(paper):
     """The backward pass computes scores again too, half of what attention is."""
-    work = {w.phase: w.flops for w in paper.work}
-    prompts, prompt, own = paper.workload.prompts, paper.workload.prompt, paper.workload.mean
+    work = {w.phase: w.flops for w in paper.step}
+    prompts, prompt, own = (
+        paper.workload.prompts,
+        paper.workload.prompt_tokens,
+        paper.workload.mean_completion,
+    )
     rows, patches = prompts * paper.workload.group_size, math.prod(paper.workload.grid)
     logits = 2 * 151_936 * 1536 * rows * own
     completions = 4 * 1536 * 28 * rows * (own - 1) * (prompt + own - 1)
@@ -282,11 +287,28 @@ def test_a_training_pass_costs_three_forward_passes_and_the_logits_again(paper):
 def test_checkpointing_trades_memory_for_arithmetic():
     one = Meter(load_config("embedded"), read("model=tiny").recipe, Tuning())
     two = Meter(one.config, dataclasses.replace(one.recipe, gradient_checkpointing=True), Tuning())
-    assert two.training(TINY, True).held < 0.5 * one.training(TINY, True).held
+    assert two.training(TINY, True).saved < 0.5 * one.training(TINY, True).saved
     assert two.training(TINY, True).flops > 1.2 * one.training(TINY, True).flops
 
 
-# --- what is said -------------------------------------------------------------------------------------
+# --- which runs can be planned -------------------------------------------------------------------------
+
+
+class OwnGRPO(GRPO):
+    """A user's own method."""
+
+
+def test_a_subclass_is_planned_as_its_base():
+    assert read(PAPER, f"method._target_={__name__}.OwnGRPO") == read(PAPER)
+
+
+@pytest.mark.parametrize("target", ["builtins.dict", "nowhere.Method"])
+def test_another_method_is_refused(target):
+    with pytest.raises(ValueError, match=f"cannot plan the method {target}"):
+        read(PAPER, f"method._target_={target}")
+
+
+# --- remedies and the command line ---------------------------------------------------------------------
 
 
 def test_a_remedy_really_fits():

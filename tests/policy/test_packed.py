@@ -8,7 +8,7 @@ from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from medvlm_r1.plan.measure import Lengths, Meter
+from medvlm_r1.plan.measure import Meter, PassShape
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.forward import lm_head, logprobs
 from medvlm_r1.policy.forward.lm_head import target_logprobs
@@ -203,7 +203,7 @@ class TestRealSize:
             tuning or Tuning(train="language_model"),
             layout=layout,
         )
-        return meter, Lengths(2, 8, 800, completion, (2, 2))  # one image token: the language model's own
+        return meter, PassShape(2, 8, 800, completion, (2, 2))  # one image token: the language model's own
 
     HEAD = 2 * 151_936 * 1536  # operations of one token's logits
 
