@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.sources.huatuo_bundle import HUB_ID
+from medvlm_r1.data.sources.medvlm_r1 import medvlm_r1 as published_data
 from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.control_metrics import summarise_controls
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
@@ -32,7 +34,6 @@ from medvlm_r1.report.methods import method_title
 from medvlm_r1.runs.durable import replace_folder, write_whole
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
-PAPERS_DATA = "medvlm_r1.data.sources.medvlm_r1.medvlm_r1"
 
 
 class Clock:
@@ -142,7 +143,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
         "max_completion_tokens": recipe["max_completion_tokens"],
         "training": {
             "method": run["method"],
-            "datasets": [HUB_ID] if config["data"]["_target_"] == PAPERS_DATA else [],
+            "datasets": [HUB_ID] if locate(config["data"]["_target_"]) is published_data else [],
             "questions": run["training_questions"],
             "modalities": run["trained_on"],
             "steps": run["steps"],

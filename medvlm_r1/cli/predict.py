@@ -117,7 +117,7 @@ def answer_file(args: Namespace) -> None:
         ValueError, OSError: an unusable question file, image, output file or model.
     """
     questions = read_questions(args.questions)
-    with AnswerFile(args.out, args.model).held() as file:
+    with AnswerFile(args.out, args.model).locked() as file:
         missing = file.missing(questions)
         if missing:
             model = load(args, missing)
@@ -126,7 +126,7 @@ def answer_file(args: Namespace) -> None:
                     records = model.answer(missing[start : start + args.batch])
                     file.add(records)
                     advance(len(records))
-        records = [file.kept[question.id] for question in questions]
+        records = [file.records[question.id] for question in questions]
     reused = len(questions) - len(missing)
     print(f"{args.out}: {len(questions)} answers" + (f" ({reused} reused)" if reused else ""))
     if graded := [record for record in records if record.gold]:

@@ -1,4 +1,4 @@
-"""What a model has answered outside a run, and the file that keeps it as it comes."""
+"""The JSON-lines file of answers, one line per question, appended to batch by batch."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,29 +13,36 @@ from medvlm_r1.runs.durable import LineLog
 
 
 class AnswerFileError(ValueError):
-    """A file of answers that cannot be gone on with. The message names file, line and remedy."""
+    """An answer file cannot be continued. The message names file, line and remedy."""
 
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """One answer; a JSON object, or a line of the file of answers.
+    """One answer; a JSON object, or a line of an answer file.
 
     Attributes:
-        id, model, prompt, images, question, options: what was asked, of which model, in which style.
-        text: the completion as generated, without special tokens.
-        reasoning, content: what stands in think tags, and in answer tags; ``None`` without.
-        answer: the letter in the strict reading, by which runs are judged; ``None`` if there is none.
-        answer_lenient: the letter that a human reader would take.
-        answer_text: that letter's option.
-        confidence: probability of the letter ``confidence_of`` among the options' letters at the answer's
-            place; ``None`` for an open question. Not calibrated.
-        confidence_of: the strict letter, or else the lenient one, or else the likeliest.
-        forced: the completion holds no answer in the strict reading, so that the probabilities are of
-            one that was put to its end; ``None`` for an open question.
-        probabilities: by letter; they sum to one.
-        well_formed: the whole text is think tags, then answer tags.
-        tokens, truncated: of the completion, end of sequence included; whether it was cut at the limit.
-        gold: the right letter, where the question file has it.
+        id: of the question.
+        model: path or hub id of the model.
+        prompt: name of the prompt style.
+        images: names of the image files.
+        question: the question.
+        options: the answers to choose from; empty for an open question.
+        text: the completion, without special tokens.
+        reasoning: text in think tags; ``None`` without tags.
+        content: text in answer tags; ``None`` without tags.
+        answer: the letter by the strict reading, which evaluations report; ``None`` if there is none.
+        answer_lenient: the letter by the lenient reading.
+        answer_text: the option of that letter.
+        confidence: probability of the letter ``confidence_of`` among all letters at the position of the
+            answer, not calibrated; ``None`` for an open question.
+        confidence_of: the strict letter, else the lenient one, else the most probable one.
+        forced: whether the completion has no strict letter, so that the probabilities are those of an answer
+            appended to it; ``None`` for an open question.
+        probabilities: probability of each letter; they sum to one.
+        well_formed: whether the text is think tags, then answer tags, nothing else.
+        tokens: length of the completion, end of sequence included.
+        truncated: whether the completion reached the token limit.
+        gold: the correct letter, if the question file has it.
     """
 
     id: str
@@ -64,27 +71,25 @@ class AnswerRecord:
 
 
 class AnswerFile:
-    """Answers in a JSON-lines file, one a question, written as they come.
-
-    A line is written whole or, where the writer was killed, cut off by the next one.
+    """Answers of one model in a JSON-lines file, which a killed process leaves without an incomplete line.
 
     Args:
-        path: the file; it need not exist.
-        model: whose answers it holds.
+        path: the file; :meth:`locked` creates it.
+        model: path or hub id of the model.
     """
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
         self._log = LineLog(path)
-        self.kept: dict[str, AnswerRecord] = {}
+        self.records: dict[str, AnswerRecord] = {}
 
     @contextmanager
-    def held(self) -> Iterator["AnswerFile"]:
-        """The file, for this process alone, with what is in it known and no torn line at its end.
+    def locked(self) -> Iterator["AnswerFile"]:
+        """Lock the file against other processes and read it.
 
         Raises:
-            AnswerFileError: another process holds it, a line is no answer or another model's, a question
-                has two, or nothing can be written there.
+            AnswerFileError: another process holds the lock, a line is not an answer of this model, or a
+                question has two answers.
         """
         lock = FileLock(f"{self.path}.lock")
         try:
@@ -93,45 +98,45 @@ class AnswerFile:
                 self._read()
                 yield self
         except Timeout:
-            raise AnswerFileError(f"{self.path} is being written by another process: wait for it") from None
+            raise AnswerFileError(f"{self.path}: another process writes to it: wait for its end") from None
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions without an answer here.
+        """Return the questions without an answer in the file.
 
         Raises:
-            AnswerFileError: an id has the answer to another question.
+            AnswerFileError: an id in the file belongs to another question.
         """
         for question in questions:
-            kept = self.kept.get(question.id)
-            asked = [question.question, list(question.options), [image.name for image in question.images]]
-            if kept and [kept.question, kept.options, kept.images] != asked:
+            record = self.records.get(question.id)
+            present = [question.question, list(question.options), [image.name for image in question.images]]
+            if record and [record.question, record.options, record.images] != present:
                 raise AnswerFileError(
-                    f"{self.path} answers another question as {question.id} ({kept.question!r:.60}): the "
+                    f"{self.path}: {question.id} is another question there ({record.question!r:.60}): the "
                     "question file has changed; give a new file with --out"
                 )
-        return [question for question in questions if question.id not in self.kept]
+        return [question for question in questions if question.id not in self.records]
 
-    def add(self, responses: Sequence[AnswerRecord]) -> None:
-        """Write answers down."""
-        self._log.append(*map(asdict, responses))
-        self.kept.update({response.id: response for response in responses})
+    def add(self, records: Sequence[AnswerRecord]) -> None:
+        """Append answers."""
+        self._log.append(*map(asdict, records))
+        self.records.update({record.id: record for record in records})
 
     def _read(self) -> None:
         for number, line in self._log.read():
             where = f"{self.path} line {number}"
             try:
                 row = json.loads(line)
-                response = AnswerRecord(**{field.name: row[field.name] for field in fields(AnswerRecord)})
+                record = AnswerRecord(**{field.name: row[field.name] for field in fields(AnswerRecord)})
             except (ValueError, KeyError, TypeError):
                 raise AnswerFileError(
-                    f"{where} is no answer of this command ({line.decode(errors='replace')[:40]!r}): give a "
-                    "new file with --out"
-                ) from None
-            if response.model != self.model:
-                raise AnswerFileError(
-                    f"{where} is an answer of the model {response.model}, not of {self.model}: give a new "
+                    f"{where} is not an answer record ({line.decode(errors='replace')[:40]!r}): give a new "
                     "file with --out"
+                ) from None
+            if record.model != self.model:
+                raise AnswerFileError(
+                    f"{where} is an answer of the model {record.model}, not of {self.model}: give a new file "
+                    "with --out"
                 )
-            if response.id in self.kept:
-                raise AnswerFileError(f"{where} answers {response.id} a second time: remove one of the two")
-            self.kept[response.id] = response
+            if record.id in self.records:
+                raise AnswerFileError(f"{where} is a second answer to {record.id}: remove one of the two")
+            self.records[record.id] = record

@@ -1,4 +1,4 @@
-"""What an endpoint has answered so far, on disk as it comes."""
+"""Responses of an endpoint on disk, so that no request is repeated."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,13 @@ from medvlm_r1.runs.durable import LineLog
 
 @dataclass(frozen=True)
 class CachedResponse:
-    """One answer: its text, its tokens as the server counts them, whether it reached the limit."""
+    """One response.
+
+    Attributes:
+        text: the completion.
+        tokens: its length by the server's count.
+        truncated: whether it reached the token limit.
+    """
 
     text: str
     tokens: int
@@ -19,16 +25,15 @@ class CachedResponse:
 
 
 class EndpointCache:
-    """EndpointCompletions by the digest of their request, kept on disk as they come.
+    """Responses by the digest of their request.
 
-    A line is written whole or, where a run was killed, cut off by the next reader. Runs may share the
-    file: a question that two of them asked at once is kept once, and both go by that response.
+    Several runs may share the file at the same time: the first response to a request counts for all.
 
     Args:
-        path: a JSON-lines file; ``None`` keeps nothing beyond this process.
+        path: a JSON-lines file; ``None`` stores the responses in memory alone.
 
     Raises:
-        ValueError: a line is no response.
+        ValueError: a line is not a response.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -41,7 +46,7 @@ class EndpointCache:
                 self._read()
 
     def add(self, key: str, response: CachedResponse, **about: str) -> None:
-        """Keep a response, with what a reader of the file wants to know about it."""
+        """Store a response; ``about`` is further information for readers of the file."""
         if self.path is None:
             self.responses[key] = response
             return
@@ -52,11 +57,11 @@ class EndpointCache:
                 self.responses[key] = response
 
     def _read(self) -> None:
-        """Read the lines that this process or others have added."""
+        """Read the lines added since the last call, by any process."""
         for number, line in self._log.read():
             try:
                 row = json.loads(line)
                 response = CachedResponse(row["text"], row["tokens"], row["truncated"])
                 self.responses[row["key"]] = response
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{self.path} line {number} is no response: remove the line") from None
+                raise ValueError(f"{self.path} line {number} is not a response: remove the line") from None

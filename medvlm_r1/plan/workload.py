@@ -8,8 +8,8 @@ from typing import Any, Literal
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
-from medvlm_r1.data import options
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.sources.medvlm_r1 import medvlm_r1 as published_data
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.plan.cards import Card, find_card
 from medvlm_r1.plan.measure import PassShape
@@ -244,7 +244,7 @@ def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tup
     test = None
     if isinstance(tests, dict) and all(isinstance(node, dict) and "n" in node for node in tests.values()):
         test = sum(node["n"] for node in tests.values())
-    elif locate(data["_target_"]) is options.medvlm_r1:
+    elif locate(data["_target_"]) is published_data:
         test = _PUBLISHED_TEST
     test = None if test is None else test * answers
     train, validation = size("train"), size("validation")

@@ -324,13 +324,13 @@ class TestFile:
         assert "line 1 is an answer of the model embedded" in capsys.readouterr().err
         file.write_text(json.dumps(row | {"question": "Where?"}) + "\n")
         assert main([*command, "embedded"]) == 2
-        assert "answers another question as one-0" in capsys.readouterr().err
+        assert "one-0 is another question there" in capsys.readouterr().err
         out.write_bytes(out.read_bytes() * 2)
         assert main([*command, "embedded"]) == 2
-        assert "line 2 answers one-0 a second time" in capsys.readouterr().err
+        assert "line 2 is a second answer to one-0" in capsys.readouterr().err
         out.write_text("a line of mine\n")
         assert main([*command, "embedded"]) == 2
-        assert "line 1 is no answer of this command" in capsys.readouterr().err
+        assert "line 1 is not an answer record" in capsys.readouterr().err
         assert out.read_text() == "a line of mine\n"
 
     @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ class TestKeptReplies:
     def test_that_are_none_are_refused(self, tmp_path):
         path = tmp_path / "replies.jsonl"
         path.write_text('{"key": "a", "text": "x", "tokens": 1, "truncated": false}\nnonsense\n')
-        with pytest.raises(ValueError, match="line 2 is no response"):
+        with pytest.raises(ValueError, match="line 2 is not a response"):
             EndpointCache(path)
 
 
