@@ -1,27 +1,17 @@
-"""The page in a real browser: it opens fast, filters at once, obeys the keyboard, fits and can be read.
-
-Screenshots go to the folder in ``MEDVLM_R1_SCREENSHOTS``, else to a temporary one.
-"""
+"""The trace browser in Chromium: it opens fast, filters at once, obeys the keyboard, fits and is legible."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
-from chromium import EXECUTABLE, Chromium
 from large_run import write_large_run
 from run_folders import audit, write_run, write_sweep
 
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.page.render import write_comparison_report, write_run_report
 
-pytestmark = [
-    pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on this machine to open the page in"),
-    pytest.mark.usefixtures("few_draws"),
-]
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 FITS = "document.documentElement.scrollWidth <= innerWidth"
-READY = "performance.getEntriesByName('traces ready').length > 0"
 COUNT = "document.getElementById('trace-count').textContent"
 ACTIVE = "document.querySelector('.trace[aria-selected=true]')?.querySelector('.summary').textContent"
 FOCUS = "document.activeElement.id || document.activeElement.name"
@@ -55,28 +45,6 @@ CONTRAST = r"""(() => {
 
 
 @pytest.fixture(scope="module")
-def shots(tmp_path_factory):
-    named = os.environ.get("MEDVLM_R1_SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with Chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(autouse=True)
-def quiet_console(chromium):
-    """No test may leave an error on the console."""
-    chromium.complaints.clear()
-    yield
-    assert chromium.complaints == []
-
-
-@pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """Three methods with two seeds; the GRPO runs leak, and one was evaluated on hostile text."""
     folder = write_sweep(tmp_path_factory.mktemp("sweeps") / "main", seeds=2, n=30)
@@ -95,12 +63,6 @@ def page(sweep):
 def large_page(tmp_path_factory):
     folder = write_large_run(tmp_path_factory.mktemp("large") / "grpo_600-seed0")
     return write_run_report(folder)
-
-
-def show(chromium, path, fragment="", width=1440, height=900, scheme="light"):
-    chromium.look(width, height, scheme)
-    chromium.open(path, fragment)
-    chromium.wait_for(READY)
 
 
 def choose(chromium, name, value):
@@ -125,7 +87,7 @@ def choose(chromium, name, value):
 def test_five_thousand_groups_open_within_two_seconds(chromium, large_page):
     times = []
     for _ in range(3):
-        show(chromium, large_page)
+        chromium.show(large_page)
         times.append(chromium.evaluate("performance.getEntriesByName('traces ready')[0].startTime"))
     print(f"ready after {sorted(times)} ms; page of {large_page.stat().st_size / 1e6:.1f} MB")
     choose(chromium, "view", "train")
@@ -136,7 +98,7 @@ def test_five_thousand_groups_open_within_two_seconds(chromium, large_page):
 
 def test_filters_take_effect_without_visible_delay(chromium, large_page):
     """A search is typed letter by letter, then pasted; the best of three rounds, as others compute too."""
-    show(chromium, large_page, "#traces?view=train")
+    chromium.show(large_page, "#traces?view=train")
     typed = [("q", "calcified 0.12"[: k + 1]) for k in range(14)]
     pasted = [("q", ""), ("q", "pancreas 0.34"), ("q", "")]
     others = [("outcome", "mixed"), ("sort", "range"), ("order", "down"), ("step", "77")]
@@ -152,7 +114,7 @@ def test_filters_take_effect_without_visible_delay(chromium, large_page):
 
 
 def test_only_the_rows_in_sight_are_drawn_wherever_one_scrolls(chromium, large_page):
-    show(chromium, large_page, "#traces?view=train")
+    chromium.show(large_page, "#traces?view=train")
     chromium.evaluate("document.getElementById('trace-list').scrollTop = 2500 * 64")
     chromium.wait_for("[...document.querySelectorAll('.trace')].some((row) => row.dataset.at === '2500')")
     assert chromium.evaluate("document.querySelectorAll('.trace').length") < 60
@@ -175,7 +137,7 @@ def test_a_search_finds_what_a_reader_of_the_files_finds(chromium, large_page):
         any("calcified, 0.1" in t for t in said) and any("pancreas is" in t for t in said)
         for said in texts.values()
     )
-    show(chromium, large_page, "#traces?view=train")
+    chromium.show(large_page, "#traces?view=train")
     choose(chromium, "q", '"CALCIFIED, 0.1" "pancreas is"')
     assert 0 < expected < 5000
     assert chromium.evaluate(COUNT) == f"{expected:,} of 5,000 training groups"
@@ -193,12 +155,12 @@ def test_changes_between_two_runs_are_those_of_the_predictions(chromium, page, s
     assert lost > 0
     for change, expected in (("gained", won), ("lost", lost), ("changed", won + lost)):
         link = f"#traces?view=test&run={grpo.name}&against={sft.name}&change={change}"
-        show(chromium, page, link)
+        chromium.show(page, link)
         assert chromium.evaluate(COUNT) == f"{expected} of 180 test answers"
 
 
 def test_filters_of_test_answers(chromium, page, sweep):
-    show(chromium, page)
+    chromium.show(page)
     assert chromium.evaluate(COUNT) == "90 of 180 test answers"  # the plain control is shown first
     choose(chromium, "set", "ct")
     assert chromium.evaluate(COUNT) == "30 of 180 test answers"
@@ -221,7 +183,7 @@ def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(chromium, tmp_pat
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     torn = {"control": "prior", "text": "", "answer": None, "correct": 0.25, "correct_lenient": 0.25}
     path.write_text("".join(json.dumps(r | torn if r["control"] == "blank" else r) + "\n" for r in rows))
-    show(chromium, write_run_report(folder))
+    chromium.show(write_run_report(folder))
     choose(chromium, "control", "prior")
     told = chromium.evaluate("document.getElementById('trace-detail').textContent")
     assert "undecided, a chance of 0.25" in told
@@ -232,7 +194,7 @@ def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(chromium, tmp_pat
 
 
 def test_a_choice_of_what_to_compare_with_takes_the_other_run(chromium, page):
-    show(chromium, page)
+    chromium.show(page)
     choose(chromium, "against", "sft_600-seed0")
     assert chromium.evaluate("document.querySelector('#traces form').elements.run.value") == "grpo_600-seed1"
     chromium.wait_for("location.hash.includes('against=sft_600-seed0')")
@@ -240,7 +202,7 @@ def test_a_choice_of_what_to_compare_with_takes_the_other_run(chromium, page):
 
 
 def test_groups_show_every_completion(chromium, page, shots):
-    show(chromium, page, "#traces?view=train&step=25")
+    chromium.show(page, "#traces?view=train&step=25")
     assert chromium.evaluate(COUNT) == "4 of 16 training groups"
     heads = "[...document.querySelectorAll('#trace-detail thead th')].map((head) => head.textContent)"
     heads = chromium.evaluate(heads)
@@ -256,7 +218,7 @@ def test_groups_show_every_completion(chromium, page, shots):
 
 
 def test_the_keyboard_alone_will_do(chromium, page):
-    show(chromium, page)
+    chromium.show(page)
     first = chromium.evaluate(ACTIVE)
     chromium.press("j", "j")
     assert chromium.evaluate(FOCUS) == "trace-list"
@@ -280,7 +242,7 @@ def test_the_keyboard_alone_will_do(chromium, page):
 
 
 def test_keys_of_one_letter_can_be_switched_off(chromium, page):
-    show(chromium, page)
+    chromium.show(page)
     chromium.evaluate("document.getElementById('trace-keys').click()")
     chromium.press("j", "?")
     assert chromium.evaluate("document.querySelector('.trace[aria-selected=true]').dataset.at") == "0"
@@ -291,7 +253,7 @@ def test_keys_of_one_letter_can_be_switched_off(chromium, page):
 
 
 def test_focus_is_seen(chromium, page):
-    show(chromium, page)
+    chromium.show(page)
     for _ in range(40):
         chromium.press("Tab")
         seen = chromium.evaluate(
@@ -302,7 +264,7 @@ def test_focus_is_seen(chromium, page):
 
 
 def test_the_address_brings_a_trace_back(chromium, page):
-    show(chromium, page)
+    chromium.show(page)
     choose(chromium, "set", "xray")
     choose(chromium, "q", "lesion")
     chromium.press("Escape")
@@ -311,15 +273,15 @@ def test_the_address_brings_a_trace_back(chromium, page):
     chromium.wait_for("location.hash.includes('item=')")
     address, shown = chromium.evaluate("location.hash"), chromium.evaluate(ACTIVE)
     count = chromium.evaluate(COUNT)
-    show(chromium, page, address)
+    chromium.show(page, address)
     assert (chromium.evaluate(ACTIVE), chromium.evaluate(COUNT)) == (shown, count)
     assert chromium.evaluate("document.querySelector('.trace[aria-selected=true]').dataset.at") == "3"
-    show(chromium, page, "#traces?view=nonsense&set=nowhere&item=lost&q=%3Cb%3E")
+    chromium.show(page, "#traces?view=nonsense&set=nowhere&item=lost&q=%3Cb%3E")
     assert chromium.evaluate(COUNT) == "0 of 180 test answers"
 
 
 def test_a_verdict_leads_into_the_traces(chromium, page):
-    show(chromium, page)
+    chromium.show(page)
     chromium.evaluate("document.querySelector('#verdicts a[href*=\"outcome=unparsed\"]').click()")
     chromium.wait_for(f"{COUNT} !== '90 of 180 test answers'")
     chromium.wait_for("Math.abs(document.getElementById('traces').getBoundingClientRect().top) < 100")
@@ -335,7 +297,7 @@ def test_what_a_model_writes_stays_text(chromium, tmp_path, sweep):
         path.write_text("".join(json.dumps(row) + "\n" for row in hostile))
     report = write_run_report(folder)
     for view in ("test", "train"):
-        show(chromium, report, f"#traces?view={view}")
+        chromium.show(report, f"#traces?view={view}")
         assert attack in chromium.evaluate("document.querySelector('#trace-detail .response').textContent")
         assert chromium.evaluate("window.attacked") is None
 
@@ -344,11 +306,11 @@ def test_what_a_model_writes_stays_text(chromium, tmp_path, sweep):
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_page_fits_and_can_be_read(chromium, page, shots, width, scheme):
     for view in ("test", "train"):
-        show(chromium, page, f"#traces?view={view}", width, scheme=scheme)
+        chromium.show(page, f"#traces?view={view}", width, scheme=scheme)
         assert chromium.evaluate(FITS)
         assert chromium.evaluate(CONTRAST) == []
         chromium.screenshot(shots / f"traces-{view}-{width}-{scheme}.png")
-    show(chromium, page, "", width, scheme=scheme)
+    chromium.show(page, "", width, scheme=scheme)
     dark = chromium.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 28)"
     assert dark == (scheme == "dark")
     shot = chromium.screenshot(shots / f"page-{width}-{scheme}.png", whole=True)
@@ -359,7 +321,7 @@ def test_the_page_fits_and_can_be_read(chromium, page, shots, width, scheme):
 
 
 def test_everything_that_is_worked_has_a_name(chromium, page):
-    show(chromium, page)
+    chromium.show(page)
     tree = chromium.call("Accessibility.getFullAXTree")["nodes"]
     named = {"link", "button", "textbox", "searchbox", "combobox", "radio", "listbox", "option", "region"}
     roles = [(n["role"]["value"], n.get("name", {}).get("value")) for n in tree if not n["ignored"]]
@@ -368,7 +330,7 @@ def test_everything_that_is_worked_has_a_name(chromium, page):
 
 
 def test_the_page_prints_without_the_browser(chromium, page, shots):
-    show(chromium, page, scheme="dark")
+    chromium.show(page, scheme="dark")
     chromium.look(1000, media="print", scheme="dark")
     assert chromium.evaluate("getComputedStyle(document.getElementById('traces')).display") == "none"
     assert chromium.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"

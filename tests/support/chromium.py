@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its own debugging pipe: no port, no driver, no further package."""
+"""A headless Chromium, controlled through its debugging pipe: no port, no driver, no further package."""
 
 import base64
 import fcntl
@@ -15,33 +15,34 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
 )
+READY = "performance.getEntriesByName('traces ready').length > 0"  # the page's scripts are done
 
 
 class Chromium:
-    """One tab. Leaves as a context manager; ``complaints`` holds what reached the console as an error."""
+    """One tab, as a context manager; ``errors`` lists the errors on its console."""
 
     def __init__(self) -> None:
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self._number, self._session, self._rest = 0, None, b""
 
     def __enter__(self) -> "Chromium":
         self._home = tempfile.mkdtemp()
-        (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
+        (browser_in, self._out), (self._in, browser_out) = os.pipe(), os.pipe()
 
-        def wire() -> None:  # the browser reads commands from descriptor 3 and answers on 4
+        def connect() -> None:  # the browser reads commands from descriptor 3 and answers on 4
             # copies above 9: dup2 of a descriptor to itself would leave it closed on exec
-            copies = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out)]
+            copies = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (browser_in, browser_out)]
             os.dup2(copies[0], 3)
             os.dup2(copies[1], 4)
 
         self._process = subprocess.Popen(
             [EXECUTABLE, *FLAGS.split(), f"--user-data-dir={self._home}", "about:blank"],
-            preexec_fn=wire,
+            preexec_fn=connect,
             close_fds=False,
             stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        os.close(browser_in)
+        os.close(browser_out)
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
@@ -72,32 +73,32 @@ class Chromium:
         while b"\0" not in self._rest:
             part = os.read(self._in, 1 << 20)
             if not part:
-                raise RuntimeError("chromium went away")
+                raise RuntimeError("chromium exited")
             self._rest += part
         line, self._rest = self._rest.split(b"\0", 1)
         message = json.loads(line)
-        method, told = message.get("method"), message.get("params", {})
+        method, params = message.get("method"), message.get("params", {})
         if method == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(told["exceptionDetails"].get("exception", told))[:500])
-        elif (method == "Log.entryAdded" and told["entry"]["level"] == "error") or (
-            method == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert")
+            self.errors.append(json.dumps(params["exceptionDetails"].get("exception", params))[:500])
+        elif (method == "Log.entryAdded" and params["entry"]["level"] == "error") or (
+            method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert")
         ):
-            self.complaints.append(json.dumps(told)[:500])
+            self.errors.append(json.dumps(params)[:500])
         return message
 
     def evaluate(self, expression: str) -> object:
-        """The value of an expression in the page; a promise is waited for."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(f"{expression}: {found['result'].get('description')}")
-        return found["result"].get("value")
+        """The value of a JavaScript expression in the page; awaits a promise."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in result:
+            raise RuntimeError(f"{expression}: {result['result'].get('description')}")
+        return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 30) -> None:
-        """Until an expression is true."""
+        """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.evaluate(expression):
             if time.monotonic() > end:
-                raise TimeoutError(f"not within {seconds} s: {expression}; {self.complaints}")
+                raise TimeoutError(f"not within {seconds} s: {expression}; {self.errors}")
             time.sleep(0.02)
 
     def look(self, width: int, height: int = 900, scheme: str = "light", media: str = "screen") -> None:
@@ -113,13 +114,21 @@ class Chromium:
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
 
     def open(self, path: Path, fragment: str = "") -> None:
-        """Load a file and wait until it is there, with its scripts run."""
+        """Load a file and wait until it is complete."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"file://{path}{fragment}")
         self.wait_for("document.readyState == 'complete' && location.protocol == 'file:'")
 
+    def show(
+        self, path: Path, fragment: str = "", width: int = 1440, height: int = 900, scheme: str = "light"
+    ) -> None:
+        """Load a report page and wait until its scripts are done."""
+        self.look(width, height, scheme)
+        self.open(path, fragment)
+        self.wait_for(READY)
+
     def press(self, *keys: str) -> None:
-        """Real key presses, one after another; a key is named as events name it."""
+        """Press keys one after another; keys have the names of keyboard events."""
         for key in keys:
             text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
             codes = {"Enter": 13, "Escape": 27, "Tab": 9, "End": 35, "Home": 36, "PageDown": 34}
