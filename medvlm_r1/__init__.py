@@ -1,30 +1,32 @@
 """Does reinforcement learning make a small medical vision-language model reason better than SFT does?
 
-The package is laid out in the order in which one question travels. Read the files in this order;
-the training loop itself is ``grpo.py``, where ``training_step`` names the stops one after another.
+The package is ordered by the steps of one question. ``algorithms/grpo.py`` has the training loop:
+``GRPO.training_step`` calls the steps from sample to update.
 
-===========  ==================================================  ======================================
-stop         what happens                                        where
-===========  ==================================================  ======================================
-compose      the configuration becomes objects                   ``run.py``, ``conf/``
-sample       a source reads one question                         ``data/``
-render       a prompt style turns it into a chat                 ``prompts.py``: ``PromptStyle.render``
-encode       the chat becomes tensors, once per prompt           ``policy/encode.py``
-roll out     an engine draws G completions per prompt            ``rollout/``
-parse        the same prompt style parses each completion        ``prompts.py``: ``PromptStyle.parse``
-score        reward terms                                        ``rewards.py``
-advantage    each completion relative to its group               ``advantage.py``
-log-probs    policy (with gradient) and reference (without)      ``policy/policy.py``
-loss         clipped, KL-regularised                             ``objective.py``
-update       backward, clip, step                                ``update.py``, ``module.py``
-evaluate     greedy answers under every control, the same read   ``module.py``, ``evaluate/``
-report       intervals, comparison, the page                     ``report/``, ``compare.py``
-hand on      an ordinary Hugging Face directory with its card    ``policy/export.py``, ``card.py``
-ask again    one's own question, answered with a confidence      ``predict.py``, ``respond.py``
-===========  ==================================================  ======================================
+===========  ==================================================  ===========================================
+step         what happens                                        where
+===========  ==================================================  ===========================================
+launch       compose and check the configuration, lock the run   ``launch/``, ``conf/``
+build        the configuration becomes objects                   ``run.py``
+load         a data source reads the question                    ``data/``, ``phantom/``
+audit        leaks and shortcuts among the questions             ``audit/``
+render       a prompt style makes a chat of the question         ``prompts.py``: ``PromptStyle.render``
+encode       the chat and its images become tensors              ``policy/encode.py``
+sample       an engine samples G completions of the prompt       ``rollout/``
+parse        the prompt style reads the answers                  ``prompts.py``: ``PromptStyle.parse``
+reward       weighted sum of reward terms                        ``rewards.py``
+log-probs    policy, old policy and reference, per token         ``policy/policy.py``
+advantage    each completion relative to its group               ``algorithms/advantages.py``
+loss         clipped policy loss with a KL penalty               ``algorithms/losses.py``, ``kl.py``
+update       backward pass, gradient clipping, optimiser step    ``algorithms/grpo.py``, ``optim.py``
+evaluate     greedy answers under every control                  ``algorithms/base.py``, ``evaluate/``
+save         metrics, predictions, a Hugging Face directory      ``artifacts/``, ``policy/saving/``
+report       intervals, comparisons, the HTML page               ``report/``
+predict      answer new questions, with a confidence             ``inference/``
+===========  ==================================================  ===========================================
 
-``sft.py`` takes the same road without roll out to loss; zero-shot only evaluates, and may ask a
-served model (``endpoint.py``, ``replies.py``). ``trace.py`` and ``watch.py`` write down and watch what
-happens on the way, in the folder that ``folder.py`` finds. ``plan/`` counts a run's memory and time
-beforehand. ``tiny/`` is the embedded model.
+SFT (``algorithms/sft.py``) goes from encode to log-probs and the SFT loss; zero-shot only evaluates, and may
+use a served model (``inference/endpoint.py``). ``callbacks/`` writes checkpoints, rollouts and alarms during
+training. ``plan/`` computes memory and time of a run beforehand. ``runs/`` reads and writes run folders.
+``cli/`` has the commands, ``tiny/`` the embedded model.
 """
