@@ -218,8 +218,8 @@ class TestCheckpointing:
     ("settings", "message"),
     [
         ({"train": "head"}, "use 'all', 'language_model'"),
-        ({"train": "adapter"}, "an adapter is trained exactly where one is given"),
-        ({"train": "all", "adapter": lora()}, "an adapter is trained exactly where one is given"),
+        ({"train": "adapter"}, "train=adapter needs an adapter and no other choice takes one"),
+        ({"train": "all", "adapter": lora()}, "train=adapter needs an adapter and no other choice takes one"),
         ({"train": "all", "quantize": "nf4"}, "cannot be trained: take peft=qlora"),
         ({"train": "nothing", "quantize": "int8"}, "use 'nf4' or null"),
         (

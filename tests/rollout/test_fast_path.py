@@ -1,4 +1,4 @@
-"""Whole training on the fast path against the reference path, on the reference engine's tokens."""
+"""Training on the fast path against the reference path, on the reference engine's tokens."""
 
 import pytest
 import torch
@@ -15,22 +15,23 @@ STEPS = 20
 HOW = {"lr": 0.05, "optimizer": sgd, "rewards": FORMAT, "micro_batch": 2, "n": 4 * STEPS}
 
 
-class Kept(GRPO):
-    """GRPO that remembers its losses and rollouts."""
+class Recorded(GRPO):
+    """GRPO that records the loss of each update."""
 
     def on_fit_start(self):
         super().on_fit_start()
-        self.losses, self.norms, self.gaps = [], [], []
+        self.losses, self.norms, self.differences = [], [], []
 
-    def log_step(self, first, drawn, advantages, updates):
-        self.losses += [float(update["loss"]) for update in updates]
-        self.norms += [float(update["grad_norm"]) for update in updates]
-        self.gaps.append(float(updates[0]["gap"].max()))
-        super().log_step(first, drawn, advantages, updates)
+    def update_minibatch(self, minibatch):
+        update = super().update_minibatch(minibatch)
+        self.losses.append(float(update["loss"]))
+        self.norms.append(float(update["grad_norm"]))
+        self.differences.append(float(update["sampling_logp_difference"].max()))
+        return update
 
 
 class Recording:
-    """The reference engine, and all that it drew in training."""
+    """The reference engine; records its rollouts of training."""
 
     def __init__(self):
         self.rollouts = {}
@@ -43,16 +44,16 @@ class Recording:
 
 
 class Replaying:
-    """What another engine drew; the fast engine draws too, and the first step is compared."""
+    """Returns recorded rollouts; the fast engine samples too, for a comparison of the first step."""
 
     def __init__(self, rollouts):
         self.rollouts, self.first = rollouts, None
 
     def __call__(self, policy, prompts, sampling, key):
-        drawn = SharedPrefixEngine()(policy, prompts, sampling, key)
+        rollout = SharedPrefixEngine()(policy, prompts, sampling, key)
         if not sampling.temperature:
-            return drawn
-        self.first = self.first or drawn
+            return rollout
+        self.first = self.first or rollout
         return self.rollouts[key.step]
 
 
@@ -61,10 +62,10 @@ def test_twenty_steps_give_the_same_losses_and_weights(beta, tmp_path):
     sampling = Sampling(group_size=4, max_tokens=24)
     slow = Recording()
     reference = fit(
-        Kept, tmp_path / "a", STEPS, engine=slow, layout="repeated", beta=beta, sampling=sampling, **HOW
+        Recorded, tmp_path / "a", STEPS, engine=slow, layout="repeated", beta=beta, sampling=sampling, **HOW
     )
     fast = Replaying(slow.rollouts)
-    ours = fit(Kept, tmp_path / "b", STEPS, engine=fast, beta=beta, sampling=sampling, **HOW)
+    ours = fit(Recorded, tmp_path / "b", STEPS, engine=fast, beta=beta, sampling=sampling, **HOW)
 
     assert torch.equal(fast.first.tokens, slow.rollouts[0].tokens)
     assert fast.first.texts == slow.rollouts[0].texts
@@ -74,7 +75,7 @@ def test_twenty_steps_give_the_same_losses_and_weights(beta, tmp_path):
     assert max(reference.norms) > 0.1
     assert ours.norms == pytest.approx(reference.norms, rel=1e-3, abs=1e-4)
     assert ours.losses == pytest.approx(reference.losses, abs=1e-5)
-    start = fit(Kept, tmp_path / "c", 0, sampling=sampling, **HOW)
+    start = fit(Recorded, tmp_path / "c", 0, sampling=sampling, **HOW)
     moved = 0.0
     for (name, one), other, before in zip(
         ours.policy.named_parameters(), reference.policy.parameters(), start.policy.parameters(), strict=True
@@ -82,16 +83,16 @@ def test_twenty_steps_give_the_same_losses_and_weights(beta, tmp_path):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
         moved = max(moved, (one - before).abs().max().item())
     assert moved > 1e-2
-    # without a KL term, groups without an advantage are passed over, and nothing changes by it
+    # without a KL term, zero-advantage groups are skipped, which changes nothing
     assert beta or ours.totals["forward_tokens"] < reference.totals["forward_tokens"] / 2
-    assert max(ours.gaps) < 1e-3
+    assert max(ours.differences) < 1e-3
 
 
 def test_what_a_run_computes_is_counted(tmp_path):
     module = fit(GRPO, tmp_path, steps=2, tuning=Tuning(train="language_model"), beta=0.04)
     totals = module.totals
-    # 8 training questions in 2 steps, 8 validation questions twice, 14 test questions; the same pictures
-    # of validation are known the second time
+    # 8 training questions in 2 steps, 8 validation questions twice, 14 test questions; the images of
+    # validation are cached the second time
     assert totals["images_encoded"] == 8 + 8 + 14
     assert totals["forward_tokens"] > 0
     assert totals["lm_head_tokens"] > 0

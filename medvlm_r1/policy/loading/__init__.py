@@ -1,9 +1,10 @@
 """From a path or hub id to a policy.
 
-============  ================================================================
-resolve.py    where a checkpoint is, and whether this machine can run it
-validate.py   whether a directory can be loaded, from its names and small files
-load.py       a checkpoint becomes a :class:`~medvlm_r1.policy.policy.Policy`
-tuning.py     which weights are trained, and in how many bits the rest is held
-============  ================================================================
+===============  ==============================================================
+resolve.py       find a checkpoint: on disk, in the hub's cache, on the hub
+validate.py      check file names and small files before loading weights
+load.py          load a checkpoint as a :class:`~medvlm_r1.policy.policy.Policy`
+tuning.py        which weights are trained, and which are quantized
+architecture.py  the architecture of a checkpoint without its weights
+===============  ==============================================================
 """

@@ -1,4 +1,4 @@
-"""The architecture of a checkpoint without its weights: what a plan or a random model needs of it."""
+"""The architecture of a checkpoint without its weights, for plans and random models."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ _IDS = {
     "vision_start_token_id": 151652,
     "vision_end_token_id": 151653,
 }
-# Of the language model: width, inner width, layers, heads, key-value heads, vocabulary, tied head.
+# Language model: width, MLP width, layers, heads, key-value heads, vocabulary, tied head.
 _LANGUAGE = {
     "Qwen/Qwen2-VL-2B-Instruct": (1536, 8960, 28, 12, 2, 151936, True),
     "Qwen/Qwen2-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
@@ -32,25 +32,25 @@ _LANGUAGE = {
     "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 11008, 36, 16, 2, 151936, True),
     "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
 }
-# Fine-tunes keep the architecture that they start from.
+# Fine-tunes have the architecture of their base.
 _FINE_TUNES = {"JZPeterPan/MedVLM-R1": "Qwen/Qwen2-VL-2B-Instruct"}
 _CHARACTERS_PER_TOKEN = 3.8
 PUBLISHED = (*_LANGUAGE, *_FINE_TUNES)
 
 
 def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration of a checkpoint, without a network where that is possible.
+    """Read the configuration of a checkpoint, if possible without the hub.
 
     Args:
         path: a local directory, a hub id, or ``embedded``.
         revision: commit, tag or branch on the hub.
 
     Returns:
-        That of the directory or of the hub's cache; else the published one of the Qwen2-VL and
-        Qwen2.5-VL Instruct models; else the hub's.
+        The configuration in the directory or in the hub's cache; else, for the Instruct models of Qwen2-VL
+        and Qwen2.5-VL, the one in this file; else the hub's.
 
     Raises:
-        MissingWeightsError: none of these has it.
+        MissingWeightsError: there is no configuration.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
     if (folder / "config.json").is_file():
@@ -71,11 +71,10 @@ def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
 
 
 def with_depth(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrainedConfig:
-    """The same architecture with another number of language layers and of vision blocks.
+    """The same architecture with another number of language layers and vision blocks.
 
     Args:
-        blocks: kept vision blocks, the first ones; a multiple of :func:`block_period` keeps the mix
-            of windowed and full attention.
+        blocks: a multiple of :func:`block_period` keeps the ratio of windowed to full attention.
     """
     changed = type(config).from_dict(config.to_dict())
     changed.text_config.num_hidden_layers = layers
@@ -86,23 +85,22 @@ def with_depth(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrained
 
 
 def block_period(config: PreTrainedConfig) -> int:
-    """Vision blocks from one of full attention to the next: 1 where all of them are (Qwen2-VL)."""
+    """Vision blocks from one with full attention to the next: 1 for Qwen2-VL, in which all have it."""
     full = getattr(config.vision_config, "fullatt_block_indexes", None)
     return full[0] + 1 if full else 1
 
 
 def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Bytes that keys and values of one token take in the cache, over all layers."""
+    """Bytes of one token's keys and values in all layers."""
     text = config.text_config
     head = text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The real model class on the meta device: every shape, no storage.
+    """Build the model on the meta device: shapes without storage.
 
-    ``.to_empty(device=...)`` gives it storage, for whoever wants to fill in random weights; a tied head
-    must be tied again after it.
+    ``.to_empty(device=...)`` allocates storage for random weights; tie a tied head again after it.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
@@ -111,7 +109,7 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _published(path: str) -> PreTrainedConfig:
-    """From the checkpoints' config.json, as far as the architecture depends on it."""
+    """The part of the checkpoint's config.json that determines the architecture."""
     width, inner, layers, heads, kv_heads, vocabulary, tied = _LANGUAGE[path]
     newer = "Qwen2.5" in path
     text = {
@@ -146,10 +144,13 @@ def _published(path: str) -> PreTrainedConfig:
 
 
 def text_tokens(path: str, revision: str | None, chat: list[dict]) -> tuple[int, bool]:
-    """Tokens of a chat without its image tokens, and whether the checkpoint's own tokenizer counted them.
+    """Count the tokens of a chat without its image tokens.
 
-    Without its tokenizer on this machine, characters are divided by 3.8: what Qwen2's makes of the
-    papers' prompts, within 6 %.
+    Without the checkpoint's tokenizer on this machine, the count is characters / 3.8, which is right within
+    6 % for Qwen2's tokenizer and the papers' prompts.
+
+    Returns:
+        The count, and whether it is the tokenizer's.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
     cached = (

@@ -1,4 +1,4 @@
-"""Load a checkpoint of the Qwen2-VL family as a :class:`Policy`."""
+"""Load a checkpoint of the Qwen2-VL family as a :class:`~medvlm_r1.policy.policy.Policy`."""
 
 import dataclasses
 import warnings
@@ -32,7 +32,7 @@ from medvlm_r1.policy.policy import Policy
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes with a model, whatever the experiment; methods refer to it.
+    """Settings that depend on the model and not on the experiment; methods interpolate them.
 
     Attributes:
         grpo_lr: peak learning rate of GRPO, for all weights.
@@ -40,16 +40,19 @@ class Recipe:
         epochs: passes over the training questions.
         max_prompt_tokens: a longer prompt is an error.
         max_completion_tokens: limit of a completion, in training and in evaluation.
-        min_pixels, max_pixels: an image is resized, keeping its shape, to between these many pixels,
-            in training and in evaluation alike.
+        min_pixels, max_pixels: limits of a resized image, in training and in evaluation; the aspect ratio is
+            kept.
         dtype: of weights and arithmetic, ``float32`` or ``bfloat16``.
         prompts_per_step: prompts in one optimiser step, over all devices.
         group_size: completions per prompt, G.
         micro_batch: prompts in one forward and backward pass.
-        evaluation_batch: prompts answered at once in evaluation.
-        image_size: side of the square, in pixels, that every image is resized to before the pixel
-            limits apply; ``None`` keeps its shape.
+        evaluation_batch: prompts per batch in evaluation.
+        image_size: side in pixels of the square to which every image is resized before the pixel limits
+            apply; ``None`` keeps the aspect ratio.
         gradient_checkpointing: recompute activations in the backward pass.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     grpo_lr: float
@@ -74,8 +77,8 @@ class Recipe:
                 raise ValueError(f"model.recipe.{field.name} is {value}: it must be positive")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(
-                f"model.recipe.dtype is {self.dtype!r}: use 'float32' or 'bfloat16' (fp16 would need its "
-                "gradients scaled, which clipping would cut)"
+                f"model.recipe.dtype is {self.dtype!r}: use 'float32' or 'bfloat16' (fp16 needs scaled "
+                "gradients, which clipping would truncate)"
             )
         if self.min_pixels > self.max_pixels:
             raise ValueError(
@@ -85,7 +88,7 @@ class Recipe:
 
 @runtime_checkable
 class Limits(Protocol):
-    """What loading needs of a :class:`Recipe`."""
+    """The part of a :class:`Recipe` that loading needs."""
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]: ...
@@ -110,21 +113,21 @@ def load_policy(
 ) -> Policy:
     """Load weights, tokenizer and image processor; safetensors only, no remote code.
 
-    The directory of a PEFT adapter is read as the whole model that it makes: its base, with the adapter
-    merged in ``recipe.dtype``. That model is evaluated, or trained on in its own weights; another adapter
-    on top, or 4 bits below, wants it merged on disk first.
+    A PEFT adapter is merged into its base in ``recipe.dtype``. The merged model can be evaluated, or all its
+    weights can be trained; for another adapter or for 4-bit weights, merge it on disk first.
 
     Args:
         path: a local directory or a hub id.
-        recipe: dtype, pixel and prompt limits are taken from here.
+        recipe: dtype, pixel limits and prompt limit.
         revision: commit on the hub.
-        tuning: what is trained; all weights where it is not given.
+        tuning: which weights are trained; all by default.
         layout: of log-probability passes, see :class:`~medvlm_r1.policy.policy.Policy`.
 
     Raises:
-        MissingWeightsError: nothing to load.
-        UnusableWeightsError: a checkpoint that cannot be loaded, e.g. of another family.
-        ValueError: it was trained on images of another size, or is an adapter and ``tuning`` wants another.
+        MissingWeightsError: there is no checkpoint.
+        UnusableWeightsError: the checkpoint cannot be loaded, e.g. is of another family.
+        ValueError: the checkpoint was trained on images of another size, or is an adapter and ``tuning`` adds
+            another adapter or 4-bit weights.
     """
     tuning = tuning or Tuning()
     folder = find_weights(path, revision)
@@ -138,7 +141,7 @@ def load_policy(
     base = find_base(folder)
     if base and (tuning.adapter or tuning.quantize):
         raise ValueError(
-            f"{path} is an adapter, and peft=... puts another on it or holds its base in 4 bits: merge it "
+            f"{path} is an adapter, and peft=... adds another or quantizes its base to 4 bits: merge it "
             "first, with python -m medvlm_r1.export --merge, and give the merged model as model.path"
         )
     logging.disable_progress_bar()
@@ -146,48 +149,52 @@ def load_policy(
     model = load_model(path, base or folder, dtype=dtype, **tuning.quantization(dtype))
     if base:
         model = merge_adapter_weights(path, model, base, folder)
-    # Loading leaves evaluation mode; there is no dropout, so the mode only matters to checkpointing.
+    # The model comes in evaluation mode. It has no dropout: only gradient checkpointing depends on the mode.
     policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe, base), layout)
     if recipe.gradient_checkpointing:
         policy.checkpoint_gradients()
     return policy
 
 
-def load_model(path: str, folder: Path, **how: Any) -> PreTrainedModel:
-    """The class that the checkpoint's config.json names, with exactly the tensors of the checkpoint.
+def load_model(path: str, folder: Path, **options: Any) -> PreTrainedModel:
+    """Load the model class of config.json with exactly the tensors of the checkpoint.
+
+    Args:
+        path: name of the checkpoint in messages.
+        options: of ``from_pretrained``.
 
     Raises:
         UnusableWeightsError: tensors are missing, left over or of another shape.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # check_tensors says it in one line
+    logging.set_verbosity_error()  # check_tensors gives one line instead
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        model, loading_info = AutoModelForImageTextToText.from_pretrained(
             folder,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # named with the others, and refused
+            ignore_mismatched_sizes=True,  # check_tensors raises
             output_loading_info=True,
-            **how,
+            **options,
         )
     finally:
         logging.set_verbosity(verbosity)
-    check_tensors(path, "*.safetensors", found)
+    check_tensors(path, "*.safetensors", loading_info)
     return model
 
 
 def merge_adapter_weights(path: str, model: PreTrainedModel, base: Path, folder: Path) -> PreTrainedModel:
-    """``model``, which was loaded from ``base``, with the adapter in ``folder`` added to its weights.
+    """Add the adapter in ``folder`` to the weights of ``model``, which was loaded from ``base``.
 
     Raises:
         UnusableWeightsError: the adapter's tensors do not fit the model.
     """
-    from peft import PeftModel, get_peft_model_state_dict  # seconds, for those who have an adapter
+    from peft import PeftModel, get_peft_model_state_dict  # seconds, and only adapters need it
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # named below, and refused
-            adapted = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # check_tensors raises
+            peft_model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
@@ -195,53 +202,54 @@ def merge_adapter_weights(path: str, model: PreTrainedModel, base: Path, folder:
             f"{path}: the tensors in {ADAPTER_WEIGHTS} have other shapes than the layers of its base: "
             f"correct base_model_name_or_path in {ADAPTER}"
         ) from None
-    # Where peft looks for the size of the base's vocabulary, on the hub if that is what this names.
-    adapted.active_peft_config.base_model_name_or_path = str(base)
+    # PEFT reads the size of the base's vocabulary there, from the hub if this is a hub id.
+    peft_model.active_peft_config.base_model_name_or_path = str(base)
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        there = set(file.keys())
-    wanted = set(get_peft_model_state_dict(adapted))
+        in_file = set(file.keys())
+    in_model = set(get_peft_model_state_dict(peft_model))
     check_tensors(
         path,
         ADAPTER_WEIGHTS,
         {
-            "missing_keys": sorted(wanted - there),
-            "unexpected_keys": sorted(there - wanted),
+            "missing_keys": sorted(in_model - in_file),
+            "unexpected_keys": sorted(in_file - in_model),
             "mismatched_keys": [],
         },
     )
-    # peft froze what it adapted; what of it is trained is for `tuning` to say.
-    return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
+    # PEFT froze the base's weights; `tuning` chooses again which are trained.
+    return peft_model.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 def load_encoder(folder: Path, recipe: Limits, base: Path | None = None) -> Encoder:
-    """Tokenizer and image processor of a local checkpoint, with the recipe's limits.
+    """Load tokenizer and image processor of a local checkpoint, with the recipe's limits.
 
-    The image processor is named here, because ``AutoProcessor`` needs torchvision and without it
-    silently returns only a tokenizer, and because the variant that it picks beside torchvision resizes
-    to other pixels.
+    The class of the image processor is fixed, because ``AutoProcessor`` silently returns only a tokenizer
+    without torchvision, and with it a class that resizes to other pixels.
 
     Args:
         folder: the checkpoint.
-        recipe: pixel and prompt limits are taken from here.
-        base: what an adapter stands on; has what an adapter's directory leaves out.
+        recipe: pixel limits and prompt limit.
+        base: of an adapter; its files are used for those that the adapter's directory lacks.
 
     Raises:
-        ValueError: the tokenizer brings no chat template.
+        ValueError: the tokenizer has no chat template.
     """
-    words = _holder(folder, base, "tokenizer.json", "vocab.json")
-    images = _holder(folder, base, "preprocessor_config.json", "processor_config.json")
-    tokenizer = AutoTokenizer.from_pretrained(words, padding_side="left", trust_remote_code=False)
-    if tokenizer.chat_template is None and (words / "chat_template.json").is_file():
-        # where processors of the first releases kept it
-        tokenizer.chat_template = read_json(words / "chat_template.json")["chat_template"]
+    tokenizer_folder = _folder_with(folder, base, "tokenizer.json", "vocab.json")
+    image_folder = _folder_with(folder, base, "preprocessor_config.json", "processor_config.json")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, padding_side="left", trust_remote_code=False)
+    template = tokenizer_folder / "chat_template.json"  # the file of the first releases
+    if tokenizer.chat_template is None and template.is_file():
+        tokenizer.chat_template = read_json(template)["chat_template"]
     if tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer in {words} has no chat template: take an Instruct checkpoint")
-    # Not as `size`, which a checkpoint's own min_pixels and max_pixels (the hub's have them) would override.
+        raise ValueError(
+            f"the tokenizer in {tokenizer_folder} has no chat template: take an Instruct checkpoint"
+        )
+    # Not as `size`: min_pixels and max_pixels in the checkpoint's file would override it.
     processor = Qwen2VLImageProcessorPil.from_pretrained(
-        images, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
+        image_folder, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
     )
     return Encoder(tokenizer, processor, recipe.max_prompt_tokens, recipe.image_size)
 
 
-def _holder(folder: Path, base: Path | None, *names: str) -> Path:
+def _folder_with(folder: Path, base: Path | None, *names: str) -> Path:
     return folder if base is None or any((folder / name).is_file() for name in names) else base

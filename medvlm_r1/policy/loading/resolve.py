@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and whether this machine can run it: answered before anything is built."""
+"""Find a checkpoint, and check that this machine can run it, before the run begins."""
 
 import re
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+import medvlm_r1
 from medvlm_r1.policy.loading.validate import (
     ADAPTER,
     UnusableWeightsError,
@@ -21,13 +22,12 @@ from medvlm_r1.policy.loading.validate import (
 from medvlm_r1.runs.hub import hub_problem
 
 _CACHED = re.compile(r"models--([^/]+?)(?:--([^/]+))?/snapshots/([0-9a-f]{40})/?$")
-EMBEDDED = Path(__file__).parents[2] / "tiny"
-# Weights above this size are no pastime for a CPU: 1 GB is 500 M parameters in bf16.
-GPU_BYTES = 1_000_000_000
+EMBEDDED = Path(medvlm_r1.__file__).parent / "tiny"
+GPU_BYTES = 1_000_000_000  # larger weights need a GPU: 500 M parameters in bf16
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
-_WAYS_ON = (
-    "The two ways on: give a local copy with model.path=/path/to/checkpoint, or take the embedded model: "
+_REMEDIES = (
+    "Give a local copy with model.path=/path/to/checkpoint, or take the embedded model: "
     "model=tiny data=phantom"
 )
 
@@ -37,21 +37,21 @@ class MissingWeightsError(FileNotFoundError):
 
 
 class MissingGPUError(RuntimeError):
-    """The weights can be had, but they need a GPU and none is visible."""
+    """The weights need a GPU and none is visible."""
 
 
 def check_weights(path: str, revision: str | None, accelerator: str) -> None:
-    """Stop within seconds, before any download, where a run cannot begin.
+    """Check within seconds, before any download, that a model can be loaded and run.
 
     Args:
-        path: a local directory, a hub id such as ``Qwen/Qwen2-VL-2B-Instruct``, or ``embedded``. A PEFT
-            adapter's directory is checked together with the model that it stands on.
+        path: a local directory, a hub id such as ``Qwen/Qwen2-VL-2B-Instruct``, or ``embedded``. For the
+            directory of a PEFT adapter, its base is checked too.
         revision: commit, tag or branch on the hub.
-        accelerator: the trainer's; ``cpu`` insists on running large weights without a GPU.
+        accelerator: of the trainer; ``cpu`` allows large weights without a GPU.
 
     Raises:
-        MissingWeightsError: nothing at the path, in the cache, or on the hub.
-        UnusableWeightsError: something is there that cannot be loaded.
+        MissingWeightsError: no checkpoint at the path, in the cache, or on the hub.
+        UnusableWeightsError: the checkpoint cannot be loaded.
         MissingGPUError: the weights exceed 1 GB and no GPU is visible.
     """
     folder = _on_disk(path, revision)
@@ -63,18 +63,18 @@ def check_weights(path: str, revision: str | None, accelerator: str) -> None:
         check_checkpoint(folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         if base := _base(folder):
-            with _asked_by(folder):
+            with _naming_adapter(folder):
                 check_weights(*base, accelerator)
     if size > GPU_BYTES and accelerator != "cpu" and not torch.cuda.is_available():
         raise MissingGPUError(
-            f"{path} has {size / 1e9:.1f} GB of weights, and no GPU is visible.\nThe two ways on: run it on "
-            "a machine with a GPU (trainer.accelerator=cpu insists on this one, slowly), or take the "
-            "embedded model: model=tiny data=phantom"
+            f"{path} has {size / 1e9:.1f} GB of weights, and no GPU is visible.\nRun it on a machine "
+            "with a GPU (trainer.accelerator=cpu runs it here, slowly), or take the embedded model: "
+            "model=tiny data=phantom"
         )
 
 
 def find_weights(path: str, revision: str | None = None) -> Path:
-    """The local directory of a checkpoint: the given one, the cache's, or a download from the hub.
+    """Return the local directory of a checkpoint: ``path`` itself, the cache's, or a download from the hub.
 
     Raises:
         MissingWeightsError, UnusableWeightsError: see :func:`check_weights`.
@@ -82,7 +82,7 @@ def find_weights(path: str, revision: str | None = None) -> Path:
     folder = _on_disk(path, revision)
     if folder is None:
         check_names(path, _files_on_hub(path, revision))
-        # The small files first: another family is refused before its gigabytes come.
+        # The small files first: an error for another family comes before the download of its weights.
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=_SMALL_FILES))
         check_config(folder)
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=_FILES))
@@ -91,29 +91,25 @@ def find_weights(path: str, revision: str | None = None) -> Path:
 
 
 def find_base(folder: Path) -> Path | None:
-    """The local directory of the model that an adapter stands on; ``None`` for a whole model.
+    """Return the local directory of an adapter's base; ``None`` for a full model.
 
     Raises:
         MissingWeightsError, UnusableWeightsError: see :func:`check_weights`; or the base is an adapter.
     """
     if (base := _base(folder)) is None:
         return None
-    with _asked_by(folder):
+    with _naming_adapter(folder):
         return find_weights(*base)
 
 
 def loaded_commit(path: str, revision: str | None = None) -> str | None:
-    """The commit of a checkpoint on this machine that came from the hub, whatever ``revision`` calls it.
-
-    Returns:
-        Its 40 hexadecimal digits, which name the cache's snapshot folder; ``None`` for any other directory.
-    """
+    """Return the commit (40 hexadecimal digits) of a checkpoint in the hub's cache, else ``None``."""
     folder = _on_disk(path, revision)
     return None if folder is None else base_of(str(folder))[1]
 
 
 def base_of(loaded_from: str) -> tuple[str, str | None]:
-    """Hub id and commit of a directory of the hub's cache; another directory is its own name.
+    """Return hub id and commit of a directory in the hub's cache; for another one, its path and ``None``.
 
     >>> base_of("/cache/models--Qwen--Qwen2-VL-2B-Instruct/snapshots/895c3a4")
     ('Qwen/Qwen2-VL-2B-Instruct', '895c3a4')
@@ -125,18 +121,18 @@ def base_of(loaded_from: str) -> tuple[str, str | None]:
 
 
 def _on_disk(path: str, revision: str | None) -> Path | None:
-    """A directory with a checkpoint, given or cached; ``None`` if only the hub may have it."""
+    """A directory with a checkpoint, local or cached; ``None`` if only the hub may have it."""
     folder = EMBEDDED if path == "embedded" else Path(path)
     if (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
         return folder
     if path.count("/") != 1 or folder.exists():
-        raise MissingWeightsError(f"model.path={path} is no directory with a config.json.\n{_WAYS_ON}")
-    cached, fault = _in_cache(path, revision)
-    return None if fault else cached
+        raise MissingWeightsError(f"model.path={path} is no directory with a config.json.\n{_REMEDIES}")
+    cached, problem = _in_cache(path, revision)
+    return None if problem else cached
 
 
 def _in_cache(path: str, revision: str | None) -> tuple[Path | None, str | None]:
-    """The cache's snapshot, and what an interrupted download left out of it."""
+    """Snapshot in the hub's cache, and why it is missing or incomplete."""
     try:
         cached = snapshot_download(path, revision=revision, allow_patterns=_FILES, local_files_only=True)
     except LocalEntryNotFoundError:
@@ -151,21 +147,21 @@ def _in_cache(path: str, revision: str | None) -> tuple[Path | None, str | None]
 
 
 def _files_on_hub(path: str, revision: str | None) -> dict[str, int]:
-    """Names and bytes of a checkpoint's files on the hub."""
-    _, fault = _in_cache(path, revision)
-    cache = f"the hub cache ({constants.HF_HUB_CACHE}: {fault})"
+    """Names and sizes in bytes of a checkpoint's files on the hub."""
+    _, reason = _in_cache(path, revision)
+    cache = f"the hub cache ({constants.HF_HUB_CACHE}: {reason})"
     where = f"{path} is neither a local directory nor complete in {cache}"
     if problem := hub_problem():
-        raise MissingWeightsError(f"{where}, and the hub cannot be reached ({problem}).\n{_WAYS_ON}")
+        raise MissingWeightsError(f"{where}, and the hub cannot be reached ({problem}).\n{_REMEDIES}")
     try:
         files = HfApi().model_info(path, revision=revision, files_metadata=True).siblings or []
     except HfHubHTTPError as error:
-        raise MissingWeightsError(f"{where}, and the hub says: {error}.\n{_WAYS_ON}") from None
+        raise MissingWeightsError(f"{where}, and the hub answers: {error}.\n{_REMEDIES}") from None
     return {file.rfilename: file.size or 0 for file in files}
 
 
 def _base(folder: Path) -> tuple[str, str | None] | None:
-    """What an adapter stands on, refusing another adapter."""
+    """Path and revision of an adapter's base; an error if that is an adapter too."""
     base = adapter_base(folder)
     if base and (below := Path(base[0])).is_dir() and adapter_base(below):
         raise UnusableWeightsError(
@@ -176,12 +172,12 @@ def _base(folder: Path) -> tuple[str, str | None] | None:
 
 
 @contextmanager
-def _asked_by(folder: Path) -> Iterator[None]:
-    """Say which adapter wanted the weights that are missing."""
+def _naming_adapter(folder: Path) -> Iterator[None]:
+    """Name the adapter in an error about its base."""
     try:
         yield
     except MissingWeightsError as error:
         raise MissingWeightsError(
-            f"{folder}: the base of this adapter is missing; write where it is, a path or hub id, as "
+            f"{folder}: the base of this adapter is missing; write its path or hub id as "
             f"base_model_name_or_path into {ADAPTER}.\n{error}"
         ) from None

@@ -1,4 +1,4 @@
-"""What of a model is trained, and in how many bits the rest is held."""
+"""Which weights of a model are trained, and which are quantized."""
 
 import os
 from dataclasses import dataclass
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Which parameters an optimiser moves.
+    """Which parameters are trained.
 
     Attributes:
         train: ``all`` weights, the ``language_model`` alone, an ``adapter``, or ``nothing``.
         adapter: the adapter, for ``train="adapter"``.
-        quantize: ``nf4`` holds the language model's linear layers in 4 bits (QLoRA, arXiv 2305.14314);
+        quantize: ``nf4`` quantizes the language model's linear layers to 4 bits (QLoRA, arXiv 2305.14314);
             such weights cannot be trained.
-        lr_scale: the learning rate's factor that goes with this choice; methods refer to it.
+        lr_scale: factor of the learning rate for this choice; methods interpolate it.
+
+    Raises:
+        ValueError: a value is unknown, or two do not go together.
     """
 
     train: Literal["all", "language_model", "adapter", "nothing"] = "all"
@@ -37,22 +40,20 @@ class Tuning:
             )
         if (self.train == "adapter") != (self.adapter is not None):
             raise ValueError(
-                f"peft.train is {self.train!r} and peft.adapter is {'given' if self.adapter else 'null'}: "
-                "an adapter is trained exactly where one is given, as in peft=lora"
+                f"peft.train is {self.train!r} and peft.adapter is {'set' if self.adapter else 'null'}: "
+                "train=adapter needs an adapter and no other choice takes one, as in peft=lora"
             )
         if self.quantize not in (None, "nf4"):
             raise ValueError(f"peft.quantize is {self.quantize!r}: use 'nf4' or null")
         if self.quantize and self.train in ("all", "language_model"):
-            raise ValueError(
-                "weights held in 4 bits cannot be trained: take peft=qlora, or peft=nf4 to evaluate"
-            )
+            raise ValueError("4-bit weights cannot be trained: take peft=qlora, or peft=nf4 to evaluate")
         if getattr(self.adapter, "lora_dropout", 0.0):
             raise ValueError(
                 "peft.adapter.lora_dropout must be 0: dropout makes sampler and trainer disagree"
             )
 
     def quantization(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Arguments of ``from_pretrained``; arithmetic is done in ``dtype``.
+        """Arguments of ``from_pretrained`` for quantized weights with arithmetic in ``dtype``.
 
         Raises:
             ValueError: bitsandbytes is not installed.
@@ -65,30 +66,30 @@ class Tuning:
             raise ValueError(
                 "4-bit weights need the package bitsandbytes: pip install 'medvlm_r1[quantized]'"
             ) from None
-        how = BitsAndBytesConfig(
+        config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            # The vision tower is a third of the small model and suffers most from rounding.
+            # The vision tower is a third of the 2B model and loses most accuracy by quantization.
             llm_int8_skip_modules=["model.visual", "lm_head"],
         )
-        # Weights are rounded where they are loaded: without a place, every rank would fill the first GPU.
+        # Weights are quantized on the device that loads them: by default the first GPU, for every rank.
         rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-        place = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-        return {"quantization_config": how, "device_map": {"": place}}
+        device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+        return {"quantization_config": config, "device_map": {"": device}}
 
     def apply(self, model: PreTrainedModel) -> Model:
-        """Freeze what is not trained, and put the adapter in."""
+        """Freeze the weights that are not trained, and add the adapter."""
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                # In its first evaluation on such a CPU, bitsandbytes would repack the weights into a
-                # layout that cannot be trained through.
+                # On such a CPU, bitsandbytes repacks the weights in the first evaluation into a layout
+                # without a backward pass.
                 module.support_avx512bf16_for_cpu = False
         if self.train == "adapter":
-            from peft import get_peft_model  # seconds, for those who have an adapter
+            from peft import get_peft_model  # seconds, and only adapters need it
 
-            # Adapters in the weights' own type; the optimiser keeps fp32 copies of what is narrower.
+            # Adapter in the dtype of the weights; the optimiser keeps fp32 copies of bf16 weights.
             return get_peft_model(model, self.adapter, autocast_adapter_dtype=False)
         if self.train != "all":
             model.requires_grad_(False)

@@ -1,6 +1,6 @@
-"""Can this directory be loaded? Answered from its file names and small files, before a weight is read.
+"""Check a checkpoint by its file names and small files, before loading weights.
 
-Every refusal is one line that names the directory, the file and the remedy.
+Every error is one line with the directory, the file and the remedy.
 """
 
 import json
@@ -19,15 +19,15 @@ _LIMITS = ("min_pixels", "max_pixels", "image_size")
 
 
 class UnusableWeightsError(ValueError):
-    """There is a checkpoint, and it cannot be loaded as it is."""
+    """The checkpoint cannot be loaded."""
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a directory that cannot be loaded; reads json files and the heads of the weights.
+    """Check a directory by its JSON files and the headers of its weight files.
 
     Raises:
-        UnusableWeightsError: no usable weights, a shard that is missing or cut short, no tokenizer, no
-            image processor, a configuration that is no JSON or of another family.
+        UnusableWeightsError: no usable weights, a shard that is missing or cut short, no tokenizer, no image
+            processor, a configuration that is not JSON or of another family.
     """
     check_config(folder)
     check_names(str(folder), (file.name for file in folder.iterdir() if file.is_file()))
@@ -37,37 +37,37 @@ def check_checkpoint(folder: Path) -> None:
         )
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, "pt"):  # reads the head, and compares it with the file's size
+            with safe_open(file, "pt"):  # reads the header, and compares it with the file's size
                 pass
         except SafetensorError as error:
             raise UnusableWeightsError(
-                f"{folder}: {file.name} is cut short or no safetensors file ({error}): "
+                f"{folder}: {file.name} is cut short or not a safetensors file ({error}): "
                 "copy or download it again"
             ) from None
 
 
 def check_names(where: str, names: Iterable[str]) -> None:
-    """As :func:`check_checkpoint`, from file names alone; ``where`` is what the message calls it."""
+    """Check file names alone, as :func:`check_checkpoint`; ``where`` is the checkpoint's name in messages."""
     names = set(names)
     pickles = sorted(n for n in names if n.endswith(_PICKLES) and n != "training_args.bin")
     if is_adapter(names):
         if ADAPTER_WEIGHTS not in names:
-            found = f"only {_some(pickles)}, a pickle, which can run code" if pickles else "no weights"
+            weights = f"only {_some(pickles)}, a pickle, which can run code" if pickles else "no weights"
             raise UnusableWeightsError(
-                f"{where}: an adapter ({ADAPTER}) with {found}: save it anew as {ADAPTER_WEIGHTS}"
+                f"{where}: an adapter ({ADAPTER}) with {weights}: save it again as {ADAPTER_WEIGHTS}"
             )
-        return  # tokenizer and image processor may come from its base
+        return  # its base may have the tokenizer and the image processor
     if "config.json" not in names:
         raise UnusableWeightsError(f"{where}: no config.json: copy or download it")
     if not names & {WEIGHTS, INDEX}:
         if stray := sorted(n for n in names if n.endswith(".safetensors")):
             raise UnusableWeightsError(
-                f"{where}: {_some(stray)} without {INDEX}, which says where each tensor is: copy it too"
+                f"{where}: {_some(stray)} without {INDEX}, which maps tensors to files: copy it too"
             )
         if pickles:
             raise UnusableWeightsError(
                 f"{where}: weights only as {_some(pickles)}, a pickle, which can run code: convert them to "
-                f"{WEIGHTS} with save_pretrained, where you trust their origin"
+                f"{WEIGHTS} with save_pretrained, if you trust their origin"
             )
         raise UnusableWeightsError(
             f"{where}: a config.json but no *.safetensors weights: copy {WEIGHTS}, or {INDEX} and its shards"
@@ -78,16 +78,14 @@ def check_names(where: str, names: Iterable[str]) -> None:
             "model that it was trained from"
         )
     if not names & {"preprocessor_config.json", "processor_config.json"}:
-        raise UnusableWeightsError(
-            f"{where}: no preprocessor_config.json: copy that of the model that it was trained from"
-        )
+        raise UnusableWeightsError(f"{where}: no preprocessor_config.json: copy that of the base model")
 
 
 def check_config(folder: Path) -> None:
-    """As :func:`check_checkpoint`, from the json files alone.
+    """Check the JSON files alone, as :func:`check_checkpoint`.
 
     Raises:
-        UnusableWeightsError: a file is no JSON, or the model is of another family.
+        UnusableWeightsError: a file is not JSON, or the model is of another family.
     """
     if is_adapter(file.name for file in folder.iterdir()):
         adapter_base(folder)
@@ -95,46 +93,46 @@ def check_config(folder: Path) -> None:
     config = read_json(folder / "config.json")
     family = config.get("model_type")
     if family not in FAMILY:
-        what = f"{family!r}" if family else "of no model_type"
-        code = ", and wants to run code of its own (auto_map)" if "auto_map" in config else ""
+        kind = f"{family!r}" if family else "of no model_type"
+        code = ", and loads code of its own (auto_map)" if "auto_map" in config else ""
         raise UnusableWeightsError(
-            f"{folder}: config.json is {what}{code}: this project loads {' and '.join(FAMILY.values())} "
+            f"{folder}: config.json is {kind}{code}: this project loads {' and '.join(FAMILY.values())} "
             f"({', '.join(FAMILY)}), give such a checkpoint"
         )
     processors = [folder / name for name in ("preprocessor_config.json", "processor_config.json")]
-    found = [read_json(path) for path in processors if path.is_file()]
-    if found and not processors[0].is_file() and "image_processor" not in found[0]:
+    settings = [read_json(path) for path in processors if path.is_file()]
+    if settings and not processors[0].is_file() and "image_processor" not in settings[0]:
         raise UnusableWeightsError(
             f"{folder}: no preprocessor_config.json, and processor_config.json holds no image_processor: "
-            "copy preprocessor_config.json of the model that it was trained from"
+            "copy preprocessor_config.json of the base model"
         )
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """Names of weight files that should be there and are not, e.g. after an interrupted download."""
+    """Names of missing weight files, e.g. after an interrupted download."""
     if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
-        wanted = {ADAPTER_WEIGHTS}
+        expected = {ADAPTER_WEIGHTS}
     elif (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
-        wanted = {WEIGHTS}
+        expected = {WEIGHTS}
     else:
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UnusableWeightsError(f"{folder}: {INDEX} has no weight_map: copy or download it again")
-        wanted = set(weight_map.values())
-    return sorted(name for name in wanted if not (folder / name).is_file())
+        expected = set(weight_map.values())
+    return sorted(name for name in expected if not (folder / name).is_file())
 
 
 def is_adapter(names: Iterable[str]) -> bool:
-    """Whether files of these names are a PEFT adapter, without the model that it stands on."""
+    """Whether files of these names are a PEFT adapter without its base."""
     names = set(names)
     return ADAPTER in names and "config.json" not in names
 
 
 def adapter_base(folder: Path) -> tuple[str, str | None] | None:
-    """Path or hub id, and revision, of the model that an adapter stands on; ``None`` for a whole model.
+    """Return path or hub id, and revision, of an adapter's base; ``None`` for a full model.
 
     Raises:
-        UnusableWeightsError: the adapter names no model.
+        UnusableWeightsError: the adapter names no base.
     """
     if not is_adapter(file.name for file in folder.iterdir()):
         return None
@@ -142,22 +140,22 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     base = config.get("base_model_name_or_path")
     if not base:
         raise UnusableWeightsError(
-            f"{folder}: {ADAPTER} has no base_model_name_or_path: write the path or hub id of the model "
-            "that the adapter was trained on into it"
+            f"{folder}: {ADAPTER} has no base_model_name_or_path: write the path or hub id of its "
+            "base into it"
         )
     return base, config.get("revision")
 
 
 def check_image_limits(path: str, folder: Path, **limits: int | None) -> None:
-    """Refuse to show a model pictures of another resolution than it was trained on.
+    """Check that a model gets images of the size on which it was trained.
 
     Args:
-        path: what the message calls the checkpoint.
-        folder: a checkpoint; only one that this project trained, with a ``medvlm_r1.json``, is compared.
+        path: name of the checkpoint in messages.
+        folder: of the checkpoint; without ``medvlm_r1.json`` there is no check.
         limits: ``min_pixels``, ``max_pixels`` and ``image_size`` of this run.
 
     Raises:
-        ValueError: they differ; the message holds the overrides that make them equal.
+        ValueError: they differ; the message gives the overrides that make them equal.
     """
     record = folder / RECORD
     if not record.is_file():
@@ -165,40 +163,40 @@ def check_image_limits(path: str, folder: Path, **limits: int | None) -> None:
     trained = read_json(record)
     if differing := [k for k in _LIMITS if k in trained and trained[k] != limits[k]]:
         now = ", ".join(f"{k} {_null(limits[k])}" for k in differing)
-        right = " ".join(f"model.recipe.{k}={_null(trained[k])}" for k in differing)
+        overrides = " ".join(f"model.recipe.{k}={_null(trained[k])}" for k in differing)
         raise ValueError(
-            f"{path}: {RECORD} says that it was trained on images of another size than this run's ({now}), "
-            f"and a model answers worse at a size that it does not know: add {right}"
+            f"{path} was trained on images of another size ({RECORD}) than this run's ({now}), which lowers "
+            f"its accuracy: add {overrides}"
         )
 
 
-def check_tensors(path: str, file: str, found: Mapping[str, Any]) -> None:
-    """Refuse weights that do not fit the model, where the libraries would make some up.
+def check_tensors(path: str, file: str, loading_info: Mapping[str, Any]) -> None:
+    """Check that weights fit the model; the libraries initialise missing ones at random.
 
     Args:
-        path: what the message calls the checkpoint.
-        file: what it calls the weights.
-        found: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, as ``from_pretrained`` and
-            peft report them.
+        path: name of the checkpoint in messages.
+        file: name of its weights in messages.
+        loading_info: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, as ``from_pretrained``
+            and peft report them.
 
     Raises:
         UnusableWeightsError: tensors are missing, left over or of another shape.
     """
     wrong = [
-        f"{len(found[kind])} {what} ({_some(sorted(map(_tensor, found[kind])))})"
-        for kind, what in (
+        f"{len(loading_info[key])} {problem} ({_some(sorted(map(_tensor, loading_info[key])))})"
+        for key, problem in (
             ("missing_keys", "missing"),
             ("unexpected_keys", "left over"),
             ("mismatched_keys", "of another shape"),
         )
-        if found[kind]
+        if loading_info[key]
     ]
     if wrong:
         remedy = (
-            f"correct base_model_name_or_path in {ADAPTER}, or train it anew where its names are of an older "
-            "transformers"
+            f"correct base_model_name_or_path in {ADAPTER}, or train it again if its names are of an "
+            "older transformers"
             if file == ADAPTER_WEIGHTS
-            else "take weights and config.json from one and the same checkpoint"
+            else "take weights and config.json from the same checkpoint"
         )
         raise UnusableWeightsError(
             f"{path}: the tensors in {file} do not fit the model: {', '.join(wrong)}; {remedy}"
@@ -206,10 +204,10 @@ def check_tensors(path: str, file: str, found: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a json file.
+    """Read the object in a JSON file.
 
     Raises:
-        UnusableWeightsError: the file is no JSON object.
+        UnusableWeightsError: the file is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -217,7 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = error
     if not isinstance(value, dict):
         reason = value if isinstance(value, ValueError) else "it holds no object"
-        # A file of the large-file store in place of the file itself is the usual cause.
+        # Usually a Git LFS pointer.
         raise UnusableWeightsError(
             f"{path.parent}: {path.name} is no JSON ({reason}): copy or download it again"
         ) from None
@@ -225,11 +223,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _tensor(key: str | tuple) -> str:
-    """The name of a tensor, with both shapes where they differ."""
+    """Name of a tensor, with its shapes in file and model if they differ."""
     if isinstance(key, str):
         return key
-    name, there, wanted = key
-    return f"{name} {tuple(there)} for {tuple(wanted)}"
+    name, in_file, in_model = key
+    return f"{name} {tuple(in_file)} for {tuple(in_model)}"
 
 
 def _some(names: list[str]) -> str:
