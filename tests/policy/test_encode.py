@@ -1,4 +1,4 @@
-"""Encoding: positions as the model would find them, padding on the left, and nothing cut."""
+"""Encoding: the positions that the model computes, padding on the left, no truncation."""
 
 import ast
 import dataclasses
@@ -32,7 +32,7 @@ class TestPositions:
     @pytest.mark.parametrize("family", ["random_policy", "policy_2_5"])
     @pytest.mark.parametrize("name", NAMES)
     def test_are_the_models_own(self, name, family, prompts, request):
-        """Qwen2.5-VL too: it stretches the temporal axis of videos alone."""
+        """Qwen2.5-VL too: it scales the temporal axis of videos only."""
         prompt, policy = prompts[name], request.getfixturevalue(family)
         kinds = image_tokens(policy.encoder, prompt.ids)[None]
         theirs, _ = policy.model.model.get_rope_index(
@@ -41,8 +41,8 @@ class TestPositions:
         assert torch.equal(prompt.positions, theirs[:, 0])
 
     def test_on_paper(self):
-        # text, a picture of 1 x 2 x 3 merged patches, text: the picture starts at position 1, the text
-        # behind it goes on from 1 + max(2, 3) = 4
+        # text, an image of 1 x 2 x 3 merged patches, text: the image starts at position 1, the text after it
+        # at 1 + max(2, 3) = 4
         ids = torch.tensor([5, 9, 9, 9, 9, 9, 9, 6, 7])
         assert rope_positions(ids, torch.tensor([[1, 4, 6]]), image_id=9, merge=2).tolist() == [
             [0, 1, 1, 1, 1, 1, 1, 4, 5],
@@ -126,7 +126,7 @@ class TestEncoding:
 
 
 class StockProcessor(Qwen2VLProcessor):
-    """Qwen2-VL's own processor, but for the video processor, which cannot be built without torchvision."""
+    """Qwen2-VL's own processor without the video processor, which needs torchvision."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -136,7 +136,7 @@ class StockProcessor(Qwen2VLProcessor):
 
 
 def noise(width, height, mode="RGB", seed=0):
-    """A picture of random values in all bands of a mode."""
+    """An image of random values in all bands of a mode."""
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
     if mode == "1":
         return Image.fromarray(values[..., 0]).convert("1")
@@ -146,7 +146,7 @@ def noise(width, height, mode="RGB", seed=0):
     return Image.merge(mode, [Image.fromarray(values[..., band]) for band in range(bands)])
 
 
-# name of a file, and the picture in it
+# file name -> image
 PICTURES = {
     "ordinary.png": lambda: noise(300, 220),
     "ordinary.jpg": lambda: noise(300, 220),
@@ -165,13 +165,13 @@ PICTURES = {
     "bits.png": lambda: noise(90, 120, "1"),
     "ink.jpg": lambda: noise(90, 120, "CMYK"),
     "ink.tiff": lambda: noise(90, 120, "CMYK"),
-    # the noise of one corner repeated, so that it is made quickly
+    # one tile of noise, repeated to be fast
     "huge.jpg": lambda: Image.fromarray(np.tile(np.asarray(noise(500, 375)), (24, 24, 1))),
 }
 
 
 class TestStock:
-    """What the model sees is what the checkpoint's own processor would have shown it."""
+    """The model gets the pixels of the checkpoint's own processor."""
 
     @pytest.fixture
     def stock(self, encoder):
@@ -181,7 +181,7 @@ class TestStock:
 
     @pytest.fixture
     def about(self, questions):
-        """A question about pictures in files."""
+        """A question about image files."""
 
         def about(*paths):
             return dataclasses.replace(questions["square"], images=tuple(map(ImageFile, paths)))
@@ -189,7 +189,7 @@ class TestStock:
         return about
 
     def agree(self, encoder, stock, sample, style, pictures):
-        """Ours from files, stock's from ``pictures``: through its own template, call and expansion."""
+        """Our input from files, and the stock processor's from ``pictures``."""
         ours = encoder.encode(sample, "train", style)
         text = stock.apply_chat_template(style.render(sample, "train"), add_generation_prompt=True)
         theirs = stock(text=[text], images=pictures or None, return_tensors="pt")
@@ -231,7 +231,7 @@ class TestStock:
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_pictures_are_turned_upright(self, orientation, encoder, stock, about, short_style, tmp_path):
-        """As ``load_image`` does, which reads the paths that a processor's own template is given."""
+        """As transformers' ``load_image``, which reads the paths in a processor's chat template."""
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = tmp_path / "turned.jpg"
@@ -254,7 +254,7 @@ class TestStock:
         assert square.encode(about(tmp_path / "strip.png"), "train", short_style).grid.tolist() == [[1, 4, 4]]
 
     def test_the_image_processor_is_named(self):
-        """No automatic choice: beside torchvision it would be a variant that resizes to other pixels."""
+        """No automatic choice: with torchvision it is a class that resizes to other pixels."""
         named = set()
         for path in (ROOT / "medvlm_r1").rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -268,7 +268,7 @@ class TestStock:
 
 
 class TestDepth:
-    """Grey pictures of more than 8 bits, as scanners write them."""
+    """Grey images of more than 8 bits, as from scanners."""
 
     SCAN = np.array([[0, 1000, 2000], [3000, 4000, 4095]])
 
@@ -280,7 +280,7 @@ class TestDepth:
         Image.fromarray((self.SCAN + 300).astype(kind)).save(tmp_path / name)
         with Image.open(tmp_path / name) as opened:
             assert opened.mode in ("I;16", "I", "F")
-            # stock clips instead: all above 255 becomes white, a scan of one colour
+            # the stock processor clips at 255: a scan becomes white
             assert np.unique(np.asarray(opened.convert("RGB"))).tolist() == [255]
         ours = ImageFile(tmp_path / name).load()
         assert ours.mode == "RGB"

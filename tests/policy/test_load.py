@@ -1,4 +1,4 @@
-"""What a checkpoint becomes: its tensors, its pictures' size, its encoder, its class, and adapters merged."""
+"""Loading: tensors, image size, encoder, class, and merged adapters."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.loading.validate import UnusableWeightsError
 from medvlm_r1.policy.policy import Policy
 
-# as the hub has it: limits of its own, far above any recipe's
+# as on the hub: limits far above any recipe's
 HUB_PROCESSOR = {
     "min_pixels": 3136,
     "max_pixels": 12845056,
@@ -34,7 +34,7 @@ HUB_PROCESSOR = {
 
 
 class TestTensors:
-    """Weights that do not fit their configuration; transformers would start those from chance."""
+    """Weights that do not fit their configuration; transformers would initialise them at random."""
 
     def load(self, folder, tensors):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -94,7 +94,7 @@ class TestTensors:
 
 
 class TestTrainedHere:
-    """A checkpoint that says how large its pictures were is shown pictures of the same size."""
+    """A checkpoint with an image size in its record gets images of that size."""
 
     @pytest.fixture
     def trained(self, checkpoint):
@@ -180,7 +180,7 @@ class TestAdapters:
 
     @pytest.fixture
     def adapter(self, base, tmp_path):
-        """An adapter as peft alone saves it: no tokenizer, no image processor."""
+        """An adapter as PEFT saves it: without tokenizer and image processor."""
         model = load_policy(str(base), recipe()).model
         config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
         with torch.random.fork_rng():
@@ -275,7 +275,7 @@ class TestAdapters:
         refused(second, "itself an adapter", "python -m medvlm_r1.export --merge")
 
     def test_whose_tensors_have_other_names(self, adapter):
-        """Names of an older transformers; peft would warn, and load an adapter that does nothing."""
+        """Names of an older transformers: PEFT warns, and loads an adapter without effect."""
         file = adapter / "adapter_model.safetensors"
         tensors = {n.replace("model.language_model.", "model."): v for n, v in load_file(file).items()}
         save_file(tensors, file)

@@ -1,4 +1,4 @@
-"""Packed passes against repeated ones: the same log-probabilities and gradients, for fewer tokens."""
+"""Packed passes against repeated ones: equal log-probabilities and gradients with fewer tokens."""
 
 import dataclasses
 
@@ -72,7 +72,7 @@ def test_both_layouts_give_the_same(kind, names, lengths, prompts, request):
 
 @torch.no_grad()
 def test_positions_are_those_of_the_whole_sequence(prompts, random_policy):
-    """transformers' own get_rope_index of prompt and completion together."""
+    """Positions are those of transformers' get_rope_index for prompt and completion together."""
     seen = {}
 
     def record(language_model, embeds, positions, layout):
@@ -209,7 +209,7 @@ class TestRealSize:
 
     @pytest.mark.parametrize(("mean", "share"), [(384, 0.40), (512, 0.50)])
     def test_arithmetic(self, mean, share):
-        """Of the layers: repeated rows are padded to the longest, 512; packed ones have their mean length."""
+        """In the layers: repeated rows are padded to the longest, 512; packed rows have their mean length."""
         meter, lengths = self.cost("packed", mean)
         other, padded = self.cost("repeated", 512)
         packed, repeated = meter.scoring(lengths).flops, other.scoring(padded).flops
@@ -226,7 +226,7 @@ class TestRealSize:
 
     @pytest.mark.parametrize(("tuning", "passes"), [(None, 3.04), ("adapter", 2.10)])
     def test_a_training_pass_costs_as_many_forward_passes(self, tuning, passes):
-        """Of the layers for all weights, where 0.03 are the completions' scores; of all for an adapter."""
+        """In the layers for all weights (0.03 are attention scores of completions); in all for an adapter."""
         adapter = LoraConfig(r=16, target_modules=["q_proj", "v_proj"])
         meter, lengths = self.cost("packed", 384, tuning and Tuning(tuning, adapter))
         forward, both = meter.scoring(lengths).flops, meter.training(lengths, True).flops
@@ -241,7 +241,7 @@ def test_an_unknown_layout_is_refused(random_policy):
 
 
 def test_prompts_of_other_lengths_are_not_touched(prompts, random_policy):
-    """A batch is its parts: what packing puts side by side does not see each other."""
+    """Packed prompts do not attend to each other."""
     tokens, mask = completions(random_policy.encoder, [9, 2, 5, 1, 9, 3])
     with torch.no_grad():
         together = random_policy.logprobs(

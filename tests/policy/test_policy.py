@@ -1,7 +1,7 @@
-"""The policy against plain transformers: each row alone, unpadded, with the model finding its own way.
+"""The policy against plain transformers: each row alone, unpadded, with positions of the model.
 
-The group order is what several released trainers got wrong: two prompts of one batch, different in
-everything, must not touch each other, and an exchange of any one part must show.
+Several released trainers mixed up the order of rows: two different prompts of one batch must not influence
+each other, and an exchange of any part must change the loss.
 """
 
 import copy
@@ -30,7 +30,7 @@ PAIRS = [("square", "wide"), ("flat", "two"), ("text", "two"), ("text", "text"),
 
 
 def alone(model, prompt, completion, encoder, temperature=1.0):
-    """Log-probabilities of one completion by plain transformers: no padding, positions its own."""
+    """Log-probabilities of one completion by plain transformers: no padding, the model's positions."""
     ids = torch.cat([prompt.ids, completion])[None]
     vision = {}
     if len(prompt.grid):
@@ -208,7 +208,7 @@ class TestGeneration:
 
 
 class TestGroupOrder:
-    """From two prompts and what they were answered to the loss, on our path and row by row."""
+    """From two prompts and their completions to the loss, on our path and row by row."""
 
     # Each row's reward: format + accuracy, of "square" (gold B) and then of "wide" (gold A).
     TEXTS = (
@@ -222,7 +222,7 @@ class TestGroupOrder:
         return [prompts["square"], prompts["wide"]]
 
     @pytest.fixture
-    def said(self, encoder):
+    def completed(self, encoder):
         """Tokens of the six texts, each with its end of sequence, and their mask."""
         rows = [
             torch.tensor(encoder.tokenizer(t + encoder.tokenizer.eos_token)["input_ids"]) for t in self.TEXTS
@@ -232,9 +232,9 @@ class TestGroupOrder:
         return tokens, completion_mask(tokens, [encoder.tokenizer.eos_token_id])
 
     @pytest.fixture
-    def expected(self, chosen, said, random_policy):
+    def expected(self, chosen, completed, random_policy):
         """The loss from single rows; sampler and reference a fixed step away, so all terms take part."""
-        tokens, mask = said
+        tokens, mask = completed
         per_row = []
         for prompt, rewards, first in zip(chosen, self.REWARDS, (0, GROUP), strict=True):
             group = torch.tensor(rewards)
@@ -255,7 +255,7 @@ class TestGroupOrder:
         return (logprobs + by * torch.sin(3 * logprobs)).detach()
 
     def loss(self, policy, style, chosen, tokens, mask, micro_batch=2, rewards=None, exchanged=None):
-        """What GRPO computes from a rollout, through its own steps."""
+        """The loss of GRPO for a rollout, through its own methods."""
         method = GRPO(
             policy=policy,
             prompt=style,
@@ -297,75 +297,77 @@ class TestGroupOrder:
 
     @pytest.mark.parametrize("micro_batch", [1, 2])
     def test_the_batch_computes_what_single_rows_do(
-        self, micro_batch, chosen, said, expected, random_policy, short_style
+        self, micro_batch, chosen, completed, expected, random_policy, short_style
     ):
-        got = self.loss(random_policy, short_style, chosen, *said, micro_batch)
+        got = self.loss(random_policy, short_style, chosen, *completed, micro_batch)
         assert got == pytest.approx(expected, abs=SHOWS / 1000)
 
     def test_the_order_of_the_prompts_does_not_matter(
-        self, chosen, said, expected, random_policy, short_style
+        self, chosen, completed, expected, random_policy, short_style
     ):
         turn = [3, 4, 5, 0, 1, 2]
-        tokens, mask = said[0][turn], said[1][turn]
+        tokens, mask = completed[0][turn], completed[1][turn]
         rewards = torch.tensor(self.REWARDS[::-1]).flatten()
         got = self.loss(random_policy, short_style, chosen[::-1], tokens, mask, rewards=rewards)
         assert got == pytest.approx(expected, abs=SHOWS / 1000)
 
     @pytest.mark.parametrize("part", ["tokens", "mask"])
-    def test_exchanged_completions_show(self, part, chosen, said, expected, random_policy, short_style):
-        got = self.loss(random_policy, short_style, chosen, *said, exchanged=part)
+    def test_exchanged_completions_show(self, part, chosen, completed, expected, random_policy, short_style):
+        got = self.loss(random_policy, short_style, chosen, *completed, exchanged=part)
         assert abs(got - expected) > SHOWS
 
-    def test_exchanged_images_show(self, questions, said, expected, random_policy, short_style):
+    def test_exchanged_images_show(self, questions, completed, expected, random_policy, short_style):
         a, b = questions["square"], questions["wide"]
         encode = random_policy.encoder.encode
         chosen = [
             encode(dataclasses.replace(q, images=other.images), "train", short_style)
             for q, other in ((a, b), (b, a))
         ]
-        assert abs(self.loss(random_policy, short_style, chosen, *said) - expected) > SHOWS
+        assert abs(self.loss(random_policy, short_style, chosen, *completed) - expected) > SHOWS
 
-    def test_exchanged_questions_show(self, chosen, said, expected, random_policy, short_style):
+    def test_exchanged_questions_show(self, chosen, completed, expected, random_policy, short_style):
         a, b = chosen
         turned = [dataclasses.replace(b, sample=a.sample), dataclasses.replace(a, sample=b.sample)]
-        assert abs(self.loss(random_policy, short_style, turned, *said) - expected) > SHOWS
+        assert abs(self.loss(random_policy, short_style, turned, *completed) - expected) > SHOWS
 
-    def test_exchanged_answers_show(self, questions, said, expected, random_policy, short_style):
+    def test_exchanged_answers_show(self, questions, completed, expected, random_policy, short_style):
         chosen = [
             random_policy.encoder.encode(
                 dataclasses.replace(questions[name], answer=answer), "train", short_style
             )
             for name, answer in (("square", "A"), ("wide", "B"))
         ]
-        got = self.loss(random_policy, short_style, chosen, *said)
+        got = self.loss(random_policy, short_style, chosen, *completed)
         assert abs(got - expected) > SHOWS
 
-    def test_generation_major_rewards_show(self, chosen, said, expected, random_policy, short_style):
+    def test_generation_major_rewards_show(self, chosen, completed, expected, random_policy, short_style):
         rewards = torch.tensor(self.REWARDS).T.flatten()
-        assert abs(self.loss(random_policy, short_style, chosen, *said, rewards=rewards) - expected) > SHOWS
+        assert (
+            abs(self.loss(random_policy, short_style, chosen, *completed, rewards=rewards) - expected) > SHOWS
+        )
 
-    def test_generation_major_completions_show(self, chosen, said, expected, random_policy, short_style):
+    def test_generation_major_completions_show(self, chosen, completed, expected, random_policy, short_style):
         turn = [0, 3, 1, 4, 2, 5]
         rewards = torch.tensor(self.REWARDS).flatten()
-        tokens, mask = said[0][turn], said[1][turn]
+        tokens, mask = completed[0][turn], completed[1][turn]
         got = self.loss(random_policy, short_style, chosen, tokens, mask, rewards=rewards)
         assert abs(got - expected) > SHOWS
 
     @torch.no_grad()
-    def test_interleaved_pixels_show(self, chosen, said, random_policy):
+    def test_interleaved_pixels_show(self, chosen, completed, random_policy):
         # Same patches, same grids, the other prompt's first: what tiling pixels but not grids does.
         batch = collate(chosen, random_policy.pad_id, CPU)
         turned = dataclasses.replace(batch, pixels=batch.pixels.roll(64, dims=0))
-        tokens, mask = said
+        tokens, mask = completed
         got, expected = (random_policy.logprobs(b, tokens, mask) for b in (turned, batch))
         assert ((got - expected).abs() * mask).amax(1).min() > 1e-2
 
     @torch.no_grad()
     def test_each_image_moves_every_row_of_its_own_prompt_only(
-        self, questions, said, random_policy, short_style
+        self, questions, completed, random_policy, short_style
     ):
         encode = random_policy.encoder.encode
-        tokens, mask = said
+        tokens, mask = completed
         rows = []
         for seed in (1, 99):
             picture = dataclasses.replace(questions["square"].images[0], seed=seed)

@@ -1,4 +1,4 @@
-"""A saved model in other hands: plain transformers and PEFT answer as our evaluation did."""
+"""A saved model elsewhere: plain transformers and PEFT give the answers of our evaluation."""
 
 import errno
 import functools
@@ -42,7 +42,7 @@ LORA = Tuning(train="adapter", adapter=LoraConfig(r=4, lora_alpha=16, target_mod
 
 
 def trained(tuning=None, steps=6, recipe=RECIPE):
-    """A policy that learned a few questions by plain likelihood, so that it is no longer its base."""
+    """A policy that differs from its base, after a few steps of maximum likelihood."""
     seed_everything(0, verbose=False)
     policy = load_policy("embedded", recipe, tuning=tuning)
     optimizer = torch.optim.AdamW(policy.trainable_parameters, lr=3e-3 if tuning else 3e-4)
@@ -62,7 +62,7 @@ def trained(tuning=None, steps=6, recipe=RECIPE):
 
 
 def evaluated(policy):
-    """Token ids that our evaluation draws, 16 questions at a time, up to the end of sequence."""
+    """Token ids of our greedy evaluation in batches of 16, up to the end of sequence."""
     engine, sampling = ReferenceEngine(), Sampling(group_size=1, max_tokens=LIMIT, temperature=0.0)
     answers = []
     for start in range(0, len(QUESTIONS), 16):
@@ -73,7 +73,7 @@ def evaluated(policy):
 
 
 def answered(model, folder, samples=QUESTIONS):
-    """Token ids that plain transformers generates, one question after the other."""
+    """Token ids of plain transformers, one question at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
     answers = []
@@ -100,7 +100,7 @@ def with_adapter(folder):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """A trained model's directory, and what our evaluation of it says."""
+    """Directory of a trained model, and its tokens in our evaluation."""
     policy, folder = trained(), tmp_path_factory.mktemp("full") / "model"
     policy.save(folder, max_new_tokens=LIMIT)
     return folder, evaluated(policy)
@@ -136,7 +136,7 @@ class TestAnswers:
         assert len({str(start), str(full[1]), str(adapter[1])}) == 3
 
     def test_a_vision_token_is_never_emitted(self, untied_policy, tmp_path):
-        """Not even where it is the likeliest token, as in this model that was made so."""
+        """Not even if it is the likeliest token, as in this model."""
         untied_policy.save(tmp_path / "model", max_new_tokens=20)
         model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
         ids, image = torch.arange(5)[None], untied_policy.image_id
@@ -149,7 +149,7 @@ class TestAnswers:
         assert not torch.isin(tokens, torch.tensor(untied_policy.banned_ids)).any()
 
     def test_a_stranger_loads_it(self, full, tmp_path):
-        """In a process of its own, where our package is not to be found."""
+        """In a process that cannot import our package."""
         folder, expected = full
         (image,) = QUESTIONS[0].images
         image.load().save(tmp_path / "scan.png")
@@ -200,7 +200,7 @@ class TestDirectory:
         assert not any(str(ROOT) in text for text in texts)
         names = {path.name for path in folder.iterdir()}
         assert {"adapter_model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
-        assert "README.md" not in names  # PEFT's is full of place holders
+        assert "README.md" not in names  # PEFT's contains only place holders
 
     def test_a_base_from_the_hubs_cache_is_named_by_id_and_commit(self, tmp_path):
         cached = tmp_path / "models--Qwen--Qwen2-VL-2B-Instruct" / "snapshots" / ("8" * 40)
@@ -261,7 +261,7 @@ class TestDirectory:
 
 class TestInterrupted:
     def test_a_failed_save_leaves_what_was_there(self, full, tmp_path):
-        """Whatever fails half-way through the writing."""
+        """An exception in the middle of writing."""
         folder = tmp_path / "model"
         shutil.copytree(full[0], folder)
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -277,7 +277,7 @@ class TestInterrupted:
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
     def test_a_disk_that_is_full_leaves_no_directory(self, tmp_path):
-        """Files of this process may grow to 100 kB only: writing the weights fails."""
+        """With a limit of 100 kB per file, writing the weights fails."""
         policy = load_policy("embedded", RECIPE)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))

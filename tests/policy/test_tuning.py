@@ -1,4 +1,4 @@
-"""What is trained moves, and nothing else does, bit for bit; the reference stays the untrained model."""
+"""Training changes the trained weights alone, bit for bit; the reference stays the untrained model."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ CHOICES = {
 
 
 def bits(tensor):
-    """The tensor as it lies in memory, whatever its type."""
+    """The bytes of a tensor."""
     return tensor.detach().clone().contiguous().view(torch.uint8)
 
 
@@ -78,7 +78,7 @@ class TestWhatMoves:
             assert torch.equal(bits(ours), bits(theirs))
 
     def test_an_adapter_learns(self, tmp_path):
-        """SFT through an adapter reaches its targets' form."""
+        """SFT of an adapter learns the format of its targets."""
         tuning = CHOICES["lora"][0]
         module = fit(SFT, tmp_path, steps=12, n=48, tuning=tuning, lr=1e-2)
         assert sum(p.answered and not p.well_formed for p in module.predictions) > 0.9 * len(
@@ -90,7 +90,7 @@ class TestWhatMoves:
 
 
 def fresh(tuning, **recipe):
-    """The untrained policy, with the adapter that ``fit`` starts from."""
+    """The untrained policy, with the adapter of ``fit``."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return load_policy("embedded", dataclasses.replace(RECIPE, **recipe), tuning=tuning)
@@ -150,7 +150,7 @@ class TestFourBits:
         assert "Linear" not in kinds
 
     def test_answers_stay_close_to_the_model_they_came_from(self, task):
-        """NF4 rounds to one of 16 values: not the same, and by far not another model."""
+        """NF4 has 16 values: the log-probabilities differ, but not like those of another model."""
         with torch.no_grad():
             whole, coarse = (fresh(t).logprobs(*task) for t in (Tuning(), Tuning("nothing", quantize="nf4")))
         mask = task[-1]
@@ -200,7 +200,7 @@ class TestCheckpointing:
 
     @torch.no_grad()
     def test_rollouts_keep_their_cache(self, task):
-        """In training mode, checkpointing would switch the KV cache off and decode from scratch."""
+        """In training mode, gradient checkpointing disables the KV cache."""
         policy = fresh(Tuning(), gradient_checkpointing=True)
         assert policy.model.training
         lengths = []

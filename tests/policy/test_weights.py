@@ -1,4 +1,4 @@
-"""What cannot be loaded is refused in one line, before a weight is read or a byte is downloaded."""
+"""A checkpoint that cannot be loaded gives a one-line error before any weight is read or downloaded."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def test_large_weights_need_a_gpu_unless_the_cpu_is_asked_for(checkpoint):
     head = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     with (checkpoint / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
-        file.truncate(8 + len(head) + size)  # sparse: takes no space
+        file.truncate(8 + len(head) + size)  # sparse: takes no disk space
     with pytest.raises(MissingGPUError, match=r"4\.4 GB of weights.*\n.*trainer.accelerator=cpu.*model=tiny"):
         check_weights(str(checkpoint), None, "auto")
     check_weights(str(checkpoint), None, "cpu")
@@ -109,7 +109,7 @@ class TestRefusals:
     @pytest.mark.parametrize("family", ["qwen2", "llava", "qwen2_vl_text", "qwen3_vl"])
     def test_another_family(self, checkpoint, family):
         change(checkpoint / "config.json", model_type=family)
-        (checkpoint / "preprocessor_config.json").unlink()  # the family is the better reason
+        (checkpoint / "preprocessor_config.json").unlink()  # the error about the family comes first
         refused(checkpoint, f"config.json is {family!r}", "Qwen2-VL and Qwen2.5-VL", "give such a checkpoint")
 
     def test_no_family(self, checkpoint):
@@ -184,11 +184,11 @@ class TestCache:
 
 
 class TestDownload:
-    """The hub's protocol from this machine: its answer about a model, and its files at a commit."""
+    """A local server with the hub's protocol: information about a model, and its files at a commit."""
 
     @pytest.fixture
     def hub(self, no_hub, monkeypatch):
-        """Serve a directory as ``Qwen/Some-Model``; says which files were fetched."""
+        """Serve a directory as ``Qwen/Some-Model``; returns the fetched files."""
 
         class Hub(BaseHTTPRequestHandler):
             folder, fetched = Path(), []
@@ -236,7 +236,7 @@ class TestDownload:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        constants = "huggingface_hub.constants."  # the client reads the environment once, when it is loaded
+        constants = "huggingface_hub.constants."  # the client reads the environment on import
         monkeypatch.setattr(constants + "ENDPOINT", address)
         files = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", files)

@@ -1,4 +1,4 @@
-"""Rollouts: what the sampler records is what the trainer computes, and draws belong to their row."""
+"""Rollouts: sampler and trainer compute the same log-probabilities; samples depend on their row alone."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ VISION = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 @pytest.fixture(scope="session")
 def stopping_policy(random_policy) -> Policy:
-    """``random_policy``, but one token in eight ends a completion, so that lengths differ."""
+    """``random_policy``, but every eighth token ends a completion, so that lengths differ."""
     policy = Policy(random_policy.model, random_policy.encoder)
     ordinary = min(policy.encoder.tokenizer.all_special_ids)
     policy.eos_ids = sorted({*policy.eos_ids, *range(0, ordinary, 8)})

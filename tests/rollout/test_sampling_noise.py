@@ -1,4 +1,4 @@
-"""Draws: a function of the six things that name them, distributed as they should be."""
+"""Sampling noise: a function of its six keys with a Gumbel distribution."""
 
 import math
 import zlib

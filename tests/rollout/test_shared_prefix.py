@@ -1,4 +1,4 @@
-"""The shared-prefix engine against transformers' generate, and what it computes, counted."""
+"""The shared-prefix engine against transformers' generate, and its counters."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ POLICIES = ["random_policy", "untied_policy", "lora_policy", "policy_2_5"]
 
 
 def stopping(policy, every=8):
-    """The same policy, but one token in ``every`` ends a completion, so that lengths differ."""
+    """The same policy, but every ``every``-th token ends a completion, so that lengths differ."""
     other = Policy(policy.model, policy.encoder, policy.layout)
     ordinary = min(policy.encoder.tokenizer.all_special_ids)
     other.eos_ids = sorted({*policy.eos_ids, *range(0, ordinary, every)})
@@ -80,7 +80,7 @@ class TestAgreesWithTheReference:
         rollout = FAST(policy, [prompts["wide"], prompts["text"]], GROUP, KEY)
         assert rollout.tokens.shape == (8, 1)
         assert not rollout.truncated.any()
-        assert policy.counters["decode_rows"] == 3 * 8  # up to the first look
+        assert policy.counters["decode_rows"] == 3 * 8  # until the first sync
 
     def test_with_gradient_checkpointing_on(self, prompts, encoder, random_policy):
         policy = Policy(copy.deepcopy(random_policy.model), encoder)
@@ -166,39 +166,39 @@ class TestWeights:
             assert torch.equal(parameter, value), name
 
 
-class TestRecorded:
-    """What a GPU does with its steps, but for the recording itself: a step is kept and computed again."""
+class TestGraphCache:
+    """The steps of a GPU without CUDA graphs: the capture returns the step itself."""
 
     def test_replayed_steps_draw_the_same(self, prompts, policy):
-        recorded = []
+        captured = []
 
-        def record(step, rewind):
-            recorded.append(step)
+        def capture(step, rewind):
+            captured.append(step)
             for _ in range(2):  # as warming up does
                 step()
                 rewind()
             return step
 
-        engine = SharedPrefixEngine(sync_every=4, graph_cache=GraphCache(record))
+        engine = SharedPrefixEngine(sync_every=4, graph_cache=GraphCache(capture))
         orders = [list(prompts), list(prompts)[::-1], list(prompts)]
         for step, order in enumerate(orders):
             chosen, key = [prompts[name] for name in order], NoiseKey(3, step)
             same_draws(engine(policy, chosen, GROUP, key), FAST(policy, chosen, GROUP, key))
-        first = len(recorded)
+        first = len(captured)
         engine(policy, [prompts[name] for name in orders[0]], GROUP, NoiseKey(3, 0))
-        assert first == len(recorded) > 1  # nothing new the second time
+        assert first == len(captured) > 1  # nothing new the second time
 
     def test_warming_up_at_the_last_token_stays_inside(self, prompts, policy):
-        """A shape may be recorded at the very last step: further ones would write behind the tensors."""
+        """A capture at the last step: more warm-up steps would write past the tensors."""
 
-        def record(step, rewind):
+        def capture(step, rewind):
             for _ in range(2):
                 step()
                 rewind()
             return step
 
         sampling = dataclasses.replace(GROUP, max_tokens=2)
-        engine = SharedPrefixEngine(graph_cache=GraphCache(record))
+        engine = SharedPrefixEngine(graph_cache=GraphCache(capture))
         chosen = [prompts["square"], prompts["text"]]
         same_draws(engine(policy, chosen, sampling, KEY), FAST(policy, chosen, sampling, KEY))
 
@@ -224,6 +224,6 @@ class TestRecorded:
 
 
 @pytest.mark.parametrize("wrong", [0, -1])
-def test_it_must_look_at_some_time(wrong):
+def test_sync_every_is_at_least_1(wrong):
     with pytest.raises(ValueError, match=f"sync_every is {wrong}: it must be at least 1"):
         SharedPrefixEngine(sync_every=wrong)

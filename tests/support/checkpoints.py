@@ -1,4 +1,4 @@
-"""Checkpoints on disk, whole and damaged, and in the hub client's cache; for the tests that load them."""
+"""Checkpoints on disk, complete or damaged, and in the hub client's cache."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def recipe(**changes):
 
 
 def in_cache(cache, folder, name="Qwen/Some-Model"):
-    """Put a directory into a hub cache as a download does: blobs, links to them, a ref."""
+    """Copy a directory into a hub cache as a download does: blobs, links to them, a ref."""
     home = cache / f"models--{name.replace('/', '--')}"
     snapshot = home / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -46,7 +46,7 @@ def change(path, **values):
 
 
 def refused(folder, *parts):
-    """The one line with which a checkpoint is refused; it holds ``parts`` and names the directory."""
+    """Check that the error about a checkpoint is one line with its directory and ``parts``."""
     with pytest.raises(UnusableWeightsError) as caught:
         check_weights(str(folder), None, "cpu")
     message = str(caught.value)
