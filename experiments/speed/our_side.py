@@ -98,9 +98,9 @@ class OurSide(Side):
         self.module = self._module()
         for method, phase in (
             ("encode", "encode"),
-            ("answer", "sample"),
-            ("reference", "reference"),
-            ("descend", "train"),
+            ("sample", "sample"),
+            ("ref_logprobs", "reference"),
+            ("update_minibatch", "train"),
             ("apply_gradients", "update"),
         ):
             self.phases.wrap(self.module, method, phase)
