@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 COMPOSE = """#!/bin/sh
 [ "$1" = run.py ] || exit 0
 shift
-exec {python} -c "import sys; from medvlm_r1.launch.compose import compose_jobs; compose_jobs(sys.argv[1:])" "$@"
+exec {python} -c "import sys; from medvlm_r1.launch import compose; compose.compose_jobs(sys.argv[1:])" "$@"
 """
 RUNS = {"rewards": 2, "beta": 4, "group": 4, "temperature": 3, "reasoning": 3, "questions": 4, "sft_first": 2}
 

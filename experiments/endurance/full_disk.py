@@ -1,11 +1,11 @@
-"""Fill the disk at random instants of a run, make room, go on, and compare with the undisturbed run.
+"""Fill the disk at random times of a run, free space, resume, and compare with an undisturbed run.
 
     sudo .venv/bin/python experiments/endurance/full_disk.py --fills 12
 
-The disk is a tmpfs. At an instant drawn evenly over the time that the undisturbed run took, it is made as
-small as what lies on it; once the run has ended for want of space it gets its size back, and the same command
-goes on with resume=auto. Mounting needs root (or a namespace of one's own: unshare --user --map-root-user
---mount). Writes full_disk.json beside it.
+The disk is a tmpfs. At a time drawn uniformly from the duration of the undisturbed run, its size is reduced
+to the space in use; after the run has failed, the size is restored, and the same command resumes with
+resume=auto. Mounting requires root (or a namespace: unshare --user --map-root-user --mount). Writes
+full_disk.json to the folder of this script.
 """
 
 import argparse
@@ -27,13 +27,13 @@ ROOMY = 2**30
 
 
 def resize(disk: Path, size: int | str) -> bool:
-    """Give the mounted tmpfs another size; false where more lies on it."""
+    """Resize the mounted tmpfs; returns whether its files fit."""
     command = ["mount", "-o", f"remount,size={size}", disk]
     return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def fill(disk: Path) -> None:
-    """Leave no free page, also while a process writes."""
+    """Reduce the size to the space in use, also while a process writes."""
     while True:
         df = ["df", "--block-size=1K", "--output=used", disk]
         used = subprocess.run(df, check=True, capture_output=True, text=True).stdout.split()[-1]
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if os.geteuid():
-        parser.error("a disk is mounted, which needs root: sudo, or unshare --user --map-root-user --mount")
+        parser.error("mounting a disk requires root: sudo, or unshare --user --map-root-user --mount")
     rng = random.Random(args.seed)
     full_in, results = [], []
     with tempfile.TemporaryDirectory() as name:
@@ -65,7 +65,7 @@ def main() -> None:
                 full_in.append(where(disk) if process.wait() else "nothing was left to write")
                 resize(disk, ROOMY)
                 if start(disk).wait():
-                    raise SystemExit(f"with space again, the run failed all the same: {full_in}")
+                    raise SystemExit(f"the run failed although there was space again: {full_in}")
                 results.append(compare(folder_of(whole), folder_of(disk)))
             finally:
                 subprocess.run(["umount", disk], check=True)

@@ -1,11 +1,11 @@
-"""Kill one run at random instants, go on each time, and compare with the run that was never killed.
+"""Kill a run at random times, resume it each time, and compare with a run that was never killed.
 
     python experiments/endurance/kill.py --kills 30
     python experiments/endurance/kill.py --kills 6 --out kill_fsdp.json trainer=fsdp trainer.accelerator=cpu
 
-The instants are drawn evenly over the time that the undisturbed run took, from its first import to its
-report. Each kill is SIGKILL of all its processes, and what follows is the same command with resume=auto. A
-run that comes to its end between two kills is compared, and another one begun. Writes kill.json beside it.
+The times are drawn uniformly from the duration of the undisturbed run, from its first import to its report.
+Each kill is a SIGKILL of all its processes; then the same command resumes with resume=auto. A run that ends
+between two kills is compared, and another one is started. Writes kill.json to the folder of this script.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COMMAND += ["model.recipe.evaluation_batch=8", "callbacks.last.every=2", "resume
 
 
 def folder_of(work: Path) -> Path:
-    """The one run folder in ``work``."""
+    """The only run folder in ``work``."""
     (folder,) = (work / "outputs/runs").iterdir()
     return folder
 
@@ -50,16 +50,16 @@ def start(work: Path) -> subprocess.Popen:
 
 
 def undisturbed(work: Path) -> float:
-    """Make the run in ``work`` from start to end; returns its seconds."""
+    """Run in ``work`` from start to end; returns the duration in seconds."""
     work.mkdir()
-    began = time.monotonic()
+    started = time.monotonic()
     if start(work).wait():
         raise SystemExit(f"the undisturbed run failed: {COMMAND}")
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 def where(work: Path) -> str:
-    """What a killed run was doing."""
+    """The phase in which a run was killed."""
     folders = list((work / "outputs/runs").glob("*"))
     if not folders or not (folders[0] / "attempts.json").exists():
         return "start"
@@ -75,17 +75,17 @@ def where(work: Path) -> str:
 
 
 def compare(whole: Path, killed: Path) -> dict[str, bool]:
-    """Which parts of two run folders are the same, bit for bit.
+    """Whether each file of two run folders is the same, bit for bit.
 
-    Clocks are left out, and the count of pictures that went through the tower: features that the cache of a
-    frozen tower held are computed again.
+    Times are ignored, and the number of encoded images: a resumed run encodes again the images whose features
+    a frozen vision tower had cached.
     """
 
     def logged(folder: Path) -> list[dict]:
         with (folder / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
-        left_out = ("timing/", "train/images_encoded")
-        return [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in rows]
+        ignored = ("timing/", "train/images_encoded")
+        return [{k: v for k, v in row.items() if not k.startswith(ignored)} for row in rows]
 
     def measured(folder: Path) -> dict:
         metrics = json.loads((folder / "metrics.json").read_text())
@@ -106,8 +106,8 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="kill.json", help="file beside this one")
-    parser.add_argument("overrides", nargs="*", help="of the run, such as trainer=ddp")
+    parser.add_argument("--out", default="kill.json", help="file in the folder of this script")
+    parser.add_argument("overrides", nargs="*", help="overrides of the run, such as trainer=ddp")
     args = parser.parse_args()
     COMMAND.extend(args.overrides)
     rng = random.Random(args.seed)
@@ -124,15 +124,15 @@ def main() -> None:
                 try:
                     code = process.wait(rng.uniform(0, 1) * seconds if len(kills) < args.kills else None)
                 except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)  # as a machine that goes down
+                    os.killpg(process.pid, signal.SIGKILL)  # as if the machine failed
                     process.wait()
                     kills.append(where(killed))
                     progress.update(bar, completed=len(kills))
                     continue
                 if code:
-                    raise SystemExit(f"a resumed run failed with exit status {code}")
+                    raise SystemExit(f"a resumed run failed with exit code {code}")
                 results.append(compare(folder_of(whole), folder_of(killed)))
-                shutil.rmtree(killed / "outputs")  # and another run begins
+                shutil.rmtree(killed / "outputs")
     summary = {
         "command": f"experiments/endurance/kill.py {shlex.join(sys.argv[1:])}",
         "seconds of the undisturbed run": round(seconds),
