@@ -74,7 +74,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         with clock.phase("build"):
             module, data, trainer = build(cfg, questions)
         checkpoint = this.checkpoint(cfg)
-    from_scratch = cfg.overwrite or (cfg.resume and module.trains and not checkpoint)
+    from_scratch = cfg.overwrite or bool(cfg.resume and module.trains and not checkpoint)
     facts = {"devices": trainer.world_size, "hardware": hardware(), "commit": commit()}
     this.start(cfg, describe(cfg, module, questions), from_scratch, **facts)
     with own_processes(trainer, this.command):

@@ -31,7 +31,7 @@ RESAMPLES = 10_000
 _CHUNK = 1_000_000  # counts in memory at a time
 LEVEL = 0.95
 
-Groups = Sequence[Hashable] | None
+Groups = Sequence[Hashable] | np.ndarray | None
 Outcomes = Sequence | np.ndarray  # one number or truth value per question
 
 

@@ -386,6 +386,7 @@ class TestChoice:
         ],
         ids=str,
     )
+    @pytest.mark.usefixtures("unchecked")
     def test_what_cannot_be_is_refused(self, chosen, served, message):
         with pytest.raises(ValueError, match=message):
             check_controls(chosen, served)

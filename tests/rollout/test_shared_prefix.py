@@ -209,6 +209,7 @@ class TestGraphCache:
         engine(policy, [prompts["square"]], GROUP, NoiseKey(0, 1))
         assert torch.equal(one.tokens, kept)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_a_step_is_one_graph_and_two_rollouts_share_it(self, prompts, random_policy):
         torch._dynamo.reset()
         counter = CompileCounter()

@@ -6,6 +6,7 @@ for an index.
 
 import csv
 import json
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def read_table(
     )
 
 
-def read_json(path: Path) -> list[Any]:
+def read_json(path: Path | zipfile.Path) -> list[Any]:
     """Read the rows of a JSON array or, in a ``.jsonl`` or ``.ndjson`` file, one JSON value per line.
 
     Raises:
@@ -83,7 +84,7 @@ def read_json(path: Path) -> list[Any]:
     return rows
 
 
-def _parsed(text: str, path: Path, above: int) -> Any:
+def _parsed(text: str, path: Path | zipfile.Path, above: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

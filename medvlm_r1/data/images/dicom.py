@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Integer, Real
 from PIL import Image, ImageOps
 
 from medvlm_r1.data.images.dicom_header import (
@@ -168,7 +168,7 @@ def _monochrome(
 
 
 def windowed(
-    values: Float[np.ndarray, "height width"], centre: float, width: float, function: str = "LINEAR"
+    values: Real[np.ndarray, "height width"], centre: float, width: float, function: str = "LINEAR"
 ) -> Image.Image:
     """Eight bits of rescaled values.
 
@@ -196,7 +196,7 @@ def windowed(
         return grey(library.pixels.apply_windowing(values, view), 0, 255)
 
 
-def _through_table(values: Float[np.ndarray, "height width"], header: "Dataset") -> Image.Image:
+def _through_table(values: Real[np.ndarray, "height width"], header: "Dataset") -> Image.Image:
     """The first table of the VOI LUT Sequence (PS3.3 C.11.2.1.1)."""
     item, view = header.VOILUTSequence[0], pydicom().Dataset()
     count, first, bits = item.LUTDescriptor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Real
 from PIL import Image
 
 from medvlm_r1.data.sample import BadRowError
@@ -150,7 +150,7 @@ def label(path: str, pick: Pick, *settings: str) -> str:
     return f"{path}#{'&'.join(parts)}" if parts else path
 
 
-def grey(values: Float[np.ndarray, "height width"], low: float, high: float) -> Image.Image:
+def grey(values: Real[np.ndarray, "height width"], low: float, high: float) -> Image.Image:
     """Eight bits: ``low`` and all below is 0, ``high`` and all above 255, linear between, rounded.
 
     What is no number is black, and so is all where ``low`` is ``high``.

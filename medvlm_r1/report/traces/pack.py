@@ -58,7 +58,7 @@ class Pool:
     def __init__(self) -> None:
         self._numbers: dict = {}
 
-    def __call__(self, value: str | tuple | None) -> int:
+    def __call__(self, value: str | tuple | float | None) -> int:
         """The number of a value; ``NOTHING`` for ``None`` and NaN."""
         if value is None or value != value:
             return NOTHING

@@ -146,6 +146,7 @@ def test_a_misspelt_column_is_named_with_those_that_there_are(pictures, name):
         ({"options": []}, r"columns.options is \[\]"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_mapping_that_cannot_be(mapping, message):
     with pytest.raises(ValueError, match=message):
         Columns(**mapping)
@@ -307,6 +308,7 @@ class TestVolumes:
             ),
         ],
     )
+    @pytest.mark.usefixtures("unchecked")
     def test_a_wrong_setting_is_named(self, volumes, changes, message):
         path = write(volumes, [{**VOLUME, "image": "0.dcm", "at": None, "hu": None, **changes}], "a.jsonl")
         with pytest.raises(BadRowError, match=rf"a\.jsonl row 0: .*{message}"):

@@ -199,6 +199,7 @@ def test_rows(tmp_path):
         ({"allow_identifying": "no"}, "true or false"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         Volumes(**settings)
