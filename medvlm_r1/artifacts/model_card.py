@@ -1,4 +1,4 @@
-"""The model card: ``README.md`` of a model directory, from the ``medvlm_r1.json`` beside it."""
+"""The model card: ``README.md`` of a model directory, rendered from its ``medvlm_r1.json``."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -7,7 +7,7 @@ from medvlm_r1.report.methods import method_title
 from medvlm_r1.report.tables.table import percent, set_name, span
 
 _SNIPPET = """\
-{% if adapter and asked.base == "embedded" %}
+{% if adapter and record.base == "embedded" %}
 from importlib.resources import files
 
 {% endif %}
@@ -22,15 +22,15 @@ from transformers import GenerationConfig
 
 folder = "."  # this directory, or its name on the hub
 {% if adapter %}
-{% if asked.base_on_hub %}
-base = "{{ asked.base }}"
-{% elif asked.base == "embedded" %}
+{% if record.base_on_hub %}
+base = "{{ record.base }}"
+{% elif record.base == "embedded" %}
 base = files("medvlm_r1") / "tiny"
 {% else %}
-base = "path/to/{{ asked.base }}"
+base = "path/to/{{ record.base }}"
 {% endif %}
 model = AutoModelForImageTextToText.from_pretrained(base, \
-{{ "revision=" ~ (asked.revision | string | repr) ~ ", " if asked.revision }}dtype="{{ asked.dtype }}")
+{{ "revision=" ~ (record.revision | string | repr) ~ ", " if record.revision }}dtype="{{ record.dtype }}")
 model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).eval()
 model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
 {% else %}
@@ -40,35 +40,34 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
 
 image = Image.open("scan.png").convert("RGB")
-{% if asked.image_size %}
-image = image.resize(({{ asked.image_size }}, {{ asked.image_size }}), Image.Resampling.BICUBIC)
+{% if record.image_size %}
+image = image.resize(({{ record.image_size }}, {{ record.image_size }}), Image.Resampling.BICUBIC)
 {% endif %}
-{% if asked.prompt.layout == "lines" %}
+{% if record.prompt.layout == "lines" %}
 question = "Which organ is marked?\\nA) liver\\nB) left kidney\\nC) spleen"
 {% else %}
 question = "Which organ is marked? A)liver, B)left kidney, C)spleen"
 {% endif %}
-prompt = {{ asked.prompt.evaluate | repr }}
+prompt = {{ record.prompt.evaluate | repr }}
 
 text = prompt.replace("{Question}", question)
 chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 chat = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 vision = processor(image, return_tensors="pt")
-places = int(vision["image_grid_thw"].prod()) // processor.merge_size**2
-inputs = tokenizer(
-    chat.replace("<|image_pad|>", "<|image_pad|>" * places), add_special_tokens=False, return_tensors="pt"
-)
-kinds = (inputs["input_ids"] == model.config.image_token_id).int()
-tokens = model.generate(**inputs, **vision, mm_token_type_ids=kinds)
+image_tokens = int(vision["image_grid_thw"].prod()) // processor.merge_size**2
+chat = chat.replace("<|image_pad|>", "<|image_pad|>" * image_tokens)
+inputs = tokenizer(chat, add_special_tokens=False, return_tensors="pt")
+token_types = (inputs["input_ids"] == model.config.image_token_id).int()
+tokens = model.generate(**inputs, **vision, mm_token_type_ids=token_types)
 print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
-def model_card(asked: dict, adapter: bool) -> str:
-    """The card in Markdown. It names no directory of this machine.
+def model_card(record: dict, adapter: bool) -> str:
+    """Render the card as Markdown. It names no directory of this machine.
 
     Args:
-        asked: contents of ``medvlm_r1.json``.
-        adapter: whether the directory holds an adapter, to be loaded with PEFT.
+        record: contents of ``medvlm_r1.json``.
+        adapter: whether the directory has a PEFT adapter instead of all weights.
     """
     environment = Environment(
         loader=PackageLoader("medvlm_r1.artifacts", "."),
@@ -80,15 +79,15 @@ def model_card(asked: dict, adapter: bool) -> str:
     )
     environment.filters |= {"percent": percent, "rate": _rate, "set_name": set_name, "repr": repr}
     return environment.get_template("model_card.md").render(
-        asked=asked,
-        training=asked["training"],
-        results=asked["results"],
-        versions=asked["versions"],
+        record=record,
+        training=record["training"],
+        results=record["results"],
+        versions=record["versions"],
         adapter=adapter,
-        merged=not adapter and asked["training"]["adapter"],
-        base="the embedded tiny model" if asked["base"] == "embedded" else f"`{asked['base']}`",
+        merged=not adapter and record["training"]["adapter"],
+        base="the embedded tiny model" if record["base"] == "embedded" else f"`{record['base']}`",
         method_title=method_title,
-        snippet=environment.from_string(_SNIPPET).render(asked=asked, adapter=adapter),
+        snippet=environment.from_string(_SNIPPET).render(record=record, adapter=adapter),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run says at its start, and leaves at its end: weights, predictions, metrics and clock."""
+"""Write the files of a finished run: weights, predictions, metrics and timing."""
 
 import json
 import platform
@@ -37,7 +37,7 @@ PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "dataset
 
 
 class Clock:
-    """Wall-clock seconds of the phases of a run."""
+    """Measures wall-clock seconds per phase of a run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -52,7 +52,7 @@ class Clock:
 
 
 def describe(config: Mapping[str, Any], module: VLMModule, questions: Questions) -> str:
-    """One line that says what a run is about to do."""
+    """Describe a run in one line, for the log: method, model, data sizes and trained parameters."""
     counts = ", ".join(f"{len(source)} {name}" for name, source in questions.test.items())
     training = ""
     if module.trains:
@@ -69,12 +69,13 @@ def write_artifacts(
     clock: Clock,
     audit: dict[str, Any],
 ) -> None:
-    """Write ``predictions.jsonl``, ``timing.json``, ``model/``, and last ``metrics.json``.
+    """Write ``predictions.jsonl``, ``skipped.txt``, ``timing.json``, ``model/``, and last ``metrics.json``.
 
-    ``audit`` is the plain form of what the audit found, empty without one.
+    Only ``timing.json`` depends on clock and hardware: the other files are the same for the same seed.
 
-    Rows that a source left out are listed in ``skipped.txt``. Clock, memory and hardware go to
-    ``timing.json`` alone, so that the rest is the same for the same seed.
+    Args:
+        validation: the last validation's metrics.
+        audit: the findings of the data audit, or ``{}``.
     """
     controls, not_run = controls_of(config["controls"], module.prompt, served="url" in config["model"])
     questions = module.trainer.datamodule.questions
@@ -95,7 +96,7 @@ def write_artifacts(
         "trained_on": sorted({sample.modality for sample in questions.train}),
         "training_questions": len(questions.train) if module.trains else 0,
         "steps": module.step,
-        # an endpoint does not tell
+        # unknown for an endpoint
         "parameters": sum(p.numel() for p in module.policy.parameters()) or None,
         "parameters_trained": sum(p.numel() for p in trained),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -123,13 +124,14 @@ def write_artifacts(
 
 
 def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics: dict[str, Any]) -> None:
-    """The weights as a Hugging Face directory, with how they were made and asked beside them.
+    """Save a Hugging Face directory with ``medvlm_r1.json`` and the model card.
 
-    ``medvlm_r1.json`` holds all that the model card says, and no directory of this machine.
+    ``medvlm_r1.json`` has the training record, the prompt and the results; it names no directory of this
+    machine.
     """
     recipe, run = config["model"]["recipe"], metrics["run"]
     base, revision, on_hub = public_base(config["model"]["path"], config["model"]["revision"])
-    asked = {
+    record = {
         "run": run["name"],
         "base": base,
         "base_on_hub": on_hub,
@@ -150,7 +152,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
             "seed": run["seed"],
             "select": run["select"],
             "learning_rate": module.optim.lr * module.optim.lr_scale,
-            "tuned": tuned(config["model"]["tuning"]),
+            "tuned": describe_tuning(config["model"]["tuning"]),
             "adapter": module.policy.has_adapter,
             "quantize": config["model"]["tuning"]["quantize"],
             "parameters": run["parameters_trained"],
@@ -161,7 +163,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
                 "lenient": metrics["accuracy_lenient"][name],
                 "well_formed": metrics["format"][name]["well_formed"],
                 "labels": metrics["controls"].get(name, {}).get("labels", []),
-                "chance": chance([p for p in module.predictions if (p.test_set, p.control) == (name, PLAIN)]),
+                "chance": chance_accuracy(module.predictions, name),
             }
             for name in metrics["accuracy"]
         },
@@ -170,22 +172,25 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
     }
     with replace_folder(folder) as partial:
         module.policy.save(partial, max_new_tokens=recipe["max_completion_tokens"])
-        write_json(partial / RECORD, asked)
-        card = model_card(asked, adapter=module.policy.has_adapter)
+        write_json(partial / RECORD, record)
+        card = model_card(record, adapter=module.policy.has_adapter)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def public_base(path: str, revision: str | None) -> tuple[str, str | None, bool]:
-    """Name and commit of the starting weights, and whether that is a hub id; never a directory."""
+    """Return name and commit of the starting weights, and whether the name is a hub id.
+
+    The name of local weights is their last directory, or the run folder.
+    """
     base, commit = base_of(path)
     if commit is None and Path(base).is_dir():
-        place = Path(base).resolve()
-        return (place.parent.name if place.name == "model" else place.name), None, False
+        folder = Path(base).resolve()
+        return (folder.parent.name if folder.name == "model" else folder.name), None, False
     return base, commit or loaded_commit(path, revision) or revision, base != "embedded"
 
 
-def tuned(tuning: dict[str, Any]) -> str:
-    """What was trained, in words."""
+def describe_tuning(tuning: dict[str, Any]) -> str:
+    """Describe the trained parameters in words."""
     if tuning["train"] != "adapter":
         return {"all": "all weights", "language_model": "the language model"}[tuning["train"]]
     adapter = tuning["adapter"]
@@ -196,13 +201,14 @@ def tuned(tuning: dict[str, Any]) -> str:
     return f"an adapter ({', '.join(settings)}){over}"
 
 
-def chance(predictions: list[Prediction]) -> float:
-    """Accuracy of guessing among each question's options; an open question cannot be guessed."""
-    return sum(1 / len(p.options) if p.options else 0.0 for p in predictions) / len(predictions)
+def chance_accuracy(predictions: list[Prediction], test_set: str) -> float:
+    """Expected accuracy of uniform guesses on a test set; an open question counts as 0."""
+    rows = [p for p in predictions if (p.test_set, p.control) == (test_set, PLAIN)]
+    return sum(1 / len(p.options) if p.options else 0.0 for p in rows) / len(rows)
 
 
 def model_name(model: Mapping[str, Any]) -> str:
-    """What a model option calls its model: where the weights are, or the name it is served under."""
+    """Return the path of the weights, or the name of a served model."""
     return model["path"] if "path" in model else model["name"]
 
 
@@ -211,14 +217,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def hardware() -> str:
-    """What the run computed on."""
+    """Describe the hardware of this process."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
 def commit() -> str | None:
-    """The commit that the code stands at, with ``-dirty`` where it was changed since."""
+    """Return the commit of the code, with ``-dirty`` after uncommitted changes; ``None`` outside git."""
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
