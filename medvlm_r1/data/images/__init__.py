@@ -1,1 +1,14 @@
-"""Images: from what a row gives, to decoded pixels, kept by content."""
+"""Images of questions: resolve the paths of a row, decode, check and cache.
+
+==================  ==================================================================
+resolve.py          a row's ``image`` entry to image handles, inside one folder
+decode.py           image files as RGB
+embedded.py         images inside Parquet files and zip archives
+volume.py           slices, windows and grey values that DICOM and NIfTI share
+dicom.py nifti.py   the two formats; dicom_header.py: privacy, slice order, limits
+validate.py         decode every image once before training
+content_key.py      digests that identify an image by its content
+digest_cache.py     digests and results of earlier runs, in SQLite
+cache.py            decoded and resized images on disk
+==================  ==================================================================
+"""

@@ -1,9 +1,9 @@
-"""Pictures as the model takes them, kept on disk: each is decoded and resized once, whoever asks again.
+"""Cache of decoded and resized images on disk, shared by processes and runs.
 
-An entry is named by what determines it (:mod:`~medvlm_r1.data.images.content_key` and the final size)
-and holds 8-bit pixels without loss. It is written beside and then takes its name, so that processes and
-runs may share the folder and be killed at any time; one whose checksum does not fit is made anew. What
-goes wrong with the folder costs time alone.
+The key of an entry consists of the image's content key (:mod:`~medvlm_r1.data.images.content_key`) and the
+final size; its value is 8-bit pixels without loss. The cache writes each entry to a temporary file and
+renames it, so concurrent and killed processes leave no partial entry. It recomputes an entry with a bad
+checksum. Without a usable folder, runs only take longer.
 """
 
 import contextlib
@@ -29,23 +29,23 @@ from medvlm_r1.data.sample import ImageHandle
 
 logger = logging.getLogger(__name__)
 
-_WORTH_KEEPING = 4096  # bytes of a picture file; a smaller one is decoded as soon as its entry is found
+_MIN_FILE_SIZE = 4096  # bytes; smaller image files decode as fast as a cache lookup
 _HEAD = struct.Struct("<8s32sB3xII")  # magic, SHA-256 of name and rest, channels, width, height
 _MAGIC = b"medvlmP1"
 _HOUR, _DAY = 3600.0, 86400.0
-_LOOK_AGAIN = 600.0  # seconds after which a full cache may have room again
-_SWEPT = 0.9  # share of the limit that is left when it is exceeded
-_UNIT = 4096  # bytes in the cache for each byte in the length of the file that counts them
+_FULL_SECONDS = 600.0  # after this time, check again whether a full cache has room
+_SWEEP_TO = 0.9  # fraction of the limit that remains after a sweep
+_UNIT = 4096  # bytes in the cache per byte of the counter file
 
 
 class ImageCache:
-    """A folder of pictures, readable by its user alone and bounded in size.
+    """A folder of images, readable by its user alone and limited in size.
 
     Args:
-        folder: where ``pictures/`` is made, with mode 0700. Default: :func:`cache_folder`.
-        limit: GB (1e9 bytes) in all. Beyond it, what was not used for longest goes, unless it was used
-            within a day: then nothing new is kept, since going through more pictures than fit, in
-            turns, would replace every one before its next use.
+        folder: parent of ``pictures/``, which has mode 0700. Default: :func:`cache_folder`.
+        limit: maximum size in GB (1e9 bytes). Beyond it, the least recently used entries are deleted, except
+            those used within a day: then the cache stores nothing new, since a data set larger than the
+            cache would otherwise replace every entry before its next use.
 
     Raises:
         ValueError: the limit is not positive.
@@ -60,34 +60,34 @@ class ImageCache:
         self._full_until = 0.0
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder.chmod(0o700)  # one made by hand is closed too; one of somebody else's is not used
+            self.folder.chmod(0o700)  # also for an existing folder; fails for another user's
         except OSError as error:
             self._give_up(error)
 
     def get(
         self, handle: ImageHandle, size: tuple[int | str | None, ...], make: Callable[[], Image.Image]
     ) -> Image.Image:
-        """The picture at its final size, made where it is not kept.
+        """Return the image at its final size, from the cache or from ``make``.
 
         Args:
-            handle: the picture.
-            size: all that determines the final size, and how it is brought to it.
-            make: loads and resizes; gives RGB.
+            handle: the image.
+            size: everything that determines the final size and the resizing.
+            make: loads and resizes the image; returns RGB.
 
         Raises:
-            BadRowError: as ``make`` does.
+            BadRowError: ``make`` raises it.
         """
         if self._full_until == math.inf or _is_small(handle):
             return make()
         if (key := image_key(handle, self.known)) is None:
             return make()
         name = hashlib.sha256(repr((key, size)).encode()).hexdigest()
-        kept = self._read(name)
-        if kept is None:
-            kept = make()
-            if image_key(handle, self.known) == key:  # the file may have changed meanwhile
-                self._write(name, kept)
-        return kept
+        image = self._read(name)
+        if image is None:
+            image = make()
+            if image_key(handle, self.known) == key:  # the file may have changed in between
+                self._write(name, image)
+        return image
 
     def _read(self, name: str) -> Image.Image | None:
         path = self._path(name)
@@ -100,7 +100,7 @@ class ImageCache:
             return None
         magic, digest, channels, width, height = _HEAD.unpack_from(data)
         if magic != _MAGIC or digest != _digest(name, data):
-            logger.info("%s is damaged: made anew", path)
+            logger.info("%s is damaged: recomputing it", path)
             return None
         if time.time() - used > _HOUR:
             with contextlib.suppress(OSError):
@@ -110,13 +110,13 @@ class ImageCache:
         )
         return Image.frombytes("RGB" if channels == 3 else "L", (width, height), pixels).convert("RGB")
 
-    def _write(self, name: str, picture: Image.Image) -> None:
-        values = np.asarray(picture)
+    def _write(self, name: str, image: Image.Image) -> None:
+        values = np.asarray(image)
         grey = (values[..., 0] == values[..., 1]).all() and (values[..., 0] == values[..., 2]).all()
         channels, values = (1, values[..., 0]) if grey else (3, values)
         pixels = pyarrow.compress(np.ascontiguousarray(values), codec="zstd", asbytes=True)
-        blank = _HEAD.pack(_MAGIC, bytes(32), channels, *picture.size) + pixels
-        data = _HEAD.pack(_MAGIC, _digest(name, blank), channels, *picture.size) + pixels
+        blank = _HEAD.pack(_MAGIC, bytes(32), channels, *image.size) + pixels
+        data = _HEAD.pack(_MAGIC, _digest(name, blank), channels, *image.size) + pixels
         path = self._path(name)
         try:
             if not self._has_room(len(data)):
@@ -130,7 +130,7 @@ class ImageCache:
             self._give_up(error)
 
     def _has_room(self, size: int) -> bool:
-        """Whether so many bytes may be added; if so, they are counted."""
+        """Whether the cache has room for so many bytes; if so, count them."""
         if time.monotonic() < self._full_until:
             return False
         counter = self.folder / "size"
@@ -138,17 +138,17 @@ class ImageCache:
         if (taken + _units(size)) * _UNIT > self.limit:
             taken = self._sweep()
         if (taken + _units(size)) * _UNIT > self.limit:
-            self._full_until = time.monotonic() + _LOOK_AGAIN
+            self._full_until = time.monotonic() + _FULL_SECONDS
             return False
-        with counter.open("ab") as file:  # appending adds up over processes
+        with counter.open("ab") as file:  # appends of several processes add up
             file.write(bytes(_units(size)))
         return True
 
     def _sweep(self) -> int:
-        """Remove what was not used for longest, if that is needed, and what killed processes left.
+        """Delete the least recently used entries if necessary, and temporary files of killed processes.
 
         Returns:
-            What is left, in units.
+            Size of the remaining entries, in units.
         """
         with FileLock(self.folder / "sweep.lock"):
             entries, now = [], time.time()
@@ -162,9 +162,9 @@ class ImageCache:
                 elif now - status.st_mtime > _HOUR:
                     path.unlink(missing_ok=True)
             taken = sum(size for _, size, _ in entries)
-            if taken * _UNIT > _SWEPT * self.limit:
+            if taken * _UNIT > _SWEEP_TO * self.limit:
                 for used, size, path in sorted(entries):
-                    if taken * _UNIT <= _SWEPT * self.limit or now - used < _DAY:
+                    if taken * _UNIT <= _SWEEP_TO * self.limit or now - used < _DAY:
                         break
                     path.unlink(missing_ok=True)
                     taken -= size
@@ -176,15 +176,15 @@ class ImageCache:
         return self.folder / name[:2] / name[2:]
 
     def _give_up(self, error: OSError) -> None:
-        """A full disk or a folder that is read-only, taken away or somebody else's."""
+        """Stop using the cache: full disk, or a folder that is read-only, deleted or another user's."""
         logger.warning("%s: cannot store images (%s); set image_cache=null", self.folder, error)
         self._full_until = math.inf
 
 
 def _is_small(handle: ImageHandle) -> bool:
     try:
-        return isinstance(handle, ImageFile) and handle.path.stat().st_size < _WORTH_KEEPING
-    except (OSError, ValueError):  # told when it is loaded
+        return isinstance(handle, ImageFile) and handle.path.stat().st_size < _MIN_FILE_SIZE
+    except (OSError, ValueError):  # load() reports it
         return True
 
 
@@ -193,7 +193,7 @@ def _units(size: int) -> int:
 
 
 def _digest(name: str, data: bytes) -> bytes:
-    """Of all behind the digest's own place, so that an entry under another name does not fit either."""
-    whole = hashlib.sha256(name.encode())
-    whole.update(memoryview(data)[len(_MAGIC) + 32 :])
-    return whole.digest()
+    """Return the SHA-256 of the name and all bytes after the digest field: a renamed entry is invalid too."""
+    digest = hashlib.sha256(name.encode())
+    digest.update(memoryview(data)[len(_MAGIC) + 32 :])
+    return digest.digest()

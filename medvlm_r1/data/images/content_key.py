@@ -1,4 +1,4 @@
-"""What determines a picture: the content of its file, what of it is shown, and the code that decodes it."""
+"""Keys that identify an image by its content, the settings that select it, and the decoder versions."""
 
 import functools
 import hashlib
@@ -13,47 +13,43 @@ from medvlm_r1.data.images.embedded import ParquetImage, ZipImage
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageHandle
 
-VERSION = 1  # of the decoding code: raise it when the same file would be shown otherwise
+VERSION = 1  # of the decoding code: increase it when the same file decodes to other pixels
 _DECODERS = ("pillow", "numpy", "pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel")
 
 
 def image_key(handle: ImageHandle, known: DigestCache, unread: bool = False) -> str | None:
-    """SHA-256 that two handles share only if they load the same picture, and both may.
-
-    Whether a DICOM file may name its patient is part of it, so what was allowed once is not allowed always.
+    """Content key: equal only if both handles decode to the same image under the same privacy setting.
 
     Args:
-        handle: the picture.
-        known: digests of files; what is not known yet is read.
-        unread: do not read it then.
+        handle: the image.
+        known: digests of files; files that it does not know are read.
+        unread: do not read them; return ``None``.
 
     Returns:
-        ``None`` for a picture that is no file, e.g. a rendered one, and where the file is not there, or
-        not known and not read.
+        A SHA-256; ``None`` for an image without a file (e.g. a rendered one), or a missing file.
 
     Raises:
-        BadRowError: what holds the picture is damaged.
+        BadRowError: the Parquet file or archive that holds the image is damaged.
     """
     try:
-        content, shown = _content(handle, known, unread)
-    except OSError:  # told when the picture is loaded
+        content, settings = _content(handle, known, unread)
+    except OSError:  # load() reports it
         return None
     if content is None:
         return None
-    return hashlib.sha256(json.dumps([_rules(), content, shown]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_versions(), content, settings]).encode()).hexdigest()
 
 
 def image_digest(handle: ImageHandle, known: DigestCache | None = None) -> str | None:
-    """SHA-256 that two handles share if they show the same picture.
+    """Digest of the image's source, whatever part of it is shown.
 
     Args:
-        handle: the picture.
-        known: asked first, for the digests of files.
+        handle: the image.
+        known: cached digests of files.
 
     Returns:
-        The digest of the file's bytes, so that all slices of a volume share it; for a folder, of its
-        files' digests; of size and pixels for a picture that is no file; ``None`` where the file is not
-        there.
+        SHA-256 of the file's bytes, the same for all slices of a volume; of the files' digests for a folder;
+        of size and pixels for an image without a file; ``None`` for a missing file.
     """
     digest = (known and known.digest) or file_digest
     if isinstance(handle, ImageFile | DicomImage | NiftiImage):
@@ -66,7 +62,7 @@ def image_digest(handle: ImageHandle, known: DigestCache | None = None) -> str |
 
 
 def _content(handle: ImageHandle, known: DigestCache, unread: bool) -> tuple[str | list | None, dict]:
-    """What the file holds, and what is shown of it."""
+    """Return the digest of the file, and the settings that select a part of it."""
     if isinstance(handle, ImageFile):
         return known.digest(handle.path, unread) if handle.path.is_file() else None, {}
     if isinstance(handle, ParquetImage | ZipImage):
@@ -75,21 +71,21 @@ def _content(handle: ImageHandle, known: DigestCache, unread: bool) -> tuple[str
     if isinstance(handle, DicomImage | NiftiImage):
         is_folder = handle.path.is_dir()
         content = _folder(handle.path, known, unread) if is_folder else known.digest(handle.path, unread)
-        # nibabel goes by the suffix too
+        # nibabel also depends on the suffix
         return content, vars(handle) | {"path": handle.path.suffix.lower(), "format": type(handle).__name__}
     return None, {}
 
 
 def _folder(folder: Path, known: DigestCache, unread: bool) -> list[tuple[str, str]] | None:
-    """Names too: they order slices that nothing else orders."""
+    """Return names and digests of the files: names may determine the order of slices."""
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    found = [(ascii(file.name), known.digest(file, unread)) for file in files]
-    return None if any(digest is None for _, digest in found) else found
+    digests = [(ascii(file.name), known.digest(file, unread)) for file in files]
+    return None if any(digest is None for _, digest in digests) else digests
 
 
 @functools.cache
-def _rules() -> str:
-    """Of this package and of the decoders: either may change what is shown, or refused."""
+def _versions() -> str:
+    """Return the versions of this package's decoding code and of the decoders: both may change the pixels."""
     return f"{VERSION} {[(name, _version(name)) for name in _DECODERS]}"
 
 

@@ -12,7 +12,7 @@ from medvlm_r1.data.sample import BadRowError
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture on disk."""
+    """An image file on disk."""
 
     path: Path
 
@@ -24,34 +24,33 @@ class ImageFile:
         """Decode the file; see :func:`decode`.
 
         Raises:
-            BadRowError: the file is missing, is no picture, or is cut short.
+            BadRowError: the file is missing, is no image, or is truncated.
         """
-        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for ever
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would block
             raise BadRowError(f"image {self.path} cannot be decoded (it is a folder or a device, no file)")
         return decode(self.path, self.name)
 
 
 def decode(picture: Path | BufferedIOBase, name: str) -> Image.Image:
-    """The picture as RGB, upright: turned as its EXIF orientation says, like transformers'
-    ``load_image``, through which a processor's own call goes.
+    """Decode an image as RGB and apply its EXIF orientation, like transformers' ``load_image``.
 
-    A grey picture of more than 8 bits (16- or 32-bit integers, or floats) is first windowed linearly
-    from its own darkest to its own brightest pixel; one of a single value becomes black. Pillow's
-    conversion would clip all above 255 to white, which blanks most of a scan. What is transparent
-    shows white, as the model's image processor has it.
+    Grey images of more than 8 bits (16- or 32-bit integers, or floats) are first scaled linearly from their
+    minimum to their maximum; an image of a single value becomes black. Pillow's conversion would clip all
+    values above 255 to white, which blanks most of a scan. Transparent pixels become white, as in the model's
+    image processor.
 
     Args:
         picture: a file, or a stream of its bytes.
-        name: what error messages call it.
+        name: name of the image in error messages.
 
     Raises:
-        BadRowError: there is no file, or no picture in it, or it is cut short.
+        BadRowError: the file is missing, is no image, or is truncated.
     """
     try:
         with Image.open(picture) as opened:
             upright = ImageOps.exif_transpose(opened)
             if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
-                return _windowed(upright).convert("RGB")
+                return _to_8_bits(upright).convert("RGB")
             if "A" in upright.getbands() or upright.info.get("transparency") is not None:
                 upright = upright.convert("RGBA")
                 white = Image.new("RGBA", upright.size, "white")
@@ -61,16 +60,16 @@ def decode(picture: Path | BufferedIOBase, name: str) -> Image.Image:
         raise BadRowError(f"image {name} does not exist") from None
     except Image.DecompressionBombError as error:
         raise BadRowError(
-            f"image {name} claims more pixels than are decoded safely ({error}): shrink it"
+            f"image {name} has more pixels than the decoder's limit ({error}): shrink it"
         ) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 
 
-def _windowed(picture: Image.Image) -> Image.Image:
-    """A grey picture of any depth in 8 bits: its own darkest pixel 0, its own brightest 255."""
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Scale a grey image to 8 bits: its minimum becomes 0, its maximum 255."""
     values = np.asarray(picture).astype(np.float64)
-    known = values[np.isfinite(values)]  # floats may hold NaN outside the scanned region
-    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    finite = values[np.isfinite(values)]  # floats may be NaN outside the scanned region
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))

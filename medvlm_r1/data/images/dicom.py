@@ -1,4 +1,4 @@
-"""DICOM pictures as a workstation would first show them: rescaled, windowed, black as black.
+"""Decode DICOM images as a workstation shows them by default: rescaled and windowed.
 
 Overlay planes, presentation states and colour profiles are not applied.
 """
@@ -41,11 +41,11 @@ _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 
 @dataclass(frozen=True)
 class DicomImage:
-    """One picture of a DICOM file, or of a folder that holds one series.
+    """One image of a DICOM file, or of a folder that holds one series.
 
     Attributes:
         path: the file or folder.
-        pick: the slice that is shown, or several as a montage.
+        pick: the slice, or a montage of several.
         window, allow_identifying: see :class:`~medvlm_r1.data.images.volume.Volumes`.
     """
 
@@ -56,21 +56,21 @@ class DicomImage:
 
     @property
     def name(self) -> str:
-        """The path as given, and what differs from the default; nothing of the header."""
+        """The path, and the settings that differ from the default; nothing of the header."""
         window = self.window if self.window is None or isinstance(self.window, str) else list(self.window)
         return label(self.path.as_posix(), self.pick, *([] if window is None else [f"window={window}"]))
 
     def load(self) -> Image.Image:
         """Decode as RGB.
 
-        Stored values go through the Modality LUT or rescale (PS3.3 C.11.1), then through the chosen window,
-        or the file's own first VOI LUT or window (PS3.3 C.11.2), or else from the picture's own smallest to
-        its own largest value, leaving padding (PS3.3 C.7.5.1.1.2) black. MONOCHROME1 is inverted at last
-        (PS3.3 C.7.6.3.1.2). Pixels that are not square are stretched to the finer spacing.
+        Applies the Modality LUT or rescale (PS3.3 C.11.1), then the chosen window, or the file's first VOI
+        LUT or window (PS3.3 C.11.2), or else the range from the image's minimum to its maximum; padding
+        (PS3.3 C.7.5.1.1.2) stays black. Inverts MONOCHROME1 last (PS3.3 C.7.6.3.1.2). Resamples non-square
+        pixels to the finer spacing.
 
         Raises:
-            BadRowError: the file is missing, damaged, too large, identifies a patient, has not the slice
-                asked for or has no Hounsfield units for a window that needs them.
+            BadRowError: the file is missing, damaged or too large, identifies a patient, lacks the slice, or
+                lacks the Hounsfield units that the window needs.
         """
         pydicom()
         try:
@@ -80,7 +80,7 @@ class DicomImage:
             raise BadRowError(f"image {self.path} {error}") from None
         except FileNotFoundError:
             raise BadRowError(f"image {self.path} does not exist") from None
-        except Exception as error:  # damage shows as errors of any type, whose text may quote the header
+        except Exception as error:  # damage raises errors of any type, whose text may quote the header
             reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
             raise BadRowError(f"image {self.path} cannot be decoded (damaged: {reason})") from None
         return montage(shown) if self.pick == "montage" else shown[0]
@@ -92,14 +92,14 @@ def _picture(place: Slice, window: str | tuple[float, float] | None) -> Image.Im
     if header.PhotometricInterpretation in _MONOCHROME:
         picture = _monochrome(values, header, window)
     elif window is not None:
-        raise BadRowError(f"is a colour picture, which has no window: leave out window={window}")
+        raise BadRowError(f"is a colour image, which has no window: leave out window={window}")
     else:
         picture = _colour(values, header)
     return in_proportion(picture.convert("RGB"), *spacing(header))
 
 
 def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height width *channels"]:
-    """The values of one frame as stored; colours other than palettes as RGB."""
+    """Return the stored values of one frame; colours other than palettes as RGB."""
     library, syntax = pydicom(), header.file_meta.TransferSyntaxUID
     try:
         decoder = library.pixels.get_decoder(syntax)
@@ -111,28 +111,28 @@ def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height widt
         raise BadRowError(f"is compressed as {syntax.name}: pip install 'medvlm_r1[dicom]'")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1 and not syntax.is_encapsulated:
-        return library.pixels.pixel_array(place.path, index=place.frame)  # reads that frame alone
-    whole = library.dcmread(place.path)
+        return library.pixels.pixel_array(place.path, index=place.frame)  # reads only that frame
+    dataset = library.dcmread(place.path)
     if syntax.is_encapsulated:
-        _check_stream(library.encaps.get_frame(whole.PixelData, place.frame, number_of_frames=frames))
-    return library.pixels.pixel_array(whole, index=place.frame)
+        _check_stream(library.encaps.get_frame(dataset.PixelData, place.frame, number_of_frames=frames))
+    return library.pixels.pixel_array(dataset, index=place.frame)
 
 
 def _check_stream(frame: bytes) -> None:
-    """A JPEG or JPEG 2000 stream states a size of its own, for which its decoder would make room.
+    """Check the size in the header of a JPEG or JPEG 2000 stream, for which its decoder allocates memory.
 
     Raises:
-        BadRowError: it is above the limit; the message lacks the file.
+        BadRowError: it is above the limit; the caller adds the file.
     """
     try:
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
             width, height = picture.size
     except Image.DecompressionBombError:
-        width = height = MAX_SLICE  # Pillow's limit is above ours
+        width = height = MAX_SLICE  # Pillow's limit is higher than ours
     except (OSError, SyntaxError, ValueError):
-        return  # RLE and JPEG-LS, which Pillow does not know; damage is for the decoder to find
+        return  # RLE and JPEG-LS, which Pillow cannot read; the decoder detects damage
     if width * height > MAX_SLICE:
-        raise BadRowError(f"holds a compressed picture above the limit of {MAX_SLICE} pixels: crop it")
+        raise BadRowError(f"holds a compressed image above the limit of {MAX_SLICE} pixels: crop it")
 
 
 def _monochrome(
@@ -145,8 +145,8 @@ def _monochrome(
     if window is not None:
         if isinstance(window, str) and not in_hounsfield_units(header):
             raise BadRowError(
-                f"is no CT in Hounsfield units, which window={window} needs: leave it out for the file's "
-                "own, or give [centre, width]"
+                f"is no CT in Hounsfield units, which window={window} needs: leave it out to use the "
+                "file's own, or give [centre, width]"
             )
         centre, width = CT_WINDOWS[window] if isinstance(window, str) else window
         picture = windowed(values, centre, width)
@@ -159,8 +159,8 @@ def _monochrome(
         picture = windowed(values, centre, width, function)
     else:
         padded = _padding(stored, header)
-        known = values[~padded & np.isfinite(values)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        valid = values[~padded & np.isfinite(values)]
+        low, high = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 0.0)
         picture = grey(np.where(padded, low, values), low, high)
         if header.PhotometricInterpretation == "MONOCHROME1":
             return Image.fromarray(np.where(padded, 0, np.asarray(ImageOps.invert(picture))))
@@ -170,49 +170,49 @@ def _monochrome(
 def windowed(
     values: Real[np.ndarray, "height width"], centre: float, width: float, function: str = "LINEAR"
 ) -> Image.Image:
-    """Eight bits of rescaled values.
+    """Apply a window to rescaled values, with 8 bits as the result.
 
     Args:
-        values: in HU, or in whatever unit the file rescales to.
+        values: in HU, or another unit that the file rescales to.
         centre, width: in the same unit.
         function: ``LINEAR`` (PS3.3 C.11.2.1.2.1), ``LINEAR_EXACT`` or ``SIGMOID`` (PS3.3 C.11.2.1.3).
 
     Raises:
-        BadRowError: no such function, or a width that it does not allow; the message lacks the file.
+        BadRowError: the function is unknown or does not allow this width; the caller adds the file.
     """
     library = pydicom()
     if function.upper() not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise BadRowError("has a VOILUTFunction that DICOM does not define: set window for this row")
     if width <= 0 or (function.upper() == "LINEAR" and width < 1):
         raise BadRowError(f"has a window of width {width:g}: set window for this row")
-    # Into eight bits at once. Asked for the file's own header, the function would answer on the scale of
-    # its stored values, which runs backwards where the slope is negative.
+    # A header of our own, for 8 bits: with the file's header, the result would have the range of the stored
+    # values, which is reversed for a negative slope.
     view = library.Dataset()
     view.PhotometricInterpretation, view.VOILUTFunction = "MONOCHROME2", function.upper()
     view.BitsStored, view.PixelRepresentation = 8, 0
     view.add_new("WindowCenter", "FD", centre)
     view.add_new("WindowWidth", "FD", width)
-    with np.errstate(over="ignore"):  # the sigmoid's exponential, whose limit is right
+    with np.errstate(over="ignore"):  # the sigmoid's exponential; its limit is correct
         return grey(library.pixels.apply_windowing(values, view), 0, 255)
 
 
 def _through_table(values: Real[np.ndarray, "height width"], header: "Dataset") -> Image.Image:
-    """The first table of the VOI LUT Sequence (PS3.3 C.11.2.1.1)."""
+    """Apply the first table of the VOI LUT Sequence (PS3.3 C.11.2.1.1)."""
     item, view = header.VOILUTSequence[0], pydicom().Dataset()
     count, first, bits = item.LUTDescriptor
     count = count or 2**16
     if first >= 2**15 and values.min() < 0:
-        first -= 2**16  # signed where rescaled values are, though read as unsigned
-    # Told that entries have 16 bits, the function counts them in 16 bits too: in 8 it would begin anew
-    # behind the 256th. It wants whole numbers, and none below the first.
+        first -= 2**16  # signed like the rescaled values, but read as unsigned
+    # With 16-bit entries, apply_voi_lut also uses 16-bit indices; 8-bit ones would wrap after 256 entries. It
+    # requires integers, and none below the first.
     item.LUTDescriptor = [count if count < 2**16 else 0, first, 16]
     view.file_meta, view.VOILUTSequence = header.file_meta, [item]
-    whole = np.rint(values).astype(np.int64).clip(first, first + count - 1)
-    return grey(pydicom().pixels.apply_voi_lut(whole, view), 0, 2**bits - 1)
+    entries = np.rint(values).astype(np.int64).clip(first, first + count - 1)
+    return grey(pydicom().pixels.apply_voi_lut(entries, view), 0, 2**bits - 1)
 
 
 def _padding(stored: Integer[np.ndarray, "height width"], header: "Dataset") -> np.ndarray:
-    """Where the scanner had nothing to measure."""
+    """Return the mask of padding pixels, outside the scanned region."""
     value = header.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=bool)

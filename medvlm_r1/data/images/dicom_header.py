@@ -1,6 +1,6 @@
-"""What a DICOM header decides before a pixel is read: whose picture, how large, in which order.
+"""DICOM headers: privacy, size limits and slice order, before any pixel is read.
 
-Values of the header never enter a message: any of them may name a patient, also by mistake.
+No message contains a header value: any of them may identify a patient, even by mistake.
 """
 
 import logging
@@ -19,11 +19,11 @@ from medvlm_r1.data.sample import BadRowError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MAGIC = b"DICM"  # behind a preamble of 128 bytes (PS3.10 section 7.1)
+MAGIC = b"DICM"  # after a preamble of 128 bytes (PS3.10 section 7.1)
 MAX_INFLATED = 2**28  # bytes of a deflated file's content
-_META = 144  # bytes up to what the group length counts: preamble, magic and that element (PS3.10 section 7.1)
+_META = 144  # bytes of preamble, magic and group length, which the group length excludes (PS3.10 section 7.1)
 
-# Of the attributes that PS3.15 table E.1-1 removes, those that point at one person.
+# Those of the attributes removed by PS3.15 table E.1-1 that identify a person.
 IDENTIFYING = (
     "PatientName",
     "PatientID",
@@ -54,7 +54,7 @@ _SAME_DIRECTION = 1e-3  # largest difference of direction cosines within one sta
 
 
 class Slice(NamedTuple):
-    """Where the pixels of one slice are.
+    """Location of one slice.
 
     Attributes:
         frame: index in the file, from 0.
@@ -65,7 +65,7 @@ class Slice(NamedTuple):
 
 
 def pydicom() -> ModuleType:
-    """The library, kept from quoting header values in warnings and in its log."""
+    """Import the library, and silence its log and its warnings, which quote header values."""
     import pydicom
     import pydicom.config
     import pydicom.encaps
@@ -78,21 +78,21 @@ def pydicom() -> ModuleType:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as PS3.10 says, whatever its name."""
+    """Whether a file starts with the preamble and magic of PS3.10, whatever its name."""
     with path.open("rb") as file:
         return file.read(132)[128:] == MAGIC
 
 
 def slices_of(path: Path, allow_identifying: bool) -> list[Slice]:
-    """Every slice of a file in its own order, or of a folder with one series in the order of space.
+    """Return the slices of a file in file order, or of a folder with one series in spatial order.
 
     Files of a folder are sorted by the position of their image along the normal of the slices (PS3.3
-    C.7.6.2.1.1), from negative to positive; where it is not known, by InstanceNumber.
-    Those without an image, or of another format, are passed over.
+    C.7.6.2.1.1), from negative to positive, or by InstanceNumber if a position is missing. Files without an
+    image, or of another format, are skipped.
 
     Raises:
-        BadRowError: a header that must not be read, or declares too much; no image; a folder with several
-            series, or without an order. The message lacks ``path``.
+        BadRowError: the header identifies a patient or exceeds a size limit; there is no image; a folder has
+            several series, or no order. The caller adds ``path``.
         OSError, pydicom's errors: the file cannot be read.
     """
     if not path.is_dir():
@@ -101,34 +101,34 @@ def slices_of(path: Path, allow_identifying: bool) -> list[Slice]:
         if "Rows" not in header:
             raise BadRowError("holds no image: give a file with pixels")
         return _sized(path, header)
-    found = []
+    images = []
     for file in sorted(path.iterdir()):
         if file.is_symlink() and not file.exists():
-            raise BadRowError(f"cannot be decoded ({file.name} is a link to nowhere or to itself)")
+            raise BadRowError(f"cannot be decoded ({file.name} is a broken or circular link)")
         if file.is_file() and is_dicom(file):
             header = read_header(file, (*_PRIVACY, *_SIZE, *_ORDER))
             if "Rows" in header:
                 check_privacy(header, allow_identifying, f" in {file.name}")
-                found.append((file, header))
-    if not found:
+                images.append((file, header))
+    if not images:
         raise BadRowError("cannot be decoded (a folder without DICOM images)")
-    slices = [_sized(file, header) for file, header in found]
-    if len(found) == 1:
+    slices = [_sized(file, header) for file, header in images]
+    if len(images) == 1:
         return slices[0]
     if any(len(frames) > 1 for frames in slices):
-        raise BadRowError("is a folder with a multi-frame file among others: give the path of that file")
-    if (count := len({header.get("SeriesInstanceUID") for _, header in found})) > 1:
+        raise BadRowError("is a folder with a multi-frame file and other files: give the path of that file")
+    if (count := len({header.get("SeriesInstanceUID") for _, header in images})) > 1:
         raise BadRowError(f"is a folder with {count} series: give each a folder of its own")
-    check_size(max(h.Rows for _, h in found), max(h.Columns for _, h in found), len(found))
-    order = _order([header for _, header in found])
+    check_size(max(h.Rows for _, h in images), max(h.Columns for _, h in images), len(images))
+    order = _order([header for _, header in images])
     return [slices[i][0] for i in order]
 
 
 def read_header(path: Path, tags: Sequence[str] | None = None) -> "Dataset":
-    """The header without pixels; with ``tags``, these alone.
+    """Read the header without pixels; with ``tags``, only these.
 
     Raises:
-        BadRowError: it does not begin as a DICOM file, or inflates too far. The message lacks the file.
+        BadRowError: it is no DICOM file, or inflates beyond the limit. The caller adds the file.
     """
     library = pydicom()
     try:
@@ -139,7 +139,7 @@ def read_header(path: Path, tags: Sequence[str] | None = None) -> "Dataset":
 
 
 def _check_inflated(path: Path) -> None:
-    """A deflated file (PS3.5 section A.5) is inflated whole by the reader, before any size is known."""
+    """Check the inflated size of a deflated file (PS3.5 section A.5), before pydicom inflates it."""
     library = pydicom()
     meta = library.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") != library.uid.DeflatedExplicitVRLittleEndian:
@@ -153,21 +153,21 @@ def _check_inflated(path: Path) -> None:
 
 
 def check_privacy(header: "Dataset", allow_identifying: bool, where: str = "") -> None:
-    """Refuse pictures that may show or name a patient.
+    """Refuse files that may identify a patient.
 
-    Those are files with BurnedInAnnotation YES (PS3.3 C.7.6.1), and files with a value in one of
-    ``IDENTIFYING`` that are not marked PatientIdentityRemoved YES (PS3.3 C.7.1.1).
+    These are files with BurnedInAnnotation YES (PS3.3 C.7.6.1), and files with a value in one of
+    ``IDENTIFYING`` and without PatientIdentityRemoved YES (PS3.3 C.7.1.1).
 
     Raises:
-        BadRowError: the message names the attributes, never their values; it lacks the file.
+        BadRowError: the message names the attributes, never their values; the caller adds the file.
     """
     if allow_identifying:
         return
     remedy = "or set data.rows.volumes.allow_identifying=true"
-    if _says_yes(header, "BurnedInAnnotation"):
+    if _is_yes(header, "BurnedInAnnotation"):
         raise BadRowError(f"has BurnedInAnnotation YES{where}: remove the text from its pixels, {remedy}")
     named = [tag for tag in IDENTIFYING if str(header.get(tag) or "").strip(" ^[]")]
-    if named and not _says_yes(header, "PatientIdentityRemoved"):
+    if named and not _is_yes(header, "PatientIdentityRemoved"):
         raise BadRowError(
             f"identifies a patient by {', '.join(named)}{where}: de-identify it and mark it "
             f"PatientIdentityRemoved YES, {remedy}"
@@ -175,10 +175,9 @@ def check_privacy(header: "Dataset", allow_identifying: bool, where: str = "") -
 
 
 def frame_header(place: Slice) -> "Dataset":
-    """The header of one slice, with what an enhanced image says of that frame in the usual places.
+    """Read the header of one slice, and move the functional groups of an enhanced image to the top level.
 
-    Rescale, window and spacing may stand in the groups of all frames or of the frame itself (PS3.3
-    C.7.6.16).
+    Rescale, window and spacing may be in the groups of all frames or of the frame itself (PS3.3 C.7.6.16).
     """
     header = read_header(place.path)
     shared = header.get("SharedFunctionalGroupsSequence") or []
@@ -191,13 +190,13 @@ def frame_header(place: Slice) -> "Dataset":
 
 
 def in_hounsfield_units(header: "Dataset") -> bool:
-    """CT with a rescale whose type is HU, or left out (PS3.3 C.8.2.1 and C.11.1.1.2)."""
+    """Whether this is CT with a rescale of type HU or without a type (PS3.3 C.8.2.1 and C.11.1.1.2)."""
     rescaled = header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None
     return rescaled and header.get("Modality") == "CT" and (header.get("RescaleType") or "HU") == "HU"
 
 
 def spacing(header: "Dataset") -> tuple[float, float]:
-    """Distance between the centres of rows, and of columns, in mm or in any common unit."""
+    """Return the distance between the centres of rows, and of columns, in mm or any common unit."""
     for tag in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         if len(pair := header.get(tag) or ()) == 2:
             return float(pair[0]), float(pair[1])
@@ -210,7 +209,7 @@ def _sized(path: Path, header: "Dataset") -> list[Slice]:
     return [Slice(path, frame) for frame in range(frames)]
 
 
-def _says_yes(header: "Dataset", tag: str) -> bool:
+def _is_yes(header: "Dataset", tag: str) -> bool:
     return str(header.get(tag) or "").strip().upper() == "YES"
 
 

@@ -1,7 +1,7 @@
-"""What earlier runs found out about image files: the digest of each, and which pictures decode.
+"""Cache of file digests, and of the images that earlier runs decoded without error.
 
-One small SQLite database of the user's, shared by the processes and runs that come to it. It holds nothing
-that cannot be found again: one that is damaged is begun anew, one that cannot be opened costs time alone.
+One small SQLite database per user, shared by processes and runs. All of its contents can be recomputed: a
+damaged database is recreated; without one, runs only take longer.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ import huggingface_hub.constants
 
 logger = logging.getLogger(__name__)
 
-_KEPT = 2_000_000  # rows of a table, the latest
-_BATCH = 5000  # findings between two writes: what a killed run loses
-_WAIT = 10.0  # seconds for another process that writes
+_MAX_ROWS = 2_000_000  # per table; the oldest are deleted
+_BATCH = 5000  # results between two writes; a killed run loses at most these
+_LOCK_TIMEOUT = 10.0  # seconds to wait for another process's write
 _TABLES = """
 CREATE TABLE IF NOT EXISTS digests (path BLOB PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS good (picture TEXT PRIMARY KEY);
@@ -27,19 +27,19 @@ _LOCK = threading.Lock()
 
 
 def cache_folder() -> Path:
-    """Where this package keeps what it may rebuild: beside the hub client's cache."""
+    """Folder of this package's caches: ``$HF_HOME/medvlm_r1``."""
     return Path(huggingface_hub.constants.HF_HOME) / "medvlm_r1"
 
 
 class DigestCache:
-    """Digests of files that have not changed since they were read, and pictures that were found good.
+    """Digests of unchanged files, and keys of images that decoded without error ("good").
 
-    Findings are written in batches, and at the end of a ``with`` block. Threads may share it, and so may
-    processes that are forked from this one.
+    Writes to the database happen in batches and at the end of a ``with`` block. Threads and forked processes
+    may share one instance.
 
     Args:
         path: the database. Default: ``images.sqlite`` in :func:`cache_folder`.
-        batch: findings between two writes.
+        batch: number of results between two writes.
     """
 
     def __init__(self, path: Path | None = None, batch: int = _BATCH) -> None:
@@ -62,38 +62,38 @@ class DigestCache:
         self._close()
 
     def digest(self, file: Path, unread: bool = False) -> str | None:
-        """SHA-256 of a file.
+        """Return the SHA-256 of a file.
 
         Args:
-            file: read where it is not known.
-            unread: do not read it then.
+            file: read if its digest is unknown or it has changed.
+            unread: do not read it; return ``None``.
 
         Returns:
-            ``None`` where there is no file, where it is not known and not read, or while it is being written.
+            ``None`` if the file is missing, unread, or changes while it is read.
         """
-        find = None if unread else lambda: file_digest(file)
-        return self._digest(file, os.fsencode(os.path.abspath(file)), find)
+        compute = None if unread else lambda: file_digest(file)
+        return self._digest(file, os.fsencode(os.path.abspath(file)), compute)
 
     def digest_inside(
         self, file: Path, member: str, read: Callable[[], bytes], unread: bool = False
     ) -> str | None:
-        """SHA-256 of a part of a file; otherwise as :meth:`digest`."""
+        """Return the SHA-256 of a member of a file; otherwise as :meth:`digest`."""
         name = os.fsencode(os.path.abspath(file)) + b"\0" + os.fsencode(member)
-        find = None if unread else lambda: hashlib.sha256(read()).hexdigest()
-        return self._digest(file, name, find)
+        compute = None if unread else lambda: hashlib.sha256(read()).hexdigest()
+        return self._digest(file, name, compute)
 
-    def is_good(self, picture: str) -> bool:
-        """Whether the picture with this key was found good."""
-        return picture in self._good or bool(self._select("SELECT 1 FROM good WHERE picture = ?", picture))
+    def is_good(self, key: str) -> bool:
+        """Whether the image with this key decoded without error."""
+        return key in self._good or bool(self._select("SELECT 1 FROM good WHERE picture = ?", key))
 
-    def add_good(self, picture: str) -> None:
-        """Keep that the picture with this key was found good."""
+    def add_good(self, key: str) -> None:
+        """Record that the image with this key decoded without error."""
         with _LOCK:
-            self._good.add(picture)
+            self._good.add(key)
         self._write_batch()
 
     def write(self) -> None:
-        """Keep on disk what was found since the last time, beside what other runs keep."""
+        """Write the new results to the database."""
         with _LOCK:
             digests, self._digests = self._digests, {}
             good, self._good = self._good, set()
@@ -103,17 +103,16 @@ class DigestCache:
         def insert(database: sqlite3.Connection) -> None:
             with database:
                 database.execute("BEGIN IMMEDIATE")
-                rows = [(path, *found) for path, found in digests.items()]
+                rows = [(path, *entry) for path, entry in digests.items()]
                 database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", rows)
                 database.executemany("INSERT OR IGNORE INTO good VALUES (?)", [(key,) for key in good])
                 for table in ("digests", "good"):
-                    database.execute(
-                        f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?", [_KEPT]
-                    )
+                    last = f"(SELECT max(rowid) FROM {table})"
+                    database.execute(f"DELETE FROM {table} WHERE rowid <= {last} - ?", [_MAX_ROWS])
 
-        self._ask(insert)
+        self._run(insert)
 
-    def _digest(self, file: Path, name: bytes, find: Callable[[], str] | None) -> str | None:
+    def _digest(self, file: Path, name: bytes, compute: Callable[[], str] | None) -> str | None:
         if (stamp := _stamp(file)) is None:
             return None
         known = self._digests.get(name) or next(
@@ -121,9 +120,9 @@ class DigestCache:
         )
         if known and known[0] == stamp:
             return known[1]
-        if find is None:
+        if compute is None:
             return None
-        digest = find()
+        digest = compute()
         if _stamp(file) != stamp:
             return None
         with _LOCK:
@@ -136,9 +135,9 @@ class DigestCache:
             self.write()
 
     def _select(self, query: str, key: str | bytes) -> Sequence[tuple]:
-        return self._ask(lambda database: database.execute(query, [key]).fetchall()) or ()
+        return self._run(lambda database: database.execute(query, [key]).fetchall()) or ()
 
-    def _ask(self, action: Callable[[sqlite3.Connection], Sequence | None]) -> Sequence | None:
+    def _run(self, action: Callable[[sqlite3.Connection], Sequence | None]) -> Sequence | None:
         try:
             with _LOCK:
                 try:
@@ -146,31 +145,31 @@ class DigestCache:
                 except sqlite3.OperationalError:
                     raise
                 except sqlite3.DatabaseError:
-                    self._begin_anew()
+                    self._recreate()
                     return action(self._database())
-        except (OSError, sqlite3.Error) as error:  # a full, read-only or busy home costs time alone
-            logger.info("%s: what is found of images is not kept (%s)", self.path, error)
+        except (OSError, sqlite3.Error) as error:  # a full, read-only or locked disk only costs time
+            logger.info("%s: image digests are not stored (%s)", self.path, error)
             return None
 
     def _database(self) -> sqlite3.Connection:
-        """A connection of this process's own; one that was inherited must be neither used nor closed."""
+        """Return this process's own connection; an inherited one must be neither used nor closed."""
         if (process := os.getpid()) not in self._databases:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # names of files may name patients
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # file names may identify patients
             database = sqlite3.connect(
-                self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False
+                self.path, timeout=_LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
             )
-            # A killed process leaves a journal, from which the next one mends the file. To wait for the
-            # disk too would guard against a lost machine, at milliseconds a write; that damage is found.
+            # After a kill, the next process restores the file from the journal. To sync every write as well
+            # (milliseconds each) would protect against a power cut; SQLite detects that damage.
             database.execute("PRAGMA synchronous = OFF")
             database.executescript(_TABLES)
             self._databases[process] = database
         return self._databases[process]
 
-    def _begin_anew(self) -> None:
-        logger.info("%s is damaged: begun anew", self.path)
+    def _recreate(self) -> None:
+        logger.info("%s is damaged: creating a new one", self.path)
         self._close()
-        for name in (f"{self.path}-journal", self.path):  # its journal would damage the new file
+        for name in (f"{self.path}-journal", self.path):  # the old journal would damage the new file
             Path(name).unlink(missing_ok=True)
 
     def _close(self) -> None:
@@ -179,7 +178,7 @@ class DigestCache:
 
 
 def _stamp(file: Path) -> str | None:
-    """Size, time of change, and time of change of the entry, which no copying tool sets back."""
+    """Return size, mtime and ctime of a file, or ``None``; copying tools may restore mtime, but not ctime."""
     try:
         status = file.stat()
     except (OSError, ValueError):
@@ -188,6 +187,6 @@ def _stamp(file: Path) -> str | None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

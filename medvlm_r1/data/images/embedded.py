@@ -1,7 +1,6 @@
-"""Pictures that are no files of their own: embedded in parquet, or inside an archive.
+"""Images inside Parquet files and zip archives.
 
-All are handles: what travels to a DataLoader worker is where the picture is, and the worker reads and
-decodes that one.
+A handle holds the location of an image; a DataLoader worker reads and decodes that image alone.
 """
 
 import functools
@@ -21,16 +20,16 @@ from PIL import Image
 from medvlm_r1.data.images.decode import ImageFile, decode
 from medvlm_r1.data.sample import BadRowError, ImageHandle
 
-_BATCH = 32  # rows read together: bounds what of a shard is in memory at a time
+_BATCH = 32  # rows in memory at a time
 
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """A picture in a row of a parquet file, as the library ``datasets`` embeds it (struct of bytes, path).
+    """An image in a Parquet file, embedded by the library ``datasets`` as a struct of bytes and path.
 
     Attributes:
-        path, column, row: where it is; rows count from 0.
-        digest: SHA-256 of its bytes, as the file was read first.
+        path, column, row: location of the image; rows are numbered from 0.
+        digest: SHA-256 of its bytes when the file was first read.
     """
 
     path: Path
@@ -43,18 +42,18 @@ class ParquetImage:
         return f"{self.path.as_posix()}/{self.row}/{self.column}"
 
     def load(self) -> Image.Image:
-        """Read the pages up to this row, and decode it as :func:`~medvlm_r1.data.images.decode.decode` does.
+        """Read the pages up to this row, and decode it; see :func:`~medvlm_r1.data.images.decode.decode`.
 
         Raises:
-            BadRowError: the file is gone or damaged, or the bytes are no picture.
+            BadRowError: the file is missing or damaged, or the bytes are no image.
         """
         return decode(io.BytesIO(self.read()), self.name)
 
     def read(self) -> bytes:
-        """The picture as it is stored.
+        """Return the stored bytes.
 
         Raises:
-            BadRowError: the file is gone or damaged.
+            BadRowError: the file is missing or damaged.
         """
         try:
             return self._bytes()
@@ -76,13 +75,13 @@ class ParquetImage:
 
 
 class ParquetRows:
-    """Rows of parquet files with embedded pictures, read in batches.
+    """Reader of Parquet files with embedded images.
 
-    A picture that occurs again, in whatever row or file, is given as its first occurrence, so that equal
-    bytes are one picture and one image group.
+    If an image occurs several times, in any row or file, all rows get the handle of its first occurrence:
+    equal bytes are one image and one image group.
 
     Args:
-        columns: those that hold a picture, or nothing.
+        columns: the columns that hold images; they may be empty in a row.
     """
 
     def __init__(self, columns: Sequence[str]) -> None:
@@ -90,10 +89,10 @@ class ParquetRows:
         self._first: dict[str, ParquetImage] = {}
 
     def read(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and content of every row, with a :class:`ParquetImage` or ``None`` for each picture.
+        """Yield the number and the content of every row, with a :class:`ParquetImage` or ``None`` per image.
 
         Raises:
-            BadRowError: the file is unreadable, or lacks a picture's column.
+            BadRowError: the file is unreadable, or lacks an image column.
         """
         number = 0
         try:
@@ -108,7 +107,7 @@ class ParquetRows:
                         yield number, row
                         number += 1
         except (OSError, pyarrow.ArrowException) as error:
-            raise BadRowError(f"{path} is no readable parquet ({error}): fetch it again") from error
+            raise BadRowError(f"{path} is no readable Parquet file ({error}): fetch it again") from error
 
     def _handle(self, path: Path, column: str, number: int, row: dict[str, Any]) -> ParquetImage | None:
         data = (row[column] or {}).get("bytes")
@@ -120,7 +119,7 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class ZipImage:
-    """A picture inside a zip archive, which need not be unpacked."""
+    """An image inside a zip archive, without unpacking it."""
 
     archive: Path
     member: str
@@ -130,15 +129,15 @@ class ZipImage:
         return f"{self.archive.as_posix()}/{self.member}"
 
     def load(self) -> Image.Image:
-        """Read the member, and decode it as :func:`~medvlm_r1.data.images.decode.decode` does.
+        """Read the member and decode it; see :func:`~medvlm_r1.data.images.decode.decode`.
 
         Raises:
-            BadRowError: archive or member is missing or damaged, or the bytes are no picture.
+            BadRowError: archive or member is missing or damaged, or the bytes are no image.
         """
         return decode(io.BytesIO(self.read()), self.name)
 
     def read(self) -> bytes:
-        """The picture as it is stored.
+        """Return the stored bytes.
 
         Raises:
             BadRowError: archive or member is missing or damaged.
@@ -151,23 +150,23 @@ class ZipImage:
             raise BadRowError(f"image {self.name} cannot be read ({error})") from error
 
 
-# An archive's directory may list 100,000 members: it is read once in each process. A forked worker must
-# not share its parent's open file, whose position both would move.
+# An archive may list 100,000 members, so each process reads the list once. A forked worker must not share its
+# parent's open file: both would move its position.
 @functools.lru_cache(maxsize=8)
 def _opened(archive: Path, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-class PictureFolder:
-    """Where the relative image paths of rows start from: a folder, or an archive of one.
+class ImageStore:
+    """A folder of images, or a zip archive of one, from which the relative paths of rows start.
 
-    An archive may hold the paths as the rows spell them, below one more folder, or without the first one.
+    Paths in an archive may equal those of the rows, have one more parent folder, or lack the first folder.
 
     Args:
         path: the folder or the ``.zip``.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: the path does not exist.
         BadRowError: the archive is damaged.
     """
 
@@ -184,23 +183,23 @@ class PictureFolder:
             self._tops = sorted({name.partition("/")[0] for name in self._members if "/" in name})
 
     def handle(self, relative: str) -> ImageHandle:
-        """The picture at this path; whether it exists shows when it is loaded.
+        """Return a handle of the image at this path, without checking that it exists.
 
         Raises:
-            BadRowError: the path leaves the folder. Links are followed: the hub's cache consists of them.
+            BadRowError: the path leaves the folder. Symbolic links may: the hub's cache consists of them.
         """
         if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
             raise BadRowError(f"image {relative!r} lies outside {self.path}: correct the data file")
         if self._members is None:
             return ImageFile(self.path / relative)
-        places = [relative, *(f"{top}/{relative}" for top in self._tops), relative.partition("/")[2]]
-        return ZipImage(self.path, next((p for p in places if p in self._members), relative))
+        names = [relative, *(f"{top}/{relative}" for top in self._tops), relative.partition("/")[2]]
+        return ZipImage(self.path, next((name for name in names if name in self._members), relative))
 
     @classmethod
-    def among(cls, *places: Path) -> "PictureFolder":
-        """The first of these that exists.
+    def among(cls, *paths: Path) -> "ImageStore":
+        """Open the first path that exists.
 
         Raises:
-            FileNotFoundError: none does.
+            FileNotFoundError: none of them exists.
         """
-        return cls(next((place for place in places if place.exists()), places[0]))
+        return cls(next((path for path in paths if path.exists()), paths[0]))

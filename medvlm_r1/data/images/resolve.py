@@ -1,4 +1,4 @@
-"""What a row gives as ``image``, turned into handles: a path, or an object with a path and settings."""
+"""Resolve a row's ``image`` entry, a path or an object with a path and settings, to image handles."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from medvlm_r1.data.images.nifti import SUFFIXES, NiftiImage
 from medvlm_r1.data.images.volume import Volumes, picks, require
 from medvlm_r1.data.sample import BadRowError, ImageHandle
 
-# What a row may set, by format. Whether patients may be named is for the whole run to say.
+# Settings that a row may have, by format; ``allow_identifying`` is a setting of the whole run.
 _SETTINGS = {
     "DICOM": ("slice", "slices", "window"),
     "NIfTI": ("slice", "slices", "plane", "volume", "range", "percentiles"),
@@ -26,14 +26,13 @@ _SETTINGS = {
 
 
 class ImageRoot:
-    """A folder of images.
+    """A folder that the image paths of a data file start from, and may not leave.
 
     Args:
-        folder: image paths start here.
-        follow_links: also take what lies outside ``folder``, by ``..``, an absolute path or a symbolic link.
-            A data file comes from somebody else: by default it cannot name other files of this machine.
+        folder: the folder.
+        follow_links: accept images outside ``folder``, reached by ``..``, an absolute path or a link.
         key: the setting that names the folder, for messages.
-        volumes: how DICOM and NIfTI files are shown where an entry does not say otherwise.
+        volumes: how DICOM and NIfTI files are shown where an entry does not set it.
     """
 
     def __init__(
@@ -47,17 +46,17 @@ class ImageRoot:
         self.volumes = volumes or Volumes()
         self._real, self._absolute = os.path.realpath(folder), os.path.abspath(folder)
         self._parents: dict[str, str] = {}
-        # Many questions may show one image.
+        # caches, since many questions may show one image
         self._identities: dict[str, str] = {}
         self._handles: dict[str, tuple[ImageHandle, ...]] = {}
 
     def images(self, entry: Any) -> tuple[ImageHandle, ...]:
-        """The pictures of one entry, a path or an object; see :func:`image_handles`.
+        """Return the images of an entry, a path or an object; see :func:`image_handles`.
 
-        Whether a picture exists is not asked here.
+        Does not check that the files exist.
 
         Raises:
-            BadRowError: a path holds a NUL character or leaves the folder; a setting cannot be.
+            BadRowError: a path contains a NUL character or leaves the folder, or a setting is invalid.
         """
         self.identity(entry)
         if not isinstance(entry, str):
@@ -67,25 +66,25 @@ class ImageRoot:
         return self._handles[entry]
 
     def identity(self, entry: Any) -> str:
-        """Its file name with a mark of its place: folders may each have an ``images/1.png`` of their own.
+        """Return the file name and a hash of the real path: two folders may both have an ``images/1.png``.
 
         Raises:
-            BadRowError: the path holds a NUL character, or leaves the folder.
+            BadRowError: the path contains a NUL character, or leaves the folder.
         """
         path = entry_path(entry)
         if path not in self._identities:
-            self._identities[path] = self._look(path)
+            self._identities[path] = self._checked_identity(path)
         return self._identities[path]
 
-    def _look(self, path: str) -> str:
+    def _checked_identity(self, path: str) -> str:
         if "\0" in path:
             raise BadRowError(f"image {path!r} holds a NUL character: correct the file's name")
         if not path.isprintable() and any("\ud800" <= c <= "\udfff" for c in path):
             raise BadRowError(f"image {path!r} holds an unpaired surrogate: correct the file's name")
         file = self.folder / path
-        real = self._really(file)
+        real = self._real_path(file)
         if not self.follow_links:
-            remedy = "data.rows.follow_links=true takes it nevertheless, if you trust the data file"
+            remedy = "if you trust the data file, set data.rows.follow_links=true"
             if not _inside(os.path.abspath(file), self._absolute):
                 raise BadRowError(
                     f"image {path!r} lies outside the folder that image paths start from, {self.folder}: set "
@@ -94,12 +93,12 @@ class ImageRoot:
             if not _inside(real, self._real):
                 raise BadRowError(
                     f"image {path!r} is a symbolic link out of the folder {self.folder}, to {real}: copy the "
-                    f"images, or set {self.key} to the folder they are really in; {remedy}"
+                    f"images, or set {self.key} to their real folder; {remedy}"
                 )
         return f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
 
-    def _really(self, file: Path) -> str:
-        """Its path without links; those of its folder are followed once."""
+    def _real_path(self, file: Path) -> str:
+        """Return the path without symbolic links; those of its folder are cached."""
         if file.name in ("", "..") or os.path.islink(file):
             return os.path.realpath(file)
         parent, name = os.path.split(file)
@@ -113,10 +112,10 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def entry_path(entry: Any) -> str:
-    """The path of one entry.
+    """Return the path of an entry.
 
     Raises:
-        BadRowError: there is none.
+        BadRowError: the entry has no path.
     """
     path = entry.get("path") if isinstance(entry, dict) else entry
     if not isinstance(path, str) or not path:
@@ -125,29 +124,30 @@ def entry_path(entry: Any) -> str:
 
 
 def with_settings(entry: Any, slice: Any, window: Any) -> Any:
-    """An entry with what other columns of its row set; what it sets itself stays.
+    """Add the slice and window columns of a row to its image entry; the entry's own settings take precedence.
 
     Args:
         entry: a path, or an object with ``path`` and settings.
-        slice: an index from 0, or any other value of ``slices``; empty sets nothing. Numbers and lists may be
-            written as text, as CSV has them.
+        slice: an index from 0, or another value of ``slices``; empty sets nothing. Numbers and lists may be
+            text, as in CSV.
         window: a name, or centre and width; empty sets nothing.
     """
-    slice, window = _written(slice), _written(window)
+    slice, window = _parsed(slice), _parsed(window)
     index = isinstance(slice, int) and not isinstance(slice, bool)
-    given = {"slice": slice} if index else {"slices": slice}
-    given = {key: value for key, value in {**given, "window": window}.items() if value not in (None, "", [])}
-    if not given:
+    settings = {"slice": slice} if index else {"slices": slice}
+    settings |= {"window": window}
+    settings = {key: value for key, value in settings.items() if value not in (None, "", [])}
+    if not settings:
         return entry
     own = entry if isinstance(entry, dict) else {"path": entry}
     if own.keys() & {"slice", "slices"}:
-        given = {key: value for key, value in given.items() if key == "window"}
-    return {**given, **own}
+        settings = {key: value for key, value in settings.items() if key == "window"}
+    return {**settings, **own}
 
 
-def _written(value: Any) -> Any:
+def _parsed(value: Any) -> Any:
     if isinstance(value, list):
-        return [_written(part) for part in value]
+        return [_parsed(part) for part in value]
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -157,28 +157,28 @@ def _written(value: Any) -> Any:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file that nobody named is an image: by its suffix, or as DICOM by its magic."""
+    """Whether a file of a folder is an image, by its suffix, or by DICOM's magic number."""
     return _kind(path) != "picture" or path.suffix.lower() in Image.registered_extensions()
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether a file would be read as DICOM."""
+    """Whether :func:`image_handles` reads a file as DICOM."""
     return _kind(path) == "DICOM"
 
 
 def image_handles(entry: Any, folder: Path, volumes: Volumes) -> Iterator[ImageHandle]:
-    """The pictures of one entry, in order; several where several slices are asked for.
+    """Yield the images of an entry, in order; several if it selects several slices.
 
-    DICOM goes by the suffixes ``.dcm`` and ``.dicom``, by being a folder, or, behind a suffix that is no
-    picture's, by its magic; NIfTI by ``.nii`` and ``.nii.gz``.
+    DICOM: folders, the suffixes ``.dcm`` and ``.dicom``, and files with DICOM's magic number and no image
+    suffix. NIfTI: ``.nii`` and ``.nii.gz``.
 
     Args:
         entry: a path, or an object with ``path`` and settings of :class:`Volumes`; ``slice`` is one index.
-        folder: where paths start from.
-        volumes: what holds where the entry sets nothing.
+        folder: folder that paths start from.
+        volumes: settings where the entry has none.
 
     Raises:
-        BadRowError: a setting is unknown or cannot be; the message names value and remedy.
+        BadRowError: a setting is unknown or invalid; the message names value and remedy.
         ValueError: the package that reads the format is not installed.
     """
     path = folder / entry_path(entry)
@@ -220,5 +220,5 @@ def _kind(path: Path) -> str:
     try:
         known = path.suffix.lower() in Image.registered_extensions()
         return "DICOM" if not known and path.is_file() and is_dicom(path) else "picture"
-    except OSError:  # told when the picture is decoded, as of any other file
+    except OSError:  # load() reports it, as for any other file
         return "picture"

@@ -1,4 +1,4 @@
-"""Checks on pictures that a source makes once, before training: do they decode, and which are the same."""
+"""Decode every image once before training, and remember the valid ones for later runs."""
 
 import os
 from collections.abc import Sequence
@@ -9,24 +9,20 @@ from medvlm_r1.data.images.digest_cache import DigestCache
 from medvlm_r1.data.sample import BadRowError, ImageHandle, VQASample
 from medvlm_r1.runs.progress import track
 
-_WIDEST = 200  # ratio of sides at which Qwen2-VL's image processor gives up
-WORTH_KEEPING = 200  # pictures; fewer are decoded before a reader would notice
+_MAX_ASPECT_RATIO = 200  # limit of Qwen2-VL's image processor
+WORTH_KEEPING = 200  # images; fewer are decoded at once, and the results are not stored
 
 
-def check_images(samples: Sequence[VQASample], workers: int | None = None) -> list[tuple[VQASample, str]]:
-    """Decode every picture fully, each one once however many questions show it.
+def check_images(samples: Sequence[VQASample]) -> list[tuple[VQASample, str]]:
+    """Decode every image, each one once, however many questions show it.
 
-    A picture whose file was found good by an earlier run and has not changed since is not decoded again.
-
-    Args:
-        samples: the questions whose pictures are decoded.
-        workers: threads; Pillow's decoders release the interpreter lock. Default: one per core, at most 8.
+    Skips images that an earlier run decoded and that have not changed since.
 
     Returns:
-        The samples with a picture that does not decode, in order, each with the reason.
+        The samples with an undecodable image, in order, each with the reason.
     """
-    pictures = {handle.name: handle for sample in samples for handle in sample.images}
-    faults = _faults(pictures, workers or min(8, os.cpu_count() or 1))
+    handles = {handle.name: handle for sample in samples for handle in sample.images}
+    faults = _faults(handles)
     return [
         (sample, next(faults[handle.name] for handle in sample.images if handle.name in faults))
         for sample in samples
@@ -34,27 +30,28 @@ def check_images(samples: Sequence[VQASample], workers: int | None = None) -> li
     ]
 
 
-def _faults(pictures: dict[str, ImageHandle], workers: int) -> dict[str, str]:
-    if len(pictures) < WORTH_KEEPING:
+def _faults(handles: dict[str, ImageHandle]) -> dict[str, str]:
+    workers = min(8, os.cpu_count() or 1)  # threads: Pillow's decoders release the interpreter lock
+    if len(handles) < WORTH_KEEPING:
         with ThreadPoolExecutor(workers) as pool:
-            reasons = zip(pictures, pool.map(_fault, pictures.values()), strict=True)
+            reasons = zip(handles, pool.map(_fault, handles.values()), strict=True)
             return {name: reason for name, reason in reasons if reason}
     with DigestCache() as known, ThreadPoolExecutor(workers) as pool:
-        # What is known is looked up in this thread alone: the lookups of several would wait for each other.
-        found = track(pictures.items(), "Looking for changed images", len(pictures))
-        new = {name: handle for name, handle in found if not _was_good(handle, known)}
-        judged = pool.map(lambda handle: _fault_now(handle, known), new.values())
-        reasons = zip(new, track(judged, "Checking images", len(new)), strict=True)
+        # One thread looks up the known images; several would wait for each other.
+        items = track(handles.items(), "Looking for changed images", len(handles))
+        new = {name: handle for name, handle in items if not _is_known_good(handle, known)}
+        checks = pool.map(lambda handle: _check(handle, known), new.values())
+        reasons = zip(new, track(checks, "Checking images", len(new)), strict=True)
         return {name: reason for name, reason in reasons if reason}
 
 
-def _was_good(handle: ImageHandle, known: DigestCache) -> bool:
+def _is_known_good(handle: ImageHandle, known: DigestCache) -> bool:
     key = image_key(handle, known, unread=True)
     return key is not None and known.is_good(key)
 
 
-def _fault_now(handle: ImageHandle, known: DigestCache) -> str | None:
-    """The fault of a picture, decoded only where it was not found good before. What is damaged is mended."""
+def _check(handle: ImageHandle, known: DigestCache) -> str | None:
+    """Return the fault of an image, if any; decode it unless its content is known to be good."""
     try:
         key = image_key(handle, known)
     except BadRowError as error:
@@ -62,7 +59,7 @@ def _fault_now(handle: ImageHandle, known: DigestCache) -> str | None:
     if key and known.is_good(key):
         return None
     reason = _fault(handle)
-    if key and not reason and image_key(handle, known) == key:  # it may have changed meanwhile
+    if key and not reason and image_key(handle, known) == key:  # it may have changed in between
         known.add_good(key)
     return reason
 
@@ -74,6 +71,6 @@ def _fault(handle: ImageHandle) -> str | None:
         return str(error)
     except Exception as error:  # damaged headers make Pillow raise more than OSError (bombs, ValueError)
         return f"image {handle.name} cannot be decoded ({error})"
-    if max(width, height) > _WIDEST * min(width, height):
+    if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
         return f"image {handle.name} is {width} x {height} pixels, too narrow for the model: crop it"
     return None

@@ -1,7 +1,4 @@
-"""Files that hold more than one slice: which slices a question shows, and how values become grey.
-
-What DICOM and NIfTI share; each file format has a file of its own.
-"""
+"""Slices, windows and grey values of DICOM and NIfTI files."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -14,12 +11,12 @@ from PIL import Image
 
 from medvlm_r1.data.sample import BadRowError
 
-MAX_SLICE = 2**26  # pixels of one slice, 8192 x 8192; the largest mammograms have half of that
-MAX_VOLUME = 2**29  # voxels of one file or series, 2048 slices of 512 x 512
-MONTAGE = 9  # slices of a montage: three by three are still some 200 pixels a side for the models here
+MAX_SLICE = 2**26  # pixels per slice, 8192 x 8192; the largest mammograms have half as many
+MAX_VOLUME = 2**29  # voxels per file or series, 2048 slices of 512 x 512
+MONTAGE = 9  # slices of a montage, 3 x 3: each still has about 200 pixels a side for the models here
 PLANES = ("axial", "coronal", "sagittal")
 
-# One index from 0; part k of n, the middle slice of the k-th of n equal parts; or the grid.
+# An index from 0; (k, n): the middle slice of the k-th of n equal parts; or a grid of slices.
 Pick = int | tuple[int, int] | Literal["montage"]
 MIDDLE: Pick = (0, 1)
 
@@ -36,22 +33,22 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Volumes:
-    """How DICOM and NIfTI files are shown where a row does not say otherwise.
+    """How DICOM and NIfTI files are shown where a row does not set it.
 
     Attributes:
-        slices: ``middle``; ``montage``, nine evenly spaced slices in one picture; a number of evenly
-            spaced slices, each a picture of its own; or a list of indices from 0, likewise.
-        window: of DICOM: ``None`` is the file's own; ``lung``, ``bone``, ``brain``, ``abdomen`` or
-            ``mediastinum``, for CT alone; or centre and width in the file's rescaled units (HU in CT).
-        allow_identifying: read DICOM files that name their patient or say that they have text burned in.
-        plane: of NIfTI: ``axial``, ``coronal`` or ``sagittal``.
-        volume: of a NIfTI file with four dimensions, the index in the fourth, from 0.
-        range: of NIfTI: the values that become black and white, in the file's units.
-        percentiles: of NIfTI, instead of ``range``: the same in percent of the volume's voxels. With
-            neither, black is the volume's smallest and white its largest value.
+        slices: ``middle``; ``montage``, nine evenly spaced slices in one image; a number of evenly spaced
+            slices, one image each; or a list of indices from 0, one image each.
+        window: DICOM: ``None`` is the file's own window; ``lung``, ``bone``, ``brain``, ``abdomen`` or
+            ``mediastinum``, for CT only; or centre and width in rescaled units (HU in CT).
+        allow_identifying: read DICOM files that identify a patient or have burned-in text.
+        plane: NIfTI: ``axial``, ``coronal`` or ``sagittal``.
+        volume: NIfTI with four dimensions: index in the fourth, from 0.
+        range: NIfTI: the values shown black and white, in the file's units.
+        percentiles: NIfTI, instead of ``range``: the same in percent of the volume's voxels. With neither,
+            black is the volume's minimum and white its maximum.
 
     Raises:
-        ValueError: a setting that cannot be.
+        ValueError: a setting is invalid.
     """
 
     slices: str | int | Sequence[int] = "middle"
@@ -66,7 +63,7 @@ class Volumes:
         for key in ("slices", "window", "range", "percentiles"):
             value = getattr(self, key)
             if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, key, tuple(value))  # Hydra's lists neither hash nor pickle small
+                object.__setattr__(self, key, tuple(value))  # Hydra's lists are not hashable
         picks(self.slices)
         window = self.window
         if window is not None and not (isinstance(window, str) and window in CT_WINDOWS):
@@ -86,9 +83,9 @@ class Volumes:
             if pair is not None and not (_pair(pair) and pair[0] < pair[1]):
                 raise ValueError(f"{key} is {pair!r}: give [low, high]")
         if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError(f"percentiles is {self.percentiles!r}: they lie between 0 and 100")
+            raise ValueError(f"percentiles is {self.percentiles!r}: give numbers between 0 and 100")
         if self.range and self.percentiles:
-            raise ValueError("range and percentiles are both given: give one")
+            raise ValueError("range and percentiles are both set: set one of them")
 
 
 def _index(value: object) -> bool:
@@ -104,10 +101,10 @@ def _pair(value: object) -> bool:
 
 
 def picks(slices: str | int | Sequence[int]) -> tuple[Pick, ...]:
-    """What each picture of one file shows; see :class:`Volumes`.
+    """Convert :attr:`Volumes.slices` to one pick per image.
 
     Raises:
-        ValueError: ``slices`` is nothing of the kind.
+        ValueError: ``slices`` is invalid.
     """
     if slices == "middle":
         return (MIDDLE,)
@@ -121,53 +118,53 @@ def picks(slices: str | int | Sequence[int]) -> tuple[Pick, ...]:
 
 
 def indices(pick: Pick, depth: int) -> list[int]:
-    """The slices of one picture, among ``depth`` of them.
+    """Return the slice indices of one image, from a file with ``depth`` slices.
 
-    The k-th of n evenly spaced slices is the middle one of the k-th of n equal parts, so that the first
-    and last slices, which often show nothing, are passed over.
+    The k-th of n evenly spaced slices is the middle of the k-th of n equal parts; so the first and last
+    slices, which often show nothing, are not used.
 
     Raises:
-        BadRowError: there are too few slices; the message lacks the file.
+        BadRowError: there are too few slices; the caller adds the file.
     """
     if pick == "montage":
         count = min(MONTAGE, depth)
         return [(2 * k + 1) * depth // (2 * count) for k in range(count)]
     if isinstance(pick, int):
         if pick >= depth:
-            raise BadRowError(f"has slices 0 to {depth - 1}, but {pick} is asked for: give another index")
+            raise BadRowError(f"has slices 0 to {depth - 1}, not {pick}: give another index")
         return [pick]
     part, count = pick
     if count > depth:
-        raise BadRowError(f"has {depth} slices, but {count} are asked for: set slices for this row")
+        raise BadRowError(f"has {depth} slices, fewer than {count}: set slices for this row")
     return [(2 * part + 1) * depth // (2 * count)]
 
 
 def label(path: str, pick: Pick, *settings: str) -> str:
-    """Stable identity of a picture: the path as given, and what differs from the default."""
-    named = {MIDDLE: [], "montage": ["montage"]}
+    """Return a stable image name: the path, and the settings that differ from the default."""
+    fixed = {MIDDLE: [], "montage": ["montage"]}
     part = f"{pick[0] + 1}of{pick[1]}" if isinstance(pick, tuple) else pick
-    parts = [*named.get(pick, [f"slice={part}"]), *settings]
+    parts = [*fixed.get(pick, [f"slice={part}"]), *settings]
     return f"{path}#{'&'.join(parts)}" if parts else path
 
 
 def grey(values: Real[np.ndarray, "height width"], low: float, high: float) -> Image.Image:
-    """Eight bits: ``low`` and all below is 0, ``high`` and all above 255, linear between, rounded.
+    """Scale to 8 bits: values up to ``low`` are 0, from ``high`` on 255, linear in between, rounded.
 
-    What is no number is black, and so is all where ``low`` is ``high``.
+    NaN is black; if ``low`` equals ``high``, everything is black.
     """
-    known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
-    scaled = (known - low) / ((high - low) or 1.0)
+    finite = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scaled = (finite - low) / ((high - low) or 1.0)
     return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def in_proportion(picture: Image.Image, row_spacing: float, column_spacing: float) -> Image.Image:
-    """Stretch a picture whose pixels are not square to the finer of its spacings.
+    """Resample an image with non-square pixels to the finer of its two spacings.
 
     Args:
-        row_spacing, column_spacing: mm between the centres of rows, and of columns (any common unit).
+        row_spacing, column_spacing: distance between the centres of rows, and of columns, in mm.
 
     Raises:
-        BadRowError: the result would be beyond the limit of a slice; the message lacks the file.
+        BadRowError: the result would exceed :data:`MAX_SLICE` pixels; the caller adds the file.
     """
     ratio = row_spacing / column_spacing if row_spacing > 0 and column_spacing > 0 else 1.0
     if abs(ratio - 1) < 0.01:
@@ -175,12 +172,12 @@ def in_proportion(picture: Image.Image, row_spacing: float, column_spacing: floa
     width, height = picture.size
     size = (width, round(height * ratio)) if ratio > 1 else (round(width / ratio), height)
     if size[0] * size[1] > MAX_SLICE:
-        raise BadRowError(f"has pixels of {row_spacing:g} x {column_spacing:g} mm: mend its spacing")
+        raise BadRowError(f"has pixels of {row_spacing:g} x {column_spacing:g} mm: correct its spacing")
     return picture.resize(size, Image.Resampling.BILINEAR)
 
 
 def montage(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures in a grid, row by row, as square as their number allows; empty cells are black."""
+    """Arrange images in a grid, row by row, as square as possible; empty cells are black."""
     columns = int(np.ceil(len(pictures) ** 0.5))
     rows = -(-len(pictures) // columns)
     width, height = (max(side) for side in zip(*(p.size for p in pictures), strict=True))
@@ -191,24 +188,25 @@ def montage(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def check_size(height: int, width: int, depth: int) -> None:
-    """Refuse what would fill the memory, by the header alone.
+    """Check the size in the header, before a large image fills the memory.
 
     Raises:
-        BadRowError: the message lacks the file.
+        BadRowError: the size is 0 or above a limit; the caller adds the file.
     """
     if min(height, width, depth) < 1:
         raise BadRowError(f"has {height} x {width} pixels and {depth} slices: give a file with an image")
     if height * width > MAX_SLICE or height * width * depth > MAX_VOLUME:
         raise BadRowError(
             f"declares {height} x {width} pixels and {depth} slices, above the limit of {MAX_SLICE} pixels a "
-            f"slice and {MAX_VOLUME} in all: crop it, or part it"
+            f"slice and {MAX_VOLUME} in all: crop or split it"
         )
 
 
 def require(package: str, extra: str) -> None:
-    """
+    """Check that an optional package is installed.
+
     Raises:
-        ValueError: the package is not installed; the message names the extra that brings it.
+        ValueError: it is missing; the message names the extra that installs it.
     """
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"the data has {extra.upper()} files: pip install 'medvlm_r1[{extra}]'")

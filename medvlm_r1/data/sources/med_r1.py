@@ -18,7 +18,7 @@ from medvlm_r1.data.formats.mcq_row import modality_of, read_row
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.embedded import PictureFolder
+from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.published_set import PublishedSet
@@ -66,7 +66,7 @@ def med_r1(
         for part, known in files.items():
             if name not in known and (part == "test" or name == domain):
                 raise ValueError(f"{folder / part} has no domain {name!r}: it has {', '.join(known)}")
-    source = PictureFolder(images)
+    source = ImageStore(images)
     parts = {
         name: read_file(files["test"][name], name, by, source, "test", settings.rows)
         for name in (tests or files["test"])
@@ -101,7 +101,7 @@ def task_of(question_type: str) -> str:
 
 
 def read_file(
-    path: Path, domain: str, by: str, images: PictureFolder, part: str, rows: RowPolicy = STRICT
+    path: Path, domain: str, by: str, images: ImageStore, part: str, rows: RowPolicy = STRICT
 ) -> ParsedRows:
     """Read the questions of one file.
 

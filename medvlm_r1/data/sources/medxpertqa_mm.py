@@ -9,7 +9,7 @@ from typing import Any
 
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.embedded import PictureFolder
+from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
 from medvlm_r1.data.sources.fields import text_of
 from medvlm_r1.data.sources.locate import need_files
@@ -34,7 +34,7 @@ def medxpertqa_mm(**shared: Any) -> Questions:
     """
     settings = PublishedSet(**shared)
     folder = settings.find(HUB_ID, ["MM/dev.jsonl", "MM/test.jsonl", "images.zip"])
-    images = PictureFolder.among(folder / "images", folder / "images.zip")
+    images = ImageStore.among(folder / "images", folder / "images.zip")
 
     def parse(row: Any, id: str) -> VQASample:
         question, names = text_of(row, "question"), row.get("images")

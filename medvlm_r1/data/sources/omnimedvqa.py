@@ -16,7 +16,7 @@ from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.embedded import PictureFolder
+from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.fields import letter_of, text_of
 from medvlm_r1.data.sources.med_r1 import task_of
@@ -63,7 +63,7 @@ def omnimedvqa(
         raise ValueError(f"data.by is {by!r}: use 'modality' or 'question_type'")
     settings = PublishedSet(**shared)
     place = _unpacked_or_archive(settings.find(HUB_ID, [ARCHIVE]))
-    paths, source = _question_files(place, access), PictureFolder(images or place)
+    paths, source = _question_files(place, access), ImageStore(images or place)
     rows = concatenate(_read(path, source, settings.rows) for path in paths)
     filters = {"modality": modalities, "question_type": question_types}
     for key, names in filters.items():
@@ -118,7 +118,7 @@ def _question_files(place: Path, access: Sequence[str]) -> list[Any]:
     return [file for file in files if file.name.endswith(".json")]
 
 
-def _read(path: Any, images: PictureFolder, rows: RowPolicy) -> ParsedRows:
+def _read(path: Any, images: ImageStore, rows: RowPolicy) -> ParsedRows:
     def parse(row: Any, id: str) -> VQASample:
         question, image = text_of(row, "question"), text_of(row, "image_path")
         options = (row.get(f"option_{letter}") for letter in "ABCD")

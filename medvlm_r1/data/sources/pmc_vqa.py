@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
-from medvlm_r1.data.images.embedded import PictureFolder
+from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.fields import letter_of, text_of
 from medvlm_r1.data.sources.locate import need_files
@@ -44,7 +44,7 @@ def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Q
     folder = settings.find(HUB_ID, [f"train{end}.csv", f"test{end}.csv", f"images{end}.zip"])
     # version 2's archive unpacks to figures/
     tops = ["images"] if version == 1 else ["images_2", "figures"]
-    images = PictureFolder.among(*(folder / top for top in tops), folder / f"images{end}.zip")
+    images = ImageStore.among(*(folder / top for top in tops), folder / f"images{end}.zip")
 
     def parse(row: dict[str, str], id: str) -> VQASample:
         options = tuple(_option(text_of(row, f"choice{a.lower()}"), a) for a in "ABCD")

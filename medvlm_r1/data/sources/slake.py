@@ -9,7 +9,7 @@ from typing import Any, Literal
 from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
 from medvlm_r1.data.formats.rows import read_json
-from medvlm_r1.data.images.embedded import PictureFolder
+from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.fields import YES_NO, includes, text_of, yes_no_letter
 from medvlm_r1.data.sources.locate import need_files
@@ -41,7 +41,7 @@ def slake(
     """
     settings = PublishedSet(**shared)
     folder = settings.find(HUB_ID, ["train.json", "validation.json", "test.json", "imgs.zip"])
-    images = PictureFolder.among(folder / "imgs", folder / "imgs.zip")
+    images = ImageStore.among(folder / "imgs", folder / "imgs.zip")
 
     def parse(row: Any, id: str) -> VQASample | None:
         if text_of(row, "q_lang") != "en":

@@ -241,7 +241,7 @@ def test_unknown_policy_for_bad_rows(folder):
 
 def test_image_checks(folder):
     samples = McqJson(write(folder, [row(0), row(0), row(1)]))
-    assert check_images(samples, workers=2) == []
+    assert check_images(samples) == []
     (folder / "images/0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert [(s.id, "0.png cannot be decoded" in why) for s, why in check_images(samples)] == [
         ("mine-0", True),

@@ -299,7 +299,7 @@ class TestVolumes:
             ({"at": "two"}, r"0\.dcm: slices is 'two': use middle, montage"),
             ({"at": 1.5}, r"0\.dcm: slices is 1\.5: use middle"),
             ({"at": -1}, r"0\.dcm: slices is \(-1,\): use middle"),
-            ({"at": 2}, r"0\.dcm has slices 0 to 1, but 2 is asked for"),
+            ({"at": 2}, r"0\.dcm has slices 0 to 1, not 2"),
             ({"hu": "lungs"}, r"0\.dcm: window is 'lungs': use lung, "),
             ({"image": "t1.nii.gz", "hu": "lung"}, r"'window', which a NIfTI file does not take"),
             (

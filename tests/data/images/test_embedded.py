@@ -6,7 +6,7 @@ import published
 import pyarrow.parquet
 import pytest
 
-from medvlm_r1.data.images.embedded import ParquetImage, PictureFolder
+from medvlm_r1.data.images.embedded import ImageStore, ParquetImage
 from medvlm_r1.data.sample import BadRowError
 
 
@@ -28,19 +28,19 @@ def test_embedded_pictures_travel_as_places(tmp_path):
 @pytest.mark.parametrize("inside", ["images/", "", "set/images/"])
 def test_paths_inside_an_archive(tmp_path, inside):
     published.write_zip(tmp_path / "images.zip", [f"{inside}{i}.png" for i in range(3)])
-    handle = PictureFolder(tmp_path / "images.zip").handle("images/2.png")
+    handle = ImageStore(tmp_path / "images.zip").handle("images/2.png")
     assert handle.load().tobytes() == published.picture(2).convert("RGB").tobytes()
     with pytest.raises(BadRowError, match=r"images/7\.png does not exist"):
-        PictureFolder(tmp_path / "images.zip").handle("images/7.png").load()
+        ImageStore(tmp_path / "images.zip").handle("images/7.png").load()
 
 
 def test_a_damaged_archive_is_named(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK cut short")
     with pytest.raises(BadRowError, match=r"is damaged .*fetch it again"):
-        PictureFolder(tmp_path / "images.zip")
+        ImageStore(tmp_path / "images.zip")
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "images/../../secret.png"])
 def test_a_path_that_leaves_the_folder_is_refused(path, tmp_path):
     with pytest.raises(BadRowError, match="lies outside"):
-        PictureFolder(tmp_path).handle(path)
+        ImageStore(tmp_path).handle(path)

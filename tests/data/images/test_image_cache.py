@@ -218,10 +218,10 @@ class TestKeys:
         handle = saved(noise(90, 90), scans / "a.png")
         cache.get(handle, SIZE, handle.load)
         monkeypatch.setattr(content_key.metadata, "version", lambda package: "another")
-        content_key._rules.cache_clear()
+        content_key._versions.cache_clear()
         with pytest.raises(AssertionError, match="made again"):
             kept(cache, handle)
-        content_key._rules.cache_clear()
+        content_key._versions.cache_clear()
 
     def test_a_file_that_changes_while_it_is_decoded_is_not_kept(self, scans, cache):
         handle = saved(noise(90, 90), scans / "a.png")

@@ -20,7 +20,7 @@ from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.data.datamodule import VQADataModule
-from medvlm_r1.data.images.embedded import ParquetImage, PictureFolder, ZipImage
+from medvlm_r1.data.images.embedded import ImageStore, ParquetImage, ZipImage
 from medvlm_r1.data.perturbation import Perturbation
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.med_r1 import med_r1, read_file
@@ -145,7 +145,7 @@ def test_real_med_r1(domain, tmp_path):
     for part in ("train", "test"):
         path = folder / f"med_r1_{domain}_{part}.json"
         rows = json.loads(path.read_text())
-        table = read_file(path, domain, "modality", PictureFolder(tmp_path), part)
+        table = read_file(path, domain, "modality", ImageStore(tmp_path), part)
         assert len(table.samples) == len(rows)
         for sample, row in zip(table.samples, rows, strict=True):
             written = [f"{a}){text}" for a, text in zip(sample.letters, sample.options, strict=True)]
