@@ -21,6 +21,7 @@ from medvlm_r1.report.tables.table import (
     as_markdown,
     as_rich,
     difference_table,
+    escape_markdown,
     fairness_lines,
     table_console,
 )
@@ -83,10 +84,11 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
     paths[0].write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     tables = [accuracy_table(c), difference_table(c) if c.differences else None, control_table(c)]
     tables = [table for table in tables if table]
-    parts = [headline(c), caveat(c), *map(as_markdown, tables)]
+    parts = [escape_markdown(headline(c)), caveat(c), *map(as_markdown, tables)]
     for fairness in c.fairness:
-        parts.append("### Fairness\n\n" + "\n".join(f"- {line.strip()}" for line in fairness_lines(fairness)))
-    parts += [f"Unfinished, left out: {folder}" for folder in c.unfinished]
+        lines = "\n".join(f"- {escape_markdown(line)}" for line in fairness_lines(fairness))
+        parts.append(f"### Fairness\n\n{lines}")
+    parts += [f"Unfinished, left out: {escape_markdown(str(folder))}" for folder in c.unfinished]
     parts.append(f"Made by `{command}`")
     paths[1].write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     paths[2].write_text(f"% made by {command}\n{as_latex(tables, 'comparison')}", encoding="utf-8")

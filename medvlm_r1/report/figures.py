@@ -139,7 +139,7 @@ def comparison_figure(c: Comparison, path: Path) -> Path:
         for k, axes in enumerate(figure.subplots(1, len(scopes), sharex=True, squeeze=False)[0]):
             _dots(axes, c, scopes[k], PRINT, values=False)
             name = set_name(scopes[k]) + (" (in domain)" if scopes[k] in c.in_domain else "")
-            axes.set_title(name, loc="left", fontsize=10, color=PRINT.ink)
+            axes.set_title(literal(name), loc="left", fontsize=10, color=PRINT.ink)
             if k:
                 axes.set_yticklabels([])
         caption = "accuracy in percent with 95 % interval; dotted: chance"
@@ -221,8 +221,13 @@ def _curves(axes: Axes, groups: Sequence[RunGroup], metric: str, number: dict[st
     axes.set_xlabel("optimiser step", fontsize=8.5, color=PAGE.muted)
 
 
+def literal(text: str) -> str:
+    """Escape dollar signs: matplotlib takes text between two of them for a formula."""
+    return text.replace("$", r"\$")
+
+
 def _wrap(label: str) -> str:
-    return textwrap.fill(label, 22)
+    return literal(textwrap.fill(label, 22))
 
 
 def remove_frame(axes: Axes, palette: Palette) -> None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.report.comparison import LEVEL
-from medvlm_r1.report.figures import PAGE, PRINT, Palette, svg
+from medvlm_r1.report.figures import PAGE, PRINT, Palette, literal, svg
 from medvlm_r1.report.matrix.cells import UNTRAINED, Change, Matrices, Matrix, MatrixCell
 from medvlm_r1.report.page.audit import marks
 from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, set_name, span
@@ -139,7 +139,7 @@ def _figure(matrices: Sequence[Matrix], palette: Palette) -> Figure:
     for axes, matrix in zip(panels, matrices, strict=True):
         _heat_map(axes, matrix, names, palette)
     panels[0].invert_yaxis()
-    panels[0].set_yticks([y + 0.5 for y in range(len(names))], [set_name(name) for name in names])
+    panels[0].set_yticks([y + 0.5 for y in range(len(names))], [literal(set_name(name)) for name in names])
     panels[0].set_ylabel("trained on", color=palette.muted, fontsize=9)
     return figure
 
@@ -152,8 +152,8 @@ def _heat_map(axes: Axes, matrix: Matrix, names: Sequence[str], palette: Palette
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
             _annotate(axes, cell, x + 0.5, y + 0.5)
-    axes.set_title(matrix.label, loc="left", fontsize=10, color=palette.ink)
-    tests = [set_name(test) for test in matrix.test_sets]
+    axes.set_title(literal(matrix.label), loc="left", fontsize=10, color=palette.ink)
+    tests = [literal(set_name(test)) for test in matrix.test_sets]
     axes.set_xticks([x + 0.5 for x in range(len(tests))], tests, rotation=35, ha="right")
     axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink)
     for side in axes.spines.values():

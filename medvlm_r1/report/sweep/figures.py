@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from medvlm_r1.report.comparison import MEAN
-from medvlm_r1.report.figures import PRINT, remove_frame
+from medvlm_r1.report.figures import PRINT, literal, remove_frame
 from medvlm_r1.report.sweep.summary import Sweep
 from medvlm_r1.report.tables.table import percent, set_name
 
@@ -20,7 +20,7 @@ _SUPPORTED, _OPEN = PRINT.series[2], PRINT.series[0]
 def effects_figure(sweep: Sweep, path: Path) -> Path:
     """Draw each effect as a dot with its interval, coloured if the adjusted test supports it."""
     effects = sweep.effects
-    labels = [f"{e.factor}: {e.level} \N{MINUS SIGN} {e.reference}" for e in effects]
+    labels = [literal(f"{e.factor}: {e.level} \N{MINUS SIGN} {e.reference}") for e in effects]
     with matplotlib.rc_context(_FONT):
         figure = Figure(
             figsize=(4.4 + 0.075 * max(map(len, labels)), 0.9 + 0.36 * len(effects)), layout="constrained"
@@ -81,5 +81,11 @@ def _axis(axes: Axes, x: int, name: str, ticks: list[tuple[float, str]]) -> None
     backing = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
     for height, label in ticks:
         axes.annotate(
-            label, (x, height), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=backing
+            literal(label),
+            (x, height),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            bbox=backing,
         )

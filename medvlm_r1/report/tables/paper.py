@@ -9,6 +9,7 @@ from medvlm_r1.report.tables.table import Cell, Table
 
 _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
+    "[": "{[}",  # after a line break it would open an optional argument
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\ensuremath{<}",

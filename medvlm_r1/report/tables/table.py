@@ -1,13 +1,14 @@
 """Tables for the console, Markdown and the page. Numbers are in percent with one decimal."""
 
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
@@ -183,8 +184,8 @@ def table_console() -> Console:
 def as_rich(table: Table) -> RichTable:
     """A table for the console, narrow enough for 80 columns with three test sets."""
     table_out = RichTable(
-        title=table.title,
-        caption="\n".join(table.notes),
+        title=Text(table.title, style="table.title"),
+        caption=Text("\n".join(table.notes), style="table.caption"),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -192,28 +193,33 @@ def as_rich(table: Table) -> RichTable:
         pad_edge=False,
     )
     for k, column in enumerate(zip(table.heads, *table.rows, strict=True)):
-        width = max(len(line) for cell in column for line in _lines(cell).split("\n"))
+        width = max(len(line) for cell in column for line in _lines(cell).plain.split("\n"))
         # a narrow console folds the labels, never the numbers
         style = {"justify": "right", "min_width": width, "no_wrap": True} if k else {"overflow": "fold"}
         table_out.add_column(_lines(column[0]), **style)
     for row in table.rows:
-        table_out.add_row(*(f"[bold]{_lines(c)}[/bold]" if c.bold else _lines(c) for c in row))
+        table_out.add_row(*map(_lines, row))
     return table_out
 
 
 def as_markdown(table: Table) -> str:
     """A GitHub table with its notes below."""
 
-    def text(cell: Cell) -> str:
-        main = f"**{cell.text}**" if cell.bold else cell.text
-        return f"{main} ({cell.note.replace('; ', ', ')})" if cell.note else main
+    def cell_text(cell: Cell) -> str:
+        text = escape_markdown(cell.text)
+        note = f" ({escape_markdown(cell.note.replace('; ', ', '))})" if cell.note else ""
+        return (f"**{text}**" if cell.bold else text) + note
 
-    lines = [
-        "| " + " | ".join(text(c).replace("|", "\\|") for c in row) + " |"
-        for row in (table.heads, *table.rows)
-    ]
+    lines = ["| " + " | ".join(map(cell_text, row)) + " |" for row in (table.heads, *table.rows)]
     lines.insert(1, "|---" + "|--:" * (len(table.heads) - 1) + "|")
-    return "\n".join([f"### {table.title}", "", *lines, "", *table.notes, ""])
+    notes = map(escape_markdown, table.notes)
+    return "\n".join([f"### {escape_markdown(table.title)}", "", *lines, "", *notes, ""])
+
+
+def escape_markdown(text: str) -> str:
+    """Escape plain text for one line of Markdown, table cells included; line breaks become spaces."""
+    special = r"[\\|\[`*]|<(?=[A-Za-z/!])|&(?=#?\w+;)|\b_|_\b"
+    return re.sub(special, r"\\\g<0>", " ".join(text.split()))
 
 
 def _difference_cell(d: Difference, mark: str) -> Cell:
@@ -221,6 +227,6 @@ def _difference_cell(d: Difference, mark: str) -> Cell:
     return Cell(percent(d.interval.value, signed=True) + mark, note, d.supported)
 
 
-def _lines(cell: Cell) -> str:
-    """Text over notes, escaped for the console's markup."""
-    return escape("\n".join(filter(None, [cell.text, *cell.note.split("; ")])))
+def _lines(cell: Cell) -> Text:
+    """Text over notes; a Text object, because a string could contain console markup."""
+    return Text("\n".join(filter(None, [cell.text, *cell.note.split("; ")])), "bold" if cell.bold else "")
