@@ -1,4 +1,4 @@
-"""How a question is put, and how answers are read: tables first, then any text at all."""
+"""Rendering of questions and parsing of completions: tables first, then arbitrary text."""
 
 import json
 import os
@@ -63,8 +63,8 @@ class TestStrictReading:
 
     @pytest.mark.parametrize("letter", ["E", "J", "K", "1"])
     def test_a_letter_beyond_the_options_is_none(self, letter):
-        said = STYLE.parse(f"<answer>{letter}</answer>", ORGAN)
-        assert (said.content, said.letter, said.lenient) == (letter, None, None)
+        parsed = STYLE.parse(f"<answer>{letter}</answer>", ORGAN)
+        assert (parsed.content, parsed.letter, parsed.lenient) == (letter, None, None)
 
     def test_two_options_have_two_letters(self):
         yes_no = ask_about("Is there a lesion?", ("yes", "no"))
@@ -135,9 +135,9 @@ class TestLenientReading:
         ],
     )
     def test_letter(self, text, letter):
-        said = STYLE.parse(text, ORGAN)
-        assert said.lenient == letter
-        assert said.letter is None  # none of these has answer tags
+        parsed = STYLE.parse(text, ORGAN)
+        assert parsed.lenient == letter
+        assert parsed.letter is None  # none of these has answer tags
 
     def test_answer_tags_go_before_what_stands_around_them(self):
         assert STYLE.parse("A. <answer>B</answer>", ORGAN).lenient == "B"
@@ -173,8 +173,8 @@ class TestFormat:
         ],
     )
     def test_well_formed(self, text, thinks, answers):
-        said = STYLE.parse(text, ORGAN)
-        assert (said.well_formed, said.answer_only) == (thinks, answers)
+        parsed = STYLE.parse(text, ORGAN)
+        assert (parsed.well_formed, parsed.answer_only) == (thinks, answers)
 
 
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "<ANSWER>", "</Answer>", *"AbBJ", "A)", "answer"]
@@ -186,22 +186,22 @@ class TestAnyText:
     @example("<think></think>\x85<answer></answer>")
     @example("<answer></think><answer></answer>")
     def test_formats_and_contents_are_those_of_the_papers_patterns(self, text):
-        said = STYLE.parse(text, ORGAN)
-        assert said.well_formed == (PAPER_THINK.fullmatch(text) is not None)
-        assert said.answer_only == (PAPER_ANSWER_ONLY.fullmatch(text) is not None)
-        assert said.answer_first == (ANSWER_FIRST.fullmatch(text) is not None)
+        parsed = STYLE.parse(text, ORGAN)
+        assert parsed.well_formed == (PAPER_THINK.fullmatch(text) is not None)
+        assert parsed.answer_only == (PAPER_ANSWER_ONLY.fullmatch(text) is not None)
+        assert parsed.answer_first == (ANSWER_FIRST.fullmatch(text) is not None)
         tag = PAPER_TAG.search(text)
-        assert said.content == (tag.group(1).strip() if tag else None)
+        assert parsed.content == (tag.group(1).strip() if tag else None)
 
     @given(TEXTS.map("".join))
     def test_a_letter_written_down_again_reads_the_same(self, text):
-        said = STYLE.parse(text, ORGAN)
-        assert said.letter in (None, *"ABCD")
-        assert said.lenient in (None, *"ABCD")
-        assert said.letter in (None, said.lenient)
-        if said.lenient:
-            again = STYLE.parse(f"<answer>{said.lenient}</answer>", ORGAN)
-            assert (again.letter, again.lenient) == (said.lenient, said.lenient)
+        parsed = STYLE.parse(text, ORGAN)
+        assert parsed.letter in (None, *"ABCD")
+        assert parsed.lenient in (None, *"ABCD")
+        assert parsed.letter in (None, parsed.lenient)
+        if parsed.lenient:
+            again = STYLE.parse(f"<answer>{parsed.lenient}</answer>", ORGAN)
+            assert (again.letter, again.lenient) == (parsed.lenient, parsed.lenient)
 
     @pytest.mark.parametrize(
         "piece",
@@ -213,9 +213,9 @@ class TestAnyText:
     @pytest.mark.parametrize("start", ["", "<think>", "answer", "<answer>", "A"])
     def test_a_hundred_thousand_characters_are_read_at_once(self, start, piece):
         text = start + piece * (100_000 // len(piece))
-        begun = time.process_time()
+        start = time.process_time()
         STYLE.parse(text, ORGAN)
-        assert time.process_time() - begun < 1.0
+        assert time.process_time() - start < 1.0
 
 
 class TestAsking:
@@ -301,9 +301,12 @@ class TestOpenQuestions:
         ],
     )
     def test_readings(self, text, right, leniently):
-        said = STYLE.parse(text, self.WHERE)
-        assert (is_correct(said, self.WHERE), is_correct_leniently(said, self.WHERE)) == (right, leniently)
-        assert (said.letter, said.lenient) == (None, None)
+        parsed = STYLE.parse(text, self.WHERE)
+        assert (is_correct(parsed, self.WHERE), is_correct_leniently(parsed, self.WHERE)) == (
+            right,
+            leniently,
+        )
+        assert (parsed.letter, parsed.lenient) == (None, None)
 
     def test_the_sft_target_reads_as_gold(self):
         assert is_correct(STYLE.parse(STYLE.target(self.WHERE), self.WHERE), self.WHERE)

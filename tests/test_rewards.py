@@ -209,9 +209,9 @@ class TestAnyText:
     def test_full_accuracy_is_a_right_letter(self, text):
         for letter in "ABCD":
             sample = gold(letter)
-            said = STYLE.parse(text, sample)
-            assert (letter_accuracy(said, sample) == 1.0) == (said.letter == letter)
-            assert exact_accuracy(said, sample) <= letter_accuracy(said, sample)
+            parsed = STYLE.parse(text, sample)
+            assert (letter_accuracy(parsed, sample) == 1.0) == (parsed.letter == letter)
+            assert exact_accuracy(parsed, sample) <= letter_accuracy(parsed, sample)
 
 
 class TestWeightedSum:
@@ -266,7 +266,7 @@ def ask_openly(answer):
 
 class TestOpenQuestions:
     @pytest.mark.parametrize(
-        ("said", "answer", "exact", "f1", "bleu_1", "rouge"),
+        ("text", "gold", "exact", "f1", "bleu_1", "rouge"),
         [
             ("left lung", "left lung", 1, 1, 1, 1),
             ("The Left  lung.", "left lung", 1, 1, 1, 1),  # article, case, space, full stop
@@ -280,10 +280,10 @@ class TestOpenQuestions:
             ("a", "A", 1, 1, 1, 1),
         ],
     )
-    def test_terms(self, said, answer, exact, f1, bleu_1, rouge):
-        sample = ask_openly(answer)
-        given = STYLE.parse(f"<think>x</think><answer>{said}</answer>", sample)
-        earned = [term(given, sample) for term in (exact_match, token_f1, bleu, rouge_l)]
+    def test_terms(self, text, gold, exact, f1, bleu_1, rouge):
+        sample = ask_openly(gold)
+        answer = STYLE.parse(f"<think>x</think><answer>{text}</answer>", sample)
+        earned = [term(answer, sample) for term in (exact_match, token_f1, bleu, rouge_l)]
         assert earned == pytest.approx([exact, f1, bleu_1, rouge], abs=1e-6)
 
     def test_without_tags_nothing_is_earned(self):
@@ -293,7 +293,7 @@ class TestOpenQuestions:
 
     @pytest.mark.parametrize("term", [exact_match, token_f1, bleu, rouge_l])
     def test_a_closed_question_pays_for_its_letter(self, term):
-        assert [pay(term, f"<answer>{said}</answer>") for said in ("A", "a", "B", "part 0")] == [1, 1, 0, 0]
+        assert [pay(term, f"<answer>{text}</answer>") for text in ("A", "a", "B", "part 0")] == [1, 1, 0, 0]
 
     @pytest.mark.parametrize("term", [letter_accuracy, exact_accuracy])
     def test_a_term_for_letters_refuses_texts(self, term):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The GRPO family in miniature over three seeds, each with two updates a rollout, so that ratios and clips matter.
-# Results beside this file: comparison.json, comparison.md, accuracy.png.
+# The GRPO family in miniature over three seeds, with two updates per rollout, so that ratios and clipping have an effect.
+# Results in this folder: comparison.json, comparison.md, accuracy.png.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Med-R1's two matrices in miniature: run.sh modality (8 x 8), run.sh task (5 x 5, under three prompts).
-# Results beside this file, in modality/ and task/.
+# Results go to modality/ and task/ in this folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}

@@ -2,7 +2,7 @@
 # The main job on real radiology images with the embedded model: zero-shot, SFT and GRPO trained on 600 MRI
 # questions, tested on MRI, CT and X-ray. About 7 minutes on two CPU cores.
 # Needs MEDVLM_R1_REAL_DATA: a folder with train_mri.json, test_mri.json, test_ct.json and test_xray.json in the
-# papers' schema, and their images. Results: comparison.json, comparison.md beside this file.
+# papers' schema, and their images. Results: comparison.json, comparison.md in this folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}

@@ -1,15 +1,18 @@
-"""The tiny model's tokenizer: Qwen2's kind of tokenizer over the few words that this project uses.
+"""The tiny model's tokenizer: Qwen2's tokenizer class with a small vocabulary.
 
-A byte-level BPE with Qwen2's pre-tokenisation, so any text still encodes; trained on prompt templates,
-phantom questions and findings, so that what the tiny model meets daily costs one token a word.
+A byte-level BPE with Qwen2's pre-tokenisation, so any text encodes; trained on prompt templates, phantom
+questions and findings, so that each of their words is one token.
 """
 
 import json
 from collections.abc import Iterable
 
+from batches import PROMPTS, prompt_style
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from medvlm_r1.phantom import FINDINGS, MODALITIES, PhantomSource
 
 SPECIALS = (
     "<|endoftext|>",
@@ -21,7 +24,7 @@ SPECIALS = (
     "<|video_pad|>",
 )
 
-# Qwen2-VL-Instruct's layout: default system turn, and the picture's pads directly before the text.
+# Qwen2-VL-Instruct's layout: default system turn, and the image tokens directly before the text.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -43,9 +46,9 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int = 1000) -> Qwen2Tokeni
     """Train the byte-level BPE on ``texts`` and wrap it as transformers' ``Qwen2Tokenizer``.
 
     Args:
-        texts: the training text. What must stay apart (``>`` and the letter behind it) must not
-            meet in it: a pair that never occurs is never merged.
-        vocabulary: upper bound on the number of entries, special tokens not counted.
+        texts: training text. Characters that must stay separate tokens (``>`` and the letter after it) must
+            not be adjacent in it: BPE never merges a pair that does not occur.
+        vocabulary: maximum number of entries without special tokens.
     """
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
@@ -64,8 +67,8 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int = 1000) -> Qwen2Tokeni
     )
     bpe.train_from_iterator(texts, trainer)
 
-    # The special tokens must stand in the vocabulary before construction: added afterwards, the
-    # end of sequence would take the first free id and the others' order would change.
+    # The vocabulary must contain the special tokens before construction: added afterwards, the end of
+    # sequence would take the first free id and change the order of the others.
     vocab = dict(sorted(bpe.get_vocab().items(), key=lambda entry: entry[1]))
     vocab |= {token: len(vocab) + i for i, token in enumerate(SPECIALS)}
     merges = [tuple(pair) for pair in _merges(bpe)]
@@ -83,6 +86,21 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int = 1000) -> Qwen2Tokeni
 
 
 def _merges(bpe: Tokenizer) -> list[list[str]]:
-    """The learnt merges in order; the library shows them only in its own file format."""
+    """Return the learnt merges in order, from the library's file format."""
     merges = json.loads(bpe.to_str())["model"]["merges"]
     return [pair if isinstance(pair, list) else pair.split(" ") for pair in merges]
+
+
+def corpus() -> list[str]:
+    """Return the training text of the tokenizer, each text twice, so that every word becomes one token.
+
+    No letter follows ``>`` or precedes ``)`` in it, so letters stay separate tokens.
+    """
+    styles = [prompt_style(path.stem) for path in sorted(PROMPTS.glob("*.yaml"))]
+    templates = [text.replace("{Question}", "") for one in styles for text in (one.train, one.evaluate)]
+    questions = {one.question for name in MODALITIES for one in PhantomSource(name, 300, split="base")}
+    names = {word for classes in FINDINGS.values() for group in classes.values() for word in group}
+    chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
+    tags = ["<think", "<answer", ".</", ">\n", "The image shows", "Findings:"]
+    texts = [*templates, *chat, *tags, *sorted(questions), *sorted(names), *(f" {w}" for w in sorted(names))]
+    return texts * 2

@@ -1,4 +1,4 @@
-"""Planted leaks are found, each with its kind; distinct pictures are not; rules score what they must."""
+"""The audit finds planted leaks with their kind and no others; shortcut rules score as computed by hand."""
 
 import dataclasses
 import io
@@ -86,7 +86,7 @@ def real(variable, name):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Forty phantoms to train on; of ten, the altered copies to test on, beside ten of other bodies."""
+    """Train: forty phantoms. Test: altered copies of ten of them, and ten other bodies."""
     folder = tmp_path_factory.mktemp("planted")
     for name in ("train", "test"):
         (folder / name).mkdir()
@@ -108,12 +108,12 @@ def planted(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(planted):
+def result(planted):
     return audit(planted[0], {"mri": planted[1]})
 
 
-def test_planted_copies_are_found_each_with_its_kind(found, planted):
-    (leak,) = found.leaks
+def test_planted_copies_are_found_each_with_its_kind(result, planted):
+    (leak,) = result.leaks
     nearest = {}
     for pair in leak.pairs:
         nearest.setdefault(Path(pair.second).stem, pair)
@@ -130,12 +130,12 @@ def test_planted_copies_are_found_each_with_its_kind(found, planted):
 @pytest.mark.parametrize("modality", ["mri", "ct", "xray"])
 def test_copies_that_are_sharpened_and_cropped(modality):
     """The rate in the docstring of ``compare_pair.py``; the others count as different images."""
-    found = Counter()
+    result = Counter()
     for sample in PhantomSource(modality, 30):
         picture = sample.images[0].load()
-        found[classify_pair(view(picture), view(sharpened_and_cropped(picture)))[0]] += 1
-    assert found["sharpened and cropped"] >= 27, found
-    assert sum(n for kind, n in found.items() if kind in COPIES) >= 29, found
+        result[classify_pair(view(picture), view(sharpened_and_cropped(picture)))[0]] += 1
+    assert result["sharpened and cropped"] >= 27, result
+    assert sum(n for kind, n in result.items() if kind in COPIES) >= 29, result
 
 
 @pytest.mark.parametrize("turn", list(Image.Transpose), ids=lambda turn: turn.name)
@@ -152,15 +152,15 @@ def test_pictures_turned_in_any_way_are_found_and_named(turn):
     assert kinds == {"mirrored" if mirror else "rotated"}
 
 
-def test_other_bodies_are_no_copies(found):
-    assert not [p for leak in found.leaks for p in leak.pairs if "new-" in p.second]
+def test_other_bodies_are_no_copies(result):
+    assert not [p for leak in result.leaks for p in leak.pairs if "new-" in p.second]
 
 
-def test_findings_survive_json(found):
-    assert Audit.from_dict(json.loads(json.dumps(found.as_dict()))) == found
-    short = json.loads(json.dumps(found.as_dict(pairs=3)))
+def test_findings_survive_json(result):
+    assert Audit.from_dict(json.loads(json.dumps(result.as_dict()))) == result
+    short = json.loads(json.dumps(result.as_dict(pairs=3)))
     assert len(short["leaks"][0]["pairs"]) == 3
-    assert short["leaks"][0]["pairs_in_all"] == len(found.leaks[0].pairs)
+    assert short["leaks"][0]["pairs_in_all"] == len(result.leaks[0].pairs)
     assert "70 of 80 mri questions (87.5 %) show a copy of a training image" in short["verdict"]
 
 
@@ -175,11 +175,11 @@ def test_same_path_and_same_bytes(planted, tmp_path):
 def test_without_images_paths_are_compared_and_pixels_said_not_to_be(tmp_path):
     train = [ask(tmp_path / "a" / f"{i}.png", i) for i in range(4)]
     test = [ask(tmp_path / "a" / "0.png"), ask(tmp_path / "b" / "1.png"), ask(tmp_path / "b" / "9.png")]
-    found = audit(train, {"mri": test})
-    assert found.leaks[0].kinds == {"same file": 1, "same file name": 1}
-    assert found.leaks[0].questions == 1  # a file name alone is a suspicion
-    assert found.images_checked == 0
-    assert "pixels were not checked" in found.verdict
+    result = audit(train, {"mri": test})
+    assert result.leaks[0].kinds == {"same file": 1, "same file name": 1}
+    assert result.leaks[0].questions == 1  # a file name alone is a suspicion
+    assert result.images_checked == 0
+    assert "pixels were not checked" in result.verdict
 
 
 def test_distinct_phantoms_raise_no_false_alarm():
@@ -221,17 +221,17 @@ def test_shortcuts_on_paper(tmp_path):
         ask(path, options=("Mass", "Cyst", "Bone"), answer="A"),
     ]
     test = [
-        ask(path, options=("Mass", "cyst."), answer="B"),  # the prior reads past a capital and a full stop
+        ask(path, options=("Mass", "cyst."), answer="B"),  # the prior ignores case and the full stop
         ask(path, options=("Bone", "Unseen"), answer="A"),  # a tie: half a hit
         ask(path, question="New?", options=("A longer one", "Cyst"), answer="A"),
     ]
-    found = shortcuts(train, test)
-    assert found["option text"].accuracy == pytest.approx(1.5 / 3)
-    assert found["option text as spelt"].accuracy == pytest.approx(0.5 / 3, abs=1e-6)
-    assert found["question"].accuracy == pytest.approx((0 + 0.5 + 0.5) / 3)
-    assert found["majority letter"].accuracy == pytest.approx(2 / 3)
-    assert found["longest option"].accuracy == pytest.approx((1 + 0 + 1) / 3)
-    assert {(s.chance, s.n) for s in found.values()} == {(0.5, 3)}
+    result = shortcuts(train, test)
+    assert result["option text"].accuracy == pytest.approx(1.5 / 3)
+    assert result["option text as spelt"].accuracy == pytest.approx(0.5 / 3, abs=1e-6)
+    assert result["question"].accuracy == pytest.approx((0 + 0.5 + 0.5) / 3)
+    assert result["majority letter"].accuracy == pytest.approx(2 / 3)
+    assert result["longest option"].accuracy == pytest.approx((1 + 0 + 1) / 3)
+    assert {(s.chance, s.n) for s in result.values()} == {(0.5, 3)}
 
 
 def questions_of(planted):
@@ -241,16 +241,16 @@ def questions_of(planted):
 
 def test_on_leak(planted, tmp_path):
     questions = questions_of(planted)
-    same, found = PreRunAudit("warn", tmp_path)(questions)
+    same, result = PreRunAudit("warn", tmp_path)(questions)
     assert same is questions
-    assert len(found.leaking) == 5
+    assert len(result.leaking) == 5
     with pytest.raises(ValueError, match=r"35 of 80 mri questions .* audit.on_leak=drop"):
         PreRunAudit("fail", tmp_path)(questions)
-    kept, told = PreRunAudit("drop", tmp_path)(questions)
-    assert (len(kept.train), told.dropped) == (30, 5)
-    assert kept.test is questions.test
-    assert "5 training questions dropped for it" in told.verdict
-    assert not PreRunAudit("warn")(kept)[1].leaking
+    clean, dropped = PreRunAudit("drop", tmp_path)(questions)
+    assert (len(clean.train), dropped.dropped) == (30, 5)
+    assert clean.test is questions.test
+    assert "5 training questions dropped for it" in dropped.verdict
+    assert not PreRunAudit("warn")(clean)[1].leaking
     with pytest.raises(ValueError, match="'warn', 'drop' or 'fail'"):
         PreRunAudit("skip")
 
@@ -269,25 +269,28 @@ def test_a_run_drops_or_fails(planted, tmp_path):
     command += ["data.rows.follow_links=true"]
     command += ["data.train=train.json", "data.validation=validation.json", "data.test={mri:test.json}"]
     command += ["data.n_validation=4", "trainer.max_steps=1", "data.rows.check_images=false"]
-    told = run_here(tmp_path, *command, "audit.on_leak=fail", code=2)
+    run = run_here(tmp_path, *command, "audit.on_leak=fail", code=2)
     leak = "2 of 12 mri questions (16.7 %) show"
-    assert f"error: audit: {leak} a copy of a training image" in told.stderr
-    assert "Use audit.on_leak=drop to remove 2 training questions" in told.stderr
+    assert f"error: audit: {leak} a copy of a training image" in run.stderr
+    assert "Use audit.on_leak=drop to remove 2 training questions" in run.stderr
     assert not list(tmp_path.glob("outputs/runs/*/checkpoints"))
-    told = run_here(tmp_path, *command, "audit.on_leak=drop")
-    assert "2 training questions dropped for it" in told.stdout + told.stderr
-    assert "18 training questions" in told.stdout + told.stderr
+    run = run_here(tmp_path, *command, "audit.on_leak=drop")
+    assert "2 training questions dropped for it" in run.stdout + run.stderr
+    assert "18 training questions" in run.stdout + run.stderr
     (path,) = tmp_path.glob("outputs/runs/*/metrics.json")
-    found = json.loads(path.read_text())["audit"]
-    assert (found["dropped"], found["leaks"][1]["kinds"]) == (2, {"same file": 1, "sharpened and cropped": 1})
+    result = json.loads(path.read_text())["audit"]
+    assert (result["dropped"], result["leaks"][1]["kinds"]) == (
+        2,
+        {"same file": 1, "sharpened and cropped": 1},
+    )
     page = path.with_name("report.html").read_text()
     assert "<li>2 training questions dropped for it.</li>" in page
     assert LEAK not in page  # nothing that leaks was trained on
     run_here(tmp_path, *command, "controls=[image,blank,prior]")
     (warned,) = set(tmp_path.glob("outputs/runs/*/metrics.json")) - {path}
-    found = json.loads(warned.read_text())["controls"]["mri"]
-    assert "16.7 % of the questions show a copy of a training image" in found["labels"]
-    assert found["rates"]["blank"]["n"] == found["rates"]["prior"]["n"] == 12
+    result = json.loads(warned.read_text())["controls"]["mri"]
+    assert "16.7 % of the questions show a copy of a training image" in result["labels"]
+    assert result["rates"]["blank"]["n"] == result["rates"]["prior"]["n"] == 12
 
 
 def test_findings_are_kept_by_content(planted, tmp_path):
@@ -343,8 +346,8 @@ def test_every_fault_names_file_and_row(tmp_path):
     samples, faults = read_files([write_rows(tmp_path / "rows.json", rows)])
     assert [s.id for s in samples] == ["rows-0", "rows-5", "rows-6"]
     assert samples[1].modality == "unknown"
-    said = ("not among the options", "duplicate", "1 options", "question is empty", "no known modality")
-    for number, words in enumerate((*said, "missing.png does not exist"), 1):
+    faulty = ("not among the options", "duplicate", "1 options", "question is empty", "no known modality")
+    for number, words in enumerate((*faulty, "missing.png does not exist"), 1):
         assert any(f"rows.json row {number}:" in line and words in line for line in faults), words
     assert len(faults) == 6
 
@@ -352,12 +355,12 @@ def test_every_fault_names_file_and_row(tmp_path):
 def test_command_line(tmp_path, capsys):
     train = write_rows(tmp_path / "train.json", [ROW, ROW | {"image": "b.png"}])
     test = write_rows(tmp_path / "mri.json", [ROW, ROW | {"image": "c.png", "answer": "Mass"}])
-    given = ["--train", str(train), "--test", str(test)]
-    assert main([*given, "--json", str(tmp_path / "out.json")]) == 0
-    said = capsys.readouterr().out
-    assert "1 of 2 mri questions (50.0 %) show a copy of a training image" in " ".join(said.split())
+    options = ["--train", str(train), "--test", str(test)]
+    assert main([*options, "--json", str(tmp_path / "out.json")]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 mri questions (50.0 %) show a copy of a training image" in " ".join(out.split())
     assert Audit.from_dict(json.loads((tmp_path / "out.json").read_text())).leaks[0].kinds == {"same file": 1}
-    assert main([*given, "--fail-on-leak"]) == 1
+    assert main([*options, "--fail-on-leak"]) == 1
     assert main(["--train", str(tmp_path / "none.json"), "--test", str(test)]) == 2
     helped = subprocess.run(
         [sys.executable, "-m", "medvlm_r1.cli.audit", "--help"], capture_output=True, text=True, check=True
@@ -377,13 +380,13 @@ def test_known_truths_of_med_r1(name, shared, n, prior):
         )
         for part in ("train", "test")
     )
-    found = audit(train, {name: test})
-    assert (found.leaks[0].kinds["same file"], found.leaks[0].questions, found.leaks[0].n) == (
+    result = audit(train, {name: test})
+    assert (result.leaks[0].kinds["same file"], result.leaks[0].questions, result.leaks[0].n) == (
         shared,
         shared,
         n,
     )
-    assert 100 * found.shortcuts[name]["option text"].accuracy == pytest.approx(prior, abs=0.1)
+    assert 100 * result.shortcuts[name]["option text"].accuracy == pytest.approx(prior, abs=0.1)
 
 
 def test_balance_of_medvlm_r1s_own_test_file():
@@ -398,30 +401,30 @@ def test_planted_copies_of_real_scans():
     """Sixty scans of two kinds and sizes, each altered in six ways, and cropped and sharpened at once."""
     rows = read_files([real("MEDVLM_R1_REAL_DATA", "train_mri.json")])[0]
     chosen = random.Random(0).sample(rows, 60)
-    told = Counter()
+    counts = Counter()
     for sample in chosen:
         picture = sample.images[0].load()
         for kind, alter in ALTERED.items():
             if kind != "same pixels":
                 other = alter(picture)
-                found, _ = classify_pair(view(picture), view(other), TURNED.get(kind, Turn()))
-                told[kind, found] += 1
-        found, _ = classify_pair(view(picture), view(sharpened_and_cropped(picture)))
-        told["both", found] += 1
-    assert sum(n for (k, f), n in told.items() if k == "both" and f in COPIES) >= 57, told
+                result, _ = classify_pair(view(picture), view(other), TURNED.get(kind, Turn()))
+                counts[kind, result] += 1
+        result, _ = classify_pair(view(picture), view(sharpened_and_cropped(picture)))
+        counts["both", result] += 1
+    assert sum(n for (k, f), n in counts.items() if k == "both" and f in COPIES) >= 57, counts
     for kind in ALTERED:
         if kind != "same pixels":
-            assert sum(n for (k, f), n in told.items() if k == kind and f in COPIES) >= 58, told
-            assert told[kind, kind] >= 54, told
+            assert sum(n for (k, f), n in counts.items() if k == kind and f in COPIES) >= 58, counts
+            assert counts[kind, kind] >= 54, counts
 
 
 def test_false_alarms_among_real_scans():
-    """MRI beside CT and X-ray: no pair is one picture, and none may be taken for a copy."""
+    """MRI against CT and X-ray: no pair is a copy, and none may be classified as one."""
     names = ("train_mri", "test_ct", "test_xray")
     mri, ct, xray = (read_files([real("MEDVLM_R1_REAL_DATA", f"{name}.json")])[0] for name in names)
-    found = audit(mri, {"ct": ct, "xray": xray})
-    assert found.images_checked == found.images
-    assert [leak.questions for leak in found.leaks] == [0, 0]
+    result = audit(mri, {"ct": ct, "xray": xray})
+    assert result.images_checked == result.images
+    assert [leak.questions for leak in result.leaks] == [0, 0]
 
 
 def test_memory_and_time_do_not_grow_with_likeness():

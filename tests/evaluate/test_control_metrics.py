@@ -1,4 +1,4 @@
-"""What is made of answers under controls, by hand."""
+"""Metrics of the controls, computed by hand."""
 
 import json
 
@@ -37,10 +37,8 @@ def rows(control, texts, options=OPTIONS, gold="A", **changed):
     ]  # fmt: skip
 
 
-def summary(predictions, controls=CONTROLS, **told):
-    return summarise_controls(predictions, controls, {}, told.get("audit", {}), told.get("trained", True))[
-        "mri"
-    ]
+def summary(predictions, controls=CONTROLS, audit=None, trained=True):
+    return summarise_controls(predictions, controls, {}, audit or {}, trained)["mri"]
 
 
 def say(letter, thought=None):
@@ -51,11 +49,11 @@ class TestNumbers:
     def test_gains_are_paired_on_what_was_asked_under_both(self):
         plain = rows("image", [say("A"), say("A"), say("A"), say("B")])
         swapped = rows("swapped", [say("A"), say("B"), None, say("B")], picture_of="q9")
-        found = summary(plain + swapped, ("image", "swapped"))
-        assert found["rates"]["image"]["accuracy"]["value"] == 0.75
-        assert (found["rates"]["swapped"]["n"], found["rates"]["swapped"]["left_out"]) == (3, 1)
-        assert found["swap_gain"] == paired_difference([1, 1, 0], [1, 0, 0]).as_dict()
-        assert "image_gain" not in found
+        metrics = summary(plain + swapped, ("image", "swapped"))
+        assert metrics["rates"]["image"]["accuracy"]["value"] == 0.75
+        assert (metrics["rates"]["swapped"]["n"], metrics["rates"]["swapped"]["left_out"]) == (3, 1)
+        assert metrics["swap_gain"] == paired_difference([1, 1, 0], [1, 0, 0]).as_dict()
+        assert "image_gain" not in metrics
 
     def test_questions_on_one_picture_are_drawn_together(self):
         plain = rows("image", [say("A")] * 4)
@@ -70,11 +68,11 @@ class TestNumbers:
         )
 
     def test_nothing_asked_is_null(self):
-        found = summary(rows("image", [say("A")] * 4), ("image", "blank", "swapped"))
-        assert found["rates"]["swapped"]["accuracy"] is None
-        assert found["rates"]["swapped"]["left_out"] == 4
-        assert found["image_gain"] is found["swap_gain"] is found["reasoning_contradicts"] is None
-        assert "not known" in found["verdict"]
+        metrics = summary(rows("image", [say("A")] * 4), ("image", "blank", "swapped"))
+        assert metrics["rates"]["swapped"]["accuracy"] is None
+        assert metrics["rates"]["swapped"]["left_out"] == 4
+        assert metrics["image_gain"] is metrics["swap_gain"] is metrics["reasoning_contradicts"] is None
+        assert "not known" in metrics["verdict"]
 
     def test_the_same_text_under_another_letter_is_consistent(self):
         moved = ("liver", "left kidney", "kidney")
@@ -96,10 +94,10 @@ class TestNumbers:
         ids=str,
     )
     def test_reasoning_contradicts_where_it_names_another_option(self, thought, counted, contradicts):
-        found = summary(rows("image", [say("A", thought)] * 4), ("image",))["reasoning_contradicts"]
-        assert (found is not None) == counted
+        metrics = summary(rows("image", [say("A", thought)] * 4), ("image",))["reasoning_contradicts"]
+        assert (metrics is not None) == counted
         if counted:
-            assert (found["value"], found["n"]) == (float(contradicts), 4)
+            assert (metrics["value"], metrics["n"]) == (float(contradicts), 4)
 
     def test_the_word_no_is_not_the_option(self):
         asked = rows("image", [say("A", "no doubt, there is a mass")] * 4, ("Yes", "No"))
@@ -118,13 +116,13 @@ class TestNumbers:
         prior = prior_predictions(train, tests, "run", 0)
         assert [row.answer for row in prior] == ["C", "C", "C", None]
         assert [row.correct for row in prior] == [True, False, True, pytest.approx(1 / 3)]
-        found = summary(plain + prior, ("image", "prior"))
-        assert found["rates"]["prior"]["accuracy"]["value"] == pytest.approx((1 + 0 + 1 + 1 / 3) / 4)
-        assert found["prior_gain"]["value"] == pytest.approx(0.75 - (2 + 1 / 3) / 4)
+        metrics = summary(plain + prior, ("image", "prior"))
+        assert metrics["rates"]["prior"]["accuracy"]["value"] == pytest.approx((1 + 0 + 1 + 1 / 3) / 4)
+        assert metrics["prior_gain"]["value"] == pytest.approx(0.75 - (2 + 1 / 3) / 4)
 
     def test_guessing_everywhere_has_the_interval_of_guesses(self):
-        found = proportion([0.25] * 100)
-        assert (found.value, found.low, found.high) == (0.25, wilson(25, 100).low, wilson(25, 100).high)
+        metrics = proportion([0.25] * 100)
+        assert (metrics.value, metrics.low, metrics.high) == (0.25, wilson(25, 100).low, wilson(25, 100).high)
         grouped = proportion([0.0, 1.0, 0.5, 0.5] * 5, list("aabb") * 5)
         assert grouped.value == 0.5
         assert grouped.method == "cluster bootstrap"
@@ -155,10 +153,10 @@ SHORTCUT = {"option text": {"accuracy": 0.96, "chance": 0.27, "n": 60}}
 
 
 def planted(copies=18, given=True):
-    found = audit(copies)
+    metrics = audit(copies)
     if given:
-        found["shortcuts"]["ct"] |= SHORTCUT
-    return found
+        metrics["shortcuts"]["ct"] |= SHORTCUT
+    return metrics
 
 
 class TestLabels:
@@ -166,8 +164,8 @@ class TestLabels:
         assert audit_warnings(planted(), True, "mri") == [
             "30.0 % of the questions show a copy of a training image"
         ]
-        told = ["option text alone scores 96.0 % without looking (chance 27.0)"]
-        assert audit_warnings(planted(), True, "ct") == audit_warnings(planted(), False, "ct") == told
+        warnings = ["option text alone scores 96.0 % without looking (chance 27.0)"]
+        assert audit_warnings(planted(), True, "ct") == audit_warnings(planted(), False, "ct") == warnings
         assert audit_warnings(planted(), True, "xray") == audit_warnings({}, True, "mri") == []
 
     def test_a_leak_touches_what_was_trained_on_it(self):
@@ -188,9 +186,9 @@ class TestLabels:
         assert summary(plain, ("image",), audit=planted(), trained=False)["labels"] == []
 
 
-def with_sections(folder, found, controls=None):
+def with_sections(folder, metrics, controls=None):
     path = folder / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": found, "controls": controls or {}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": metrics, "controls": controls or {}}))
     return folder
 
 

@@ -190,14 +190,14 @@ class TestEncoding:
 
     def test_an_opening_ends_where_every_letter_goes_on_alike(self, encoder):
         """What is put before an answer is how the tokenizer spells it before any letter."""
-        begun = encoder.prefix_tokens("<answer>")
+        prefix = encoder.prefix_tokens("<answer>")
         for letter in "ABCDEFGHIJ":
             whole = encoder.tokenizer(f"<answer>{letter}</answer>")["input_ids"]
-            assert whole[: len(begun)] == begun
+            assert whole[: len(prefix)] == prefix
         prompt = encoder.encode(question(0), "evaluate", PROMPT, assistant_prefix="<answer>")
         plain = encoder.encode(question(0), "evaluate", PROMPT)
-        assert prompt.ids.tolist() == [*plain.ids.tolist(), *begun]
-        assert prompt.positions[:, -1].tolist() == [int(plain.positions.max()) + len(begun)] * 3
+        assert prompt.ids.tolist() == [*plain.ids.tolist(), *prefix]
+        assert prompt.positions[:, -1].tolist() == [int(plain.positions.max()) + len(prefix)] * 3
         assert "<answer>".startswith(prompt.assistant_prefix)
 
 
@@ -219,7 +219,7 @@ def phantoms(n=60):
     )
 
 
-def judged(policy, folder, questions, controls=CONTROLS, batch=16):
+def evaluate(policy, folder, questions, controls=CONTROLS, batch=16):
     """Zero-shot: the module behind its test, and the section ``controls``."""
     module = module_of(VLMModule, policy)
     data = data_of(policy, questions, controls, batch=batch)
@@ -233,7 +233,7 @@ def judged(policy, folder, questions, controls=CONTROLS, batch=16):
 
 @pytest.fixture(scope="module")
 def looked(thinking, tmp_path_factory):
-    return judged(load_policy(str(thinking), RECIPE), tmp_path_factory.mktemp("run"), phantoms())
+    return evaluate(load_policy(str(thinking), RECIPE), tmp_path_factory.mktemp("run"), phantoms())
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def blind(thinking, tmp_path_factory):
     policy = load_policy(str(thinking), RECIPE)
     with torch.no_grad():
         policy.model.model.visual.merger.mlp[-1].weight.zero_()
-    return judged(policy, tmp_path_factory.mktemp("run"), phantoms(), ("image", "blank", "swapped"))
+    return evaluate(policy, tmp_path_factory.mktemp("run"), phantoms(), ("image", "blank", "swapped"))
 
 
 class TestAModelThatLooks:
@@ -305,7 +305,7 @@ class TestAModelThatDoesNotLook:
 
 class TestReasoningCut:
     def test_a_model_that_reasons_answers_without(self, tmp_path):
-        """Rewarded for the format it thinks; begun for it, its answer comes at once."""
+        """Rewarded for the format it thinks; with the answer tag as prefix, it answers at once."""
         settings = {"steps": 12, "n": 48, "lr": 3e-4, "beta": 0.0, "rewards": FORMAT}
         module = fit(GRPO, tmp_path, controls=("image", "reasoning-cut"), **settings)
         rows = {(p.control, p.test_set, p.sample_id): p for p in module.predictions}
@@ -322,7 +322,7 @@ class TestReasoningCut:
         assert all(p.text.startswith("</think>\n<answer") for p in cut)
 
     def test_a_model_that_answers_at_once_says_the_same(self, tmp_path):
-        module, section = judged(
+        module, section = evaluate(
             load_policy("embedded", RECIPE), tmp_path, phantoms(8), ("image", "reasoning-cut")
         )
         plain, cut = ([p.text for p in module.predictions if p.control == k] for k in ("image", CUT))
@@ -338,16 +338,16 @@ class TestCost:
     def test_each_picture_goes_through_the_tower_once(self, tuning, tmp_path):
         """Trained or frozen: 12 of the questions, and one grey picture."""
         policy = load_policy("embedded", RECIPE, tuning=tuning)
-        every, _ = judged(policy, tmp_path / "every", phantoms(12), batch=4)
+        every, _ = evaluate(policy, tmp_path / "every", phantoms(12), batch=4)
         assert every.computed["images_encoded"] == 12 + 1
         policy.clear_vision_cache()
-        plain, _ = judged(policy, tmp_path / "plain", phantoms(12), ("image",), batch=4)
+        plain, _ = evaluate(policy, tmp_path / "plain", phantoms(12), ("image",), batch=4)
         assert plain.computed["images_encoded"] == 12
 
     def test_plain_answers_do_not_depend_on_other_controls(self, thinking, tmp_path):
         policy = load_policy(str(thinking), RECIPE)
-        every, _ = judged(policy, tmp_path / "every", phantoms(12), batch=5)
-        plain, _ = judged(policy, tmp_path / "plain", phantoms(12), ("image",), batch=5)
+        every, _ = evaluate(policy, tmp_path / "every", phantoms(12), batch=5)
+        plain, _ = evaluate(policy, tmp_path / "plain", phantoms(12), ("image",), batch=5)
         assert [p for p in every.predictions if p.control == "image"] == [
             dataclasses.replace(p, run=every.run_name) for p in plain.predictions
         ]
@@ -357,10 +357,10 @@ class TestCost:
 
     def test_a_trained_tower_is_not_remembered_behind_the_test(self, tmp_path):
         policy = load_policy("embedded", RECIPE)
-        judged(policy, tmp_path, phantoms(4), ("image",))
+        evaluate(policy, tmp_path, phantoms(4), ("image",))
         with torch.no_grad():
             policy.model.model.visual.merger.mlp[-1].weight.zero_()
-        again, _ = judged(policy, tmp_path, phantoms(4), ("image",))
+        again, _ = evaluate(policy, tmp_path, phantoms(4), ("image",))
         assert again.computed["images_encoded"] == 4
 
 

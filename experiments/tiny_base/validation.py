@@ -1,8 +1,8 @@
-"""What the tiny model can do (reasoning is put into its mouth) and what it does of its own accord."""
+"""Validation of the tiny model: accuracy with forced reasoning, and with its own choice to reason or not."""
 
 import numpy as np
 import torch
-from curriculum import IMAGE_TOKENS, prompt_style
+from batches import IMAGE_TOKENS, prompt_style
 from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
@@ -12,39 +12,39 @@ from medvlm_r1.phantom import MODALITIES, PhantomSource
 STYLES = {name: prompt_style(name) for name in ("medvlm_r1", "med_r1")}
 
 
-class Examiner:
-    """Asks every modality the same number of validation questions, under MedVLM-R1's prompt if not said."""
+class Validation:
+    """The same number of validation questions for every modality, by default with MedVLM-R1's prompt."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer, processor: Qwen2VLImageProcessorPil, questions: int):
-        """``questions``: per modality."""
+        """``questions``: number per modality."""
         self.tokenizer = tokenizer
         self.samples = {name: list(PhantomSource(name, questions, split="validation")) for name in MODALITIES}
-        self.seen = {
+        self.images = {
             name: processor([sample.images[0].load() for sample in samples], return_tensors="pt")
             for name, samples in self.samples.items()
         }
 
-    def examine(self, model: Qwen2VLForConditionalGeneration) -> dict[str, dict[str, float]]:
-        """Accuracies as fractions, by modality.
+    def accuracies(self, model: Qwen2VLForConditionalGeneration) -> dict[str, dict[str, float]]:
+        """Compute accuracies as fractions, by modality.
 
         Returns:
-            ``reasoned``: greedy after a forced ``<think>``; ``reasoned_med_r1``: the same under Med-R1's
-            prompt; ``greedy``: greedy, unforced;
-            ``greedy_think``: share of these that reason; ``sampled``, ``sampled_think``: the same at
-            temperature 1; ``sampled_right``: accuracy of the sampled completions that reason.
+            ``reasoned``: greedy after a forced ``<think>``; ``reasoned_med_r1``: the same with Med-R1's
+            prompt; ``greedy``: greedy, without a prefix; ``greedy_think``: share of these that reason;
+            ``sampled``, ``sampled_think``: the same at temperature 1; ``sampled_right``: accuracy of the
+            sampled completions that reason.
         """
         model.eval()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            report = {name: self._one(model, name) for name in MODALITIES}
+            report = {name: self._evaluate(model, name) for name in MODALITIES}
         model.train()
         return report
 
-    def _one(self, model: Qwen2VLForConditionalGeneration, modality: str) -> dict[str, float]:
-        forced, _ = self._right(model, modality, "<think>", sample=False)
-        other, _ = self._right(model, modality, "<think>", sample=False, style="med_r1")
-        greedy, greedy_think = self._right(model, modality, "", sample=False)
-        sampled, sampled_think = self._right(model, modality, "", sample=True)
+    def _evaluate(self, model: Qwen2VLForConditionalGeneration, modality: str) -> dict[str, float]:
+        forced, _ = self._answer(model, modality, "<think>", sample=False)
+        other, _ = self._answer(model, modality, "<think>", sample=False, style="med_r1")
+        greedy, greedy_think = self._answer(model, modality, "", sample=False)
+        sampled, sampled_think = self._answer(model, modality, "", sample=True)
         both = sampled[sampled_think]
         return {
             "reasoned": float(forced.mean()),
@@ -57,7 +57,7 @@ class Examiner:
         }
 
     @torch.no_grad()
-    def _right(
+    def _answer(
         self,
         model: Qwen2VLForConditionalGeneration,
         modality: str,
@@ -65,7 +65,7 @@ class Examiner:
         sample: bool,
         style: str = "medvlm_r1",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Per question: right, and well-formed with reasoning."""
+        """Per question: correct, and well-formed with reasoning."""
         samples = self.samples[modality]
         texts = [self._prompt(one, style) + prefix for one in samples]
         rows = self.tokenizer(texts, padding=True, return_tensors="pt")
@@ -73,16 +73,16 @@ class Examiner:
         out = model.generate(
             **rows,
             mm_token_type_ids=is_image.int(),
-            pixel_values=self.seen[modality]["pixel_values"],
-            image_grid_thw=self.seen[modality]["image_grid_thw"],
+            pixel_values=self.images[modality]["pixel_values"],
+            image_grid_thw=self.images[modality]["image_grid_thw"],
             max_new_tokens=24,
             do_sample=sample,
             **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
         )
-        said = self.tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
-        read = [STYLES[style].parse(prefix + text, one) for text, one in zip(said, samples, strict=True)]
-        right = np.array([a.letter == one.answer for a, one in zip(read, samples, strict=True)])
-        return right, np.array([answer.well_formed for answer in read])
+        texts = self.tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = [STYLES[style].parse(prefix + text, one) for text, one in zip(texts, samples, strict=True)]
+        correct = np.array([a.letter == one.answer for a, one in zip(answers, samples, strict=True)])
+        return correct, np.array([answer.well_formed for answer in answers])
 
     def _prompt(self, sample: VQASample, style: str) -> str:
         text = self.tokenizer.apply_chat_template(

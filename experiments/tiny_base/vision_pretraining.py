@@ -1,33 +1,32 @@
-"""First lessons: the vision tower alone, with a head for each question type on its tokens.
+"""Pretraining of the vision tower alone, with a classification head per question type.
 
-Read through the language model, which has to learn to look while it learns to speak, the tower stays at
-the acquisition and the count for thousands of steps; with heads of its own, each of its steps costs a
-third and teaches every finding at once. First the heads see all tokens side by side, which is quick to
-learn; then they attend to them, as the language model will. The heads are thrown away.
+Trained through the language model, the tower learns only acquisition and count for thousands of steps. With
+heads of its own, a step costs a third and trains all findings at once. The heads are first linear on all
+tokens, which learns fast, then attend to the tokens as the language model will. They are discarded.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from quick_vision import patches
+from fast_vision import patches
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2VLForConditionalGeneration
 
-GRID = 8  # patches along an edge of 112 pixels
+GRID = 8  # patches per side of 112 pixels
 TOKENS = (GRID // 2) ** 2
 IGNORE = -100
 
 
 def shifted(pixels: Tensor, rng: np.random.Generator, most: int = 5) -> Tensor:
-    """The pictures moved by up to ``most`` pixels, together: cheap variety that changes no finding."""
+    """Shift all images together by up to ``most`` pixels: augmentation that changes no finding."""
     down, right = rng.integers(-most, most + 1, size=2)
     return torch.roll(pixels, (int(down), int(right)), dims=(1, 2))
 
 
-class Glance(nn.Module):
-    """Reads tokens as one attention layer of the language model does: where to look, then what is there."""
+class AttentionHead(nn.Module):
+    """Classifier that reads tokens like one attention layer of the language model."""
 
     def __init__(self, width: int, classes: int, heads: int = 4):
         super().__init__()
@@ -38,22 +37,21 @@ class Glance(nn.Module):
         self.answer = nn.Linear(width, classes)
 
     def forward(self, seen: Tensor) -> Tensor:
-        """``[pictures, tokens, width] -> [pictures, classes]``."""
+        """``[images, tokens, width] -> [images, classes]``."""
         key, value = (part(seen).unflatten(-1, (self.heads, -1)) for part in (self.key, self.value))
         weights = (key * self.query).sum(-1) / key.shape[-1] ** 0.5 + self.place
         return self.answer((weights.softmax(1)[..., None] * value).sum(1).flatten(1))
 
 
-class EyeLesson:
+class VisionPretraining:
     """Classification of all findings at once.
 
     Args:
-        model: whose vision tower learns; quickened.
+        model: the model whose vision tower is trained, after :func:`~fast_vision.quicken`.
         pixels: ``[scenes, 112, 112, 3]``, uint8.
-        findings: the words that describe each scene, one for each question type; fewer where a type
-            has no answer.
-        rng: draws the pictures and their shifts.
-        attending: whether the heads attend to the tokens, or see all of them side by side.
+        findings: classes of each scene, one per question type; fewer if a type has no answer.
+        rng: draws images and shifts.
+        attending: use attention heads; otherwise heads that are linear on all tokens.
     """
 
     def __init__(
@@ -74,7 +72,7 @@ class EyeLesson:
         )
         width = model.config.text_config.hidden_size
         self.heads = nn.ModuleList(
-            Glance(width, len(names))
+            AttentionHead(width, len(names))
             if attending
             else nn.Sequential(nn.Flatten(), nn.Linear(TOKENS * width, len(names)))
             for names in classes
@@ -83,10 +81,10 @@ class EyeLesson:
         self.optimiser = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.05)
 
     def run(self, steps: int, rows: int, peak: float) -> Iterator[float]:
-        """``steps`` of ``rows`` pictures, learning rate from ``peak`` to a tenth of it.
+        """Train ``steps`` steps on ``rows`` images each; the learning rate falls from ``peak`` to a tenth.
 
         Yields:
-            The share of findings that each step had right.
+            Accuracy over the findings of each step.
         """
         for step in range(steps):
             for group in self.optimiser.param_groups:

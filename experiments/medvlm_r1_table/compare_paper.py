@@ -1,9 +1,9 @@
-"""The paper's accuracies beside those of a comparison, as Markdown.
+"""Compare the paper's accuracies with those of a comparison, as Markdown.
 
-    python experiments/medvlm_r1_table/beside_paper.py experiments/medvlm_r1_table/comparison.json
+    python experiments/medvlm_r1_table/compare_paper.py experiments/medvlm_r1_table/comparison.json
 
-Takes the comparison.json of `python -m medvlm_r1.compare`; `paper.json` says where each published figure is
-from.
+Takes the comparison.json of `python -m medvlm_r1.compare`; `paper.json` gives the source of each published
+figure.
 """
 
 import argparse
@@ -14,8 +14,8 @@ COLUMNS = {"mri": "MRI (in domain)", "ct": "CT", "xray": "X-ray", "mean": "mean"
 METHODS = {"zero_shot": "zero-shot", "sft": "SFT", "grpo": "GRPO"}
 
 
-def beside(paper: dict, ours: dict) -> list[str]:
-    """Two lines a method, the published one without intervals, as the paper gives none."""
+def table(paper: dict, ours: dict) -> list[str]:
+    """Return two lines per method; the published one has no intervals, as the paper gives none."""
     labels = {row["method"]: row["label"] for row in ours["rows"]}
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for method, name in METHODS.items():
@@ -36,10 +36,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("comparison", type=Path, help="comparison.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     paper = json.loads(Path(__file__).with_name("paper.json").read_text())
-    print("\n".join(beside(paper, json.loads(given.comparison.read_text()))))
-    print("\n" + "; ".join(f"{what}: {source}" for what, source in paper["provenance"].items()))
+    print("\n".join(table(paper, json.loads(args.comparison.read_text()))))
+    print("\n" + "; ".join(f"{figure}: {source}" for figure, source in paper["provenance"].items()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What the tiny model is taught with: batches of token sequences, with loss on completions only.
+"""Training batches of the tiny model: token sequences with loss on completions only.
 
-Four kinds, one for each thing that has to be learnt: captions and asked findings (reading the vision
-tower, in a fixed order and as a question wants it), matching (from a name to its letter) and questions
-(the whole task). All rows of a batch start with the same chat prefix, so a picture always stands at the
-same place, rows are padded on the right, and one table of positions serves all.
+Four kinds: captions and findings (reading the vision tower, in a fixed order or by question), matching (from
+a name to its letter) and questions (the full task). All rows of a batch start with the same chat prefix, so
+the image is at the same position in each, rows are padded on the right, and share one table of positions.
 """
 
 import pickle
@@ -21,10 +20,10 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from medvlm_r1.data.sample import LETTERS, VQASample
-from medvlm_r1.phantom import MODALITIES, QUESTION_TYPES, PhantomSource
+from medvlm_r1.phantom import FINDINGS, MODALITIES, QUESTION_TYPES, PhantomSource
 from medvlm_r1.prompts import PromptStyle
 
-IMAGE_TOKENS = 16  # of a 112 x 112 picture: 8 x 8 patches, merged 2 x 2
+IMAGE_TOKENS = 16  # per image of 112 x 112: 8 x 8 patches, merged 2 x 2
 IGNORE = -100
 TEMPLATES = {"medvlm_r1": 60, "med_r1": 20, "med_r1_no_think": 10, "med_r1_think_after": 10}  # per cent
 PROMPTS = Path(__file__).parents[2] / "conf" / "prompt"
@@ -32,34 +31,34 @@ PROMPTS = Path(__file__).parents[2] / "conf" / "prompt"
 
 @lru_cache
 def prompt_style(name: str) -> PromptStyle:
-    """The prompt option ``name`` of the project's configuration."""
+    """Load the prompt option ``name`` of the project's configuration."""
     option = OmegaConf.to_container(OmegaConf.load(PROMPTS / f"{name}.yaml"))
     return PromptStyle(**{key: value for key, value in option.items() if key != "_target_"})
 
 
 def reasoned(finding: str, letter: str) -> str:
-    """A completion that names what it sees before it answers."""
+    """A completion that names the finding before the answer."""
     return f"<think>The image shows {finding}.</think>\n<answer>{letter}</answer>"
 
 
 def answered_first(finding: str, letter: str) -> str:
-    """A completion that answers and says afterwards what it saw."""
+    """A completion that names the finding after the answer."""
     return f"{direct(letter)}\n<think>The image shows {finding}.</think>"
 
 
 def direct(letter: str) -> str:
-    """A completion that answers straight away."""
+    """A completion that is the answer alone."""
     return f"<answer>{letter}</answer>"
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Rendered pictures with all that is true of them.
+    """Rendered images with their findings.
 
     Attributes:
         pixels: ``[scenes, 112, 112, 3]``, uint8.
-        findings: the words that describe each scene, in one order of question types throughout.
-        samples: the question that the phantom asks about each scene.
+        findings: classes of each scene, in a fixed order of question types.
+        samples: the question of each scene.
     """
 
     pixels: np.ndarray
@@ -67,20 +66,20 @@ class Scenes:
     samples: list[VQASample]
 
     @classmethod
-    def kept(cls, file: Path, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
-        """The scenes kept in ``file``, or else rendered and kept there."""
+    def cached(cls, file: Path, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
+        """Load the scenes from ``file``, or render and save them."""
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("wb") as kept:
-                pickle.dump(cls.render(per_modality, seed, advance), kept, protocol=5)
-        with file.open("rb") as kept:
-            return pickle.load(kept)
+            with file.open("wb") as cached:
+                pickle.dump(cls.render(per_modality, seed, advance), cached, protocol=5)
+        with file.open("rb") as cached:
+            return pickle.load(cached)
 
     @classmethod
     def render(cls, per_modality: int, seed: int, advance: Callable[[], None]) -> "Scenes":
-        """Render the ``base`` split; ``advance`` is called after each picture."""
-        # A quarter asks for the attribute, mostly the number of lesions: in the mixture of all types only
-        # few scenes have more than one, too few to learn to count from.
+        """Render the ``base`` split; calls ``advance`` after each image."""
+        # A quarter asks for the attribute, mostly the number of lesions: in the mixture of all types too few
+        # scenes have more than one lesion to learn counting.
         counting = per_modality // 4
         samples = [
             sample
@@ -95,8 +94,7 @@ class Scenes:
             for i, picture in enumerate(workers.map(_picture, samples, chunksize=32)):
                 pixels[i] = picture
                 advance()
-        # The organ goes last, as scenes of several lesions have none: its place is then left out
-        # and no other word moves.
+        # The organ is last: scenes of several lesions have none, and no other word changes position.
         types = [*QUESTION_TYPES[1:], QUESTION_TYPES[0]]
         truths = [sample.images[0].findings() for sample in samples]
         return cls(pixels, [tuple(t[name] for name in types if name in t) for t in truths], samples)
@@ -108,12 +106,12 @@ def _picture(sample: VQASample) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token rows with what they look at.
+    """Token rows and their images.
 
     Attributes:
         input_ids: ``[rows, length]``, padded on the right.
-        labels: ``[rows, length]``, the token itself where it carries loss, else ``IGNORE``.
-        scenes: ``[rows]``, index of each row's picture; ``None`` for text alone.
+        labels: ``[rows, length]``, the token if it has loss, else ``IGNORE``.
+        scenes: ``[rows]``, index of each row's image; ``None`` for text alone.
     """
 
     input_ids: Tensor
@@ -121,29 +119,29 @@ class Batch:
     scenes: Tensor | None
 
 
-Pieces = list[tuple[str, bool]]  # text and whether it carries loss
+Pieces = list[tuple[str, bool]]  # text, and whether it has loss
 
 
-def _listed(lettered: list[tuple[str, str]], layout: str) -> str:
-    """Options as a prompt's layout has them; inline, no space stands before a name."""
+def _format_options(lettered: list[tuple[str, str]], layout: str) -> str:
+    """Format options in a prompt's layout; inline has no space before a name."""
     if layout == "inline":
         return ", ".join(f"{letter}){option}" for letter, option in lettered)
     return "\n".join(f"{letter}) {option}" for letter, option in lettered)
 
 
-class Teacher:
-    """Draws batches of every kind from ``random``; ``numbers`` is a stream for whoever draws pictures."""
+class BatchSampler:
+    """Draws batches from ``random``; ``numbers`` is a random generator for callers that draw images."""
 
     def __init__(
         self, tokenizer: Qwen2Tokenizer, scenes: Scenes | None, words: list[tuple[str, ...]], seed: int
     ):
-        """``words``: groups of findings that exclude each other, the option sets of matching."""
+        """``words``: groups of mutually exclusive findings, the options of matching."""
         self.tokenizer, self.scenes, self.words = tokenizer, scenes, words
         self.random = random.Random(seed)
         self.numbers = np.random.default_rng(seed)
         self.encode = lru_cache(maxsize=10_000)(lambda text: tokenizer(text)["input_ids"])
         self.all_words = sorted({word for group in words for word in group})
-        self.wordings: dict[tuple[str, str], list[str]] = {}  # of modality and question type
+        self.wordings: dict[tuple[str, str], list[str]] = {}  # (modality, question type) -> wordings
         for sample in scenes.samples if scenes else []:
             known = self.wordings.setdefault((sample.modality, sample.question_type), [])
             if sample.question not in known:
@@ -152,54 +150,53 @@ class Teacher:
     # Kinds of batches ------------------------------------------------------------------------------
 
     def captions(self, rows: int) -> Batch:
-        """Picture, then all its findings in fixed order: five words of supervision for one picture."""
+        """Image, then all its findings in fixed order: five supervised words per image."""
         index = [self.random.randrange(len(self.scenes.findings)) for _ in range(rows)]
         completions = [" " + " ".join(self.scenes.findings[i]) for i in index]
         return self._batch(
             [[(self._chat("Findings:", True), False), (text, True)] for text in completions], index
         )
 
-    def asked(self, rows: int) -> Batch:
-        """Picture, then a question for each of its findings, in random order, with its answer in words."""
+    def findings(self, rows: int) -> Batch:
+        """Image, then a question for each of its findings in random order, answered in words."""
         index = [self.random.randrange(len(self.scenes.findings)) for _ in range(rows)]
-        return self._batch([self._ask(self.scenes.samples[i]) for i in index], index)
+        return self._batch([self._findings(self.scenes.samples[i]) for i in index], index)
 
     def matching(self, rows: int, gaps: tuple[str, ...], under: str) -> Batch:
         """Text only: lettered options, then every option's name with its letter, in random order.
 
         Args:
             rows: sequences in the batch.
-            gaps: what stands between the name and its letter; each row takes one of them.
-            under: ``lines`` or ``inline``: the options alone, in that layout; ``prompt``: a whole prompt
-                template, as in the task.
+            gaps: texts between a name and its letter; each row draws one.
+            under: ``lines`` or ``inline``: the options alone in that layout; ``prompt``: a full prompt.
         """
         return self._batch([self._match(self.random.choice(gaps), under) for _ in range(rows)], None)
 
     def questions(self, rows: int, direct_share: float) -> Batch:
-        """The whole task: picture and prompt, then a reasoned or (by chance) a direct completion."""
+        """The full task: image and prompt, then a reasoned or (at random) a direct completion."""
         index, pieces = [], []
         for _ in range(rows):
             scene = self.random.randrange(len(self.scenes.findings))
             style, phase = self._template()
             sample = self.shuffled(self.scenes.samples[scene])
-            straight = style.name == "med_r1_no_think" or self.random.random() < direct_share
+            short = style.name == "med_r1_no_think" or self.random.random() < direct_share
             reason = answered_first if style.name == "med_r1_think_after" else reasoned
-            said = direct(sample.answer) if straight else reason(sample.answer_text, sample.answer)
+            completion = direct(sample.answer) if short else reason(sample.answer_text, sample.answer)
             chat = self.tokenizer.apply_chat_template(
                 style.render(sample, phase), tokenize=False, add_generation_prompt=True
             )
             index.append(scene)
-            pieces.append([(chat, False), (said + "<|im_end|>", True)])
+            pieces.append([(chat, False), (completion + "<|im_end|>", True)])
         return self._batch(pieces, index)
 
-    # Their parts -----------------------------------------------------------------------------------
+    # Parts of batches -------------------------------------------------------------------------------
 
     def shuffled(self, sample: VQASample) -> VQASample:
-        """The same question with its options in another order: letters must be read, not remembered."""
+        """Shuffle the options, so that letters must be read from the prompt."""
         options = self.random.sample(sample.options, len(sample.options))
         return replace(sample, options=tuple(options), answer=LETTERS[options.index(sample.answer_text)])
 
-    def _ask(self, sample: VQASample) -> Pieces:
+    def _findings(self, sample: VQASample) -> Pieces:
         truths = sample.images[0].findings()
         pieces: Pieces = [(self._chat("Findings:", True), False)]
         for kind in self.random.sample(sorted(truths), len(truths)):
@@ -212,19 +209,18 @@ class Teacher:
         return prompt_style(name), self.random.choice(("train", "evaluate"))
 
     def _match(self, gap: str, under: str) -> Pieces:
-        # Half of the option sets are mixtures over all groups: what is learnt is to match, not to
-        # remember sets.
+        # Half of the option sets mix all groups, so that the model learns to match, not to remember sets.
         group = self.all_words if self.random.random() < 0.5 else self.random.choice(self.words)
         options = self.random.sample(group, min(4, len(group)))
         lettered = list(zip(LETTERS, options, strict=False))
         if under == "prompt":
             style, phase = self._template()
             template = style.train if phase == "train" else style.evaluate
-            listed = _listed(lettered, style.layout)
-            problem = "? " + listed if style.layout == "inline" else f"?\n{listed}"
+            option_list = _format_options(lettered, style.layout)
+            problem = "? " + option_list if style.layout == "inline" else f"?\n{option_list}"
             prompt = self._chat(template.replace("{Question}", problem), False)
         else:
-            prompt = _listed(lettered, under) + "\n"
+            prompt = _format_options(lettered, under) + "\n"
         queries = self.random.sample(lettered, len(lettered)) + self.random.sample(lettered, len(lettered))
         pieces: Pieces = [(prompt, False)]
         for letter, option in queries:
@@ -253,3 +249,8 @@ class Teacher:
             torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in encoded]),
             None if index is None else torch.tensor(index),
         )
+
+
+def option_groups() -> list[tuple[str, ...]]:
+    """Return the groups of mutually exclusive findings."""
+    return sorted({group for classes in FINDINGS.values() for group in classes.values()})

@@ -1,9 +1,9 @@
-"""What thinking is worth: the paper's differences beside those of a matrix, as Markdown.
+"""Compare the effect of thinking in the paper with that in a matrix, as Markdown.
 
-    python experiments/med_r1_matrices/beside_paper.py experiments/med_r1_matrices/task/matrix.json
+    python experiments/med_r1_matrices/compare_paper.py experiments/med_r1_matrices/task/matrix.json
 
-Takes the matrix.json of `python -m medvlm_r1.matrix` over several prompts; `paper.json` says where the
-published figures are from. Means are over cells, the diagonal (in domain) apart from the rest.
+Takes the matrix.json of `python -m medvlm_r1.matrix` over several prompts; `paper.json` gives the source of
+the published figures. Means are over cells, the diagonal (in domain) separate from the rest.
 """
 
 import argparse
@@ -14,20 +14,20 @@ import numpy as np
 
 
 def published(figures: dict) -> tuple[float, float]:
-    """Means over the diagonal and over the rest, points."""
+    """Return the means over the diagonal and over the rest, in points."""
     tests, lines = figures["tests"], figures["lines"]
     inside = np.array([[domain == test for test in tests] for domain in lines])
     values = np.array(list(lines.values()))
     return float(values[inside].mean()), float(values[~inside].mean())
 
 
-def measured(found: dict) -> list[str]:
-    """One line per matrix: both means, and the difference to the first matrix where it was not trained."""
-    apart = {c["label"]: c["interval"] for c in found["changes"] if c["domain"] is None}
+def measured(results: dict) -> list[str]:
+    """Return a line per matrix: both means, and the difference from the first matrix out of domain."""
+    differences = {c["label"]: c["interval"] for c in results["changes"] if c["domain"] is None}
     lines = ["| ours | in domain | out of domain | out of domain, minus the first |", "|---|---|---|---|"]
-    for matrix in found["matrices"]:
+    for matrix in results["matrices"]:
         means = [_percent(matrix["mean"][name]) for name in ("in_domain", "out_of_domain")]
-        change = _percent(apart[matrix["label"]], "+") if matrix["label"] in apart else ""
+        change = _percent(differences[matrix["label"]], "+") if matrix["label"] in differences else ""
         lines.append(f"| {matrix['label']} | {' | '.join(means)} | {change} |")
     return lines
 
@@ -42,12 +42,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("matrix", type=Path, help="matrix.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     paper = json.loads(Path(__file__).with_name("paper.json").read_text())["no_think_minus_think"]
     inside, outside = published(paper)
-    told = f"No-think minus think, the paper's 8 x 8 ({paper['provenance']})"
-    print(f"{told}: mean {inside:+.1f} in domain, {outside:+.1f} out of domain.\n")
-    print("\n".join(measured(json.loads(given.matrix.read_text()))))
+    title = f"No-think minus think, the paper's 8 x 8 ({paper['provenance']})"
+    print(f"{title}: mean {inside:+.1f} in domain, {outside:+.1f} out of domain.\n")
+    print("\n".join(measured(json.loads(args.matrix.read_text()))))
 
 
 if __name__ == "__main__":
