@@ -1,4 +1,4 @@
-"""A run that was stopped ends as one that never was, bit for bit: weights, metrics and predictions."""
+"""A resumed run ends like one that was never stopped, bit for bit: weights, metrics and predictions."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ from medvlm_r1.runs.status import FINISHED, UNFINISHED, attempts, status_of
 
 
 class Killed(BaseException):
-    """Stands for what ends a process."""
+    """Simulates the end of a process."""
 
 
 class KillAt(Callback):
@@ -47,7 +47,7 @@ def weights(module):
 
 
 def logged(folder):
-    """What was logged, but for the clock and for the pictures that a resumed run has to look at again."""
+    """Logged metrics without times, and without the number of images, which a resumed run encodes again."""
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     left_out = ("timing/", "train/images_encoded")
@@ -55,9 +55,9 @@ def logged(folder):
 
 
 def train(kind, folder, *callbacks, ckpt_path=None, every=2, more=None, **settings):
-    """Two passes over twelve questions, six steps, with checkpoints and validations.
+    """Train two epochs over twelve questions (six steps) with checkpoints and validations.
 
-    ``more`` goes to the trainer.
+    ``more`` are arguments of the trainer.
     """
     folder.mkdir(exist_ok=True)
     arguments = {
@@ -97,7 +97,7 @@ def whole(request, tmp_path_factory):
 
 @pytest.mark.parametrize("step", [3, 5])
 def test_it_ends_as_the_run_that_was_never_stopped(whole, step, tmp_path):
-    """Killed within a step, in the first pass and the second; the newest checkpoint is of the step before."""
+    """Killed within a step of the first and of the second epoch; the newest checkpoint is of the step before."""
     with pytest.raises(Killed):
         train(whole.kind, tmp_path, KillAt(step), **whole.settings)
     found = newest_intact(tmp_path / "checkpoints")
@@ -111,7 +111,7 @@ def test_it_ends_as_the_run_that_was_never_stopped(whole, step, tmp_path):
 
 @pytest.fixture
 def fsdp():
-    """Trainer settings that split the weights, over this process alone."""
+    """Trainer settings that shard the weights, over this process alone."""
 
     def settings():
         split = {"data_parallel_size": 1, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
@@ -122,8 +122,8 @@ def fsdp():
     torch.distributed.destroy_process_group()
 
 
-def test_weights_that_are_split_go_on_too(fsdp, tmp_path):
-    """Their checkpoint is read when the loader is made already."""
+def test_sharded_weights_resume_too(fsdp, tmp_path):
+    """Their checkpoint is read after the data loader is built."""
     whole = weights(train(SFT, tmp_path / "whole", more=fsdp()))
     with pytest.raises(Killed):
         train(SFT, tmp_path / "stopped", KillAt(5), more=fsdp())
@@ -132,7 +132,7 @@ def test_weights_that_are_split_go_on_too(fsdp, tmp_path):
     assert torch.equal(again, whole)
 
 
-def test_a_finished_training_goes_on_to_its_end(tmp_path):
+def test_a_finished_training_resumes_to_its_end(tmp_path):
     whole = train(SFT, tmp_path / "run")
     again = train(SFT, tmp_path / "run", ckpt_path=newest_intact(tmp_path / "run/checkpoints"))
     assert again.step == 6
@@ -163,7 +163,7 @@ def flipped(data):
 
 
 @pytest.mark.parametrize("harm", [truncated, emptied, flipped])
-def test_the_last_good_one_is_used_and_said(harm, two_checkpoints, tmp_path, caplog):
+def test_the_newest_intact_checkpoint_is_used_with_a_warning(harm, two_checkpoints, tmp_path, caplog):
     folder = shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
     assert newest_intact(folder) == folder / "last.ckpt"
     (folder / "last.ckpt").write_bytes(harm((folder / "last.ckpt").read_bytes()))
@@ -175,20 +175,20 @@ def test_the_last_good_one_is_used_and_said(harm, two_checkpoints, tmp_path, cap
         newest_intact(folder)
 
 
-def test_the_whole_one_stays_until_a_newer_is_whole(tmp_path):
+def test_the_intact_checkpoint_stays_until_a_newer_one_is_on_disk(tmp_path):
     with pytest.raises(Killed):
         train(SFT, tmp_path, KillAt(5), every=1)
     folder = tmp_path / "checkpoints"
     (folder / "last.ckpt").write_bytes(b"")
     before = (folder / "before.ckpt").read_bytes()
-    with pytest.raises(Killed):  # behind the first checkpoint that it writes
+    with pytest.raises(Killed):  # after the first checkpoint that it writes
         train(SFT, tmp_path, KillAt(5), every=1, ckpt_path=newest_intact(folder))
     assert damage(folder / "last.ckpt") is None
     assert (folder / "before.ckpt").read_bytes() == before
 
 
-def test_no_flipped_byte_changes_a_tensor_unseen(two_checkpoints, tmp_path):
-    """Either the damage is found, or it lies in padding and what is read is what was written."""
+def test_no_flipped_byte_changes_a_tensor_unnoticed(two_checkpoints, tmp_path):
+    """The damage is either found, or in padding, so that the tensors are unchanged."""
     path = tmp_path / "last.ckpt"
     data = (two_checkpoints / "last.ckpt").read_bytes()
     path.write_bytes(data)
@@ -204,8 +204,8 @@ def test_no_flipped_byte_changes_a_tensor_unseen(two_checkpoints, tmp_path):
     assert found > 30
 
 
-def test_a_full_disk_leaves_the_last_good_one(tmp_path):
-    """Files may not grow beyond a few kilobytes from step 3 on, as on a disk without space."""
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
+    """From step 3 on, files cannot grow beyond 100 kB, as on a full disk."""
 
     class FullDisk(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path):
 
 
 @pytest.mark.parametrize("stopped", ["within a batch", "behind the last"])
-def test_answers_are_kept_and_never_doubled(stopped, tmp_path):
+def test_answers_are_saved_and_never_doubled(stopped, tmp_path):
     whole = fit(VLMModule, tmp_path, questions=phantoms(4), controls=("image", "blank"), journal={"step": 0})
     journal = tmp_path / "answers.journal"
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -254,9 +254,9 @@ def test_answers_of_other_weights_are_dropped(tmp_path):
     assert Journal(tmp_path / "a.journal", {"step": 4}).totals == Counter()
 
 
-# --- the whole road -------------------------------------------------------------------------------
+# --- run.py ---------------------------------------------------------------------------------------
 
-# Kills at the n-th time that a file of this name is opened to write, or renamed: DIE_AT="os.rename NAME n".
+# Kills the process when a file of this name is opened or renamed for the n-th time: DIE_AT="EVENT NAME n".
 KILLER = """
 import os, signal, sys
 wanted, name, left = os.environ["DIE_AT"].split()
@@ -284,7 +284,7 @@ def start(folder, die_at):
     python(folder, ROOT / "run.py", *COMMAND, "resume=auto", code=-signal.SIGKILL, **more)
 
 
-def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
+def test_a_run_killed_while_it_writes_resumes_and_ends_the_same(tmp_path):
     (tmp_path / "whole").mkdir()
     run_here(tmp_path / "whole", *COMMAND)
     # between the two renames of the second checkpoint, and just before it would be finished
@@ -306,15 +306,15 @@ def test_killed_while_it_writes_it_goes_on_and_ends_the_same(tmp_path):
     assert "finished already" in run_here(tmp_path / "killed", *COMMAND, "resume=auto").stdout
 
 
-def test_a_disk_without_space_is_told_with_the_remedy(tmp_path):
+def test_a_full_disk_is_reported_with_the_remedy(tmp_path):
     full = tmp_path / "out/metrics.json.partial"
     full.parent.mkdir()
     full.symlink_to("/dev/full")
     command = ["+experiment=zero_shot", *COMMAND[1:-1], "hydra.run.dir=out", "resume=auto"]
-    said = run_here(tmp_path, *command, code=2).stderr
-    assert "No space left on device" in said
-    assert "rerun the same command with resume=auto" in said
-    assert "Traceback" not in said
+    printed = run_here(tmp_path, *command, code=2).stderr
+    assert "No space left on device" in printed
+    assert "rerun the same command with resume=auto" in printed
+    assert "Traceback" not in printed
     full.unlink(missing_ok=True)
     run_here(tmp_path, *command)
     assert status_of(tmp_path / "out") == FINISHED

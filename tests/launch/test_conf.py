@@ -1,4 +1,4 @@
-"""Every composition binds to its constructors, and a mistake is answered with its remedy."""
+"""Every composition binds to its constructors, and every error names its remedy."""
 
 import inspect
 import re
@@ -25,7 +25,7 @@ OPTIONS = [
 POSITIONAL, KEYWORDS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 # Constructors of the settings that the options for data share.
 PASSED_ON = {"shared": PublishedSet, "split": FileSplit}
-# What run.py hands over to the parts that it builds.
+# Arguments that run.py passes to the parts that it builds.
 HANDED = {"policy", "prompt", "engine", "rewards", "seed", "callbacks", "logger", "params"}
 
 
@@ -35,7 +35,7 @@ def composed(*overrides):
 
 
 def nodes(value, path=""):
-    """Every mapping that names a constructor."""
+    """Every node that names a constructor."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield path, value

@@ -1,4 +1,4 @@
-"""run.py as a user starts it: multirun, comparison, overwriting, mistakes."""
+"""run.py: multirun, comparison, overwriting, earlier versions, user errors."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_checkpoints_are_the_last_and_the_best(sweep):
     assert weights
 
 
-def test_a_sweep_goes_on_and_overwrite_starts_it_again(sweep):
+def test_a_sweep_is_resumed_and_overwrite_starts_it_again(sweep):
     small = ["-m", "+experiment=zero_shot", *SMALL, "sweep=small"]
     (folder,) = (sweep / "outputs/sweeps/small").glob("zero_shot*")
     marker = folder / "left_over"
@@ -93,14 +93,14 @@ def test_a_sweep_goes_on_and_overwrite_starts_it_again(sweep):
     assert len(list((sweep / "outputs/sweeps/small").glob("zero_shot*"))) == 1
 
 
-def test_the_same_run_again_writes_beside(tmp_path):
+def test_the_same_run_again_writes_to_a_second_folder(tmp_path):
     for _ in range(2):
         run_here(tmp_path, "+experiment=zero_shot", *SMALL)
     names = sorted(path.name for path in (tmp_path / "outputs/runs").iterdir())
     assert names[1] == f"{names[0]}-2"
 
 
-def test_a_mistake_deletes_nothing(sweep):
+def test_a_user_error_deletes_nothing(sweep):
     (folder,) = (sweep / "outputs/sweeps/small").glob("sft_600*")
     arguments = ["-m", "+experiment=sft_600", *SMALL, "sweep=small", "overwrite=true", "select=bset"]
     done = run_here(sweep, *arguments, code=2)

@@ -100,5 +100,5 @@ def test_an_old_key_in_a_file_is_refused_with_its_present_name(text, tmp_path, m
     conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
     (conf / "experiment/own.yaml").write_text(f"# @package _global_\n{text}\n")
     monkeypatch.setattr(compose, "CONF", conf)
-    said = run_here(tmp_path, "+experiment=own", code=2).stderr
-    assert re.search(r"error: `(tune|watch)` is now `(peft|callbacks)`: rename it in the file", said)
+    printed = run_here(tmp_path, "+experiment=own", code=2).stderr
+    assert re.search(r"error: `(tune|watch)` is now `(peft|callbacks)`: rename it in the file", printed)

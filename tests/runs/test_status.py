@@ -1,4 +1,4 @@
-"""What becomes of a run, as its folder tells it: statuses, attempts, failures, and one process at a time."""
+"""Status of a run, read from its folder: attempts, failures, and one process at a time."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ with status.run_lock(folder), status.attempt(folder) as this:
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that works on the run."""
+    """Another process that is working on the run."""
     (tmp_path / "config.yaml").touch()
     command = [sys.executable, "-c", HOLDER, tmp_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
@@ -39,14 +39,14 @@ def holder(tmp_path):
 def test_one_process_at_a_time(holder, tmp_path, monkeypatch):
     monkeypatch.setattr(status, "_LOCK_TIMEOUT", 0.1)
     assert status.status_of(tmp_path) == status.RUNNING
-    told = pytest.raises(status.RunIsBusyError, match="another process is working on this run")
-    with told, status.run_lock(tmp_path):
+    busy = pytest.raises(status.RunIsBusyError, match="another process is working on this run")
+    with busy, status.run_lock(tmp_path):
         pass
-    (tmp_path / "metrics.csv").unlink()  # so that nothing but the lock tells
+    (tmp_path / "metrics.csv").unlink()  # so that only the lock shows it
     assert free_folder(tmp_path, reuse=False) == tmp_path.with_name(f"{tmp_path.name}-2")
 
 
-def test_a_kill_lets_it_go_and_its_time_counts(holder, tmp_path):
+def test_a_kill_releases_the_lock_and_its_time_counts(holder, tmp_path):
     written = time.time()
     os.utime(tmp_path / "metrics.csv", (written + 5, written + 5))
     holder.send_signal(signal.SIGKILL)
@@ -79,7 +79,7 @@ def test_an_interrupt_is_no_failure(stopped, tmp_path):
     assert status.status_of(tmp_path) == status.UNFINISHED
 
 
-def test_a_failure_behind_an_end_counts_and_one_before_it_does_not(tmp_path):
+def test_the_newer_of_failure_and_end_counts(tmp_path):
     for first, last, expected in (
         ("metrics.json", status.ERROR, "failed"),
         (status.ERROR, "metrics.json", "finished"),
@@ -90,7 +90,7 @@ def test_a_failure_behind_an_end_counts_and_one_before_it_does_not(tmp_path):
         assert status.status_of(tmp_path) == expected
 
 
-def test_half_a_removal_does_not_pass_for_a_finished_run(tmp_path, monkeypatch):
+def test_a_folder_that_is_half_removed_is_not_finished(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "model").mkdir()
 
@@ -115,7 +115,7 @@ def test_a_full_disk_hides_no_cause(tmp_path, monkeypatch):
         fail()
 
 
-def test_jobs_noted_at_once_are_all_kept(tmp_path):
+def test_jobs_recorded_at_the_same_time_are_all_saved(tmp_path):
     code = "import sys; from pathlib import Path; from medvlm_r1.runs.status import record_jobs\n"
     code += "for k in range(20): record_jobs(Path(sys.argv[1]), {f'{sys.argv[2]}-{k}': []})"
     command = [sys.executable, "-c", code, tmp_path]
@@ -124,7 +124,7 @@ def test_jobs_noted_at_once_are_all_kept(tmp_path):
     assert len(status.jobs_of(tmp_path)) == 60
 
 
-def test_states_of_a_sweep(tmp_path):
+def test_statuses_of_a_sweep(tmp_path):
     status.record_jobs(tmp_path, {"one": ["seed=0"], "two": ["seed=1"]})
     status.record_jobs(tmp_path, {"three": ["seed=2"]})
     for name in ("two", "stray"):

@@ -1,4 +1,4 @@
-"""Start run.py: in this process, which has loaded its libraries, or as a user does, in one of its own."""
+"""Start run.py in this process, which has its libraries loaded, or in a new process, as a user does."""
 
 import io
 import logging
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command printed."""
+class Printed:
+    """Text that a command printed."""
 
     stdout: str
     stderr: str
@@ -30,7 +30,7 @@ def environment(**more):
 
 
 def python(folder, *command, code=0, **more):
-    """A command in a process of its own; fails where its exit status is not ``code``."""
+    """Run a Python command in a new process; fails if its exit code is not ``code``."""
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True, env=environment(**more)
     )
@@ -39,19 +39,21 @@ def python(folder, *command, code=0, **more):
 
 
 def run_alone(folder, *arguments, code=0, **more):
-    """``python run.py`` as a user starts it."""
+    """Run ``python run.py`` in a new process."""
     return python(folder, ROOT / "run.py", *arguments, code=code, **more)
 
 
 def run_here(folder, *arguments, code=0):
-    """The same command line in this process: some ten seconds less, which the imports take."""
+    """Run the same command line in this process, which saves ten seconds of imports."""
     out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
     loggers = [logging.getLogger(), *map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))]
-    kept = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    saved = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     status = 0
     with pytest.MonkeyPatch.context() as patch, chdir(folder), redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
-        patch.setenv("HYDRA_MAIN_MODULE", "__main__")  # Hydra looks for conf/ beside the file, not the module
+        patch.setenv(
+            "HYDRA_MAIN_MODULE", "__main__"
+        )  # Hydra then searches conf/ in the folder of the file, not of the module
         torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does
         try:
             run.main()
@@ -59,10 +61,10 @@ def run_here(folder, *arguments, code=0):
             status = stopped.code
         finally:
             torch.set_num_threads(threads)
-            for logger, level, handlers in kept:
+            for logger, level, handlers in saved:
                 for handler in set(logger.handlers) - set(handlers):
                     handler.close()
                 logger.setLevel(level)
                 logger.handlers[:] = handlers
     assert status == code, out.getvalue()[-1000:] + err.getvalue()[-3000:]
-    return Said(out.getvalue(), err.getvalue())
+    return Printed(out.getvalue(), err.getvalue())
