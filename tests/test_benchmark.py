@@ -8,6 +8,8 @@ import sys
 import pytest
 from training import ROOT
 
+from medvlm_r1.rollout import sampling_noise
+
 pytest.importorskip("trl", reason="the benchmark compares with TRL: pip install -e '.[dev]'")
 
 PROMPTS, GROUP, PROMPT, NEW = 2, 4, 64, 12  # of --quick

@@ -60,9 +60,9 @@ STEPS = 3
 # Methods of the training step, and what they are called in the table.
 PARTS = {
     "training_step": "step",
-    "answer": "sample",
-    "reference": "reference",
-    "descend": "train",
+    "sample": "sample",
+    "score_logprobs": "reference",
+    "update_minibatch": "train",
     "apply_gradients": "update",
 }
 SMALL = ["data.validation.n=1", "data.test.mri.n=16", "data.test.ct.n=1", "data.test.xray.n=1"]

@@ -42,7 +42,7 @@ def _counted(rows: dict[str, Any]) -> Table:
         "preprocessed",
         "tokens through LM",
         "row-steps",
-        "host reads",
+        "device syncs",
     )
     for name, row in rows.items():
         flops, memory, counts = row["flops"], row["memory"], row["counters"]
@@ -52,7 +52,7 @@ def _counted(rows: dict[str, Any]) -> Table:
             f"{memory['total'] / 1e9:.3g}",
             f"{memory['above_resident'] / 1e9:.3g}",
             *(str(counts["images"]["step"]), str(counts["preprocessed"]), str(counts["tokens"]["step"])),
-            *(str(counts["row_steps"]["step"]), str(counts["host_reads"]["step"])),
+            *(str(counts["row_steps"]["step"]), str(counts["device_syncs"]["step"])),
         )
     return table
 

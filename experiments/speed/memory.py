@@ -1,4 +1,4 @@
-"""The most bytes alive at once, and the arithmetic, of a step."""
+"""Peak memory, operations and device synchronisations of a step."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from medvlm_r1.plan.meta import Ledger
 
 aten = torch.ops.aten
-# torch's FLOP formulas leave out attention's kernel on a CPU, whose arguments are those of the others.
+# torch has no FLOP formula for the CPU's attention kernel, which takes the arguments of the GPU's.
 for suffix in ("", "_backward"):
     flop_registry.setdefault(
         getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{suffix}"),
@@ -21,39 +21,39 @@ for suffix in ("", "_backward"):
 
 
 class Watch(Ledger):
-    """Counts arithmetic and live bytes, and how often the host asks for a tensor's value.
+    """Counts operations, live bytes and device synchronisations.
 
     Args:
-        known: weights and buffers, which were there before.
-        phases: what a count is credited to.
+        weights: weights and buffers, allocated before.
+        phases: the clock that knows the current phase.
 
     Attributes:
-        host_reads: values of tensors that the host waited for, by phase.
+        device_syncs: tensor values that the CPU waited for, by phase.
     """
 
-    def __init__(self, known: Iterable[Tensor], phases: Phases) -> None:
-        known = list(known)
-        super().__init__(known=known)
-        self.phases, self.host_reads = phases, Counter[str]()
-        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in known}
+    def __init__(self, weights: Iterable[Tensor], phases: Phases) -> None:
+        weights = list(weights)
+        super().__init__(excluded=weights)
+        self.phases, self.device_syncs = phases, Counter[str]()
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in weights}
         self._before = sum(storages.values())
-        self._on_gpu = any(t.is_cuda for t in known)
+        self._on_gpu = any(t.is_cuda for t in weights)
 
     def begin(self) -> None:
-        """Count anew; what lives now is held from step to step, like the optimiser's moments."""
+        """Reset the counts; bytes alive now last from step to step, like the optimiser's moments."""
         self.flops = 0
-        self.host_reads.clear()
+        self.device_syncs.clear()
         self.peak, self._lasting = self.live, self.live
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self, gradients: int) -> dict[str, int]:
-        """The peak since :meth:`begin`: in total, and above what training holds anyway.
+        """Peak since :meth:`begin`: in total, and above weights, gradients and moments.
 
-        On a GPU the allocator's own peak is taken.
+        On a GPU this is the allocator's peak.
 
         Args:
-            gradients: bytes of the gradients of everything trained.
+            gradients: bytes of all gradients.
         """
         total = torch.cuda.max_memory_allocated() if self._on_gpu else self._before + self.peak
         resident = self._before + self._lasting + gradients
@@ -61,5 +61,5 @@ class Watch(Ledger):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is aten._local_scalar_dense.default:
-            self.host_reads[self.phases.current] += 1
+            self.device_syncs[self.phases.current] += 1
         return super().__torch_dispatch__(func, types, args, kwargs)

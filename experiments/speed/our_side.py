@@ -25,6 +25,7 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
+from medvlm_r1.rollout import sampling_noise
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 

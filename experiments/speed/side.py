@@ -130,7 +130,7 @@ class Side:
         return {
             "flops": spent(self.phases),
             "memory": watch.peak_bytes(gradients),
-            "counters": {**counts.summary(), "host_reads": by_phase(watch.host_reads)},
+            "counters": {**counts.summary(), "device_syncs": by_phase(watch.device_syncs)},
         }
 
 
