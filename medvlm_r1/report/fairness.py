@@ -78,7 +78,7 @@ def settings(run: Run) -> dict:
     return {
         key: present(key, value)
         for key, value in flatten(run.config).items()
-        if key not in BOOKKEEPING
+        if not f"{key}.".startswith(tuple(f"{name}." for name in BOOKKEEPING))
         and not (key.rsplit(".", 1)[-1] == "seed" and value == run.config.get("seed"))
         and not (isinstance(value, str) and (value == own or value.startswith(f"{own}/")))
     }

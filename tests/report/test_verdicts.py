@@ -70,9 +70,9 @@ def test_a_shortcut_that_stands_out_is_a_warning(tmp_path):
 def test_alarms_name_step_and_seed(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "grpo", seed, n=8)
-    assert told(tmp_path / "grpo_600-seed0", "Alarms") == [("warning", "Zero spread at step 31.")]
+    assert told(tmp_path / "grpo_600-seed0", "Alarms") == [("warning", "Zero advantage at step 31.")]
     ((_, text),) = told(tmp_path, "Alarms")
-    assert text == "Zero spread at step 31 of seed 0, zero spread at step 31 of seed 1."
+    assert text == "Zero advantage at step 31 of seed 0, zero advantage at step 31 of seed 1."
 
 
 def test_the_gain_from_the_picture_is_that_of_paired_answers(tmp_path):

@@ -1,6 +1,6 @@
-"""Run folders as a run leaves them, made up from a seed: the fixtures of the report's tests.
+"""Writes run folders like those of a run, random from a seed, for the tests of the report.
 
-``python tests/support/run_folders.py DIR`` writes a whole sweep there, for looking at the page.
+``python tests/support/run_folders.py DIR`` writes a sweep there, to look at its page.
 """
 
 import json
@@ -29,23 +29,15 @@ STEPS = 75
 
 def config(method: str, seed: int, folder: Path) -> dict:
     """The resolved configuration of one run."""
-    source = {"_target_": "medvlm_r1.phantom.PhantomSource", "n": 600, "split": "train"}
+    source = {"_target_": "medvlm_r1.phantom.questions.PhantomSource", "n": 600, "split": "train"}
     recipe = {"grpo_lr": 1e-4, "sft_lr": 5e-4, "epochs": 2, "prompts_per_step": 16, "group_size": 8}
     recipe |= {"max_prompt_tokens": 512, "max_completion_tokens": 32, "max_pixels": 12544}
-    optim = {
-        "lr": recipe[f"{method}_lr"] if method != "zero_shot" else None,
-        "schedule": "linear",
-        "max_grad_norm": 1.0,
-    }
+    optim = {"lr": recipe.get(f"{method}_lr"), "schedule": "linear", "max_grad_norm": 1.0}
+    grpo = {"beta": 0.04, "sampling": {"group_size": 8, "temperature": 1.0}}
     own = {
-        "zero_shot": {},
-        "sft": {"micro_batch": 8, "optim": optim},
-        "grpo": {
-            "micro_batch": 8,
-            "optim": optim,
-            "beta": 0.04,
-            "sampling": {"group_size": 8, "temperature": 1.0},
-        },
+        "zero_shot": {"_target_": "medvlm_r1.algorithms.base.VLMModule"},
+        "sft": {"_target_": "medvlm_r1.algorithms.sft.SFT", "micro_batch": 8, "optim": optim},
+        "grpo": {"_target_": "medvlm_r1.algorithms.grpo.GRPO", "micro_batch": 8, "optim": optim} | grpo,
     }[method]
     return {
         "experiment": f"{method}_600" if method != "zero_shot" else method,
@@ -60,7 +52,7 @@ def config(method: str, seed: int, folder: Path) -> dict:
         "model": {"path": "embedded", "recipe": recipe},
         "prompt": {"name": "medvlm_r1", "layout": "lines"},
         "reward": {"weights": {"format": 1.0, "accuracy": 1.0}},
-        "method": {"_target_": f"medvlm_r1.{method}", "max_completion_tokens": 32} | own,
+        "method": {"max_completion_tokens": 32} | own,
         "trainer": {"accelerator": "cpu", "devices": 1},
         "callbacks": {"checkpoint": {"dirpath": f"{folder}/checkpoints"}},
     }
@@ -69,15 +61,15 @@ def config(method: str, seed: int, folder: Path) -> dict:
 def write_run(
     parent: Path, method: str, seed: int = 0, n: int = 60, *, name: str = "", changes: dict | None = None
 ) -> Path:
-    """One finished run folder under ``parent``; the same questions whatever the method and seed.
+    """Write one finished run folder under ``parent``; every method and seed answers the same questions.
 
     Args:
         parent: sweep folder.
         method: ``zero_shot``, ``sft`` or ``grpo``.
-        seed: of the run.
+        seed: seed of the run.
         n: questions per test set.
-        name: of the folder; by default experiment and seed.
-        changes: dotted configuration keys to change.
+        name: name of the folder; experiment and seed by default.
+        changes: dotted configuration keys with other values.
     """
     experiment = f"{method}_600" if method != "zero_shot" else method
     folder = parent / (name or f"{experiment}-seed{seed}")
@@ -93,12 +85,9 @@ def write_run(
     table = pd.DataFrame(rows)
     _json_lines(folder / "predictions.jsonl", rows)
     (folder / "metrics.json").write_text(json.dumps(summary(method, experiment, seed, folder.name, table)))
-    seconds = {
-        "setup": 4.2,
-        "fit": {"zero_shot": 0.0, "sft": 21.0, "grpo": 64.3}[method] * (1 + seed / 50),
-        "test": 18.7,
-    }
-    (folder / "timing.json").write_text(json.dumps({"hardware": "2 CPU cores, 8 GiB", "seconds": seconds}))
+    fit = {"zero_shot": 0.0, "sft": 21.0, "grpo": 64.3}[method] * (1 + seed / 50)
+    timing = {"hardware": "2 CPU cores, 8 GiB", "seconds": {"setup": 4.2, "fit": fit, "test": 18.7}}
+    (folder / "timing.json").write_text(json.dumps(timing))
     images(folder / "images", table)
     if method != "zero_shot":
         curves(method, seed).to_csv(folder / "metrics.csv", index=False)
@@ -106,25 +95,21 @@ def write_run(
         (folder / "rollouts").mkdir()
         for step in (1, 25, 50, STEPS):
             _json_lines(folder / "rollouts" / f"step-{step}.jsonl", rollouts(step, seed))
-        alarm = {
-            "step": 31,
-            "alarm": "zero_spread",
-            "message": "6 of 16 groups have equal rewards: no gradient",
-        }
-        _json_lines(folder / "alarms.jsonl", [alarm])
+        message = "6 of 16 groups have equal rewards: no gradient"
+        _json_lines(folder / "alarms.jsonl", [{"step": 31, "alarm": "zero_advantage", "message": message}])
     return folder
 
 
 def predictions(method: str, seed: int, n: int, run: str) -> list[dict]:
-    """Rows of ``predictions.jsonl``; what is hard is hard for every method."""
+    """Rows of ``predictions.jsonl``; a hard question is hard for every method."""
     rows = []
     for number, (test_set, modality) in enumerate(SETS.items()):
-        asked = np.random.default_rng(number)
+        shared = np.random.default_rng(number)
         own = np.random.default_rng([number, seed, sorted(RATES).index(method)])
         for i in range(n):
-            question, options = QUESTIONS[asked.integers(len(QUESTIONS))]
-            gold = "ABCD"[asked.integers(len(options))]
-            ease = 0.6 * asked.random() + 0.4 * own.random()
+            question, options = QUESTIONS[shared.integers(len(QUESTIONS))]
+            gold = "ABCD"[shared.integers(len(options))]
+            ease = 0.6 * shared.random() + 0.4 * own.random()
             right = ease < _EASE[int(RATES[method][test_set] * len(_EASE))]
             letter = gold if right else next(c for c in "ABCD" if c != gold)
             untagged = method == "zero_shot" and own.random() < 0.15
@@ -200,7 +185,7 @@ def summary(method: str, experiment: str, seed: int, name: str, table: pd.DataFr
 
 
 def audit(copies: int = 0) -> dict:
-    """What an audit found, as ``metrics.json`` holds it: so many MRI questions show a training image."""
+    """The audit in ``metrics.json``, with this many MRI questions that show a training image."""
     pair = {"kind": "mirrored", "first": "train/7.png", "second": "test/3.png", "distance": 0.004}
     rules = ("option text", "option text as spelt", "question", "majority letter", "longest option")
     return {
@@ -238,10 +223,8 @@ def curves(method: str, seed: int) -> pd.DataFrame:
             "train/loss": 0.9 * (1 - done) + 0.05 * rng.random(),
         }
         if method == "grpo":
-            accuracy, formed = (
-                0.4 + 0.25 * done + 0.06 * rng.normal(),
-                0.4 + 0.58 * done + 0.03 * rng.normal(),
-            )
+            accuracy = 0.4 + 0.25 * done + 0.06 * rng.normal()
+            formed = 0.4 + 0.58 * done + 0.03 * rng.normal()
             row |= {
                 "train/reward": accuracy + formed,
                 "train/reward_accuracy": accuracy,
@@ -258,43 +241,33 @@ def curves(method: str, seed: int) -> pd.DataFrame:
 
 
 def rollouts(step: int, seed: int, size: int = 8) -> list[dict]:
-    """Rows of ``rollouts/step-N.jsonl``: two groups, reasoning more often the later the step."""
+    """Rows of ``rollouts/step-N.jsonl``: two groups, with more reasoning at later steps."""
     rng = np.random.default_rng([7, step, seed])
     rows = []
     for prompt in range(2):
         question, options = QUESTIONS[prompt]
-        scores = []
-        for _ in range(size):
-            thinks, right = (
-                rng.random() < 0.25 + 0.7 * step / STEPS,
-                rng.random() < 0.35 + 0.35 * step / STEPS,
-            )
+        group = []
+        for completion in range(size):
+            thinks = rng.random() < 0.25 + 0.7 * step / STEPS
+            right = rng.random() < 0.35 + 0.35 * step / STEPS
             letter = "A" if right else "B"
-            said = options["AB".index(letter)]
-            thought = f"<think>A round bright region at the upper right, so {said}.</think>\n"
-            text = (thought if thinks else "") + f"<answer>{letter}</answer>"
-            scores.append((text, letter, {"format": float(thinks), "accuracy": float(right)}))
-        totals = np.array([sum(s[2].values()) for s in scores])
-        advantages = (totals - totals.mean()) / (totals.std(ddof=1) + 1e-4)
-        for k, ((text, letter, rewards), total, advantage) in enumerate(
-            zip(scores, totals, advantages, strict=True)
-        ):
-            rows.append(
-                {
-                    "step": step,
-                    "sample_id": f"mri-{prompt:04d}",
-                    "image": "",
-                    "question": question,
-                    "options": options,
-                }
-                | {"gold": "A", "completion": k, "text": text, "answer": letter, "rewards": rewards}
-                | {"total": total, "advantage": advantage, "tokens": len(text) // 3, "truncated": False}
+            thought = f"A round bright region at the upper right, so {options['AB'.index(letter)]}."
+            text = (f"<think>{thought}</think>\n" if thinks else "") + f"<answer>{letter}</answer>"
+            rewards = {"format": float(thinks), "accuracy": float(right)}
+            group.append(
+                {"step": step, "sample_id": f"mri-{prompt:04d}", "image": "", "question": question}
+                | {"options": options, "gold": "A", "completion": completion, "text": text, "answer": letter}
+                | {"rewards": rewards, "total": sum(rewards.values())}
+                | {"tokens": len(text) // 3, "truncated": False}
             )
+        totals = np.array([row["total"] for row in group])
+        advantages = (totals - totals.mean()) / (totals.std(ddof=1) + 1e-4)
+        rows += [row | {"advantage": advantage} for row, advantage in zip(group, advantages, strict=True)]
     return rows
 
 
 def images(folder: Path, table: pd.DataFrame) -> None:
-    """A picture for two of every three of each test set's first twelve questions."""
+    """Write an image for two of three of each test set's first twelve questions."""
     folder.mkdir()
     y, x = np.mgrid[-1:1:112j, -1:1:112j]
     for number, sample_id in enumerate(table["sample_id"].drop_duplicates()):
@@ -311,7 +284,7 @@ def _json_lines(path: Path, rows: list[dict]) -> None:
 
 
 def write_sweep(parent: Path, seeds: int = 1, n: int = 60) -> Path:
-    """Zero-shot, SFT and GRPO under ``parent``, each with the same seeds."""
+    """Write zero-shot, SFT and GRPO runs under ``parent``, each with the same seeds; return ``parent``."""
     for method in RATES:
         for seed in range(seeds):
             write_run(parent, method, seed, n)
