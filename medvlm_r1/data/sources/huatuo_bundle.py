@@ -1,4 +1,4 @@
-"""Find HuatuoGPT-Vision's evaluation bundle: a local copy, the hub's cache, or the hub.
+"""Locate HuatuoGPT-Vision's evaluation bundle: a local copy, the hub's cache, or a download from the hub.
 
 The bundle (hub id ``FreedomIntelligence/Medical_Multimodal_Evaluation_Data``, Apache-2.0) is one JSON
 array and one ``images.zip``; the image paths of its rows start with ``images/``.
@@ -21,7 +21,7 @@ from medvlm_r1.data.sources.unzip import unzip
 logger = logging.getLogger(__name__)
 
 HUB_ID = "FreedomIntelligence/Medical_Multimodal_Evaluation_Data"
-ROWS = "medical_multimodel_evaluation_data.json"  # spelt so in the bundle
+ROWS = "medical_multimodel_evaluation_data.json"  # the bundle's spelling
 IMAGES = "images.zip"
 
 LAYOUT = f"""a folder that holds
@@ -32,15 +32,15 @@ _ROW_FILES = (ROWS, "data/*.parquet", "*.parquet", "test*.json", "test*.jsonl")
 
 
 def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Path:
-    """The folder of the bundle: ``root`` itself, or the hub's snapshot in the cache, fetched if need be.
+    """Return the folder of the bundle; see :func:`~medvlm_r1.data.sources.locate.find_set`.
 
     Args:
-        root: a local copy; ``None`` asks the cache, then the hub.
+        root: a local copy; ``None`` uses the cache, then the hub.
         revision: commit, tag or branch on the hub.
-        with_images: whether the archive of images is needed too.
+        with_images: whether the images are needed too.
 
     Raises:
-        FileNotFoundError: ``root`` is no folder, or the bundle is neither cached nor to be fetched.
+        FileNotFoundError: ``root`` is no folder, or the bundle is neither in the cache nor on the hub.
     """
     if root is not None and not Path(root).is_dir():
         raise FileNotFoundError(f"data.root={root} is no folder: give {LAYOUT}")
@@ -48,10 +48,10 @@ def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Pa
 
 
 def bundle_rows(root: Path) -> tuple[Path, list[Any]]:
-    """All rows of the bundle in its order, and the file that they are reported under.
+    """Return the file that messages name, and all rows of the bundle in order.
 
     Raises:
-        FileNotFoundError: the folder holds no file of rows.
+        FileNotFoundError: the folder has no file of rows.
         BadRowError: the file cannot be read.
     """
     for pattern in _ROW_FILES:
@@ -64,17 +64,17 @@ def bundle_rows(root: Path) -> tuple[Path, list[Any]]:
     try:
         return files[0], [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
     except (OSError, pyarrow.ArrowException) as error:
-        raise BadRowError(f"{files[0].parent} has unreadable parquet ({error}): copy it again") from error
+        raise BadRowError(f"{files[0].parent} has unreadable Parquet ({error}): copy it again") from error
 
 
 def bundle_images(root: Path, cache: str | Path | None = None) -> Path:
-    """The folder that image paths such as ``images/brain000001.png`` start from.
+    """Return the folder that image paths such as ``images/brain000001.png`` start from.
 
-    ``images.zip`` is unpacked once into ``cache`` (default: ``medvlm_r1`` in the hub client's home).
+    Unpacks ``images.zip`` once into ``cache`` (default: ``$HF_HOME/medvlm_r1``).
 
     Raises:
         FileNotFoundError: there are neither images nor an archive.
-        BadRowError: the archive is damaged, or holds what no archive of images does.
+        BadRowError: the archive is damaged or unsafe.
     """
     if (root / "images").is_dir():
         return root
@@ -86,7 +86,7 @@ def bundle_images(root: Path, cache: str | Path | None = None) -> Path:
     folder = Path(cache or cache_folder())
     target = folder / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):  # the ranks of a run come here together
+    with FileLock(f"{target}.lock"):  # the ranks of a run arrive together
         if not target.is_dir():
             logger.info("Unpacking %s into %s", archive, target)
             unzip(archive, target, below="images")

@@ -1,11 +1,11 @@
 """Med-R1's splits of OmniMedVQA (arXiv 2503.13939): train on one domain, test on all.
 
 ``Splits/{modality,question_type}/{train,test}/<name>_{train,test}.json`` of the authors' repository; a row
-is ``image``, ``problem`` (question with inline options) and ``solution`` (letter in answer tags). The
-images are OmniMedVQA's, and come apart.
+has ``image``, ``problem`` (question with inline options) and ``solution`` (letter in answer tags). The
+images are OmniMedVQA's, a separate download.
 
-Departure from the released code: it has no validation set. Here one is held out of training, by image,
-from images that no test shows.
+Departure from the released code: it has no validation set. Here one is held out of training by image, from
+the images that no test shows.
 """
 
 import re
@@ -81,22 +81,22 @@ def med_r1(
 
 
 def _by_domain(folder: Path, by: str) -> dict[str, Path]:
-    """Files by the plain name of their domain, e.g. ``X-Ray_train.json`` by ``xray``."""
-    found = {}
+    """Return the files by the short name of their domain, e.g. ``X-Ray_train.json`` by ``xray``."""
+    files = {}
     for path in sorted(folder.glob("*.json")):
         name = re.sub(r"_(train|test)$", "", path.stem)
         if by == "modality":
             try:
-                found[modality_of(name)] = path
+                files[modality_of(name)] = path
             except BadRowError as error:
-                raise BadRowError(f"{path}: its name tells no modality ({error})") from None
+                raise BadRowError(f"{path}: its name has no known modality ({error})") from None
         else:
-            found[task_of(name)] = path
-    return found
+            files[task_of(name)] = path
+    return files
 
 
 def task_of(question_type: str) -> str:
-    """The plain name of a question type, e.g. ``disease_diagnosis`` of ``Disease Diagnosis``."""
+    """Return the short name of a question type, e.g. ``disease_diagnosis`` for ``Disease Diagnosis``."""
     return re.sub(r"[^a-z]+", "_", question_type.lower()).strip("_")
 
 

@@ -1,12 +1,12 @@
-"""MedVLM-R1's own data (arXiv 2502.19634): 600 MRI questions to train on, 3 x 300 to test on.
+"""MedVLM-R1's data (arXiv 2502.19634): 600 MRI training questions, and 300 test questions per modality.
 
 Departures from the paper's released code:
 
 1. Its exact 600 training questions are not public; its code takes the first 500 rows of the subset.
    Here: the first 600 whose image is not an image of the test file.
-2. It never compares training with test images. Here a row is left out if its image has the file name of
-   a test image, or the same bytes where both are on disk.
-3. It has no validation set. Here: the next 100 rows whose image is in neither of the other two.
+2. It never compares training with test images. Here a row is left out if its image has the file name of a
+   test image or, if both are on disk, the same bytes.
+3. It has no validation set. Here: the next 100 rows whose image is in neither of the other two parts.
 """
 
 import functools
@@ -51,11 +51,12 @@ def medvlm_r1(
 
 
 class Selection(NamedTuple):
-    """What :func:`select` chose, and what it passed over on the way to it.
+    """Result of :func:`select`.
 
     Attributes:
-        left_out: by part, the samples passed over, each with what its image shares.
-        compared: how many test images were on disk, so that bytes could be compared.
+        train, validation: the selected samples.
+        left_out: by part, the samples that were left out, each with the reason.
+        compared: number of test images on disk, whose bytes were compared.
     """
 
     train: list[VQASample]
@@ -67,10 +68,9 @@ class Selection(NamedTuple):
 def select(
     candidates: Sequence[VQASample], test: Sequence[VQASample], n_train: int, n_validation: int
 ) -> Selection:
-    """The first rows whose image is no test image, then the next that share none with those either.
+    """Select the first rows without a test image for training, then the next without a training image either.
 
-    Two images are the same if their file names (without folder) or, where both files are there,
-    their bytes agree.
+    Two images are the same if their file names (without folder) or, if both files exist, their bytes match.
     """
     train, validation = [], []
     left_out = {"train": [], "validation": []}
@@ -112,20 +112,20 @@ class MedVLMR1Set(Sequence[VQASample]):
     Args:
         part: ``train``, ``validation``, or ``test`` (300 questions of the authors' test file).
         modality: ``mri``, ``ct`` or ``xray``.
-        root: a local copy of the HuatuoGPT-Vision evaluation bundle. Default: the hub's cache, then the hub.
+        root: local copy of the HuatuoGPT-Vision evaluation bundle. Default: the hub's cache, then the hub.
         test_file: the authors' ``MRI_CT_XRAY_300each_dataset.json``. Default: that name in ``root``.
-        revision: commit of the bundle on the hub; used without ``root`` only.
-        n_train: training questions. The validation questions begin behind them.
-        n_validation: validation questions.
-        cache: where the bundle's ``images.zip`` is unpacked, once.
+        revision: commit of the bundle on the hub; unused with ``root``.
+        n_train: number of training questions; the validation questions follow them.
+        n_validation: number of validation questions.
+        cache: folder to unpack the bundle's ``images.zip`` into.
         rows: how rows are checked; unusable rows of the bundle are skipped before the selection. A damaged
             image always raises: to skip it would select other training questions on every machine.
 
     Attributes:
-        skipped: one line for each row left out: unusable, or with an image that another part has.
+        skipped: one line for each row left out: unusable, or with an image of another part.
 
     Raises:
-        FileNotFoundError: bundle, images or test file are not to be had.
+        FileNotFoundError: bundle, images or test file are missing.
         BadRowError: a row cannot be used.
         ValueError: the bundle holds too few rows.
     """
@@ -153,8 +153,8 @@ class MedVLMR1Set(Sequence[VQASample]):
         else:
             root = find_bundle(root, revision, with_images=rows.check_images)
             images = bundle_images(root, cache) if rows.check_images else root
-        at = ImageRoot(images, rows.follow_links, "data.root")
-        parse = functools.partial(read_row, source=plain_stem(test_file), root=at)
+        image_root = ImageRoot(images, rows.follow_links, "data.root")
+        parse = functools.partial(read_row, source=plain_stem(test_file), root=image_root)
         test, _, places = parse_rows(enumerate(read_json(test_file)), test_file, parse)
         if part == "test":
             path, self.skipped = test_file, []
@@ -170,7 +170,7 @@ class MedVLMR1Set(Sequence[VQASample]):
                 for i, row in enumerate(bundle)
                 if isinstance(row, dict) and row.get("subset") == SUBSETS[modality]
             ]
-            parse = functools.partial(read_row, source=plain_stem(path), root=at, modality=modality)
+            parse = functools.partial(read_row, source=plain_stem(path), root=image_root, modality=modality)
             candidates, self.skipped, places = parse_rows(of_subset, path, parse, rows)
             chosen = select(candidates, test, n_train, n_validation)
             self._samples = getattr(chosen, part)
@@ -188,8 +188,8 @@ class MedVLMR1Set(Sequence[VQASample]):
         left_out = chosen.left_out[self.part]
         counts = Counter(reason for _, reason in left_out)
         logger.info(
-            "MedVLM-R1 %s, %s: %d of %d rows of %s, %d more unusable; left out on the way: %s; "
-            "the bytes of %d test images could be compared",
+            "MedVLM-R1 %s, %s: %d of %d rows of %s, %d more unusable; left out: %s; "
+            "compared the bytes of %d test images",
             self.part,
             self.modality,
             len(self._samples),
@@ -205,14 +205,14 @@ class MedVLMR1Set(Sequence[VQASample]):
         ]
         if len(self._samples) < wanted:
             raise ValueError(
-                f"{path}: {wanted} {self.part} questions asked for, but {len(places)} usable rows of "
+                f"{path}: {wanted} {self.part} questions requested, but {len(places)} usable rows of "
                 f"subset {SUBSETS[self.modality]!r} leave {len(self._samples)} ({len(left_out)} left out "
-                f"for their images): check that the bundle is complete, or ask for fewer"
+                f"for their images): check that the bundle is complete, or request fewer"
             )
 
 
 def _find_test_file(test_file: str | Path | None, root: str | Path | None) -> Path:
-    """Needed for every part: training is what does not share an image with it."""
+    """Find the test file; every part needs it, since training must not contain its images."""
     if test_file is not None:
         return Path(test_file)
     if root is not None and (Path(root) / TEST_FILE).is_file():

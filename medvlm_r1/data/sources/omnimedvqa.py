@@ -1,7 +1,7 @@
 """OmniMedVQA (arXiv 2402.09181): 12 modalities, 5 question types, 73 sources; split by image.
 
-``QA_information/{Open-access,Restricted-access}/*.json`` beside ``Images/``, in one archive on the hub,
-which need not be unpacked. A row has ``question_type``, ``question``, ``gt_answer`` (text), ``image_path``,
+``QA_information/{Open-access,Restricted-access}/*.json`` and ``Images/``, in one archive on the hub, which is
+read without unpacking it. A row has ``question_type``, ``question``, ``gt_answer`` (text), ``image_path``,
 ``option_A`` to ``option_D`` (rows with two options lack the last two) and ``modality_type``, which one
 file calls ``modality``.
 """
@@ -88,15 +88,15 @@ def omnimedvqa(
 
 
 def _unpacked_or_archive(folder: Path) -> Path:
-    """The folder or archive whose ``QA_information`` is to be read."""
-    for place in (folder, folder / "OmniMedVQA"):
-        if (place / "QA_information").is_dir():
-            return place
+    """Return the folder or archive that contains ``QA_information``."""
+    for top in (folder, folder / "OmniMedVQA"):
+        if (top / "QA_information").is_dir():
+            return top
     return folder / ARCHIVE if folder.is_dir() else folder
 
 
 def _question_files(place: Path, access: Sequence[str]) -> list[Any]:
-    """Files of questions, on disk or inside the archive (``zipfile.Path`` reads alike)."""
+    """Return the files of questions, on disk or inside the archive."""
     if unknown := [a for a in access if a not in ACCESS] or not access:
         raise ValueError(f"data.access is {unknown or list(access)}: use {' or '.join(ACCESS)}")
     if place.is_dir():
@@ -105,7 +105,7 @@ def _question_files(place: Path, access: Sequence[str]) -> list[Any]:
         roots = [zipfile.Path(place), zipfile.Path(place, "OmniMedVQA/")]
     else:
         raise FileNotFoundError(
-            f"{place} is no archive: set data.root to {ARCHIVE} of {HUB_ID}, or to the folder that holds "
+            f"{place} is not an archive: set data.root to {ARCHIVE} of {HUB_ID}, or to the folder that holds "
             "its QA_information/ and Images/"
         )
     for root in roots:

@@ -3,7 +3,7 @@
 Version 1 is ``train.csv``, ``test.csv`` and ``images.zip`` with ``Figure_path``, ``Question``, ``Answer``,
 ``Choice A`` to ``Choice D`` (values begin ``A:``) and ``Answer_label``; version 2 is ``train_2.csv``,
 ``test_2.csv`` and ``images_2.zip`` with ``figure_path``, ``caption``, ``question``, ``choiceA`` to
-``choiceD``, ``answer`` and ``split``. Columns are matched without regard to case, space and underscore.
+``choiceD``, ``answer`` and ``split``. Column names match regardless of case, space and underscore.
 """
 
 import csv
@@ -71,13 +71,13 @@ def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Q
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(sys.maxsize)  # captions run long
+    csv.field_size_limit(sys.maxsize)  # captions are long
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.DictReader(file)):
                 yield number, {_plain(key): value for key, value in row.items() if key and value is not None}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise BadRowError(f"{path} is no readable CSV ({error}): fetch it again") from error
+        raise BadRowError(f"{path} is not a readable CSV file ({error}): fetch it again") from error
 
 
 def _plain(column: str) -> str:
@@ -85,7 +85,7 @@ def _plain(column: str) -> str:
 
 
 def _option(value: str, letter: str) -> str:
-    """The text of a choice such as `` A: Lung `` or ``Lung``."""
+    """Return the text of a choice such as `` A: Lung `` or ``Lung``."""
     return re.sub(rf"^{letter}\s*:", "", value.strip()).strip()
 
 

@@ -55,9 +55,9 @@ def link(name: str) -> zipfile.ZipInfo:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        ("../out.png", "leads out of the archive by '..'"),
-        ("images/../../out.png", "leads out of the archive by '..'"),
-        ("..\\out.png", "leads out of the archive by '..'"),
+        ("../out.png", "leaves the archive by '..'"),
+        ("images/../../out.png", "leaves the archive by '..'"),
+        ("..\\out.png", "leaves the archive by '..'"),
         ("/tmp/out.png", "is an absolute path"),
         ("C:\\out.png", "is an absolute path"),
         ("images/out\0.png", "holds a NUL character"),

@@ -118,13 +118,13 @@ def test_without_images_only_names_are_compared(bundle):
 
 def test_too_few_rows_names_both_numbers(bundle):
     with pytest.raises(
-        ValueError, match=r"12 train questions asked for, but 14 usable rows .* leave 11 \(3 left"
+        ValueError, match=r"12 train questions requested, but 14 usable rows .* leave 11 \(3 left"
     ):
         MedVLMR1Set("train", root=bundle, n_train=12)
-    with pytest.raises(ValueError, match=r"100 validation questions asked for, .* leave 3 \(3 left"):
+    with pytest.raises(ValueError, match=r"100 validation questions requested, .* leave 3 \(3 left"):
         MedVLMR1Set("validation", root=bundle, n_train=6)
     with pytest.raises(
-        ValueError, match=r"600 train questions asked for, but 0 usable rows of subset 'X-Ray'"
+        ValueError, match=r"600 train questions requested, but 0 usable rows of subset 'X-Ray'"
     ):
         MedVLMR1Set("train", "xray", root=bundle)
     (bundle / TEST_FILE).write_text(json.dumps([row("t0")]))
@@ -171,7 +171,7 @@ def test_other_layouts_of_rows(bundle, layout):
 def test_damaged_parquet_is_named(bundle):
     (bundle / ROWS).unlink()
     (bundle / "test.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(BadRowError, match="unreadable parquet"):
+    with pytest.raises(BadRowError, match="unreadable Parquet"):
         MedVLMR1Set("train", root=bundle, **SMALL)
 
 
