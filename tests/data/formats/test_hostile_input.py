@@ -60,7 +60,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ("..\\out.png", "leaves the archive by '..'"),
         ("/tmp/out.png", "is an absolute path"),
         ("C:\\out.png", "is an absolute path"),
-        ("images/out\0.png", "holds a NUL character"),
+        ("images/out\0.png", "contains a NUL character"),
         (link("images/out.png"), "is a symbolic link"),
     ],
     ids=["parent", "nested", "backslash", "absolute", "drive", "nul", "link"],

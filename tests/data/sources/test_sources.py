@@ -275,7 +275,7 @@ def test_damaged_parquet_and_bad_rows_are_named(tmp_path):
     with pytest.raises(BadRowError, match="has no column 'image': it has picture, question"):
         option("path_vqa", root=str(tmp_path))
     path.write_bytes(b"PAR1 cut short")
-    with pytest.raises(BadRowError, match="is no readable parquet"):
+    with pytest.raises(BadRowError, match="is no readable Parquet"):
         option("path_vqa", root=str(tmp_path))
 
 
