@@ -97,7 +97,7 @@ def whole(request, tmp_path_factory):
 
 @pytest.mark.parametrize("step", [3, 5])
 def test_it_ends_as_the_run_that_was_never_stopped(whole, step, tmp_path):
-    """Killed within a step of the first and of the second epoch; the newest checkpoint is of the step before."""
+    """Killed within a step of the first or the second epoch; the newest checkpoint is of the step before."""
     with pytest.raises(Killed):
         train(whole.kind, tmp_path, KillAt(step), **whole.settings)
     found = newest_intact(tmp_path / "checkpoints")
