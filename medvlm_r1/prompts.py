@@ -1,10 +1,11 @@
 """One grammar: the instruction that asks for a format, the parser that reads it, the check of the answer.
 
-===========================  ==========================================================================
-:meth:`PromptStyle.render`   question -> chat messages
-:meth:`PromptStyle.parse`    completion -> :class:`Answer`: letter, reasoning, format
-:func:`is_correct`           answer and gold -> strict correctness; :func:`is_correct_leniently` beside it
-===========================  ==========================================================================
+============================  =========================================================================
+:meth:`PromptStyle.render`    question -> chat messages
+:meth:`PromptStyle.parse`     completion -> :class:`Answer`: letter, reasoning, format
+:func:`is_correct`            answer and gold -> bool, by the strict letter
+:func:`is_correct_leniently`  the same by the lenient letter
+============================  =========================================================================
 
 Rewards and evaluation share this parser. Departures from the papers' released code:
 

@@ -33,11 +33,11 @@ def read_files(
         rows, nameless = [], 0
         for number, row in enumerate(read_json(path)):
             name = f"{path.stem}-{number}"
-            given = modality
-            if given is None and isinstance(row, dict) and row.get("subset") is None:
-                given, nameless = UNKNOWN, nameless + 1
+            row_modality = modality
+            if row_modality is None and isinstance(row, dict) and row.get("subset") is None:
+                row_modality, nameless = UNKNOWN, nameless + 1
             try:
-                rows.append((number, read_row(row, name, path.stem, root, given)))
+                rows.append((number, read_row(row, name, path.stem, root, row_modality)))
             except BadRowError as error:
                 faults.append(f"{path} row {number}: {error}")
                 if "is no known modality" in str(error):

@@ -128,7 +128,7 @@ class Audit:
                 n = f"{leak.questions} of {leak.n} {leak.target} questions"
                 parts.append(f"{n} show a copy of a {leak.source} image")
         if twice := {name: len(ids) for name, ids in self.repeated.items() if ids}:
-            parts.append("asked twice: " + ", ".join(f"{n} in {name}" for name, n in twice.items()))
+            parts.append("repeated questions: " + ", ".join(f"{n} in {name}" for name, n in twice.items()))
         for name, rules in self.shortcuts.items():
             rule, best = max(rules.items(), key=lambda item: item[1].accuracy)
             if best.stands_out:

@@ -96,7 +96,7 @@ class PhantomImage:
 
     def findings(self) -> dict[str, str]:
         """Return the correct class by question type; none for anatomy if there are several lesions."""
-        found = {
+        classes = {
             ANATOMY: self.spec.site,
             DISEASE: self.spec.disease,
             GRADING: self.spec.grade,
@@ -104,8 +104,8 @@ class PhantomImage:
             ATTRIBUTE: self.spec.attribute,
         }
         if self.spec.count > 1:
-            del found[ANATOMY]
-        return found
+            del classes[ANATOMY]
+        return classes
 
 
 class PhantomSource(Sequence[VQASample]):
@@ -237,7 +237,7 @@ class _Stream:
         return names[rank], int(letters[(rank + row) % OPTIONS])
 
 
-def _check(what: str, given: Sequence[str], valid: tuple[str, ...]) -> None:
-    for name in given:
+def _check(kind: str, names: Sequence[str], valid: tuple[str, ...]) -> None:
+    for name in names:
         if name not in valid:
-            raise ValueError(f"unknown phantom {what} {name!r}: use one of {', '.join(valid)}")
+            raise ValueError(f"unknown phantom {kind} {name!r}: use one of {', '.join(valid)}")

@@ -47,11 +47,11 @@ def mri(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> 
     tilt = rng.uniform(-0.12, 0.12, size=4).astype(np.float32)
     bias = 1.0 + tilt[0] * axis + tilt[1] * axis[:, None] + tilt[2] * axis**2 + tilt[3] * (axis**2)[:, None]
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
-    kept = 1.0 / (1.0 + np.exp((frequency - 0.40) / 0.015))  # the scanner samples a disc of k-space
-    seen = np.fft.irfft2(np.fft.rfft2(truth * bias) * kept.astype(np.float32), s=(size, size))
+    mask = 1.0 / (1.0 + np.exp((frequency - 0.40) / 0.015))  # the scanner samples a disc of k-space
+    image = np.fft.irfft2(np.fft.rfft2(truth * bias) * mask.astype(np.float32), s=(size, size))
     white = MRI_ACQUISITIONS[acquisition][3]
     noise = (0.022 * white) * rng.standard_normal((2, size, size), dtype=np.float32)
-    return np.hypot(seen + noise[0], noise[1]) / white  # magnitude of complex data: Rician
+    return np.hypot(image + noise[0], noise[1]) / white  # magnitude of complex data: Rician
 
 
 def mri_signal(tissue: str, acquisition: str) -> float:
@@ -100,8 +100,8 @@ def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
     view = VIEWS["frontal"]
 
     def paint(box: Box, share: Float[np.ndarray, "h w"], tissue: str) -> None:
-        seen = picture[box]
-        seen += share * (values[tissue] - seen)
+        region = picture[box]
+        region += share * (values[tissue] - region)
 
     for depth, tissue in ((0.0, "fat"), (scene.fat, "muscle")):
         for solid in scene.body:
