@@ -71,13 +71,15 @@ def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Q
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(sys.maxsize)  # captions are long
+    limit = csv.field_size_limit(sys.maxsize)  # captions are long
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.DictReader(file)):
                 yield number, {_plain(key): value for key, value in row.items() if key and value is not None}
     except (csv.Error, UnicodeDecodeError) as error:
         raise BadRowError(f"{path} is not a readable CSV file ({error}): fetch it again") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _plain(column: str) -> str:
