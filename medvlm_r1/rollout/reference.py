@@ -45,8 +45,8 @@ class _GumbelMax:
     keys: Int[Tensor, " rows"]
     sampling: Sampling
     banned: Bool[Tensor, " vocabulary"]
-    logprobs: list[Tensor] = field(default_factory=list)
-    kept_mass: list[Tensor] = field(default_factory=list)
+    logprobs: list[Float[Tensor, " rows"]] = field(default_factory=list)
+    kept_mass: list[Float[Tensor, " rows"]] = field(default_factory=list)
 
     def __call__(
         self, tokens: Int[Tensor, "rows length"], logits: Float[Tensor, "rows vocabulary"]

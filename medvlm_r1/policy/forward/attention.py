@@ -18,6 +18,8 @@ from transformers.masking_utils import sdpa_mask
 NAME = "medvlm_r1"
 PrefixKeys = Float[Tensor, "groups kv_heads prefix size"]
 SuffixKeys = Float[Tensor, "groups rows kv_heads suffix size"]
+PerRow = Float[Tensor, "groups rows kv_heads queries last"]
+PerGroup = Float[Tensor, "groups kv_heads rows_and_queries last"]
 
 
 class AttentionLayout(ABC):
@@ -141,11 +143,11 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
     return (query @ key.mT).float().mul_(scaling).masked_fill_(~mask, -torch.inf)
 
 
-def _folded(x: Float[Tensor, "groups rows kv_heads queries last"]) -> Tensor:
-    """Rows and queries as one, ``[groups, kv_heads, rows x queries, last]``."""
+def _folded(x: PerRow) -> PerGroup:
+    """Merge rows and queries."""
     return x.transpose(1, 2).flatten(2, 3)
 
 
-def _unfolded(x: Tensor, query: Tensor) -> Tensor:
+def _unfolded(x: PerGroup, query: Float[Tensor, "groups rows kv_heads queries size"]) -> PerRow:
     """Inverse of :func:`_folded`, with the rows and queries of ``query``."""
     return x.unflatten(2, (query.shape[1], query.shape[3])).transpose(1, 2)

@@ -113,7 +113,12 @@ def _transposed_product(
     return logits
 
 
-def _logit_grad(logits: Tensor, logsumexps: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def _logit_grad(
+    logits: Float[Tensor, "tokens vocabulary"],
+    logsumexps: Float[Tensor, " tokens"],
+    targets: Int[Tensor, " tokens"],
+    temperature: float,
+) -> Float[Tensor, "tokens vocabulary"]:
     """d logprob / d logits = (1 at the target - softmax) / temperature; overwrites ``logits``."""
     logit_grad = logits.sub_(logsumexps[:, None]).exp_().neg_()
     return logit_grad.scatter_add_(-1, targets[:, None], torch.ones_like(logit_grad[:, :1])).div_(temperature)

@@ -124,7 +124,7 @@ class GroupLayout(AttentionLayout):
     ) -> Heads:
         kv_heads, shared = len(key), len(query) // len(key)
 
-        def rows(x: Tensor) -> Float[Tensor, "groups rows heads longest size"]:
+        def rows(x: Float[Tensor, "heads tokens size"]) -> Float[Tensor, "groups rows heads longest size"]:
             padded = self.completions.pad(x.transpose(0, 1)).transpose(1, 2)
             return padded.unflatten(0, (-1, self.group_size))
 

@@ -172,18 +172,18 @@ class TestHead:
         assert largest.bytes == 8 * 400 * 4
 
 
-class TestBlocks:
+class TestPadder:
     @pytest.mark.parametrize("lengths", [[3, 1, 4], [2, 2], [0, 3], [0, 0]])
     @pytest.mark.parametrize("multiple", [1, 5])
     def test_there_and_back(self, lengths, multiple):
-        blocks = Padder(lengths, CPU, multiple)
+        padder = Padder(lengths, CPU, multiple)
         tokens = torch.randn(sum(lengths), 2)
-        block = blocks.pad(tokens)
-        assert block.shape == (len(lengths), blocks.longest, 2)
-        assert blocks.longest % multiple == 0
-        assert torch.equal(blocks.unpad(block), tokens)
-        assert blocks.mask.sum(1).tolist() == lengths
-        assert not block[~blocks.mask].any()
+        block = padder.pad(tokens)
+        assert block.shape == (len(lengths), padder.longest, 2)
+        assert padder.longest % multiple == 0
+        assert torch.equal(padder.unpad(block), tokens)
+        assert padder.mask.sum(1).tolist() == lengths
+        assert not block[~padder.mask].any()
 
 
 class TestRealSize:
