@@ -87,8 +87,8 @@ def image_features(
         store: features of this model; they have no graph. ``None`` for a tower that is being trained.
 
     Returns:
-        No features (``None``) if there are no images. In a pass that trains the tower on several ranks it is
-        a slice of length 0 instead: strategies wait until all ranks have used the same parameters.
+        ``None`` for no images; in training on several ranks, features of length 0 with a graph through the
+        tower: strategies wait until all ranks have used the same parameters.
     """
     device = model.get_input_embeddings().weight.device
     if not len(prompts.grid):
@@ -109,14 +109,13 @@ def image_features(
             ).pooler_output
         stored |= dict(zip(missing, encoded, strict=True))
         for digest in missing if store else ():
-            store.put(
-                digest, stored[digest].clone()
-            )  # a view would keep the features of the whole batch alive
+            # a copy: a view would hold the memory of the batch
+            store.put(digest, stored[digest].clone())
     return torch.cat([stored[digest] for digest in prompts.image_digests]), len(missing)
 
 
 def _blank_features(model: Model, device: torch.device) -> Float[Tensor, "1 width"]:
-    """Features of one black token: a pass without images that uses the tower all the same."""
+    """Features of one black token, for a pass without images through the tower."""
     config = model.config.vision_config
     side = config.spatial_merge_size  # in patches
     pixels = torch.zeros(side**2, 3 * config.temporal_patch_size * config.patch_size**2, device=device)
