@@ -24,6 +24,11 @@ from medvlm_r1.policy.forward.packing import PromptLayout
 from medvlm_r1.policy.forward.vision import VisionCache, image_features
 from medvlm_r1.policy.saving.folder import greedy_config, save_model
 
+Tokens = Int[Tensor, "rows tokens"]
+Mask = Bool[Tensor, "rows tokens"]
+Logprobs = Float[Tensor, "rows tokens"]
+Scores = Float[Tensor, "rows vocabulary"]
+
 
 class Policy(nn.Module):
     """A Qwen2-VL model with its encoder.
@@ -79,12 +84,8 @@ class Policy(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def logprobs(
-        self,
-        prompts: PromptBatch,
-        tokens: Int[Tensor, "rows tokens"],
-        mask: Bool[Tensor, "rows tokens"],
-        temperature: float = 1.0,
-    ) -> Float[Tensor, "rows tokens"]:
+        self, prompts: PromptBatch, tokens: Tokens, mask: Mask, temperature: float = 1.0
+    ) -> Logprobs:
         """Log-probability of each completion token, with gradient.
 
         Logits are divided by ``temperature``, not truncated, vision tokens masked, softmax in fp32: the same
@@ -93,18 +94,14 @@ class Policy(nn.Module):
         """
         return self(prompts, tokens, mask, temperature)
 
-    def forward(self, *batch: Any) -> Float[Tensor, "rows tokens"]:
+    def forward(self, *batch: Any) -> Logprobs:
         """:meth:`logprobs`, as one pass through this module: FSDP gathers weights around it."""
         return self._logprobs(self.model, *batch).clone()  # FSDP hooks the result, which must not be a view
 
     @torch.no_grad()
     def reference_logprobs(
-        self,
-        prompts: PromptBatch,
-        tokens: Int[Tensor, "rows tokens"],
-        mask: Bool[Tensor, "rows tokens"],
-        temperature: float = 1.0,
-    ) -> Float[Tensor, "rows tokens"]:
+        self, prompts: PromptBatch, tokens: Tokens, mask: Mask, temperature: float = 1.0
+    ) -> Logprobs:
         """:meth:`logprobs` under the starting weights: the adapter disabled, or the frozen copy.
 
         Raises:
@@ -226,9 +223,7 @@ class Policy(nn.Module):
         return run_layers(inner_model(model).language_model, embeds, decoding.positions, decoding)
 
     @torch.no_grad()
-    def next_token_logprobs(
-        self, hidden: Float[Tensor, "rows width"], temperature: float = 1.0
-    ) -> Float[Tensor, "rows vocabulary"]:
+    def next_token_logprobs(self, hidden: Float[Tensor, "rows width"], temperature: float = 1.0) -> Scores:
         """Log-probabilities of the next token, from the same distribution as :meth:`logprobs`."""
         head = self.sampling_model.get_output_embeddings().weight
         return next_token_logprobs(hidden, head, self.banned, temperature)
@@ -239,10 +234,8 @@ class Policy(nn.Module):
         prompts: PromptBatch,
         group_size: int,
         max_tokens: int,
-        logits_processor: Callable[
-            [Int[Tensor, "rows length"], Float[Tensor, "rows vocabulary"]], Float[Tensor, "rows vocabulary"]
-        ],
-    ) -> Int[Tensor, "rows tokens"]:
+        logits_processor: Callable[[Int[Tensor, "rows length"], Scores], Scores],
+    ) -> Tokens:
         """Decode with transformers' ``generate``: the argmax of the processed logits.
 
         Args:
@@ -285,13 +278,8 @@ class Policy(nn.Module):
         save_model(folder, self.sampling_model, self.encoder, config)
 
     def _logprobs(
-        self,
-        model: Model,
-        prompts: PromptBatch,
-        tokens: Int[Tensor, "rows tokens"],
-        mask: Bool[Tensor, "rows tokens"],
-        temperature: float,
-    ) -> Float[Tensor, "rows tokens"]:
+        self, model: Model, prompts: PromptBatch, tokens: Tokens, mask: Mask, temperature: float
+    ) -> Logprobs:
         features, lengths = self.image_features(prompts, model), mask.sum(1).tolist()
         compute, count = LAYOUTS[self.layout]
         self.counters.update(count(prompts, tokens, lengths))

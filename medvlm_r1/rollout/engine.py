@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -119,20 +119,16 @@ class Completions(Protocol):
     def truncated(self) -> Bool[Tensor, " rows"]: ...
 
 
-AnyCompletions = TypeVar("AnyCompletions", bound=Completions, covariant=True)
-
-
 @runtime_checkable
-class CompletionEngine(Protocol[AnyCompletions]):
-    """Samples ``sampling.group_size`` completions for each prompt; enough for an evaluation."""
+class RolloutEngine(Protocol):
+    """Samples ``sampling.group_size`` completions for each prompt.
+
+    Training needs a :class:`Rollout`; :class:`Completions` are enough for an evaluation.
+    """
 
     def __call__(
-        self, policy: Any, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
-    ) -> AnyCompletions: ...
-
-
-RolloutEngine = CompletionEngine[Rollout]
-"""An engine for training, which needs tokens and log-probabilities."""
+        self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
+    ) -> Rollout: ...
 
 
 def completion_mask(

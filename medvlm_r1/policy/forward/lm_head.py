@@ -13,13 +13,14 @@ CHUNK = 256  # tokens: 0.16 GB of fp32 logits
 SMALL_BATCH = 32  # rows up to which a CPU computes the transposed product
 VOCABULARY_SLICE = 8192  # entries per transposed product, so that it fits the CPU's cache
 
+Hidden = Float[Tensor, "tokens width"]
+Head = Float[Tensor, "vocabulary width"]
+Banned = Bool[Tensor, " vocabulary"]
+Logits = Float[Tensor, "tokens vocabulary"]
+
 
 def target_logprobs(
-    hidden: Float[Tensor, "tokens width"],
-    weight: Float[Tensor, "vocabulary width"],
-    targets: Int[Tensor, " tokens"],
-    banned: Bool[Tensor, " vocabulary"],
-    temperature: float,
+    hidden: Hidden, weight: Head, targets: Int[Tensor, " tokens"], banned: Banned, temperature: float
 ) -> Float[Tensor, " tokens"]:
     """Log-probability of each target: logits divided by ``temperature``, banned ids masked, softmax in fp32.
 
@@ -32,22 +33,12 @@ def target_logprobs(
     return _TargetLogprobs.apply(hidden, weight, targets, banned, temperature)
 
 
-def next_token_logprobs(
-    hidden: Float[Tensor, "rows width"],
-    weight: Float[Tensor, "vocabulary width"],
-    banned: Bool[Tensor, " vocabulary"],
-    temperature: float,
-) -> Float[Tensor, "rows vocabulary"]:
+def next_token_logprobs(hidden: Hidden, weight: Head, banned: Banned, temperature: float) -> Logits:
     """Log-probabilities of the full vocabulary, from the distribution of :func:`target_logprobs`."""
     return _masked_logits(hidden, weight, banned, temperature).log_softmax(-1)
 
 
-def _masked_logits(
-    hidden: Float[Tensor, "rows width"],
-    weight: Float[Tensor, "vocabulary width"],
-    banned: Bool[Tensor, " vocabulary"],
-    temperature: float,
-) -> Float[Tensor, "rows vocabulary"]:
+def _masked_logits(hidden: Hidden, weight: Head, banned: Banned, temperature: float) -> Logits:
     is_small = hidden.device.type == "cpu" and len(hidden) <= SMALL_BATCH
     logits = (_transposed_product(hidden, weight) if is_small else hidden @ weight.T).float()
     if temperature != 1:
@@ -100,9 +91,7 @@ class _TargetLogprobs(torch.autograd.Function):
         return hidden_grad, weight_grad.to(weight.dtype), None, None, None
 
 
-def _transposed_product(
-    hidden: Float[Tensor, "rows width"], weight: Float[Tensor, "vocabulary width"]
-) -> Float[Tensor, "rows vocabulary"]:
+def _transposed_product(hidden: Hidden, weight: Head) -> Logits:
     """``hidden @ weight.T`` computed as ``(weight @ hidden.T).T``, in slices of the vocabulary.
 
     A sixth faster for the 16 rows of a decoding step: CPU kernels split a product over its rows.
@@ -114,11 +103,8 @@ def _transposed_product(
 
 
 def _logit_grad(
-    logits: Float[Tensor, "tokens vocabulary"],
-    logsumexps: Float[Tensor, " tokens"],
-    targets: Int[Tensor, " tokens"],
-    temperature: float,
-) -> Float[Tensor, "tokens vocabulary"]:
+    logits: Logits, logsumexps: Float[Tensor, " tokens"], targets: Int[Tensor, " tokens"], temperature: float
+) -> Logits:
     """d logprob / d logits = (1 at the target - softmax) / temperature; overwrites ``logits``."""
     logit_grad = logits.sub_(logsumexps[:, None]).exp_().neg_()
     return logit_grad.scatter_add_(-1, targets[:, None], torch.ones_like(logit_grad[:, :1])).div_(temperature)

@@ -13,11 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medvlm_r1.policy.encode import PromptBatch
 from medvlm_r1.policy.forward.attention import run_layers
-from medvlm_r1.policy.forward.lm_head import target_logprobs
+from medvlm_r1.policy.forward.lm_head import Banned, target_logprobs
 from medvlm_r1.policy.forward.model import Model, inner_model
 from medvlm_r1.policy.forward.packing import GroupLayout, Padder
 
 Features = Float[Tensor, "image_tokens width"] | None
+Tokens = Int[Tensor, "rows tokens"]
 
 
 def embed(model: Model, prompts: PromptBatch, features: Features) -> Float[Tensor, "tokens width"]:
@@ -39,9 +40,9 @@ def packed_logprobs(
     model: Model,
     prompts: PromptBatch,
     features: Features,
-    tokens: Int[Tensor, "rows tokens"],
+    tokens: Tokens,
     lengths: Sequence[int],
-    banned: Bool[Tensor, " vocabulary"],
+    banned: Banned,
     temperature: float,
 ) -> Float[Tensor, "rows tokens"]:
     """Each prompt once, then its completions, unpadded; see :mod:`~medvlm_r1.policy.forward.packing`.
@@ -89,9 +90,9 @@ def repeated_logprobs(
     model: Model,
     prompts: PromptBatch,
     features: Features,
-    tokens: Int[Tensor, "rows tokens"],
+    tokens: Tokens,
     lengths: Sequence[int],
-    banned: Bool[Tensor, " vocabulary"],
+    banned: Banned,
     temperature: float,
 ) -> Float[Tensor, "rows tokens"]:
     """The prompt before each completion, padded, through transformers' own forward."""
@@ -111,16 +112,12 @@ def repeated_logprobs(
     return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def _packed_counts(
-    prompts: PromptBatch, tokens: Int[Tensor, "rows tokens"], lengths: Sequence[int]
-) -> dict[str, int]:
+def _packed_counts(prompts: PromptBatch, tokens: Tokens, lengths: Sequence[int]) -> dict[str, int]:
     inputs = sum(max(n - 1, 0) for n in lengths)
     return {"forward_tokens": sum(prompts.lengths) + inputs, "lm_head_tokens": sum(lengths)}
 
 
-def _repeated_counts(
-    prompts: PromptBatch, tokens: Int[Tensor, "rows tokens"], lengths: Sequence[int]
-) -> dict[str, int]:
+def _repeated_counts(prompts: PromptBatch, tokens: Tokens, lengths: Sequence[int]) -> dict[str, int]:
     rows, longest = tokens.shape
     return {"forward_tokens": rows * (max(prompts.lengths) + longest), "lm_head_tokens": rows * (longest + 1)}
 

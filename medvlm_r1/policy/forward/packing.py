@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from medvlm_r1.policy.forward.attention import AttentionLayout, shared_prefix_attention
 
-Heads = Float[Tensor, "tokens heads size"]
+Output = Float[Tensor, "tokens heads size"]
+Query = Float[Tensor, "heads tokens size"]
+Key = Float[Tensor, "kv_heads tokens size"]
 Keys = Float[Tensor, "prompts kv_heads longest size"]
 
 
@@ -73,12 +75,8 @@ class PromptLayout(AttentionLayout):
         return self.attend_with_keys(query[0], key[0], value[0], scaling)[0]
 
     def attend_with_keys(
-        self,
-        query: Float[Tensor, "heads tokens size"],
-        key: Float[Tensor, "kv_heads tokens size"],
-        value: Float[Tensor, "kv_heads tokens size"],
-        scaling: float,
-    ) -> tuple[Heads, tuple[Keys, Keys]]:
+        self, query: Query, key: Key, value: Key, scaling: float
+    ) -> tuple[Output, tuple[Keys, Keys]]:
         """Attention output, and padded keys and values."""
         query, key, value = (self.padder.pad(x.transpose(0, 1)).transpose(1, 2) for x in (query, key, value))
         # The causal mask hides the padding on the right. Key heads are repeated because not every kernel
@@ -115,16 +113,11 @@ class GroupLayout(AttentionLayout):
         return torch.cat([output, self._attend_completions(q, k, v, prefix, scaling)])
 
     def _attend_completions(
-        self,
-        query: Float[Tensor, "heads tokens size"],
-        key: Float[Tensor, "kv_heads tokens size"],
-        value: Float[Tensor, "kv_heads tokens size"],
-        prefix: tuple[Keys, Keys],
-        scaling: float,
-    ) -> Heads:
+        self, query: Query, key: Key, value: Key, prefix: tuple[Keys, Keys], scaling: float
+    ) -> Output:
         kv_heads, shared = len(key), len(query) // len(key)
 
-        def rows(x: Float[Tensor, "heads tokens size"]) -> Float[Tensor, "groups rows heads longest size"]:
+        def rows(x: Query) -> Float[Tensor, "groups rows heads longest size"]:
             padded = self.completions.pad(x.transpose(0, 1)).transpose(1, 2)
             return padded.unflatten(0, (-1, self.group_size))
 

@@ -42,12 +42,12 @@ class FeatureStore:
 class VisionCache:
     """Image features of the models of a policy, and when they are valid.
 
-    ================  ==================================================================
-    sampling model    always if its vision tower is frozen; else from enable to clear,
-                      while no weight changes
+    ================  ===================================================================
+    sampling model    always with a frozen tower; else from enable to clear, while no
+                      weight changes
     reference         until the reference is replaced
-    sharded model     never: features have a graph that leads to the weights
-    ================  ==================================================================
+    sharded model     never
+    ================  ===================================================================
 
     A frozen tower is equal in all three, so the features of the sampling model serve them all.
     """
