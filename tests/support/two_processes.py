@@ -94,7 +94,8 @@ class Witness(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.seen["weights"] = {name: whole(p) for name, p in module.policy.named_parameters()}
         self.seen["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.seen["tokens"] = [row["tokens"] for row in (outputs or {}).get("rollout", [])]
+        if trajectory := (outputs or {}).get("trajectory"):
+            self.seen["tokens"] = trajectory.rollout.lengths.tolist()
 
 
 def without_pictures(questions):
