@@ -105,7 +105,7 @@ def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADat
 
     instantiate = hydra.utils.instantiate
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
-    if (sample := questions.an_open_one) is not None:  # raises if prompt or reward needs lettered options
+    if (sample := questions.open_question) is not None:  # raises if prompt or reward needs lettered options
         prompt.render(sample, "evaluate")
         rewards.score([prompt.parse("", sample)], [sample])
     controls, not_run = controls_of(cfg.controls, prompt, served="url" in cfg.model)

@@ -40,7 +40,7 @@ class Questions:
     skipped: tuple[str, ...] = ()
 
     @property
-    def an_open_one(self) -> VQASample | None:
+    def open_question(self) -> VQASample | None:
         """One of the open questions, or ``None`` if all are multiple choice."""
         parts = (self.train, self.validation, *self.test.values())
         return next((sample for part in parts for sample in part if sample.is_open), None)

@@ -57,8 +57,8 @@ def image_digest(handle: ImageHandle, known: DigestCache | None = None) -> str |
             files = sorted(map(str, (digest(path) for path in handle.path.iterdir() if path.is_file())))
             return hashlib.sha256("".join(files).encode()).hexdigest()
         return digest(handle.path) if handle.path.is_file() else None
-    picture = handle.load()
-    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+    image = handle.load()
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 def _content(handle: ImageHandle, known: DigestCache, unread: bool) -> tuple[str | list | None, dict]:

@@ -31,7 +31,7 @@ class ImageFile:
         return decode(self.path, self.name)
 
 
-def decode(picture: Path | BufferedIOBase, name: str) -> Image.Image:
+def decode(file: Path | BufferedIOBase, name: str) -> Image.Image:
     """Decode an image as RGB and apply its EXIF orientation, like transformers' ``load_image``.
 
     Grey images of more than 8 bits (16- or 32-bit integers, or floats) are first scaled linearly from their
@@ -40,14 +40,14 @@ def decode(picture: Path | BufferedIOBase, name: str) -> Image.Image:
     image processor.
 
     Args:
-        picture: a file, or a stream of its bytes.
+        file: a path, or a stream of its bytes.
         name: name of the image in error messages.
 
     Raises:
         BadRowError: the file is missing, is no image, or is truncated.
     """
     try:
-        with Image.open(picture) as opened:
+        with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened)
             if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
                 return _to_8_bits(upright).convert("RGB")
@@ -66,9 +66,9 @@ def decode(picture: Path | BufferedIOBase, name: str) -> Image.Image:
         raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale a grey image to 8 bits: its minimum becomes 0, its maximum 255."""
-    values = np.asarray(picture).astype(np.float64)
+    values = np.asarray(image).astype(np.float64)
     finite = values[np.isfinite(values)]  # floats may be NaN outside the scanned region
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)

@@ -75,7 +75,7 @@ class DicomImage:
         pydicom()
         try:
             slices = slices_of(self.path, self.allow_identifying)
-            shown = [_picture(slices[i], self.window) for i in indices(self.pick, len(slices))]
+            shown = [_render(slices[i], self.window) for i in indices(self.pick, len(slices))]
         except BadRowError as error:
             raise BadRowError(f"image {self.path} {error}") from None
         except FileNotFoundError:
@@ -86,16 +86,16 @@ class DicomImage:
         return montage(shown) if self.pick == "montage" else shown[0]
 
 
-def _picture(place: Slice, window: str | tuple[float, float] | None) -> Image.Image:
+def _render(place: Slice, window: str | tuple[float, float] | None) -> Image.Image:
     header = frame_header(place)
     values = _stored(place, header)
     if header.PhotometricInterpretation in _MONOCHROME:
-        picture = _monochrome(values, header, window)
+        image = _monochrome(values, header, window)
     elif window is not None:
         raise BadRowError(f"is a colour image, which has no window: leave out window={window}")
     else:
-        picture = _colour(values, header)
-    return in_proportion(picture.convert("RGB"), *spacing(header))
+        image = _colour(values, header)
+    return in_proportion(image.convert("RGB"), *spacing(header))
 
 
 def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height width *channels"]:
@@ -125,8 +125,8 @@ def _check_stream(frame: bytes) -> None:
         BadRowError: it is above the limit; the caller adds the file.
     """
     try:
-        with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
+            width, height = image.size
     except Image.DecompressionBombError:
         width = height = MAX_SLICE  # Pillow's limit is higher than ours
     except (OSError, SyntaxError, ValueError):
@@ -149,22 +149,22 @@ def _monochrome(
                 "file's own, or give [centre, width]"
             )
         centre, width = CT_WINDOWS[window] if isinstance(window, str) else window
-        picture = windowed(values, centre, width)
+        image = windowed(values, centre, width)
     elif header.get("VOILUTSequence"):
-        picture = _through_table(values, header)
+        image = _through_table(values, header)
     elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
         centre, width = (
             float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth")
         )
-        picture = windowed(values, centre, width, function)
+        image = windowed(values, centre, width, function)
     else:
         padded = _padding(stored, header)
         valid = values[~padded & np.isfinite(values)]
         low, high = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 0.0)
-        picture = grey(np.where(padded, low, values), low, high)
+        image = grey(np.where(padded, low, values), low, high)
         if header.PhotometricInterpretation == "MONOCHROME1":
-            return Image.fromarray(np.where(padded, 0, np.asarray(ImageOps.invert(picture))))
-    return ImageOps.invert(picture) if header.PhotometricInterpretation == "MONOCHROME1" else picture
+            return Image.fromarray(np.where(padded, 0, np.asarray(ImageOps.invert(image))))
+    return ImageOps.invert(image) if header.PhotometricInterpretation == "MONOCHROME1" else image
 
 
 def windowed(

@@ -1,4 +1,4 @@
-"""NIfTI pictures in radiological convention, whatever the order in which the file stores its voxels."""
+"""Decode NIfTI images in radiological convention, whatever the order in which the file stores its voxels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +102,11 @@ class NiftiImage:
         low, high = self._limits(values)
         # distances between the columns, and between the rows, of the image
         column, row = (size for i, size in enumerate(nibabel.affines.voxel_sizes(image.affine)) if i != axis)
-        pictures = [
+        images = [
             in_proportion(grey(_facing(values.take(k, axis)), low, high), row, column).convert("RGB")
             for k in indices(self.pick, values.shape[axis])
         ]
-        return montage(pictures) if self.pick == "montage" else pictures[0]
+        return montage(images) if self.pick == "montage" else images[0]
 
     def _limits(self, values: Float[np.ndarray, "x y z"]) -> tuple[float, float]:
         if self.range is not None:

@@ -158,7 +158,7 @@ def _parsed(value: Any) -> Any:
 
 def is_image(path: Path) -> bool:
     """Whether a file of a folder is an image, by its suffix, or by DICOM's magic number."""
-    return _kind(path) != "picture" or path.suffix.lower() in Image.registered_extensions()
+    return _kind(path) != "plain image" or path.suffix.lower() in Image.registered_extensions()
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -199,7 +199,7 @@ def image_handles(entry: Any, folder: Path, volumes: Volumes) -> Iterator[ImageH
         shown = dataclasses.replace(volumes, **own) if own else volumes
     except (TypeError, ValueError) as error:
         raise BadRowError(f"image {path}: {error}") from None
-    if kind == "picture":
+    if kind == "plain image":
         yield ImageFile(path)
     elif kind == "DICOM":
         require("pydicom", "dicom")
@@ -219,6 +219,6 @@ def _kind(path: Path) -> str:
         return "DICOM"
     try:
         known = path.suffix.lower() in Image.registered_extensions()
-        return "DICOM" if not known and path.is_file() and is_dicom(path) else "picture"
+        return "DICOM" if not known and path.is_file() and is_dicom(path) else "plain image"
     except OSError:  # load() reports it, as for any other file
-        return "picture"
+        return "plain image"

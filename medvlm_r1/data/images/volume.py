@@ -157,7 +157,7 @@ def grey(values: Real[np.ndarray, "height width"], low: float, high: float) -> I
     return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def in_proportion(picture: Image.Image, row_spacing: float, column_spacing: float) -> Image.Image:
+def in_proportion(image: Image.Image, row_spacing: float, column_spacing: float) -> Image.Image:
     """Resample an image with non-square pixels to the finer of its two spacings.
 
     Args:
@@ -168,22 +168,22 @@ def in_proportion(picture: Image.Image, row_spacing: float, column_spacing: floa
     """
     ratio = row_spacing / column_spacing if row_spacing > 0 and column_spacing > 0 else 1.0
     if abs(ratio - 1) < 0.01:
-        return picture
-    width, height = picture.size
+        return image
+    width, height = image.size
     size = (width, round(height * ratio)) if ratio > 1 else (round(width / ratio), height)
     if size[0] * size[1] > MAX_SLICE:
         raise BadRowError(f"has pixels of {row_spacing:g} x {column_spacing:g} mm: correct its spacing")
-    return picture.resize(size, Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def montage(pictures: Sequence[Image.Image]) -> Image.Image:
+def montage(images: Sequence[Image.Image]) -> Image.Image:
     """Arrange images in a grid, row by row, as square as possible; empty cells are black."""
-    columns = int(np.ceil(len(pictures) ** 0.5))
-    rows = -(-len(pictures) // columns)
-    width, height = (max(side) for side in zip(*(p.size for p in pictures), strict=True))
+    columns = int(np.ceil(len(images) ** 0.5))
+    rows = -(-len(images) // columns)
+    width, height = (max(side) for side in zip(*(p.size for p in images), strict=True))
     sheet = Image.new("RGB", (columns * width, rows * height))
-    for place, picture in enumerate(pictures):
-        sheet.paste(picture, (place % columns * width, place // columns * height))
+    for place, image in enumerate(images):
+        sheet.paste(image, (place % columns * width, place // columns * height))
     return sheet
 
 

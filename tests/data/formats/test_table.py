@@ -304,7 +304,7 @@ class TestVolumes:
             ({"image": "t1.nii.gz", "hu": "lung"}, r"'window', which a NIfTI file does not take"),
             (
                 {"image": "0.png", "at": 1},
-                r"0\.png has the setting 'slice', which a picture file does not take",
+                r"0\.png has the setting 'slice', which a plain image file does not take",
             ),
         ],
     )

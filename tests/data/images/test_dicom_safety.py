@@ -199,7 +199,7 @@ class TestRows:
             ({"path": "a.dcm", "windows": "lung"}, "rename it to 'window'"),
             ({"path": "a.dcm", "plane": "axial"}, "'plane', which a DICOM file does not take"),
             ({"path": "a.dcm", "allow_identifying": True}, "it takes slice, slices, window"),
-            ({"path": "a.png", "window": "lung"}, "which a picture file does not take"),
+            ({"path": "a.png", "window": "lung"}, "which a plain image file does not take"),
             ({"window": "lung"}, "give a path"),
             ([], "give a list"),
         ],
