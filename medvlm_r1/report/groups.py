@@ -134,7 +134,7 @@ def _label(run: Run, peers: Sequence[Run]) -> str:
     others = [settings(p) for p in same if p.experiment == run.experiment]
     own = settings(run)
     keys = sorted(k for k in set().union(*others) if any(k not in s or s[k] != own.get(k) for s in others))
-    ends = [key.rsplit(".", 1)[-1] for key in keys]
+    ends = [key.removesuffix(".name").rsplit(".", 1)[-1] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
     parts += [f"{name}={own.get(key, 'unset')}" for name, key in list(zip(names, keys, strict=True))[:4]]
     parts += ["..."] if len(keys) > 4 else []

@@ -1,4 +1,4 @@
-"""Run folders are read as they are, and the page shows them safely."""
+"""Run folders are read, compared, and shown on the page."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.said, self.open = [], [], []
+        self.tags, self.text, self.open = [], [], []
         self.feed(text)
         assert not self.open
 
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if not self.open or self.open[-1] not in ("script", "style"):
-            self.said.append(data)
+            self.text.append(data)
 
     def all(self, tag):
         return [attrs for name, attrs in self.tags if name == tag]
@@ -68,7 +68,7 @@ def edit_lines(path, change):
     path.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
 
 
-def test_a_run_is_read_whole(sweep):
+def test_a_run_is_read_in_full(sweep):
     run = read_run(sweep / "grpo_600-seed0")
     assert (run.method, run.seed, run.test_sets) == ("grpo", 0, ["mri", "ct", "xray"])
     assert run.trained_on == run.in_domain == ["mri"]
@@ -115,14 +115,14 @@ def test_line_separators_inside_a_completion_do_not_cut_a_row(tmp_path):
         ("predictions.jsonl", '{"step": 1}\n{"ste', "line 2 is not JSON"),
     ],
 )
-def test_broken_folders_say_what_is_wrong(tmp_path, file, content, message):
+def test_a_broken_folder_has_an_error_that_names_the_fault(tmp_path, file, content, message):
     folder = write_run(tmp_path, "sft", n=6)
     (folder / file).unlink() if content is None else (folder / file).write_text(content)
     with pytest.raises(RunFolderError, match=message):
         _ = read_run(folder).predictions
 
 
-def test_a_method_of_ones_own_goes_by_its_own_name_and_comes_last():
+def test_a_method_outside_the_package_has_its_own_name_and_comes_last():
     assert (method_title("reinforce_pp"), method_title("mine")) == ("REINFORCE++", "mine")
     assert sorted(["mine", "gdpo", "sft"], key=method_order) == ["sft", "gdpo", "mine"]
 
@@ -147,7 +147,7 @@ def test_unfinished_runs_are_named_not_read(tmp_path):
         find_runs([tmp_path / "notes"])
 
 
-def test_rows_columns_and_differences(comparison):
+def test_groups_scopes_and_differences(comparison):
     assert [row.label for row in comparison.groups] == ["Zero-shot", "SFT", "GRPO"]
     assert list(comparison.scopes) == ["mri", "ct", "xray", OUTSIDE, MEAN]
     assert comparison.scopes[OUTSIDE] == ["ct", "xray"]
@@ -170,7 +170,7 @@ def test_shared_images_turn_off_tests_for_independent_questions(tmp_path):
     assert c.accuracy["GRPO"]["ct"].method == "cluster bootstrap"
 
 
-def test_seeds_share_a_row_and_changed_settings_do_not(tmp_path):
+def test_seeds_share_a_group_and_changed_settings_do_not(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "grpo", seed, n=10)
     write_run(tmp_path, "grpo", 0, n=10, name="grpo_600-beta0-seed0", changes={"method.beta": 0.0})
@@ -247,7 +247,7 @@ def test_best_needs_every_test_against_it(comparison):
     assert with_adjusted(lambda d: 0.06 if (d.first, d.second) == ("GRPO", "SFT") else 0.04) is None
 
 
-def test_headline_says_when_a_difference_is_not_supported(comparison):
+def test_headline_states_when_a_difference_is_not_supported(comparison):
     text = headline(comparison)
     assert text.startswith("Outside the training domain (CT and X-ray), GRPO answers")
     assert "In domain (MRI)" in text
@@ -255,7 +255,7 @@ def test_headline_says_when_a_difference_is_not_supported(comparison):
     assert "One seed" in text
 
 
-def test_headline_says_that_there_are_more_pairs(tmp_path):
+def test_headline_states_that_there_are_more_pairs(tmp_path):
     write_run(tmp_path, "sft", n=8)
     for beta in (0.0, 0.1, 0.2):
         write_run(tmp_path, "grpo", n=8, name=f"grpo_600-beta{beta}", changes={"method.beta": beta})
@@ -289,7 +289,7 @@ def test_figures_take_the_pages_colours_and_repeat(comparison, tmp_path):
     assert comparison_figure(comparison, tmp_path / "again.png").read_bytes() == png
 
 
-def test_questions_are_picked_by_rule(comparison):
+def test_questions_are_chosen_by_rule(comparison):
     shown, patterns = examples.choose_questions(comparison, per_set=2)
     assert [q.test_set for q in shown] == ["mri", "mri", "ct", "ct", "xray", "xray"]
     assert all(q.image.startswith("data:image/png;base64,") for q in shown)
@@ -320,19 +320,19 @@ def test_page_is_one_file_and_accessible(sweep):
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert {a["href"][1:].split("?")[0] for a in page.all("a")} <= ids
     assert {s["aria-labelledby"] for s in page.all("section")} <= ids
-    said = "".join(page.said)
-    assert "6 of 16 groups have equal rewards" in said
-    assert f"python -m medvlm_r1.compare {sweep}" in said
-    assert "2 CPU cores" in said
+    text = "".join(page.text)
+    assert "6 of 16 groups have equal rewards" in text
+    assert f"python -m medvlm_r1.compare {sweep}" in text
+    assert "2 CPU cores" in text
 
 
 def test_page_of_a_single_run(sweep):
     path = write_run_report(sweep / "grpo_600-seed0")
     assert path == sweep / "grpo_600-seed0" / "report.html"
-    said = "".join(Page(path.read_text()).said)
-    assert "GRPO on MRI, CT and X-ray" in said
-    assert "Inside training" in said
-    assert "Differences on the same questions" not in said
+    text = "".join(Page(path.read_text()).text)
+    assert "GRPO on MRI, CT and X-ray" in text
+    assert "Inside training" in text
+    assert "Differences on the same questions" not in text
 
 
 def test_page_of_a_bare_run(tmp_path):
@@ -341,17 +341,17 @@ def test_page_of_a_bare_run(tmp_path):
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.name not in ("metrics.json", "predictions.jsonl"):
             path.rmdir() if path.is_dir() else path.unlink()
-    said = "".join(Page(write_run_report(folder).read_text()).said)
-    assert "image not saved" in said
-    assert "No alarm." in said
+    text = "".join(Page(write_run_report(folder).read_text()).text)
+    assert "image not saved" in text
+    assert "No alarm." in text
 
 
-def with_audit(folder, found):
+def with_audit(folder, audit):
     path = folder / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": found}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": audit}))
 
 
-def test_a_leak_is_labelled_beside_every_number_that_it_touches(tmp_path):
+def test_a_leak_marks_every_number_that_it_touches(tmp_path):
     """MRI leaks: MRI and the means over it carry the dagger, in rows that were trained and nowhere else."""
     for method in ("zero_shot", "grpo"):
         with_audit(write_run(tmp_path, method), audit(copies=18))
@@ -368,9 +368,9 @@ def test_a_leak_is_labelled_beside_every_number_that_it_touches(tmp_path):
     marks = [cell.text.endswith("†") for cell in difference_table(c).rows[0]]
     assert marks == [False, True, False, False, False, True]
     assert "†" in as_markdown(table)
-    said = "".join(Page(write_comparison_report([tmp_path], tmp_path).read_text()).said)
-    assert "18 of 60 mri questions show a copy of a training image." in said
-    assert "test/3.png" in said
+    text = "".join(Page(write_comparison_report([tmp_path], tmp_path).read_text()).text)
+    assert "18 of 60 mri questions show a copy of a training image." in text
+    assert "test/3.png" in text
 
 
 def test_no_dagger_where_the_leak_was_dropped_or_nothing_was_found(tmp_path):
@@ -392,7 +392,7 @@ def test_model_text_is_escaped(tmp_path):
     page = Page(write_run_report(folder).read_text())
     assert [script.get("id") for script in page.all("script")] == ["trace-data", "trace-pictures", None]
     assert not [i for i in page.all("img") if "onerror" in i]
-    assert "</div><script>alert(1)</script>" in "".join(page.said)
+    assert "</div><script>alert(1)</script>" in "".join(page.text)
 
 
 def test_small_formats():

@@ -113,7 +113,7 @@ def test_filters_take_effect_without_visible_delay(chromium, large_page):
         assert min(times) < 100, (name, value, times)
 
 
-def test_only_the_rows_in_sight_are_drawn_wherever_one_scrolls(chromium, large_page):
+def test_only_the_visible_rows_are_drawn(chromium, large_page):
     chromium.show(large_page, "#traces?view=train")
     chromium.evaluate("document.getElementById('trace-list').scrollTop = 2500 * 64")
     chromium.wait_for("[...document.querySelectorAll('.trace')].some((row) => row.dataset.at === '2500')")
@@ -134,8 +134,8 @@ def test_a_search_finds_what_a_reader_of_the_files_finds(chromium, large_page):
         asked = " ".join([row["question"], *row["options"]])
         texts.setdefault((row["step"], row["sample_id"]), [asked]).append(row["text"])
     expected = sum(
-        any("calcified, 0.1" in t for t in said) and any("pancreas is" in t for t in said)
-        for said in texts.values()
+        any("calcified, 0.1" in t for t in group) and any("pancreas is" in t for t in group)
+        for group in texts.values()
     )
     chromium.show(large_page, "#traces?view=train")
     choose(chromium, "q", '"CALCIFIED, 0.1" "pancreas is"')
@@ -185,9 +185,9 @@ def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(chromium, tmp_pat
     path.write_text("".join(json.dumps(r | torn if r["control"] == "blank" else r) + "\n" for r in rows))
     chromium.show(write_run_report(folder))
     choose(chromium, "control", "prior")
-    told = chromium.evaluate("document.getElementById('trace-detail').textContent")
-    assert "undecided, a chance of 0.25" in told
-    assert "several options are equally frequent" in told
+    detail = chromium.evaluate("document.getElementById('trace-detail').textContent")
+    assert "undecided, a chance of 0.25" in detail
+    assert "several options are equally frequent" in detail
     for outcome, count in (("right", 0), ("wrong", 0), ("unparsed", 0), ("", 18)):
         choose(chromium, "outcome", outcome)
         assert chromium.evaluate(COUNT) == f"{count} of 36 test answers"
@@ -217,7 +217,7 @@ def test_groups_show_every_completion(chromium, page, shots):
     assert means == sorted(means, reverse=True)
 
 
-def test_the_keyboard_alone_will_do(chromium, page):
+def test_the_keyboard_is_enough(chromium, page):
     chromium.show(page)
     first = chromium.evaluate(ACTIVE)
     chromium.press("j", "j")
@@ -288,7 +288,7 @@ def test_a_verdict_leads_into_the_traces(chromium, page):
     assert "no answer parsed" in chromium.evaluate("document.getElementById('trace-detail').textContent")
 
 
-def test_what_a_model_writes_stays_text(chromium, tmp_path, sweep):
+def test_model_output_stays_text(chromium, tmp_path, sweep):
     attack = "</script><img src=x onerror='window.attacked=1'><script>window.attacked=1</script>"
     folder = write_sweep(tmp_path / "hostile", n=6) / "grpo_600-seed0"
     for path in [folder / "predictions.jsonl", *(folder / "rollouts").iterdir()]:
@@ -320,7 +320,7 @@ def test_the_page_fits_and_can_be_read(chromium, page, shots, width, scheme):
     chromium.screenshot(shots / f"help-{width}-{scheme}.png")
 
 
-def test_everything_that_is_worked_has_a_name(chromium, page):
+def test_every_control_has_an_accessible_name(chromium, page):
     chromium.show(page)
     tree = chromium.call("Accessibility.getFullAXTree")["nodes"]
     named = {"link", "button", "textbox", "searchbox", "combobox", "radio", "listbox", "option", "region"}
@@ -342,7 +342,7 @@ def test_the_page_prints_without_the_browser(chromium, page, shots):
     assert chromium.pdf(shots / "page.pdf").read_bytes()[:5] == b"%PDF-"
 
 
-def test_a_browser_that_cannot_unpack_is_told(chromium, page):
+def test_a_browser_that_cannot_unpack_gets_a_message(chromium, page):
     source = "delete window.DecompressionStream"
     script = chromium.call("Page.addScriptToEvaluateOnNewDocument", source=source)
     try:

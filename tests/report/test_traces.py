@@ -1,4 +1,4 @@
-"""The trace browser's data: all that the runs wrote, packed without loss, thinned only beyond a bound."""
+"""The data of the trace browser: everything that the runs wrote, thinned only above a limit."""
 
 import base64
 import gzip
@@ -21,8 +21,8 @@ def sweep(tmp_path_factory):
     return write_sweep(tmp_path_factory.mktemp("sweeps") / "main", seeds=2, n=20)
 
 
-def unpacked(found):
-    return json.loads(gzip.decompress(base64.b64decode(found.packed)))
+def unpacked(traces):
+    return json.loads(gzip.decompress(base64.b64decode(traces.packed)))
 
 
 def edit_lines(path, change):
@@ -30,41 +30,44 @@ def edit_lines(path, change):
     path.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
 
 
-def test_every_answer_is_there_beside_its_question(sweep):
-    found = pack_traces(compare([sweep]))
-    data = unpacked(found)
-    tests, say = data["tests"], data["texts"].__getitem__
-    assert found.answers == len(tests["id"]) == 3 * 20 * 2  # test sets, questions, controls
-    assert found.left_out == []
+def test_every_answer_is_packed_with_its_question(sweep):
+    traces = pack_traces(compare([sweep]))
+    data = unpacked(traces)
+    tests, text_of = data["tests"], data["texts"].__getitem__
+    assert traces.answers == len(tests["id"]) == 3 * 20 * 2  # test sets, questions, controls
+    assert traces.left_out == []
     labels = [run["label"] for run in data["runs"]]
     assert labels[:3] == ["Zero-shot, seed 0", "Zero-shot, seed 1", "SFT, seed 0"]
     for columns in tests["answers"]:
         run = read_run(sweep / data["runs"][columns["run"]]["name"])
         rows = run.predictions.set_index(["test_set", "control", "sample_id"])
-        for k in range(found.answers):
-            row = rows.loc[tuple(say(tests[c][k]) for c in ("set", "control", "id"))]
-            assert say(columns["text"][k]) == row["text"]
+        for k in range(traces.answers):
+            row = rows.loc[tuple(text_of(tests[c][k]) for c in ("set", "control", "id"))]
+            assert text_of(columns["text"][k]) == row["text"]
             assert columns["right"][k] == row["correct"]
-            assert say(tests["question"][k]) == row["question"]
-            assert [say(o) for o in tests["options"][k]] == row["options"]
-            read = None if columns["answer"][k] == NOTHING else say(columns["answer"][k])
+            assert text_of(tests["question"][k]) == row["question"]
+            assert [text_of(o) for o in tests["options"][k]] == row["options"]
+            read = None if columns["answer"][k] == NOTHING else text_of(columns["answer"][k])
             assert read == (None if pd.isna(row["answer"]) else row["answer"])
 
 
-def test_every_completion_is_there_with_its_rewards(sweep):
+def test_every_completion_is_packed_with_its_rewards(sweep):
     data = unpacked(pack_traces(compare([sweep])))
-    groups, said, say = data["groups"], data["groups"]["completions"], data["texts"].__getitem__
+    groups, completions, text_of = data["groups"], data["groups"]["completions"], data["texts"].__getitem__
     assert len(groups["id"]) == 2 * 4 * 2  # GRPO runs, traced steps, prompts
     for g in range(len(groups["id"])):
         rows = read_run(sweep / data["runs"][groups["run"][g]]["name"]).rollouts(groups["step"][g])
-        rows = [row for row in rows if row["sample_id"] == say(groups["id"][g])]
+        rows = [row for row in rows if row["sample_id"] == text_of(groups["id"][g])]
         assert groups["count"][g] == len(rows) == 8
         for at, row in enumerate(rows, groups["first"][g]):
-            assert say(said["text"][at]) == row["text"]
-            assert {t: v[at] for t, v in said["rewards"].items()} == row["rewards"]
-            assert said["total"][at] == pytest.approx(row["total"], abs=1e-4)
-            assert said["advantage"][at] == pytest.approx(row["advantage"], abs=1e-4)
-            assert (said["tokens"][at], said["truncated"][at]) == (row["tokens"], row["truncated"])
+            assert text_of(completions["text"][at]) == row["text"]
+            assert {t: v[at] for t, v in completions["rewards"].items()} == row["rewards"]
+            assert completions["total"][at] == pytest.approx(row["total"], abs=1e-4)
+            assert completions["advantage"][at] == pytest.approx(row["advantage"], abs=1e-4)
+            assert (completions["tokens"][at], completions["truncated"][at]) == (
+                row["tokens"],
+                row["truncated"],
+            )
 
 
 def test_a_text_that_occurs_often_is_held_once(sweep):
@@ -96,13 +99,13 @@ def test_a_prior_that_cannot_decide_is_neither_right_nor_wrong(tmp_path):
     folder = write_run(tmp_path, "grpo", n=6)
     edit_lines(folder / "predictions.jsonl", as_prior)
     data = unpacked(pack_traces(compare([folder])))
-    say, tests = data["texts"].__getitem__, data["tests"]
+    text_of, tests = data["texts"].__getitem__, data["tests"]
     marks = {
-        (say(name), mark)
+        (text_of(name), mark)
         for name, control, mark in zip(
             tests["set"], tests["control"], tests["answers"][0]["right"], strict=True
         )
-        if say(control) == "prior"
+        if text_of(control) == "prior"
     }
     assert {mark for name, mark in marks if name == "mri"} <= {0, 1}
     assert {mark for name, mark in marks if name != "mri"} == {0.5}
@@ -137,19 +140,22 @@ def test_where_a_control_showed_another_picture_that_one_is_shown(tmp_path):
     swap = {"control": "swapped", "picture_of": "mri-0001"}
     edit_lines(folder / "predictions.jsonl", lambda r: r | swap if r["control"] == "blank" else r)
     data = unpacked(pack_traces(compare([folder])))
-    tests, say = data["tests"], data["texts"].__getitem__
-    rows = {(say(c), say(n)): k for k, (c, n) in enumerate(zip(tests["control"], tests["id"], strict=True))}
+    tests, text_of = data["tests"], data["texts"].__getitem__
+    rows = {
+        (text_of(c), text_of(n)): k
+        for k, (c, n) in enumerate(zip(tests["control"], tests["id"], strict=True))
+    }
     plain, swapped, other = (
         rows[key] for key in (("image", "mri-0000"), ("swapped", "mri-0000"), ("image", "mri-0001"))
     )
-    assert (say(tests["seen"][plain]), say(tests["seen"][swapped])) == ("mri-0000", "mri-0001")
+    assert (text_of(tests["seen"][plain]), text_of(tests["seen"][swapped])) == ("mri-0000", "mri-0001")
     assert tests["picture"][swapped] == tests["picture"][other] != tests["picture"][plain]
 
 
-def test_beyond_the_bound_steps_and_questions_are_thinned_and_it_is_said(sweep, monkeypatch):
+def test_beyond_the_bound_steps_and_questions_are_thinned_and_the_page_names_it(sweep, monkeypatch):
     monkeypatch.setattr(pack, "LARGEST_FILES", 60_000)
-    found = pack_traces(compare([sweep]))
-    data = unpacked(found)
+    traces = pack_traces(compare([sweep]))
+    data = unpacked(traces)
     groups, tests = data["groups"], data["tests"]
     for run in set(groups["run"]):
         steps = [s for r, s in zip(groups["run"], groups["step"], strict=True) if r == run]
@@ -157,18 +163,18 @@ def test_beyond_the_bound_steps_and_questions_are_thinned_and_it_is_said(sweep, 
         assert steps[-1] == 75
     assert 0 < len(set(tests["id"])) < 60
     assert all(right != NOTHING for columns in tests["answers"] for right in columns["right"])
-    assert f"Of 60 test questions {len(set(tests['id']))} are here" in found.left_out[0]
+    assert f"Of 60 test questions {len(set(tests['id']))} are here" in traces.left_out[0]
 
 
 def test_training_steps_are_thinned_evenly(sweep, monkeypatch):
     size = sum(p.stat().st_size for p in sweep.glob("*/rollouts/*"))
     monkeypatch.setattr(pack, "LARGEST_FILES", size // 3 + 1)
-    found = pack_traces(compare([sweep]))
-    assert sorted(set(unpacked(found)["groups"]["step"])) == [1, 75]  # of 1, 25, 50, 75
-    assert any("One training step in 3 is here" in line for line in found.left_out)
+    traces = pack_traces(compare([sweep]))
+    assert sorted(set(unpacked(traces)["groups"]["step"])) == [1, 75]  # of 1, 25, 50, 75
+    assert any("One training step in 3 is here" in line for line in traces.left_out)
 
 
-def test_pictures_beyond_the_bound_are_left_out_and_it_is_said(sweep, monkeypatch):
+def test_pictures_beyond_the_bound_are_left_out_and_the_page_names_it(sweep, monkeypatch):
     whole = pack_traces(compare([sweep]))
     assert len(whole.images) == len(set(whole.images)) > 10
     room = sum(map(len, whole.images[:5]))
@@ -182,9 +188,9 @@ def test_a_reward_that_is_not_finite_does_not_break_the_page(tmp_path):
     folder = write_run(tmp_path, "grpo", n=6)
     broken = {"total": float("nan"), "advantage": float("inf")}
     edit_lines(folder / "rollouts" / "step-1.jsonl", lambda r: r | broken)
-    said = unpacked(pack_traces(compare([folder])))["groups"]["completions"]
-    assert said["total"][0] is None
-    assert said["advantage"][0] is None
+    completions = unpacked(pack_traces(compare([folder])))["groups"]["completions"]
+    assert completions["total"][0] is None
+    assert completions["advantage"][0] is None
 
 
 def test_the_same_runs_give_the_same_bytes(sweep):

@@ -1,4 +1,4 @@
-"""Verdicts say in words what the run folders hold, and point to where it is shown."""
+"""Verdicts state the facts of the run folders in sentences, and link to the evidence."""
 
 import json
 import re
@@ -15,9 +15,9 @@ from medvlm_r1.report.tables.controls import gain_over
 pytestmark = pytest.mark.usefixtures("few_draws")
 
 
-def edit_metrics(folder, found):
+def edit_metrics(folder, audit):
     path = folder / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": found}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": audit}))
 
 
 def edit_lines(path, change):
@@ -25,44 +25,48 @@ def edit_lines(path, change):
     path.write_text("".join(json.dumps(row) + "\n" for r in rows if (row := change(r))))
 
 
-def told(folder, about):
+def verdict_texts(folder, topic):
     c = compare([folder])
-    return [(v.level, v.text) for v in find_verdicts(c, c.groups[-1]) if v.topic == about]
+    return [(v.level, v.text) for v in find_verdicts(c, c.groups[-1]) if v.topic == topic]
 
 
 def test_a_clean_run_is_cleared(tmp_path):
     folder = write_run(tmp_path, "grpo")
     (folder / "alarms.jsonl").unlink()
-    assert told(folder, "Leaks") == [("clear", "No test image is a copy of a training image.")]
-    assert told(folder, "Shortcuts") == [("clear", "No rule that ignores the image is clearly above chance.")]
-    assert told(folder, "Alarms") == [("clear", "No alarm during training.")]
+    assert verdict_texts(folder, "Leaks") == [("clear", "No test image is a copy of a training image.")]
+    assert verdict_texts(folder, "Shortcuts") == [
+        ("clear", "No rule that ignores the image is clearly above chance.")
+    ]
+    assert verdict_texts(folder, "Alarms") == [("clear", "No alarm during training.")]
 
 
 def test_a_leak_is_a_warning_for_what_was_trained_alone(tmp_path):
     for method in ("zero_shot", "grpo"):
         edit_metrics(write_run(tmp_path, method), audit(copies=18))
-    assert told(tmp_path / "grpo_600-seed0", "Leaks") == [
+    assert verdict_texts(tmp_path / "grpo_600-seed0", "Leaks") == [
         ("warning", "30.0 % of MRI shows a copy of a training image.")
     ]
-    assert told(tmp_path / "zero_shot-seed0", "Leaks") == []
+    assert verdict_texts(tmp_path / "zero_shot-seed0", "Leaks") == []
 
 
-def test_dropped_questions_and_unchecked_pixels_are_said(tmp_path):
+def test_dropped_questions_and_unchecked_pixels_are_named(tmp_path):
     folder = write_run(tmp_path, "grpo")
     edit_metrics(folder, audit(copies=18) | {"dropped": 9})
-    assert told(folder, "Leaks") == [("clear", "9 training questions were dropped: they showed test images.")]
+    assert verdict_texts(folder, "Leaks") == [
+        ("clear", "9 training questions were dropped: they showed test images.")
+    ]
     edit_metrics(folder, audit() | {"images": 60, "images_checked": 0})
-    assert told(folder, "Leaks") == [("note", "Pixels of 0 of 60 images were checked for copies.")]
+    assert verdict_texts(folder, "Leaks") == [("note", "Pixels of 0 of 60 images were checked for copies.")]
     edit_metrics(folder, {})
-    assert told(folder, "Leaks") == [("note", "The data was not audited for leaks and shortcuts.")]
-    assert told(folder, "Shortcuts") == []
+    assert verdict_texts(folder, "Leaks") == [("note", "The data was not audited for leaks and shortcuts.")]
+    assert verdict_texts(folder, "Shortcuts") == []
 
 
 def test_a_shortcut_that_stands_out_is_a_warning(tmp_path):
     folder, found = write_run(tmp_path, "sft"), audit()
     found["shortcuts"]["mri"]["option text"] = {"accuracy": 0.94, "chance": 0.27, "n": 60}
     edit_metrics(folder, found)
-    assert told(folder, "Shortcuts") == [
+    assert verdict_texts(folder, "Shortcuts") == [
         ("warning", "Without the image, option text alone answers 94.0 % of MRI (chance 27.0).")
     ]
 
@@ -70,42 +74,42 @@ def test_a_shortcut_that_stands_out_is_a_warning(tmp_path):
 def test_alarms_name_step_and_seed(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "grpo", seed, n=8)
-    assert told(tmp_path / "grpo_600-seed0", "Alarms") == [("warning", "Zero advantage at step 31.")]
-    ((_, text),) = told(tmp_path, "Alarms")
+    assert verdict_texts(tmp_path / "grpo_600-seed0", "Alarms") == [("warning", "Zero advantage at step 31.")]
+    ((_, text),) = verdict_texts(tmp_path, "Alarms")
     assert text == "Zero advantage at step 31 of seed 0, zero advantage at step 31 of seed 1."
 
 
-def test_the_gain_from_the_picture_is_that_of_paired_answers(tmp_path):
+def test_the_gain_from_the_image_is_that_of_paired_answers(tmp_path):
     folder = write_run(tmp_path, "grpo")
     row = compare([folder]).groups[0]
     gain = gain_over(row, "mri", BLANK)
     assert gain.value == pytest.approx(row.rate(["mri"]).value - row.rate(["mri"], control="blank").value)
     assert gain.low <= gain.value <= gain.high
-    ((level, text),) = told(folder, "Image use")
+    ((level, text),) = verdict_texts(folder, "Image use")
     assert level == "clear"
     assert text.startswith(f"The image adds +{100 * gain.value:.1f} points on MRI")
 
 
-def test_a_model_that_does_not_look_is_warned_of(tmp_path):
+def test_a_model_that_does_not_use_the_image_gets_a_warning(tmp_path):
     folder = write_run(tmp_path, "sft")
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     plain = {(r["test_set"], r["sample_id"]): r for r in rows if r["control"] == "image"}
     same = [plain[r["test_set"], r["sample_id"]] | {"control": r["control"]} for r in rows]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in same))
-    ((level, text),) = told(folder, "Image use")
+    ((level, text),) = verdict_texts(folder, "Image use")
     assert level == "warning"
     assert text.startswith("No gain over a blank image is shown: ")
     assert "0.0 points on CT" in text
 
 
-def test_without_a_blank_control_looking_is_unknown(tmp_path):
+def test_without_a_blank_control_the_use_of_the_image_is_unknown(tmp_path):
     folder = write_run(tmp_path, "sft", n=8)
     edit_lines(folder / "predictions.jsonl", lambda r: r if r["control"] == "image" else None)
-    ((level, text),) = told(folder, "Image use")
+    ((level, text),) = verdict_texts(folder, "Image use")
     assert (level, text.endswith("unknown.")) == ("note", True)
 
 
-def test_answers_that_cannot_be_read_are_linked(tmp_path):
+def test_answers_that_cannot_be_parsed_are_linked(tmp_path):
     folder = write_run(tmp_path, "zero_shot", n=60)
     c = compare([folder])
     (found,) = [v for v in find_verdicts(c, c.groups[0]) if v.topic == "Format"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.control_metrics import GAINS, interpret_gain
-from medvlm_r1.evaluate.controls import BLANK, CONTROLS, PRIOR
+from medvlm_r1.evaluate.controls import BLANK, CONTROLS, CUT, PERMUTED, PRIOR, SWAPPED
 from medvlm_r1.evaluate.statistics import Interval, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.groups import RunGroup
@@ -25,15 +25,14 @@ _SHARES = {
     "order_consistency": "same option in both orders",
     "reasoning_contradicts": "reasoning names another option",
 }
-_NOTES = (
-    "Accuracy in percent under each control, with 95 % intervals. image: the question as it is. blank: grey "
-    "images. swapped: images of another question of the same modality and type with another gold answer. "
-    "permuted: options in another order. reasoning-cut: the response starts with the answer tag. prior: no "
-    "model, the option that was gold most often in training. in tags: share of answers in answer tags, if "
-    "below 100 %.",
-    "Gains: points of image above blank, swapped, reasoning-cut and prior, on the same questions. left out: "
-    "questions that a control does not apply to.",
-)
+_DEFINITIONS = {
+    PLAIN: "the question as it is",
+    BLANK: "grey images",
+    SWAPPED: "images of another question of the same modality and type with another gold answer",
+    PERMUTED: "options in another order",
+    PRIOR: "no model, the option that was gold most often in training",
+    CUT: "the response starts with the answer tag",
+}
 
 
 def control_table(c: Comparison) -> Table | None:
@@ -43,7 +42,7 @@ def control_table(c: Comparison) -> Table | None:
         return None
     first = Cell("Control") if len(c.groups) == 1 else Cell("Method", "control")
     heads = [first, *(Cell(set_name(t)) for t in c.test_sets)]
-    return Table("Controls", heads, rows, [*_NOTES, *_reasons(c), *mark_notes(c.groups)])
+    return Table("Controls", heads, rows, [*_notes(c, rows), *_reasons(c), *mark_notes(c.groups)])
 
 
 def control_summary(c: Comparison) -> Table | None:
@@ -178,6 +177,20 @@ def _outcomes(group: RunGroup, test_set: str, control: str, ids: list[str]) -> l
 
 def _image_groups(group: RunGroup, test_set: str, ids: list[str]) -> list[str]:
     return group.runs[0].answers(test_set).loc[ids, "image_group"].tolist()
+
+
+def _notes(c: Comparison, rows: list[list[Cell]]) -> list[str]:
+    """Definitions of the controls that were run, and of the words in small print that occur."""
+    run = [k for k in CONTROLS if any(r.has_answers(t, k) for r in c.runs for t in c.test_sets)]
+    definitions = " ".join(f"{name}: {_DEFINITIONS[name]}." for name in run)
+    notes = [f"Accuracy in percent under each control, with 95 % intervals. {definitions}"]
+    gains = [name for name in run if name in GAINS]
+    notes += [f"Gains: points of {PLAIN} above {', '.join(gains)}, on the same questions."] if gains else []
+    small = " ".join(cell.note for row in rows for cell in row)
+    notes += ["In tags: share of answers in answer tags."] if "in tags" in small else []
+    return notes + (
+        ["Left out: questions that the control does not apply to."] if "left out" in small else []
+    )
 
 
 def _reasons(c: Comparison) -> list[str]:
