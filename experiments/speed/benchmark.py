@@ -1,13 +1,13 @@
-"""TRL's GRPOTrainer and ours, side by side in one run: the same weights, pictures, lengths and loss.
+"""Compare TRL's GRPOTrainer with ours in one run: the same weights, images, lengths and loss.
 
     python experiments/speed/benchmark.py                            7 layers of the 2B model, two CPU threads
-    python experiments/speed/benchmark.py --quick                    the embedded model: does it all run?
+    python experiments/speed/benchmark.py --quick                    a quick test with the embedded model
     python experiments/speed/benchmark.py --device cuda --size 2b --dtype bfloat16
     python experiments/speed/benchmark.py --growth --chart growth.png
-    python experiments/speed/benchmark.py --flops-2b                 arithmetic of the 2B model, no storage
+    python experiments/speed/benchmark.py --flops-2b                 operations of the 2B model, on meta
 
-First both must compute the same, per token, in the loss and in its gradient; only then are they timed, one
-step each in turns. Arithmetic, memory and counts are taken of each side alone, in a process of its own.
+First the log-probabilities, the loss and the gradient norm of both sides must agree. Then the command times
+them in turns, one step each. It measures operations, memory and counts of each side in a process of its own.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sizes import Size  # noqa: E402
 
 from medvlm_r1.launch.silence import silence_libraries  # noqa: E402
 
-# number of layers, blocks, prompts, completions each, image, text and new tokens
+# layers, blocks, prompts, completions per prompt, image tokens, text tokens, new tokens
 SIZES = {
     "small": (7, 8, 2, 8, 400, 80, 96),
     "2b": (28, 32, 2, 8, 700, 100, 512),
@@ -80,53 +80,57 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--size", choices=SIZES, default="small", help="the model, and defaults of what follows"
+        "--size", choices=SIZES, default="small", help="the model, with defaults for the next seven options"
     )
     parser.add_argument("--quick", action="store_const", const="quick", dest="size", help="--size quick")
-    for name, what in (
+    for name, help_text in (
         ("layers", "layers of the language model"),
         ("blocks", "blocks of the vision tower"),
-        ("prompts", "prompts in a step"),
-        ("group", "completions of each prompt"),
-        ("image-tokens", "image tokens of a prompt"),
-        ("text-tokens", "its other tokens"),
-        ("new-tokens", "tokens of the longest completion"),
+        ("prompts", "prompts per step"),
+        ("group", "completions per prompt"),
+        ("image-tokens", "image tokens per prompt"),
+        ("text-tokens", "other tokens per prompt"),
+        ("new-tokens", "token limit of a completion"),
     ):
-        parser.add_argument(f"--{name}", type=int, help=what)
-    parser.add_argument("--lengths", choices=("full", "drawn"), default="full", help="of completions")
+        parser.add_argument(f"--{name}", type=int, help=help_text)
+    parser.add_argument("--lengths", choices=("full", "drawn"), default="full", help="lengths of completions")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--tune", choices=("lora", "full"), default="lora", help="what is trained")
+    parser.add_argument("--tune", choices=("lora", "full"), default="lora", help="trained parameters")
     parser.add_argument("--beta", type=float, default=0.04, help="weight of the KL term")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
-    parser.add_argument("--steps", type=int, help="measured (10; quick: 2; growth: 1)")
-    parser.add_argument("--warmup", type=int, help="after the step that is checked (3; quick: 0; growth: 0)")
-    parser.add_argument("--rows", nargs="+", help="only rows with these names, or parts of names")
-    parser.add_argument("--growth", action="store_true", help="sweep the group and the image tokens")
-    parser.add_argument("--flops-2b", action="store_true", help="packed against repeated, the 2B model")
-    parser.add_argument("--no-memory", action="store_false", dest="memory", help="time alone")
-    parser.add_argument("--json", type=Path, help="write the results there")
-    parser.add_argument("--chart", type=Path, help="draw them there")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--steps", type=int, help="measured steps (default 10; quick 2; growth 1)")
+    parser.add_argument(
+        "--warmup", type=int, help="warm-up steps after the parity step (default 3; quick 0; growth 0)"
+    )
+    parser.add_argument("--rows", nargs="+", help="rows to run, by name or part of a name")
+    parser.add_argument("--growth", action="store_true", help="vary the group size and the image tokens")
+    parser.add_argument(
+        "--flops-2b", action="store_true", help="operations of the packed and the repeated layout, 2B model"
+    )
+    parser.add_argument("--no-memory", action="store_false", dest="memory", help="measure time only")
+    parser.add_argument("--json", type=Path, help="output file of the results")
+    parser.add_argument("--chart", type=Path, help="output file of the chart")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    hurried = arguments.growth or arguments.size == "quick"
+    short = arguments.growth or arguments.size == "quick"
     if arguments.steps is None:
-        arguments.steps = 1 if arguments.growth else 2 if hurried else 10
+        arguments.steps = 1 if arguments.growth else 2 if short else 10
     if arguments.warmup is None:
-        arguments.warmup = 0 if hurried else 3
+        arguments.warmup = 0 if short else 3
     return arguments
 
 
 def size_of(arguments: argparse.Namespace) -> Size:
     names = ("layers", "blocks", "prompts", "group", "image_tokens", "text_tokens", "new_tokens")
-    usual = dict(zip(names, SIZES[arguments.size], strict=True))
+    defaults = dict(zip(names, SIZES[arguments.size], strict=True))
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     same = ("lengths", "dtype", "tune", "beta", "device")
-    return Size(model=arguments.size, **usual | given, **{name: getattr(arguments, name) for name in same})
+    return Size(model=arguments.size, **defaults | given, **{name: getattr(arguments, name) for name in same})
 
 
 def again(arguments: argparse.Namespace, size: Size, *more: str) -> str:
-    """This command in a process of its own; returns what it prints."""
+    """Run this command in a process of its own and return its output."""
     command = [sys.executable, __file__, "--size", size.model, "--threads", str(arguments.threads)]
     for field in dataclasses.fields(size):
         if field.name != "model":
@@ -138,7 +142,7 @@ def again(arguments: argparse.Namespace, size: Size, *more: str) -> str:
 
 
 def alone(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Arithmetic, memory and counts of one row; the quick size does not wait for a new process."""
+    """Measure operations, memory and counts of one row; the quick size does so in this process."""
     print(f"{name}, alone ...", file=sys.stderr)
     if arguments.size == "quick":
         from compare import watch
@@ -148,7 +152,7 @@ def alone(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def grown(arguments: argparse.Namespace, axis: str, value: int) -> dict[str, Any]:
-    """One point of a sweep: TRL in its best settings, and ours."""
+    """Measure one point of a sweep: TRL's best settings, and ours."""
     print(f"{axis} {value} ...", file=sys.stderr)
     size = dataclasses.replace(size_of(arguments), **{axis: value})
     with tempfile.TemporaryDirectory() as folder:

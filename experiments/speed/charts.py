@@ -1,4 +1,4 @@
-"""The results as pictures."""
+"""Draw the results."""
 
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ AXES = {"group": "completions per prompt", "image_tokens": "image tokens per pro
 
 
 def bar_chart(results: dict[str, Any], path: Path) -> None:
-    """Seconds of a step by phase, a bar a row; beside it the peak of memory where it was measured."""
+    """Draw seconds per step by phase, a bar per row, and peak memory if the results have it."""
     rows = results["rows"]
     names = list(rows)[::-1]
     with_memory = all("memory" in row for row in rows.values())
@@ -38,7 +38,7 @@ def bar_chart(results: dict[str, Any], path: Path) -> None:
         values = [rows[name]["seconds"].get(phase, {"median": 0.0})["median"] for name in names]
         time.barh(names, values, left=left, color=colour, label=phase)
         left = [a + b for a, b in zip(left, values, strict=True)]
-    time.set_xlabel("seconds a step (sum of the phases' medians)")
+    time.set_xlabel("seconds per step (sum of the phases' medians)")
     time.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     if with_memory:
         held = [rows[name]["memory"]["resident"] / 1e9 for name in names]
@@ -55,7 +55,7 @@ def bar_chart(results: dict[str, Any], path: Path) -> None:
 
 
 def growth_chart(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Seconds a step, and peak memory where it was measured, as the group and the pictures grow."""
+    """Draw seconds per step, and peak memory if measured, by group size and by image tokens."""
     measured = all("memory" in row for p in chain(*points.values()) for row in p["rows"].values())
     figure, grid = plt.subplots(1 + measured, 2, figsize=(9, 3.2 * (1 + measured)), squeeze=False)
     for column, (axis, found) in enumerate(points.items()):
@@ -71,7 +71,7 @@ def growth_chart(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.set_xlabel(AXES[axis])
             axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
-    grid[0, 0].set_ylabel("seconds a step")
+    grid[0, 0].set_ylabel("seconds per step")
     grid[0, 0].legend(frameon=False)
     if measured:
         grid[1, 0].set_ylabel("peak memory, GB")

@@ -1,4 +1,4 @@
-"""Parity first, then the clock: every row on the same weights, one step each in turns."""
+"""Check that all rows compute the same, then time them in turns, one step each."""
 
 import argparse
 import platform
@@ -17,25 +17,25 @@ from trl_side import VARIANTS as TRL_VARIANTS
 from medvlm_r1.artifacts.record import hardware
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "lightning", "accelerate")
-# In fp32 over sums in another order: of a log-probability and of the loss, absolute; of the norm, relative.
+# fp32 sums in another order: absolute for log-probabilities and the loss, relative for the norm.
 TOLERANCES = {"logprobs": 2e-5, "ref_logprobs": 2e-5, "sampled": 2e-5, "loss": 1e-6, "grad_norm": 1e-5}
 
 
 class DisagreementError(RuntimeError):
-    """The sides do not compute the same, so their times cannot be compared."""
+    """The sides compute different results, so their times are not comparable."""
 
 
 def compare(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Parity and times of all rows.
+    """Check and time all rows.
 
     Raises:
         DisagreementError: in fp32, a row differs from ours beyond :data:`TOLERANCES`.
     """
     steps = 1 + arguments.warmup + arguments.steps
     names = [v.name for v in (*variants(), *TRL_VARIANTS)]
-    # a whole name means that row alone: "ours" is part of others
-    asked = arguments.rows or names
-    chosen = [n for n in names if any(part == n or (part not in names and part in n) for part in asked)]
+    # a complete name selects that row alone: "ours" is also a part of others
+    wanted = arguments.rows or names
+    chosen = [n for n in names if any(part == n or (part not in names and part in n) for part in wanted)]
     given = given_to_all(size, steps)
     sides = [side_of(name, size, given) for name in chosen]
     for side in sides:
@@ -56,7 +56,7 @@ def compare(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def watch(size: Size, name: str, threads: int) -> dict[str, Any]:
-    """Arithmetic, memory and counts of one row, alone."""
+    """Measure operations, memory and counts of one row."""
     side = side_of(name, size, given_to_all(size, 2))
     side.start(threads)
     return side.watched_step()
@@ -64,7 +64,7 @@ def watch(size: Size, name: str, threads: int) -> dict[str, Any]:
 
 def given_to_all(size: Size, steps: int) -> Given:
     model = random_model(size)
-    shared = size.tune == "full" and size.dtype == "float32"  # otherwise each side has its own
+    shared = size.tune == "full" and size.dtype == "float32"  # otherwise one per side
     return Given(
         model=model,
         reference=other_weights(model) if size.tune == "full" and size.beta else None,
@@ -83,17 +83,17 @@ def side_of(name: str, size: Size, given: Given) -> Side:
 
 
 def agree(sides: list[Side], size: Size) -> dict[str, dict[str, float]]:
-    """The first step of all: ours samples rows of unequal lengths, and all train on them.
+    """Take the parity step: the first row samples completions of unequal lengths, and all train on them.
 
     Returns:
-        The largest difference of each row to the first.
+        The largest differences of each row from the first.
     """
     first, *rest = sides
-    usual = size.row_lengths()
+    lengths = size.row_lengths()
     first.lengths = size.row_lengths(ragged=True)
     print(f"parity: {first.name}", file=sys.stderr)
     first.timed_step()
-    expected, first.lengths = first.computed, usual
+    expected, first.lengths = first.computed, lengths
     found = {first.name: differences(expected, expected)}
     for side in rest:
         print(f"parity: {side.name}", file=sys.stderr)
@@ -106,25 +106,25 @@ def agree(sides: list[Side], size: Size) -> dict[str, dict[str, float]]:
             if size.dtype == "float32" and not value <= TOLERANCES[quantity]:
                 raise DisagreementError(
                     f"{name}: {quantity} differs from {first.name} by {value:.2e}, above "
-                    f"{TOLERANCES[quantity]:.0e}: the sides compute different things, nothing was timed"
+                    f"{TOLERANCES[quantity]:.0e}: the sides compute different results; no times were measured"
                 )
     return found
 
 
 def differences(one: Computed, other: Computed) -> dict[str, float]:
-    """The largest differences; of the gradients' norm, relative.
+    """Return the largest absolute differences, and the relative one of the gradient norm.
 
     Raises:
-        DisagreementError: they do not even see the same prompts or completions.
+        DisagreementError: prompts or completions differ.
     """
     if one.prompt != other.prompt or not torch.equal(one.mask, other.mask):
-        raise DisagreementError("the sides see different prompts or completions")
+        raise DisagreementError("the sides have different prompts or completions")
     mask, found = other.mask, {}
     for name in ("logprobs", "ref_logprobs"):
         mine, theirs = getattr(one, name), getattr(other, name)
         if theirs is not None:
             found[name] = float((mine - theirs)[mask].abs().max())
-    if one is other and one.sampled is not None:  # what the sampler recorded against the trainer
+    if one is other and one.sampled is not None:  # sampler against trainer
         found["sampled"] = float((one.sampled - one.logprobs)[mask].abs().max())
     found["loss"] = abs(one.loss - other.loss)
     found["grad_norm"] = abs(one.grad_norm - other.grad_norm) / other.grad_norm
@@ -132,7 +132,7 @@ def differences(one: Computed, other: Computed) -> dict[str, float]:
 
 
 def summary(steps: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Median, least and most of each phase; a phase that a side has not is absent."""
+    """Return median, minimum and maximum of each phase that a side has."""
     return {
         phase: {
             "median": statistics.median(step.get(phase, 0.0) for step in steps),
@@ -145,9 +145,9 @@ def summary(steps: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
 
 
 def ratios(rows: dict[str, Any]) -> dict[str, Any]:
-    """TRL against ours as it comes, per TRL row, and against the best of TRL's rows quantity by quantity.
+    """Compare ours with each of TRL's rows, and with the best of them in each quantity.
 
-    Times are TRL's divided by ours, so larger is better; memory is ours divided by TRL's, so smaller is.
+    Times are TRL's divided by ours (larger is better), memory is ours divided by TRL's (smaller is better).
     """
     theirs = {name: row for name, row in rows.items() if name.startswith("TRL")}
     if "ours" not in rows or not theirs:

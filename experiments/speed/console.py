@@ -1,4 +1,4 @@
-"""The results as tables on the console."""
+"""Print the results as tables."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def show(results: dict[str, Any]) -> None:
         f"{size['parameters'] / 1e6:.0f} M parameters, {size['tune']}, {size['dtype']}, {results['machine']}"
     )
     console.print("largest differences to ours:", results["parity"]["differences"])
-    times = Table("seconds, median (least to most)", *("step", *PHASES))
+    times = Table("seconds, median (minimum to maximum)", *("step", *PHASES))
     for name, row in rows.items():
         cells = [row["seconds"].get(phase) for phase in ("step", *PHASES)]
         times.add_row(
@@ -34,11 +34,11 @@ def show(results: dict[str, Any]) -> None:
 def _counted(rows: dict[str, Any]) -> Table:
     parts = ("step", "sample", "reference", "train")
     table = Table(
-        "of one step, alone",
+        "of one step",
         *(f"TFLOP {part}" for part in parts),
         "peak GB",
         "above resident",
-        "images seen",
+        "images through the tower",
         "preprocessed",
         "tokens through LM",
         "row-steps",

@@ -1,4 +1,4 @@
-"""Ours: the project's own GRPO under Lightning, in any engine and layout that is there."""
+"""Our side: the project's GRPO under Lightning, with any engine and layout."""
 
 import importlib.util
 import inspect
@@ -29,7 +29,7 @@ from medvlm_r1.rollout import sampling_noise
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
-LR = 1e-12  # as TRL's side has it
+LR = 1e-12  # the same as on TRL's side
 ENGINES = {
     "reference": ("medvlm_r1.rollout.reference", "ReferenceEngine"),
     "shared_prefix": ("medvlm_r1.rollout.shared_prefix", "SharedPrefixEngine"),
@@ -39,12 +39,12 @@ _NEVER, _ALWAYS = -1e9, 1e9
 
 @dataclass(frozen=True)
 class OurVariant:
-    """One setting of ours.
+    """One configuration of ours.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         engine: a key of :data:`ENGINES`.
-        engine_options: the engine's arguments.
+        engine_options: arguments of the engine.
         policy_options: arguments of :class:`Policy` besides model and encoder.
         micro_batch: prompts in one forward and backward pass.
     """
@@ -57,7 +57,7 @@ class OurVariant:
 
 
 def variants() -> tuple[OurVariant, ...]:
-    """Ours as it comes, then with each switch off in turn."""
+    """Return the default configuration, then those with each switch off in turn."""
     fast = importlib.util.find_spec(ENGINES["shared_prefix"][0]) is not None
     packs = "layout" in inspect.signature(Policy).parameters
     engine = "shared_prefix" if fast else "reference"
@@ -78,7 +78,7 @@ def engine_of(variant: OurVariant) -> RolloutEngine:
 
 
 class OurSide(Side):
-    """The project's trainer on a twin of the given weights."""
+    """The project's trainer on a twin of the shared weights."""
 
     def __init__(self, variant: OurVariant, size: Size, given: Given) -> None:
         self.name, self.variant, self.size, self.given = variant.name, variant, size, given
@@ -88,8 +88,8 @@ class OurSide(Side):
         made = encoder(size.model)
         self.image_processor = made.image_processor
         policy = Policy(tuning.apply(self.bare), made, **variant.policy_options)
-        # TRL's log-probabilities are those of the whole vocabulary; no vision token is drawn all the same.
-        self.no_draw = policy.banned_ids
+        # TRL normalises over the full vocabulary; the sampling noise still excludes vision tokens.
+        self.never = policy.banned_ids
         policy.banned.zero_()
         self.policy, self.model = policy, policy.model
         if size.tune == "lora":
@@ -129,7 +129,7 @@ class OurSide(Side):
 
     @property
     def computed(self) -> Computed:
-        """What the last step computed."""
+        """Results of the last step."""
         rollout, found = self._rollout, self._found
         return Computed(
             prompt=self._prompts[0].ids.tolist(),
@@ -161,7 +161,7 @@ class OurSide(Side):
         return module
 
     def _record(self) -> None:
-        """Keep what a step computes, and force where its completions end."""
+        """Record the results of each step, and set the lengths of its completions."""
         module = self.module
         sample, logprobs = module.engine, module.logprobs
         reference, update_minibatch = module.ref_logprobs, module.update_minibatch
@@ -172,7 +172,7 @@ class OurSide(Side):
             rows = key.completion_keys([p.sample.id for p in prompts], sampling.group_size)
             self._prompts, self._found = prompts, {"logprobs": [], "reference": []}
             if self.replayed is None:
-                with self.ends.set(rows, self.lengths, policy.eos_ids, self.no_draw):
+                with self.ends.set(rows, self.lengths, policy.eos_ids, self.never):
                     self._rollout = sample(policy, prompts, sampling, key)
             else:
                 self._rollout = self.replayed
@@ -197,17 +197,16 @@ class OurSide(Side):
 
 
 class SteppedGRPO(GRPO):
-    """GRPO that waits for its turn before each step, and then encodes its prompts itself.
+    """GRPO that waits for its turn before each step and encodes its prompts inside the step.
 
-    In a run, workers encode the prompts of the next step meanwhile; here the work is in the step, as it
-    is in TRL's.
+    In a training run, workers encode the next step's prompts in the background; TRL encodes in the step.
     """
 
     pause: Callable[[], None]
     frozen: torch.nn.Module | None
 
     def setup(self, stage: str) -> None:
-        """The reference that is kept gets the weights given, which differ: else the KL term would be 0."""
+        """Give the reference other weights than the policy: otherwise the KL term would be 0."""
         super().setup(stage)
         if (reference := self.policy.copies.reference) is not None:
             for mine, given in zip(reference.parameters(), self.frozen.parameters(), strict=True):
@@ -222,7 +221,7 @@ class SteppedGRPO(GRPO):
 
 
 class _Questions(LightningDataModule):
-    """The questions in their order, so many a step."""
+    """The questions in order, ``prompts_per_step`` per batch."""
 
     def __init__(self, questions: list[VQASample], prompts_per_step: int) -> None:
         super().__init__()
@@ -233,9 +232,9 @@ class _Questions(LightningDataModule):
 
 
 class ForcedEnds:
-    """The noise of an engine's draws, changed so that each row ends at its length, and not before.
+    """Sampling noise that makes each row end at its given length.
 
-    Draws are a function of the row's key, so this reaches a row wherever an engine has moved it.
+    The noise is a function of the row's key, so it follows a row that an engine has moved.
     """
 
     def __init__(self, plain: Callable[[Tensor, int, int], Tensor]) -> None:
@@ -245,13 +244,13 @@ class ForcedEnds:
 
     @contextmanager
     def set(self, rows: Tensor, lengths: Tensor, eos_ids: list[int], never: list[int]) -> Iterator[None]:
-        """For one rollout.
+        """Set the lengths for one rollout.
 
         Args:
-            rows: the keys of the rollout's rows.
-            lengths: tokens of each, end of sequence included.
-            eos_ids: what ends a row; the first of them is drawn.
-            never: further ids that are not drawn.
+            rows: keys of the rollout's rows.
+            lengths: tokens of each row, end of sequence included.
+            eos_ids: end-of-sequence ids; rows end with the first.
+            never: further ids to exclude.
         """
         self.rows, self.lengths, self.end = rows, lengths, eos_ids[0]
         self.never = torch.tensor([*eos_ids, *never])
@@ -262,7 +261,7 @@ class ForcedEnds:
         noise = self.plain(rows, position, vocabulary)
         if not len(self.rows):
             return noise
-        if self.rows.device != rows.device:  # once a rollout: no step waits for the host
+        if self.rows.device != rows.device:  # once per rollout, not per step
             self.rows, self.lengths, self.never = (
                 t.to(rows.device) for t in (self.rows, self.lengths, self.never)
             )
@@ -273,7 +272,7 @@ class ForcedEnds:
 
 
 def forced_ends(engine: str) -> ForcedEnds:
-    """Put one :class:`ForcedEnds` in the place of ``gumbel_noise``, where it is made and in the engine."""
+    """Replace ``gumbel_noise`` by one :class:`ForcedEnds`, in its module and in the engine's."""
     if not isinstance(sampling_noise.gumbel_noise, ForcedEnds):
         sampling_noise.gumbel_noise = ForcedEnds(sampling_noise.gumbel_noise)
     module = importlib.import_module(engine)
@@ -283,5 +282,5 @@ def forced_ends(engine: str) -> ForcedEnds:
 
 
 def wide(parts: list[Tensor], width: int) -> Tensor:
-    """Micro-batches below each other, as wide as the rollout."""
+    """Concatenate micro-batches, padded to the width of the rollout."""
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])

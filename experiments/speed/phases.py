@@ -1,4 +1,4 @@
-"""Where a step's time or arithmetic goes, and what is counted on the way: one instrument for all sides."""
+"""Measure seconds or operations of a step by phase, and count images and tokens, the same on all sides."""
 
 import functools
 import time
@@ -16,31 +16,31 @@ PHASES = ("encode", "sample", "reference", "train", "update", "other")
 
 
 def clock() -> float:
-    """Seconds, once the device has caught up."""
+    """Return seconds after synchronising the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Phases:
-    """Credits what ``read`` advances by to the innermost phase under way.
+    """Adds the increments of a counter to the innermost current phase.
 
     Args:
-        read: a clock, or a count of floating-point operations.
+        read: a clock, or a counter of floating-point operations.
 
     Attributes:
-        spent: of each phase in the present or last step.
+        spent: total of each phase in the current or last step.
     """
 
     def __init__(self, read: Callable[[], float] = clock) -> None:
         self.read = read
         self.spent: Counter[str] = Counter()
-        self._under_way = ["other"]
+        self._stack = ["other"]
         self._last = 0.0
 
     @property
     def current(self) -> str:
-        return self._under_way[-1]
+        return self._stack[-1]
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -52,15 +52,15 @@ class Phases:
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         self._credit()
-        self._under_way.append(name)
+        self._stack.append(name)
         try:
             yield
         finally:
             self._credit()
-            self._under_way.pop()
+            self._stack.pop()
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
-        """Count every call of ``owner.method`` as phase ``name``."""
+        """Make every call of ``owner.method`` a phase ``name``."""
         plain = getattr(owner, method)
 
         @functools.wraps(plain)
@@ -77,25 +77,25 @@ class Phases:
 
 
 def by_phase(counts: Counter[str]) -> dict[str, float]:
-    """The phases' numbers and, as ``step``, their sum."""
+    """Return the numbers by phase and their sum as ``step``."""
     return {**counts, "step": counts.total()}
 
 
 class Counts:
-    """What passes through a model's modules, by phase; the same hooks on the modules of every side.
+    """Counts inputs of a model's modules by phase, with the same forward hooks on every side.
 
-    Recomputation in a backward pass is counted too: it is work.
+    Recomputation in the backward pass counts too.
 
     Args:
-        phases: what a count is credited to.
-        rows: completions of a step.
-        image_processor: of the side.
+        phases: the clock that knows the current phase.
+        rows: completions per step.
+        image_processor: the side's image processor.
 
     Attributes:
-        images: pictures through the vision tower.
+        images: images through the vision tower.
         tokens: positions through the language model.
-        row_steps: of decoding, that is of passes with no more positions than there are rows.
-        preprocessed: pictures through the image processor.
+        row_steps: positions in decoding steps, which are passes of at most ``rows`` positions.
+        preprocessed: images through the image processor.
     """
 
     def __init__(self, phases: Phases, rows: int, image_processor: Any) -> None:
@@ -111,10 +111,10 @@ class Counts:
         image_processor.preprocess = preprocess
 
     def hook(self, model: nn.Module) -> None:
-        """Count what passes through a bare Qwen2-VL; adapters exchange the modules below it in place."""
+        """Hook a Qwen2-VL without adapters; PEFT replaces the modules below it in place."""
         inner = model.model
         inner.visual.register_forward_pre_hook(self._see, with_kwargs=True)
-        # Inside a layer, so that an engine which has a loop over the layers of its own is counted as well.
+        # Inside a layer: some engines have their own loop over the layers.
         inner.language_model.layers[0].mlp.register_forward_pre_hook(self._read)
 
     def clear(self) -> None:

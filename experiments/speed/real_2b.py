@@ -1,8 +1,7 @@
-"""Arithmetic of one training pass of the genuine 2B language model, packed against repeated, without storage.
+"""Operations of one training pass of the 2B language model, packed and repeated layout, on the meta device.
 
 Two prompts of 800 tokens with eight completions each. The repeated layout pads to the longest completion,
-512; a layout with each prompt once and no padding has 384 a completion in the mean, or 512 where all are
-that long.
+512 tokens; the packed layout has no padding, so completions of 384 tokens on average cost 384.
 """
 
 import inspect
@@ -29,7 +28,7 @@ PROMPTS, GROUP, PROMPT, LONGEST, MEAN = 2, 8, 800, 512, 384
 
 
 def show_arithmetic(path: Path | None) -> None:
-    """Print the table, and write it as JSON where a path is given."""
+    """Print the table; also write JSON to ``path``."""
     found = {tune: arithmetic(tune, encoder("2b")) for tune in ("full", "lora")}
     table = Table("TFLOP, language model", "layout", "completions", "forward", "and backward", "ratio")
     for tune, rows in found.items():
@@ -46,12 +45,12 @@ def show_arithmetic(path: Path | None) -> None:
 
 
 def arithmetic(tune: str, encoder: Encoder) -> list[dict[str, Any]]:
-    """Floating-point operations of each layout that the policy has."""
+    """Return the operations of each layout."""
     layouts = ("repeated", "packed") if "layout" in inspect.signature(Policy).parameters else ("repeated",)
     rows = []
     for layout in layouts:
         whole = torch.full((PROMPTS * GROUP,), LONGEST)
-        # evenly from 256 to 512, so 384 in the mean; padding is computed by who pads
+        # uniformly from 256 to 512: 384 on average
         spread = torch.linspace(2 * MEAN - LONGEST, LONGEST, PROMPTS * GROUP).round().long()
         cases = (
             {"padded to 512": whole}
@@ -67,7 +66,7 @@ def arithmetic(tune: str, encoder: Encoder) -> list[dict[str, Any]]:
 def one_pass(
     config: PreTrainedConfig, tune: str, layout: str, encoder: Encoder, lengths: torch.Tensor
 ) -> tuple[float, float]:
-    """Operations of the forward pass, and with the backward pass; prompts hold no pictures."""
+    """Return the operations of the forward pass, and of both passes; prompts have no images."""
     tuning = Tuning("adapter", adapter()) if tune == "lora" else Tuning()
     has_layout = "layout" in inspect.signature(Policy).parameters
     with torch.device("meta"):
@@ -76,7 +75,7 @@ def one_pass(
     for parameter in policy.trainable_parameters:
         parameter.data = parameter.data.to(torch.bfloat16)
     prompts = collate([of_words(PROMPT, encoder)] * PROMPTS, policy.pad_id, torch.device("cpu"))
-    # Lengths stay on the host, where a layout reads them; the rest has no storage.
+    # The mask stays on the CPU, where the layout reads the lengths.
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     with Watch([], Phases()) as watch, fused_attention():
         logprobs = policy.logprobs(prompts, torch.zeros_like(mask, dtype=torch.long), mask)

@@ -1,4 +1,4 @@
-"""What the two sides have in common: a loop that takes turns, an instrument, and what a step computed."""
+"""Interface of both trainers: steps in turns, their measurement and their results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ from turns import Turns
 
 @dataclass
 class Given:
-    """What both sides start from.
+    """Inputs of both sides.
 
     Attributes:
-        model: the weights, bare.
-        reference: frozen weights of the KL term; ``None`` with adapters, which are switched off for it.
+        model: the weights, without adapters.
+        reference: frozen weights of the KL term; ``None`` with adapters, whose base is the reference.
         questions: in the order of training.
-        adapter: the adapters' weights by name, once a side has made them; the others take them over.
-        optimizer: of all weights, shared so that its moments are held once; adapters have their own.
-        steps: how many steps will be asked for.
+        adapter: the adapters' weights by name; the first side fills it, the others copy from it.
+        optimizer: of all weights, shared to allocate its moments once; adapters have their own.
+        steps: number of steps.
     """
 
     model: nn.Module
@@ -34,7 +34,7 @@ class Given:
     steps: int
 
     def same_adapter(self, model: nn.Module) -> None:
-        """Give ``model``'s adapters the weights of the side that was built first."""
+        """Copy the adapter weights of the first side into ``model``."""
         mine = {name: p for name, p in model.named_parameters() if "lora_" in name}
         if not self.adapter:
             self.adapter.update((name, p.detach().clone()) for name, p in mine.items())
@@ -47,15 +47,15 @@ class Given:
 
 @dataclass
 class Computed:
-    """What one step computed, prompt-major; the sides must agree on all of it.
+    """Results of one step, prompt-major; the sides must agree on all of them.
 
     Attributes:
         prompt: token ids of the first prompt.
         tokens, mask: completions.
-        logprobs, ref_logprobs: per completion token.
-        loss: of the whole step.
-        grad_norm: before clipping.
-        sampled: log-probabilities that the sampler recorded, where it does.
+        logprobs, ref_logprobs: log-probabilities of policy and reference per completion token.
+        loss: loss of the step.
+        grad_norm: gradient norm before clipping.
+        sampled: the sampler's log-probabilities, if it records them.
     """
 
     prompt: list[int]
@@ -69,48 +69,48 @@ class Computed:
 
 
 class Side:
-    """A trainer that is asked for one optimiser step at a time.
+    """A trainer that takes one optimiser step at a time.
 
-    Subclasses run the library's own loop in :meth:`loop`, with ``self.phases`` wrapped around its parts.
+    Subclasses run the library's own loop in :meth:`loop`, and ``self.phases`` times its parts.
     """
 
     name: str
-    model: nn.Module  # as it is trained, adapters included
-    bare: nn.Module  # the Qwen2-VL itself
+    model: nn.Module  # with adapters
+    bare: nn.Module  # without adapters
     image_processor: Any
-    lengths: Tensor  # of each row's completion
+    lengths: Tensor  # tokens of each row's completion
     computed: Computed
 
     def start(self, threads: int) -> None:
-        """Build what must wait for the instrument, and go up to the first step."""
+        """Start the training loop and stop before its first step."""
         self.turns = Turns(self.loop, threads)
 
     def loop(self, pause: Any) -> None:
         raise NotImplementedError
 
     def reference(self) -> nn.Module | None:
-        """The frozen model of the KL term, where there is one besides the trained one."""
+        """Return the frozen model of the KL term, if it is a model of its own."""
         raise NotImplementedError
 
     def replay(self, other: "Side | None") -> None:
-        """Train on the completions of ``other``'s last step from now on; ``None`` samples again."""
+        """Train on the completions of ``other``'s last step; ``None`` samples again."""
         raise NotImplementedError
 
     def timed_step(self) -> dict[str, float]:
-        """Seconds of each phase and of the whole ``step``."""
+        """Take a step; return the seconds of each phase and of the ``step``."""
         self.turns.step(self.phases.step())
         return spent(self.phases)
 
     def watched_step(self) -> dict[str, Any]:
-        """Arithmetic, memory and counts of the second of two steps; its time would mean nothing.
+        """Take two steps; return operations, memory and counts of the second.
 
-        The first makes what is held from step to step: the optimiser's moments, caches.
+        The first allocates what lasts from step to step: the optimiser's moments, caches.
         """
         models = [model for model in (self.model, self.reference()) if model is not None]
-        held = [t for model in models for t in (*model.parameters(), *model.buffers())]
+        weights = [t for model in models for t in (*model.parameters(), *model.buffers())]
         trained = [p for p in self.model.parameters() if p.requires_grad]
         gradients = sum(p.numel() * p.element_size() for p in trained)
-        watch = Watch(held, self.phases)
+        watch = Watch(weights, self.phases)
         counts = Counts(self.phases, len(self.lengths), self.image_processor)
         for bare in (self.bare, self.reference()):
             if bare is not None:

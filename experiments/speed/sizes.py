@@ -1,4 +1,4 @@
-"""What both sides are given: a random Qwen2-VL, its words and pictures, and questions of an exact length."""
+"""Inputs of both sides: a random Qwen2-VL, its tokenizer, images, and questions of an exact length."""
 
 import copy
 import math
@@ -37,13 +37,13 @@ class Size:
 
     Attributes:
         model: ``small`` (the 2B model's widths), ``2b`` (all of it) or ``quick`` (the embedded model's).
-        layers, blocks: of the language model and of the vision tower.
-        prompts, group: prompts in a step, completions of each.
-        image_tokens, text_tokens: of a prompt; every prompt has one picture of its own.
-        new_tokens: the longest completion.
-        lengths: ``full`` lets every completion run to ``new_tokens``; ``drawn`` ends each row at a length
-            drawn once, evenly between a quarter of ``new_tokens`` and all of it.
-        dtype: of weights and arithmetic.
+        layers, blocks: layers of the language model, blocks of the vision tower.
+        prompts, group: prompts per step, completions per prompt.
+        image_tokens, text_tokens: tokens of a prompt; each prompt has an image of its own.
+        new_tokens: token limit of a completion.
+        lengths: with ``full`` every completion reaches ``new_tokens``; with ``drawn`` each row has a length
+            drawn once, uniformly between a quarter of ``new_tokens`` and all of it.
+        dtype: dtype of weights and computation.
         tune: ``lora`` (adapters on the language model) or ``full``.
         beta: weight of the KL term; 0 computes no reference.
         device: ``cpu`` or ``cuda``.
@@ -72,10 +72,10 @@ class Size:
         return self.image_tokens + self.text_tokens
 
     def row_lengths(self, ragged: bool | None = None) -> Tensor:
-        """Tokens of each row's completion, prompt-major; above ``new_tokens`` the row never ends.
+        """Return the tokens of each row's completion, prompt-major; above ``new_tokens`` the row never ends.
 
         Args:
-            ragged: draw the lengths whatever ``lengths`` says.
+            ragged: draw the lengths (default: if ``lengths`` is ``drawn``).
         """
         if not (self.lengths == "drawn" if ragged is None else ragged):
             return torch.full((self.rows,), self.new_tokens + 1)
@@ -86,7 +86,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Noise:
-    """A picture made up from a seed."""
+    """An image of random pixels."""
 
     seed: int
     width: int
@@ -102,7 +102,7 @@ class Noise:
 
 
 def config_of(size: Size) -> PreTrainedConfig:
-    """The genuine configuration (the embedded model's for ``quick``), of ``size.layers`` and ``blocks``."""
+    """Return the configuration of the 2B model (``quick``: the embedded model) with this size's depths."""
     path = "embedded" if size.model == "quick" else GENUINE
     config = with_depth(load_config(path), size.layers, size.blocks)
     if size.model != "quick":
@@ -111,7 +111,7 @@ def config_of(size: Size) -> PreTrainedConfig:
 
 
 def random_model(size: Size) -> PreTrainedModel:
-    """The architecture with weights as transformers draws them, from a fixed seed."""
+    """Return a model with transformers' random initialisation and a fixed seed."""
     torch.manual_seed(0)
     with torch.device(size.device):
         model = AutoModelForImageTextToText.from_config(config_of(size), dtype=getattr(torch, size.dtype))
@@ -123,13 +123,13 @@ def random_model(size: Size) -> PreTrainedModel:
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in modules of their own: each side may patch its modules, memory holds one model."""
+    """Copy the modules but share the weights, so that each side can patch its modules."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
 def other_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A frozen copy that differs a little: against itself the KL term would be 0 whoever computes it."""
+    """Return a frozen copy with other weights: equal weights would make the KL term 0."""
     reference = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
         reference.model.language_model.norm.weight.mul_(2.0)
@@ -183,7 +183,7 @@ def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
 
 
 def of_words(tokens: int, encoder: Encoder) -> EncodedPrompt:
-    """A question of so many tokens without a picture."""
+    """Return a question of this many tokens without an image."""
     least = len(encoder.encode(_question(0, 0, ()), "train", STYLE).ids)
     return encoder.encode(_question(0, tokens - least, ()), "train", STYLE)
 
@@ -195,7 +195,7 @@ def _question(number: int, filler: int, pictures: tuple[Noise, ...]) -> VQASampl
 
 
 def cells(image_tokens: int) -> tuple[int, int]:
-    """Rows and columns of the grid of image tokens, as square as it divides."""
+    """Return rows and columns of the grid of image tokens, as square as possible."""
     down = math.isqrt(image_tokens)
     while image_tokens % down:
         down -= 1
@@ -203,12 +203,12 @@ def cells(image_tokens: int) -> tuple[int, int]:
 
 
 def reward_of(text: str) -> float:
-    """Arbitrary, because random weights earn no real reward and equal rewards make no gradient."""
+    """An arbitrary reward: random weights earn no real one, and equal rewards give no gradient."""
     return zlib.crc32(text.encode()) % 5 / 4
 
 
 def describe(size: Size, model: Any) -> dict[str, Any]:
-    """The size as the report names it."""
+    """Describe the size for the results."""
     vision = sum(p.numel() for p in model.model.visual.parameters())
     return {
         **vars(size),

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer: its own loop, its own generation, its own loss."""
+"""TRL's side: its GRPOTrainer with its own loop, generation and loss."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,9 +21,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from medvlm_r1.rollout.engine import completion_mask
 
-# so small that fp32 weights of ordinary size do not move, while the optimiser does all of its work
+# too small to move an fp32 weight, while the optimiser does all its work
 LR = 1e-12
-_CERTAIN = 1e9  # a score beside which no other counts
+_CERTAIN = 1e9  # a logit of probability 1
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class TRLVariant:
     """Settings of TRL's trainer for the same work.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         gradient_checkpointing: TRL's default is true.
-        micro_batch: completions in one forward and backward pass; TRL's default is 8.
-        head_on_completions: on a CPU, TRL 1.16 puts prompt positions through the output matrix too, which it
-            leaves out where Triton is there; true leaves them out here as well.
+        micro_batch: completions per forward and backward pass; TRL's default is 8.
+        head_on_completions: skip the prompt's positions in the output matrix, as TRL 1.16 does with Triton
+            but not on a CPU.
     """
 
     name: str
@@ -51,7 +51,7 @@ VARIANTS = (
 
 
 class Processor(Qwen2VLProcessor):
-    """Qwen2-VL's processor without its video half, which needs torchvision."""
+    """Qwen2-VL's processor without the video processor, which needs torchvision."""
 
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -62,12 +62,12 @@ class Processor(Qwen2VLProcessor):
 
 
 class TRLSide(Side):
-    """TRL's trainer on a twin of the given weights."""
+    """TRL's trainer on a twin of the shared weights."""
 
     def __init__(self, variant: TRLVariant, size: Size, given: Given) -> None:
         self.name, self.variant, self.size, self.given = variant.name, variant, size, given
         self.phases = Phases()
-        self.replayed: Tensor | None = None  # completions that the next step takes instead of sampling
+        self.replayed: Tensor | None = None  # completions of the next step, instead of sampling
         self.lengths = size.row_lengths()
         self.bare = twin(given.model)
         made = encoder(size.model)
@@ -103,7 +103,7 @@ class TRLSide(Side):
             max_completion_length=size.new_tokens,
             temperature=1.0,
             beta=size.beta,
-            # the same formula as ours: GRPO's own aggregation, and the plain KL estimate
+            # our formula: GRPO's aggregation, and the KL estimate without bias correction
             loss_type="grpo",
             use_bias_correction_kl=False,
             learning_rate=LR,
@@ -134,7 +134,7 @@ class TRLSide(Side):
         return trainer
 
     def _reference(self, *_: Any, **__: Any) -> Any:
-        """TRL would load the reference from where the model came from; these weights came from nowhere."""
+        """Return the reference; TRL would load it from the model's path, which these weights lack."""
         return twin(self.given.reference)
 
     def _dataset(self) -> Dataset:
@@ -147,7 +147,7 @@ class TRLSide(Side):
         )
 
     def _instrument(self) -> None:
-        """Wrap the trainer's parts: by the clock first, and what they compute around it."""
+        """Wrap the trainer's parts: the clock inside, the recording of results around it."""
         trainer, phases, accelerator = self.trainer, self.phases, self.trainer.accelerator
         phases.wrap(trainer, "_tokenize_prompts", "encode")
         phases.wrap(self.image_processor, "preprocess", "encode")
@@ -184,7 +184,7 @@ class TRLSide(Side):
 
     @contextmanager
     def _head(self) -> Iterator[None]:
-        """Which positions go through the output matrix is decided by a question for Triton."""
+        """Let TRL skip the prompt's positions in the output matrix: it decides by the presence of Triton."""
         plain = trl_utils._use_triton
         if self.variant.head_on_completions:
             trl_utils._use_triton = lambda device: True
@@ -204,7 +204,7 @@ class TRLSide(Side):
 
     @property
     def computed(self) -> Computed:
-        """What the last step computed; TRL shuffles rows before training, so they are found by content."""
+        """Results of the last step. TRL shuffles rows before training, so this matches them by content."""
         width = self._tokens.shape[1]
         mask = completion_mask(self._tokens, self.trainer.eos_token_ids)
         found = {
@@ -225,7 +225,7 @@ class TRLSide(Side):
 
 
 def arbitrary(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
-    """A reward that random weights can earn: without one there is no gradient."""
+    """An arbitrary reward: random weights earn no real one, and equal rewards give no gradient."""
     return [reward_of(completion[0]["content"]) for completion in completions]
 
 
@@ -238,7 +238,7 @@ class _Pause(TrainerCallback):
 
 
 class _Update(TrainerCallback):
-    """The optimiser's own step is between these two calls."""
+    """Times the optimiser's step, which runs between the two calls."""
 
     def __init__(self, phases: Phases) -> None:
         self.phases = phases
@@ -252,7 +252,7 @@ class _Update(TrainerCallback):
 
 
 class _Ends:
-    """A logits processor that ends each row at its length, and not before."""
+    """A logits processor that makes each row end at its given length."""
 
     def __init__(self, lengths: Tensor, eos_ids: list[int], prompt: int) -> None:
         self.lengths, self.eos_ids, self.prompt = lengths, torch.tensor(eos_ids), prompt
