@@ -1,25 +1,31 @@
-# Two commands do everything on a fresh machine: `make run` and `make test`.
+# `make run` and `make test` install what they need on a fresh machine.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two cores are the machine that this is timed on; more threads than cores are many times slower.
+# More threads than cores are many times slower.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test lint clean help
+.PHONY: run test quick lint clean help
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO, and a report (CPU, minutes)
 	$(BIN)/python run.py -m +experiment=zero_shot,sft_600,grpo_600 model=tiny data=phantom \
 		'controls=[image,blank]' sweep=miniature overwrite=true
 	$(BIN)/python -m medvlm_r1.compare outputs/sweeps/miniature
 
-test: $(VENV)/.dev  ## every test
+test: $(VENV)/.dev  ## every test (10 minutes on two cores)
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
-lint: $(VENV)/.dev  ## style alone
+quick: $(VENV)/.dev  ## the tests that train nothing and start no process
+	$(PYTEST) -m "not slow"
+
+lint: $(VENV)/.dev  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --error-stale-baseline || \
+		{ echo "Correct new errors. After a correction of a known one: $(BIN)/pyrefly check --prune-baseline"; exit 1; }
 
 clean:  ## remove the environment; outputs stay
 	rm -rf $(VENV)

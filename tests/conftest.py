@@ -1,14 +1,21 @@
-"""What several test files share: questions with pictures of different sizes, models, checkpoints on disk."""
+"""Fixtures of several test files: questions with images of different sizes, models, checkpoints on disk."""
 
+import inspect
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import command
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+import training
 from checkpoints import write
 from hypothesis import settings
+from lightning import Trainer
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -32,6 +39,10 @@ from medvlm_r1.prompts import PromptStyle
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 settings.load_profile("suite")
 
+TESTS = str(Path(__file__).parent)
+# What a test that is ``slow`` calls, itself or in one of its fixtures and helpers.
+SLOW = (command.python, command.run_here, training.fit, subprocess, Trainer)
+
 # Each worker takes whole files: the long ones go first, so that none is left for the end.
 LONGEST = (
     "strategies",
@@ -48,7 +59,30 @@ LONGEST = (
 )
 
 
+def is_slow(value, seen) -> bool:
+    """Whether a function or class of the tests uses one of ``SLOW``, by the global names in its code."""
+    value = getattr(value, "__func__", value)
+    if any(value is slow for slow in SLOW):
+        return True
+    file = getattr(sys.modules.get(getattr(value, "__module__", None)), "__file__", None) or ""
+    ours = file.startswith(TESTS) and (inspect.isfunction(value) or inspect.isclass(value))
+    if not ours or value in seen:
+        return False
+    seen.add(value)
+    if inspect.isclass(value):
+        return any(is_slow(method, seen) for method in vars(value).values())
+    codes = [value.__code__]
+    for code in codes:  # with the functions inside
+        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+    names = {name for code in codes for name in code.co_names}
+    return any(is_slow(value.__globals__.get(name), seen) for name in names)
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        fixtures = [defs[-1].func for defs in item._fixtureinfo.name2fixturedefs.values()]
+        if any(is_slow(function, set()) for function in (item.function, *fixtures)):
+            item.add_marker("slow")
     place = {f"test_{name}": index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
