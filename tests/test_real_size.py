@@ -5,7 +5,7 @@ import sys
 
 import measure
 import torch
-from conftest import random_model
+from models import random_model
 
 
 def test_the_command_measures_and_checks(tmp_path, monkeypatch):

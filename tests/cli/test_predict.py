@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from conftest import random_model
 from genuine import qwen2_tokenizer
 from hydra import compose, initialize_config_dir
+from models import random_model
 from peft import LoraConfig
 from PIL import Image
 from training import PROMPT, RECIPE, ROOT, SHORT, launch

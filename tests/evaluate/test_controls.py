@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 import torch
 from command import run_here
-from conftest import Noise
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
+from models import Noise
 from PIL import Image
 from training import FORMAT, PROMPT, RECIPE, SHORT, data_of, fit, module_of
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from checkpoints import COMMIT, LIMITS, change, in_cache, recipe, refused, write
-from conftest import random_model
+from models import random_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
