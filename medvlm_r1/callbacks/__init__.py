@@ -2,9 +2,9 @@
 
 ==================  ================================================================
 checkpoint.py       checkpoints that a resumed run starts from
-alarms.py           warnings when training goes nowhere
+alarms.py           warnings when training makes no progress
 progress.py         progress bar
-rollout_logger.py   completions on the console and on disk, pictures of questions
-rollout_rows.py     one JSON row per completion
+rollout_logger.py   completions on the console and on disk, images of questions
+rollout_rows.py     rows of completions and small images, for the report
 ==================  ================================================================
 """
