@@ -17,7 +17,7 @@ from rich.table import Table
 from sizes import GENUINE, adapter, encoder, of_words
 from transformers import PreTrainedConfig
 
-from medvlm_r1.algorithms.losses import grpo_loss
+from medvlm_r1.algorithms.losses import PolicyLoss
 from medvlm_r1.plan.meta import fused_attention
 from medvlm_r1.policy.encode import Encoder, collate
 from medvlm_r1.policy.loading.architecture import load_config, meta_model
@@ -80,7 +80,7 @@ def one_pass(
     with Watch([], Phases()) as watch, fused_attention():
         logprobs = policy.logprobs(prompts, torch.zeros_like(mask, dtype=torch.long), mask)
         forward = watch.flops
-        loss, _ = grpo_loss(
+        loss, _ = PolicyLoss()(
             logprobs,
             logprobs.detach(),
             None,

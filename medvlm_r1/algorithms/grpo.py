@@ -209,7 +209,7 @@ class GRPO(VLMModule):
 
         Returns:
             ``loss``, ``grad_norm`` before clipping, the sums of
-            :func:`~medvlm_r1.algorithms.losses.grpo_loss`, and ``sampling_logp_difference``: the absolute
+            :class:`~medvlm_r1.algorithms.losses.PolicyLoss`, and ``sampling_logp_difference``: the absolute
             difference of log pi_old and the sampler's log-probability, per token.
         """
         denominator = self._denominator(minibatch)
@@ -220,7 +220,7 @@ class GRPO(VLMModule):
             old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
             sampling, ref = batch.sampling_logprobs, batch.ref_logprobs
             loss, stats = self.loss(
-                logprobs, old, sampling, ref, batch.advantages, batch.mask, self.kl.in_loss, denominator
+                logprobs, old, ref, batch.advantages, batch.mask, self.kl.in_loss, denominator, sampling
             )
             self.manual_backward(loss)
             differences.append((old - sampling)[batch.mask].abs())

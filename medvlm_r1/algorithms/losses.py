@@ -11,7 +11,7 @@ Departures from the papers' released trainers:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,7 @@ from torch import Tensor
 Rows = Float[Tensor, " rows"]
 PerToken = Float[Tensor, "rows tokens"]
 Mask = Bool[Tensor, "rows tokens"]
+Level = Literal["token", "sequence", "completion"]
 
 # exp(20) = 4.9e8: far above any KL worth training on, far below the overflow of fp32 at exp(88.7).
 _MAX_LOG_RATIO = 20.0
@@ -27,7 +28,7 @@ _MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The policy loss of a method, as a part of its configuration; see :func:`grpo_loss`.
+    """Clipped policy loss with a KL term (GRPO, arXiv 2402.03300, equation 3, and its family).
 
     Attributes:
         clip_low, clip_high: the importance ratio is clipped to [1 - clip_low, 1 + clip_high].
@@ -47,18 +48,15 @@ class PolicyLoss:
 
     clip_low: float = 0.2
     clip_high: float = 0.2
-    importance_sampling_level: Literal["token", "sequence", "completion"] = "token"
+    importance_sampling_level: Level = "token"
     policy_loss: Literal["clipped", "weighted"] = "clipped"
     loss_type: Literal["sequence", "token", "limit"] = "sequence"
     tis_cap: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("importance_sampling_level", ("token", "sequence", "completion")),
-            ("policy_loss", ("clipped", "weighted")),
-            ("loss_type", ("sequence", "token", "limit")),
-        ):
-            if (value := getattr(self, name)) not in known:
+        for name in ("importance_sampling_level", "policy_loss", "loss_type"):
+            value, known = getattr(self, name), get_args(get_type_hints(type(self))[name])
+            if value not in known:
                 raise ValueError(f"method.loss.{name} is {value!r}: use {', '.join(map(repr, known))}")
         level = self.importance_sampling_level
         if level != "token" and (self.policy_loss != "clipped" or self.tis_cap is not None):
@@ -75,119 +73,71 @@ class PolicyLoss:
         self,
         logprobs: PerToken,
         old_logprobs: PerToken,
-        sampling_logprobs: PerToken,
         ref_logprobs: PerToken | None,
         advantages: Rows | PerToken,
         mask: Mask,
-        beta: float,
-        denominator: float | Float[Tensor, ""],
+        beta: float = 0.04,
+        denominator: float | Float[Tensor, ""] | None = None,
+        sampling_logprobs: PerToken | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """:func:`grpo_loss` with these settings.
+        """Compute the loss of some rows.
 
         Args:
+            logprobs: log-probability of each completion token under the policy; carries the gradient.
+            old_logprobs, ref_logprobs: the same under the policy that sampled, and under the reference, which
+                may be ``None`` when ``beta`` is 0.
+            advantages: one per row, or one per token.
+            mask: true on completion tokens up to and including the end of sequence.
+            beta: weight of the KL estimate k3.
+            denominator: of the sum over rows or tokens, for a part of a minibatch or ``limit``; by default
+                the rows or tokens of this call.
             sampling_logprobs: log-probabilities that the sampler recorded, for ``tis_cap``.
-            denominator: rows (``sequence``), tokens (``token``) or rows times the limit (``limit``) of the
-                whole minibatch.
+
+        Returns:
+            The loss, and sums over the masked tokens for logging: ``tokens``, ``kl``, ``clipped`` (tokens at
+            which the clip is active) and ``importance_ratio``.
+
+        Raises:
+            ValueError: ``beta`` is positive without reference log-probabilities.
         """
-        weights = None
-        if self.tis_cap is not None:
-            weights = (old_logprobs - sampling_logprobs).exp().clamp(max=self.tis_cap)
-        return grpo_loss(
-            logprobs,
-            old_logprobs,
-            ref_logprobs,
-            advantages,
-            mask,
-            self.clip_low,
-            self.clip_high,
-            beta,
-            "sequence" if self.loss_type == "sequence" else "token",
-            denominator,
-            weights,
-            self.importance_sampling_level,
-            self.policy_loss,
-        )
+        w = importance_ratio(logprobs - old_logprobs, mask, self.importance_sampling_level)  # pi / pi_old
+        advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
+        if self.policy_loss == "clipped":
+            clipped = w.clamp(1 - self.clip_low, 1 + self.clip_high)
+            per_token = -torch.min(w * advantages, clipped * advantages)  # -min[w A, clip(w, 1-e, 1+e) A]
+            is_clipped = w * advantages > clipped * advantages
+        else:
+            bound = 1 + self.clip_high
+            per_token = -w.detach().clamp(max=bound) * advantages * logprobs  # -sg(min(w, 1+e)) A log pi
+            is_clipped = w > bound
+        if self.tis_cap is not None and sampling_logprobs is not None:
+            per_token = per_token * (old_logprobs - sampling_logprobs).exp().clamp(max=self.tis_cap)
+        kl = torch.zeros_like(logprobs)
+        if ref_logprobs is not None:
+            kl = kl_k3(logprobs, ref_logprobs)
+            per_token = per_token + beta * kl
+        elif beta:
+            raise ValueError(f"beta is {beta}, so the loss needs the reference's log-probabilities")
+
+        # `where`, not a product: a NaN outside the mask must not reach the sum.
+        per_token = torch.where(mask, per_token, 0.0)
+        if self.loss_type == "sequence":
+            per_row = per_token.sum(1) / mask.sum(1).clamp(min=1)
+            loss = per_row.sum() / (denominator or len(per_row))
+        else:
+            loss = per_token.sum() / (denominator or mask.sum().clamp(min=1))
+
+        with torch.no_grad():
+            stats = {
+                "tokens": mask.sum(),
+                "kl": torch.where(mask, kl, 0.0).sum(),
+                "clipped": (is_clipped & mask).sum(),
+                "importance_ratio": torch.where(mask, w, 0.0).sum(),
+            }
+        return loss, stats
 
 
-def grpo_loss(
-    logprobs: PerToken,
-    old_logprobs: PerToken,
-    ref_logprobs: PerToken | None,
-    advantages: Rows | PerToken,
-    mask: Mask,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    beta: float = 0.04,
-    loss_type: Literal["sequence", "token"] = "sequence",
-    denominator: float | Float[Tensor, ""] | None = None,
-    weights: PerToken | None = None,
-    importance_sampling_level: Literal["token", "sequence", "completion"] = "token",
-    policy_loss: Literal["clipped", "weighted"] = "clipped",
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Policy loss with a KL term (GRPO, arXiv 2402.03300, equation 3, and its family).
-
-    Args:
-        logprobs: log-probability of each completion token under the policy; carries the gradient.
-        old_logprobs: the same under the policy that sampled.
-        ref_logprobs: the same under the reference; may be ``None`` when ``beta`` is 0.
-        advantages: one per row, or one per token.
-        mask: true on completion tokens up to and including the end of sequence.
-        beta: weight of the KL estimate k3.
-        denominator: of the sum over rows or tokens, where this call sees only a part of a minibatch; by
-            default the rows or tokens of this call.
-        weights: factor of each token's policy term, without gradient; the KL term has none.
-        clip_low, clip_high, loss_type, importance_sampling_level, policy_loss: see :class:`PolicyLoss`.
-
-    Returns:
-        The loss, and sums over the masked tokens for logging: ``tokens``, ``kl``, ``clipped`` (tokens at
-        which the clip is active) and ``importance_ratio``.
-
-    Raises:
-        ValueError: ``beta`` is positive without reference log-probabilities.
-    """
-    w = importance_ratio(logprobs - old_logprobs, mask, importance_sampling_level)  # pi / pi_old
-    advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
-    if policy_loss == "clipped":
-        clipped = w.clamp(1 - clip_low, 1 + clip_high)
-        per_token = -torch.min(w * advantages, clipped * advantages)  # -min[w A, clip(w, 1-e, 1+e) A]
-        is_clipped = w * advantages > clipped * advantages
-    elif policy_loss == "weighted":
-        per_token = -w.detach().clamp(max=1 + clip_high) * advantages * logprobs  # -sg(min(w, 1+e)) A log pi
-        is_clipped = w > 1 + clip_high
-    else:
-        raise ValueError(f"policy_loss is {policy_loss!r}: use 'clipped' or 'weighted'")
-    if weights is not None:
-        per_token = per_token * weights
-    kl = torch.zeros_like(logprobs)
-    if ref_logprobs is not None:
-        kl = kl_k3(logprobs, ref_logprobs)
-        per_token = per_token + beta * kl
-    elif beta:
-        raise ValueError(f"beta is {beta}, so the loss needs the reference's log-probabilities")
-
-    # `where`, not a product: a NaN outside the mask must not reach the sum.
-    per_token = torch.where(mask, per_token, 0.0)
-    if loss_type == "sequence":
-        per_row = per_token.sum(1) / mask.sum(1).clamp(min=1)
-        loss = per_row.sum() / (denominator or len(per_row))
-    elif loss_type == "token":
-        loss = per_token.sum() / (denominator or mask.sum().clamp(min=1))
-    else:
-        raise ValueError(f"loss_type is {loss_type!r}: use 'sequence' or 'token'")
-
-    with torch.no_grad():
-        stats = {
-            "tokens": mask.sum(),
-            "kl": torch.where(mask, kl, 0.0).sum(),
-            "clipped": (is_clipped & mask).sum(),
-            "importance_ratio": torch.where(mask, w, 0.0).sum(),
-        }
-    return loss, stats
-
-
-def importance_ratio(
-    log_ratio: PerToken, mask: Mask, level: Literal["token", "sequence", "completion"]
-) -> PerToken:
+def importance_ratio(log_ratio: PerToken, mask: Mask, level: Level) -> PerToken:
     """Importance ratio of policy and old policy, at each token.
 
     Args:
@@ -200,10 +150,6 @@ def importance_ratio(
         summed = log_ratio.sum(1, keepdim=True)
         if level == "sequence":
             summed = summed / mask.sum(1, keepdim=True).clamp(min=1)
-        elif level != "completion":
-            raise ValueError(
-                f"importance_sampling_level is {level!r}: use 'token', 'sequence' or 'completion'"
-            )
         log_ratio = summed.expand_as(log_ratio)
     return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medvlm_r1.algorithms.losses import grpo_loss, sft_loss
+from medvlm_r1.algorithms.losses import PolicyLoss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
 from medvlm_r1.policy.encode import Encoder, PromptBatch
 from medvlm_r1.policy.forward.decoding import DecodingLayout
@@ -205,7 +205,7 @@ def train_once(
         saved, logits = ledger.live, ledger.live_wide
         if grpo:
             advantages = torch.zeros(shape.rows, device=device)
-            loss, _ = grpo_loss(logprobs, logprobs.detach(), logprobs.detach(), advantages, batch[2])
+            loss, _ = PolicyLoss()(logprobs, logprobs.detach(), logprobs.detach(), advantages, batch[2])
         else:
             loss = sft_loss(logprobs, batch[2])
         torch.autograd.backward(loss)

@@ -7,11 +7,10 @@ import pytest
 import torch
 import trl  # its trainers are loaded when they are asked for, which takes seconds
 from datasets import Dataset
-from formulas import close, random_rows
+from formulas import close, grpo_loss, random_rows
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from medvlm_r1.algorithms.advantages import GroupRelative, LeaveOneOut, PerTerm
-from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.policy.loading.resolve import EMBEDDED
 from medvlm_r1.rewards import RewardTable
 
@@ -168,7 +167,9 @@ def test_loss(their_loss_type, loss_type, beta, clip):
     theirs, logged = trl_grpo_loss(rows, their_loss_type, beta, clip)
     # Dr. GRPO divides by rows * longest completion; the others by what they see.
     denominator = 12 * 16 if their_loss_type == "dr_grpo" else None
-    ours, stats = grpo_loss(*rows, *clip, beta, loss_type, denominator)
+    ours, stats = grpo_loss(
+        *rows, beta=beta, denominator=denominator, clip_low=clip[0], clip_high=clip[1], loss_type=loss_type
+    )
     assert stats["clipped"] > 3
     same(ours, theirs, logprobs)
     close(stats["clipped"] / mask.sum(), logged["clip_ratio/region_mean"][0])
@@ -181,7 +182,9 @@ def test_loss_of_gspo(beta):
     rows = random_rows(12, 9, seed=3)
     clip = (3e-2, 4e-2)  # wide enough that some are held and some are not
     theirs, _ = trl_grpo_loss(rows, "grpo", beta, clip, level="sequence")
-    ours, stats = grpo_loss(*rows, *clip, beta, importance_sampling_level="sequence")
+    ours, stats = grpo_loss(
+        *rows, beta=beta, clip_low=clip[0], clip_high=clip[1], importance_sampling_level="sequence"
+    )
     assert 0 < stats["clipped"] < rows[-1].sum()
     same(ours, theirs, rows[0])
 
@@ -190,7 +193,7 @@ def test_loss_of_gspo(beta):
 def test_loss_of_cispo(beta):
     rows = random_rows(12, 9, seed=3)
     theirs, _ = trl_grpo_loss(rows, "cispo", beta, (0.2, 1.2))  # TRL's is the bound itself
-    ours, stats = grpo_loss(*rows, 0.2, 0.2, beta, "token", policy_loss="weighted")
+    ours, stats = grpo_loss(*rows, beta=beta, loss_type="token", policy_loss="weighted")
     assert 0 < stats["clipped"] < rows[-1].sum()
     same(ours, theirs, rows[0])
 

@@ -10,12 +10,12 @@ import itertools
 
 import pytest
 import torch
+from formulas import grpo_loss
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from medvlm_r1.algorithms.advantages import GroupRelative
 from medvlm_r1.algorithms.grpo import GRPO
-from medvlm_r1.algorithms.losses import grpo_loss
 from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.rewards import Rewards, letter_accuracy, think_format

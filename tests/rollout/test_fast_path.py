@@ -5,7 +5,7 @@ import torch
 from training import FORMAT, fit, sgd
 
 from medvlm_r1.algorithms.grpo import GRPO
-from medvlm_r1.algorithms.losses import PolicyLoss, grpo_loss
+from medvlm_r1.algorithms.losses import PolicyLoss
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
@@ -107,7 +107,9 @@ def test_importance_weights_are_capped_and_leave_the_kl_term():
     mask = torch.ones(3, 5, dtype=torch.bool)
     gain = torch.tensor([1.0, -0.5, 0.3])
     weights = (old - sampled).exp().clamp(max=1.5)
-    loss, _ = grpo_loss(logprobs, old, reference, gain, mask, beta=0.1, weights=weights)
+    loss, _ = PolicyLoss(tis_cap=1.5)(
+        logprobs, old, reference, gain, mask, beta=0.1, sampling_logprobs=sampled
+    )
     ratio = (logprobs - old).exp()
     d = reference - logprobs
     term = -torch.min(ratio * gain[:, None], ratio.clamp(0.8, 1.2) * gain[:, None]) * weights

@@ -2,6 +2,15 @@
 
 import torch
 
+from medvlm_r1.algorithms.losses import PolicyLoss
+
+
+def grpo_loss(*tensors, beta=0.04, denominator=None, sampling_logprobs=None, **settings):
+    """Policy loss with some settings, from log-probabilities, advantages and mask."""
+    return PolicyLoss(**settings)(
+        *tensors, beta=beta, denominator=denominator, sampling_logprobs=sampling_logprobs
+    )
+
 
 def close(actual, expected, tolerance=1e-6):
     torch.testing.assert_close(
