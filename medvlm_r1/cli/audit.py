@@ -3,13 +3,14 @@
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from medvlm_r1.audit import Audit, audit
 from medvlm_r1.audit.question_files import read_files
@@ -65,51 +66,60 @@ def _audited(args: Namespace) -> Audit:
     return audit(parts["train"], tests, parts["validation"], faults)
 
 
-def show(found: Audit, console: Console) -> None:
+def show(result: Audit, console: Console) -> None:
     """Print every finding, the verdict last."""
-    leaks = _table("Images of one set in another", "from", "into", "questions", "copies", "%", "of which")
-    for leak in found.leaks:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in leak.kinds.items()) or "none"
-        share = f"{100 * leak.share:.1f}"
-        leaks.add_row(leak.source, leak.target, str(leak.n), str(leak.questions), share, kinds)
-    console.print(leaks)
-    for leak in found.leaks:
+    heads = ("from", "into", "questions", "copies", "%", "of which")
+    rows = [
+        (leak.source, leak.target, leak.n, leak.questions, f"{100 * leak.share:.1f}", kinds or "none")
+        for leak in result.leaks
+        for kinds in [", ".join(f"{n} {kind}" for kind, n in leak.kinds.items())]
+    ]
+    console.print(_table("Images of one set in another", heads, rows))
+    for leak in result.leaks:
         if leak.pairs:
             console.print(escape(f"{leak.source} into {leak.target}:"), highlight=False)
         for pair in leak.pairs[:_SHOWN]:
-            far = f" (distance {pair.distance:.3f})" if pair.distance else ""
-            line = f"  {pair.kind}{far}: {pair.second}"
+            distance = f" (distance {pair.distance:.3f})" if pair.distance else ""
+            line = f"  {pair.kind}{distance}: {pair.second}"
             line += "" if pair.first == pair.second else f" of {pair.first}"
             console.print(escape(line), highlight=False, soft_wrap=True)
         if len(leak.pairs) > _SHOWN:
             console.print(f"  ... and {len(leak.pairs) - _SHOWN} more pairs (--json)", highlight=False)
     console.print()
-    rules = _table("Right without looking, %", "test set", "rule", "accuracy", "chance", "n")
-    for name, scores in found.shortcuts.items():
-        for rule, s in scores.items():
-            rules.add_row(name, rule, f"{100 * s.accuracy:.1f}", f"{100 * s.chance:.1f}", str(s.n))
-    console.print(rules)
-    made_of = _table(
-        "Balance", "set", "questions", "images", "twice", "gold letters", "options", "modalities"
-    )
-    for name, b in found.sets.items():
-        counts = [", ".join(f"{k} {n}" for k, n in c.items()) for c in (b.letters, b.options, b.modalities)]
-        made_of.add_row(name, str(b.n), str(b.images), str(len(found.repeated[name])), *counts)
-    console.print(made_of)
-    for line in found.faults[:_SHOWN]:
+    rows = [
+        (name, rule, f"{100 * s.accuracy:.1f}", f"{100 * s.chance:.1f}", s.n)
+        for name, scores in result.shortcuts.items()
+        for rule, s in scores.items()
+    ]
+    heads = ("test set", "rule", "accuracy", "chance", "n")
+    console.print(_table("Accuracy without the image, %", heads, rows))
+    rows = [
+        (name, b.n, b.images, len(result.repeated[name]), *map(_counts, (b.letters, b.options, b.modalities)))
+        for name, b in result.sets.items()
+    ]
+    heads = ("set", "questions", "images", "repeated", "gold letters", "options", "modalities")
+    console.print(_table("Balance", heads, rows))
+    for line in result.faults[:_SHOWN]:
         console.print(escape(f"fault: {line}"), highlight=False)
-    if len(found.faults) > _SHOWN:
-        console.print(f"... and {len(found.faults) - _SHOWN} more faults (--json)", highlight=False)
-    console.print(escape(f"\nVerdict: {found.verdict}."), highlight=False)
+    if len(result.faults) > _SHOWN:
+        console.print(f"... and {len(result.faults) - _SHOWN} more faults (--json)", highlight=False)
+    console.print(escape(f"\nVerdict: {result.verdict}."), highlight=False)
 
 
-def _table(title: str, *heads: str) -> Table:
+def _counts(counts: Mapping[object, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table of plain text; Text objects, because names can contain console markup."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
-    for k, head in enumerate(heads):
-        numeric = head in ("questions", "copies", "%", "accuracy", "chance", "n", "images", "twice")
-        table.add_column(head, justify="right" if numeric and k else "left", overflow="fold")
+    numbers = ("questions", "copies", "%", "accuracy", "chance", "n", "images", "repeated")
+    for head in heads:
+        table.add_column(head, justify="right" if head in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row))
     return table
 
 

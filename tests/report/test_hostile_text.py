@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from run_folders import audit, write_run, write_sweep
 
+from medvlm_r1.cli.audit import main as audit_main
 from medvlm_r1.cli.compare import main
 from medvlm_r1.report.comparison import compare
 from medvlm_r1.report.figures import comparison_figure, dot_panels
@@ -120,6 +121,15 @@ def test_latex_prints_it_as_text():
     )
     assert not re.search(r"(?<!\\)[&%$#_{}~^<>]", commands)
     assert escaped("\N{DAGGER}\N{DOUBLE DAGGER}").isascii()
+
+
+def test_the_audit_prints_it_as_text(tmp_path, capsys):
+    row = {"image": "a.png", "question": HOSTILE, "options": [HOSTILE, "b"], "answer": "b", "subset": "X-Ray"}
+    paths = [tmp_path / f"{name}.json" for name in ("train", "[bold]x")]
+    for path in paths:
+        path.write_text(json.dumps([row]))
+    assert audit_main(["--train", str(paths[0]), "--test", str(paths[1])]) == 0
+    assert capsys.readouterr().out.count("[bold]x") >= 4  # in each of the tables, and in the verdict
 
 
 def test_every_output_of_a_comparison_is_written(sweep, tmp_path, capsys):

@@ -50,7 +50,7 @@ def write_page(c: Comparison, out: Path, command: str) -> Path:
 
     Args:
         c: the comparison.
-        out: folder to write into; made if missing.
+        out: folder to write into; created if missing.
         command: the command line that writes the page, printed at its end.
     """
     environment = Environment(

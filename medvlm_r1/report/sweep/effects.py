@@ -114,15 +114,16 @@ def effects_of(
                 if levels[place] == level
                 and (partner := (*levels[:place], reference, *levels[place + 1 :])) in cells
             ]
-            kept, seeds = _most_runs(pairs)
+            matched, seeds = _most_runs(pairs)
             if not seeds:
                 continue
             a, b = (
-                [_mean([pair[side] for pair in kept], test, seeds) for test in test_sets] for side in (0, 1)
+                [_mean([pair[side] for pair in matched], test, seeds) for test in test_sets]
+                for side in (0, 1)
             )
-            groups = [kept[0][0].image_groups(test) for test in test_sets]
+            groups = [matched[0][0].image_groups(test) for test in test_sets]
             result = seeds_difference(a, b, groups)
-            counts = len(kept), len(seeds), len(pairs) - len(kept)
+            counts = len(matched), len(seeds), len(pairs) - len(matched)
             tests.append((factor, level, reference, *counts, *result))
     adjusted = holm([p for *_, p in tests])
     return [Effect(*parts, q) for parts, q in zip(tests, adjusted, strict=True)]
@@ -134,9 +135,9 @@ def _most_runs(pairs: Sequence[Pair]) -> tuple[list[Pair], list[int]]:
     choices = {frozenset.intersection(*shared), *shared} if shared else set()
     best: tuple[list[Pair], list[int]] = [], []
     for seeds in sorted(choices, key=sorted):
-        kept = [pair for pair, both in zip(pairs, shared, strict=True) if seeds <= both]
-        if len(kept) * len(seeds) > len(best[0]) * len(best[1]):
-            best = kept, sorted(seeds)
+        matched = [pair for pair, both in zip(pairs, shared, strict=True) if seeds <= both]
+        if len(matched) * len(seeds) > len(best[0]) * len(best[1]):
+            best = matched, sorted(seeds)
     return best
 
 
