@@ -1,4 +1,4 @@
-"""Questions, options and the data module: disjoint parts, names, order, shares."""
+"""Questions and the data module: disjoint splits, names, order, shares of the ranks."""
 
 import json
 from pathlib import Path

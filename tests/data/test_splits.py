@@ -1,4 +1,4 @@
-"""Which questions train: nested for one seed, per class, by image group, wherever the files lie."""
+"""Training questions: nested for one seed, per class, by image group, independent of the folder."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""DICOM files written for tests, and what is seen of them."""
+"""Write DICOM files for tests, and decode them."""
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -10,7 +10,7 @@ CT = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
 
 
 def write(path, values, syntax=ExplicitVRLittleEndian, **header):
-    """A DICOM file with these stored values: rows x columns, or frames x rows x columns, or with colours."""
+    """Write a DICOM file with these stored values: rows x columns, with frames before or colours after."""
     values = np.asarray(values)
     colour = header.get("PhotometricInterpretation", "MONOCHROME2") in ("RGB", "YBR_FULL")
     depth = values.shape[0] if values.ndim - colour == 3 else 1

@@ -1,4 +1,4 @@
-"""Published sets in miniature: their real layouts, with questions and pictures of our own."""
+"""Small copies of the published sets in their real layouts, with synthetic questions and images."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ def write_zip(path: Path, names: list[str]) -> None:
 
 
 def write_parquet(path: Path, rows: list[dict], columns=("image",)) -> None:
-    """As the library ``datasets`` writes a set with embedded pictures; a picture is given by its seed."""
+    """Write a set with embedded images as the library ``datasets`` does; an image is given by its seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -53,11 +53,11 @@ def write_parquet(path: Path, rows: list[dict], columns=("image",)) -> None:
     datasets.Dataset.from_list(rows, datasets.Features(features)).to_parquet(path)
 
 
-# --- one function a set; each leaves it under ``root`` ---------------------------------------------
+# --- one function per set, which writes it to ``root`` ---------------------------------------------
 
 
 def med_r1(root: Path) -> None:
-    """Domains xray and oct, or two tasks; image 0 of each domain is in its training and its test."""
+    """Domains xray and oct, and two tasks; image 0 of each domain is in its training and its test part."""
     for by, names in {
         "modality": ("X-Ray", "OCT (Optical Coherence Tomography)"),
         "question_type": ("Disease Diagnosis", "Lesion Grading"),
@@ -81,7 +81,7 @@ def med_r1(root: Path) -> None:
 
 
 def omnimedvqa(root: Path) -> None:
-    """20 CT images with a question of either type, 20 of MRI; open and restricted."""
+    """20 CT images with a question of each type, and 20 MRI images; open and restricted access."""
 
     def row(image: str, modality: str, kind: str, options: list[str], **more) -> dict:
         return {
@@ -113,7 +113,7 @@ def omnimedvqa(root: Path) -> None:
 
 
 def vqa_rad(root: Path) -> None:
-    """40 training rows on 20 images, which the 10 of the test show again; every fifth answer is open."""
+    """40 training rows on 20 images, 10 of which the test repeats; every fifth answer is open."""
 
     def row(i: int, image: int) -> dict:
         answer = "left lung" if i % 5 == 4 else ("Yes", "no", "yes ", "No.")[i % 4]
@@ -125,7 +125,7 @@ def vqa_rad(root: Path) -> None:
 
 
 def path_vqa(root: Path) -> None:
-    """Training in two shards; its image 3 is in the test, too."""
+    """Training in two shards; its image 3 is also in the test."""
 
     def rows(first: int, n: int) -> list[dict]:
         return [
@@ -199,7 +199,7 @@ def pmc_vqa(root: Path, version: int) -> None:
 
 
 def mmmu_med(root: Path) -> None:
-    """Five subjects with five questions each in dev: the second of a subject shows two images."""
+    """Five subjects with five questions per part: the second of a subject has two images."""
     subjects = ("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine")
     for s, subject in enumerate((*subjects, "Pharmacy", "Public_Health")):
         for part, first in (("dev", 0), ("validation", 1000)):

@@ -1,4 +1,4 @@
-"""Data files made badly or with ill will: one clear error each, nothing read or written outside."""
+"""Broken and malicious data files: one clear error each, no access outside their folder."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Multiple-choice JSON files: both papers' layouts, every way a row can be bad, windows and exclusion."""
+"""Multiple-choice JSON files: both papers' schemas, every kind of unusable row, the first n questions."""
 
 import json
 import os

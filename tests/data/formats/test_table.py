@@ -1,4 +1,4 @@
-"""Tables of any layout: formats, mappings, what an answer may be, and rows judged as the papers' are."""
+"""Tables of any layout: formats, column mappings, forms of answers, and the same checks as the papers' rows."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""DICOM: windows against arithmetic on paper, colours, and slices in the order of space."""
+"""DICOM: windows against arithmetic on paper, colours, and slices in spatial order."""
 
 import pickle
 from pathlib import Path

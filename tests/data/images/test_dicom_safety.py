@@ -1,4 +1,4 @@
-"""DICOM in rows of questions: patients stay unnamed, and files that mean harm are refused."""
+"""DICOM in rows of questions: identifying and malicious files are refused."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Pictures in parquet and in archives: what travels to a worker, and what it then shows."""
+"""Images in Parquet files and archives: handles that a worker pickles and decodes."""
 
 import pickle
 

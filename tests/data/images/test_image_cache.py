@@ -1,4 +1,4 @@
-"""Pictures kept as the model takes them: the same bit for bit, made once, and never from a damaged entry."""
+"""The image cache: bit-identical images, decoded once, and never from a damaged entry."""
 
 import dataclasses
 import hashlib

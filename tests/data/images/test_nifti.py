@@ -1,4 +1,4 @@
-"""NIfTI: which way is up, which values are black, and files that mean harm."""
+"""NIfTI: orientation, range of values, and malicious files."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""MedVLM-R1's own data: what is selected, where the bundle is found, and the official test file."""
+"""MedVLM-R1's data: the selection of questions, the location of the bundle, and the official test file."""
 
 import json
 import logging

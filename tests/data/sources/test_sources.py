@@ -1,4 +1,4 @@
-"""Published sets: each read in its real layout, split as promised, and walked to judged answers."""
+"""Published sets: read in their real layouts, split as documented, answered and scored."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ OPEN, REWARD = instantiate(_open.prompt), instantiate(_open.reward)
 
 
 def option(name: str, **keys) -> Questions:
-    """The questions of an option of ``conf/data``."""
+    """Load the questions of an option of ``conf/data``."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         node = compose("config", overrides=[f"data={name}"]).data
     try:
@@ -50,7 +50,7 @@ def policy():
 
 @pytest.fixture
 def walk(policy, tmp_path):
-    """Encode every test question in a worker, answer it with the embedded model, and judge it."""
+    """Encode every test question in a worker, answer it with the embedded model, and score it."""
 
     def judged(questions: Questions, workers: int = 0, prompt=PROMPT, rewards=REWARDS):
         encode = functools.partial(policy.encoder.encode, prompt=prompt)
@@ -404,7 +404,7 @@ def test_splits_follow_from_the_seed_and_need_two_sides(tmp_path):
 
 
 def in_a_process(code: str, home: Path) -> str:
-    """What a fresh interpreter prints: the hub client reads its environment at import. Port 9 refuses."""
+    """Run code in a new interpreter, since the hub client reads its environment at import; port 9 refuses."""
     hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | hub, capture_output=True, text=True, check=True
