@@ -1,4 +1,4 @@
-"""Tables of any layout: formats, column mappings, forms of answers, and the same checks as the papers' rows."""
+"""Tables of any layout: formats, mappings, forms of answers, and the same checks as the papers' rows."""
 
 import csv
 import json
