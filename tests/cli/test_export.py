@@ -49,7 +49,7 @@ class TestCard:
         (folder / "snippet.py").write_text(code)
         with contextlib.chdir(folder):
             runpy.run_path("snippet.py", run_name="__main__")
-        said = capsys.readouterr().out
+        out = capsys.readouterr().out
         if tune == "full":
             policy = load_policy(str(folder), RECIPE)
         else:
@@ -60,7 +60,7 @@ class TestCard:
         prompt = policy.encoder.encode(sample, "evaluate", PROMPT)
         greedy = Sampling(group_size=1, max_tokens=32, temperature=0.0)
         rollout = ReferenceEngine()(policy, [prompt], greedy, NoiseKey(0, 0))
-        assert said.strip() == rollout.texts[0].strip()
+        assert out.strip() == rollout.texts[0].strip()
 
     @pytest.mark.parametrize("tune", ["full", "lora"])
     def test_it_says_what_the_run_did_and_names_no_directory(self, tune, runs):
@@ -72,13 +72,13 @@ class TestCard:
             assert f"{100 * metrics['accuracy'][name]['value']:.1f} (" in row
             assert f"{100 * metrics['accuracy_lenient'][name]['value']:.1f} (" in row
             assert row.endswith("| 4 |")
-        for said in (
+        for line in (
             "| steps | 2 |",
             "| seed | 0 |",
             "license: apache-2.0",
             "pipeline_tag: image-text-to-text",
         ):
-            assert said in text
+            assert line in text
         assert ("adapter (rank 16" in text) == (tune == "lora")
         for part in (str(ROOT), str(runs[tune].parents[2]), "/tmp/", "/home/"):
             assert part not in text
@@ -93,9 +93,9 @@ class TestCard:
         assert (folder / "README.md").read_text() == before
 
     def test_it_says_what_touches_a_number(self, runs):
-        asked = json.loads((runs["full"] / "model" / "medvlm_r1.json").read_text())
-        asked["results"]["ct"]["labels"] = ["a leak", "a shortcut"]
-        assert "\nCT: a leak; a shortcut.\n" in model_card(asked, adapter=False)
+        record = json.loads((runs["full"] / "model" / "medvlm_r1.json").read_text())
+        record["results"]["ct"]["labels"] = ["a leak", "a shortcut"]
+        assert "\nCT: a leak; a shortcut.\n" in model_card(record, adapter=False)
 
 
 class TestCommand:
@@ -112,9 +112,9 @@ class TestCommand:
 
     def test_it_says_what_a_run_left(self, runs, capsys):
         assert main([str(runs["lora"])]) == 0
-        said = capsys.readouterr().out
+        out = capsys.readouterr().out
         for part in ("adapter (PEFT)", "embedded", "155,648", "float32", "medvlm_r1", "12544", "32 tokens"):
-            assert part in said
+            assert part in out
         assert main([str(runs["full"] / "model")]) == 0
         assert "all weights" in capsys.readouterr().out
 
@@ -128,7 +128,7 @@ class TestCommand:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
 
     @pytest.mark.parametrize(
-        ("arguments", "said"),
+        ("arguments", "message"),
         [
             (["{full}", "--merge", "--out", "{new}"], "nothing to merge"),
             (["{lora}", "--merge"], "needs --out"),
@@ -142,7 +142,9 @@ class TestCommand:
             (["{used}"], "holds no model"),
         ],
     )
-    def test_what_cannot_be_done_is_said(self, arguments, said, runs, tmp_path, capsys, monkeypatch):
+    def test_an_impossible_command_gives_the_reason(
+        self, arguments, message, runs, tmp_path, capsys, monkeypatch
+    ):
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
@@ -150,7 +152,7 @@ class TestCommand:
         (tmp_path / "used" / "file").touch()
         names = {**runs, **{name: tmp_path / name for name in ("new", "used", "nowhere")}}
         assert main([argument.format(**names) for argument in arguments]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
 
     def test_a_missing_base_says_where_it_looked(self, runs, tmp_path, capsys, monkeypatch):
@@ -158,10 +160,10 @@ class TestCommand:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         given = ["--base", "nobody/no-such-model", "--out", str(tmp_path / "out")]
         assert main([str(runs["lora"]), "--merge", *given]) == 2
-        said = capsys.readouterr().err
-        assert "nobody/no-such-model" in said
-        assert str(tmp_path / "cache") in said
-        assert "--base" in said
+        err = capsys.readouterr().err
+        assert "nobody/no-such-model" in err
+        assert str(tmp_path / "cache") in err
+        assert "--base" in err
 
 
 class Hub(BaseHTTPRequestHandler):

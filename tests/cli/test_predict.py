@@ -1,4 +1,4 @@
-"""A model is asked outside a run as its evaluation asked it; plain transformers confirms how surely."""
+"""The predict command answers as the model's evaluation did; plain transformers confirms the confidence."""
 
 import dataclasses
 import json
@@ -37,8 +37,8 @@ def question(*options, id="q"):
 
 
 def alternatives(text, *options, style=PROMPT):
-    asked = question(*options)
-    return style.alternatives(style.parse(text, asked), asked)
+    sample = question(*options)
+    return style.alternatives(style.parse(text, sample), sample)
 
 
 class TestAlternatives:
@@ -81,8 +81,8 @@ def plainly(model, encoder, prompt, each):
     """The same probabilities from a whole pass of plain transformers for each text, all its tokens summed."""
     scores = []
     for text in each.texts:
-        said = text + ("<|im_end|>" if each.ends_turn else "")
-        tokens = encoder.tokenizer(said, return_tensors="pt")["input_ids"]
+        answer = text + ("<|im_end|>" if each.ends_turn else "")
+        tokens = encoder.tokenizer(answer, return_tensors="pt")["input_ids"]
         ids = torch.cat([prompt.ids[None], tokens], dim=1)
         vision = {"pixel_values": prompt.pixels, "image_grid_thw": prompt.grid} if len(prompt.grid) else {}
         kinds = (ids == model.config.image_token_id).int()
@@ -178,12 +178,12 @@ class TestOneQuestion:
     def test_json_is_one_object(self, picture, capsys):
         assert main(["--model", "embedded", "--image", str(picture), *ASK, "--json"]) == 0
         out, err = capsys.readouterr()
-        said = json.loads(out)
-        assert list(said["probabilities"]) == ["A", "B", "C"]
-        assert sum(said["probabilities"].values()) == pytest.approx(1)
-        assert said["confidence"] == said["probabilities"][said["confidence_of"]]
-        if said["answer"]:
-            assert said["options"]["ABC".index(said["answer"])] == said["answer_text"]
+        record = json.loads(out)
+        assert list(record["probabilities"]) == ["A", "B", "C"]
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+        assert record["confidence"] == record["probabilities"][record["confidence_of"]]
+        if record["answer"]:
+            assert record["options"]["ABC".index(record["answer"])] == record["answer_text"]
         assert "not a medical device" in err
         assert "no medvlm_r1.json" in err
         assert "medvlm_r1 and the limits of --recipe tiny" in err
@@ -199,17 +199,17 @@ class TestOneQuestion:
     def test_an_open_question_has_no_confidence(self, picture, capsys):
         assert main(["--model", "embedded", "--image", str(picture), *ASK[:2], "--json"]) == 0
         out, err = capsys.readouterr()
-        said = json.loads(out)
-        assert said["confidence"] is said["probabilities"] is said["forced"] is None
+        record = json.loads(out)
+        assert record["confidence"] is record["probabilities"] is record["forced"] is None
         assert "a question without options" in err
 
-    def test_a_forced_answer_is_called_one(self, picture, capsys):
+    def test_a_forced_answer_is_labelled(self, picture, capsys):
         given = ["--model", "embedded", "--image", str(picture), *ASK, "--prompt", "medvlm_r1_simple"]
         assert main(given) == 0
         assert "of a forced answer" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
             (["--image", "nowhere.png"], "nowhere.png does not exist"),
             (["--image", __file__], "cannot be decoded"),
@@ -224,12 +224,12 @@ class TestOneQuestion:
             (["--device", "warp"], "--device warp cannot be used"),
         ],
     )
-    def test_what_cannot_be_done_is_said_in_a_line(self, changes, said, picture, capsys):
+    def test_an_error_is_one_line(self, changes, message, picture, capsys):
         assert main(["--model", "embedded", "--image", str(picture), *ASK, *changes]) == 2
         out, err = capsys.readouterr()
         assert not out
         (line,) = [line for line in err.splitlines() if line.startswith("error:")]
-        assert said in line
+        assert message in line
 
     @pytest.mark.parametrize(
         "given",
@@ -282,7 +282,7 @@ class TestFile:
         out = tmp_path / "deep" / "answers.jsonl"
         file = str(finished.parents[2] / "questions.json")
         assert main(["--model", str(finished), "--questions", file, "--out", str(out), "--batch", "5"]) == 0
-        assert "note:" not in capsys.readouterr().err  # the run says how it was asked
+        assert "note:" not in capsys.readouterr().err  # the run recorded its prompt
         there = answers(finished / "predictions.jsonl")
         there = [row for row in there if row["control"] == "image" and row["test_set"] != "ct"]
         found = answers(out)
@@ -334,7 +334,7 @@ class TestFile:
         assert out.read_text() == "a line of mine\n"
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             ({"options": ["a"]}, "row 1: 1 options"),
             ({"options": ["a", "a"]}, "row 1: options ['a', 'a'] contain a duplicate"),
@@ -345,7 +345,7 @@ class TestFile:
             ({"answer": "c"}, "row 1: answer 'c' is not among the options"),
         ],
     )
-    def test_a_bad_row_is_named(self, change, said, picture, tmp_path, capsys):
+    def test_a_bad_row_is_named(self, change, message, picture, tmp_path, capsys):
         row = {"image": str(picture), "question": "Which?", "options": ["a", "b"]}
         file = tmp_path / "rows.json"
         file.write_text(json.dumps([row, {**row, **change}]))
@@ -353,7 +353,7 @@ class TestFile:
         assert main(["--model", "embedded", "--questions", str(file), "--out", str(out)]) == 2
         err = capsys.readouterr().err
         assert f"{file} row 1" in err
-        assert said in err
+        assert message in err
         assert not out.exists()
 
     def test_the_record_decides_and_must_be_whole(self, finished, picture, tmp_path, capsys):
@@ -376,16 +376,16 @@ class TestFile:
         assert "a zero-shot run saves no weights" in capsys.readouterr().err
 
 
-def test_an_adapters_directory_is_asked_as_its_base_with_it(picture, tmp_path, capsys):
+def test_an_adapters_directory_is_its_base_with_the_adapter(picture, tmp_path, capsys):
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])  # new, so it changes nothing yet
     load_policy("embedded", RECIPE, tuning=Tuning(train="adapter", adapter=lora)).save(tmp_path / "adapter")
-    said = []
+    records = []
     for model in ("embedded", str(tmp_path / "adapter")):
         given = ["--model", model, "--recipe", "tiny", "--image", str(picture), *ASK, "--json"]
         assert main(given) == 0
-        said.append(json.loads(capsys.readouterr().out))
-    assert said[0]["text"] == said[1]["text"]
-    assert said[0]["probabilities"] == pytest.approx(said[1]["probabilities"], abs=1e-5)
+        records.append(json.loads(capsys.readouterr().out))
+    assert records[0]["text"] == records[1]["text"]
+    assert records[0]["probabilities"] == pytest.approx(records[1]["probabilities"], abs=1e-5)
 
 
 def test_pictures_of_every_kind_go_through_one_place(tmp_path, capsys):

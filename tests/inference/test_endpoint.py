@@ -130,15 +130,15 @@ class TestPictures:
         remote = ChatEncoder(side, **limits)
         blank = [perturbation.sample for q in questions.values() if (perturbation := blanked(q))]
         for sample in [*questions.values(), *blank]:
-            messages, pictures = parsed(
+            messages, images = parsed(
                 {
                     "model": NAME,
                     "messages": remote.encode(sample, "evaluate", short_style).messages,
                     "max_tokens": 1,
                 }
             )
-            asked = replace(sample, images=pictures)
-            there = served.encoder.encode(asked, "evaluate", Conversation(messages))
+            received = replace(sample, images=images)
+            there = served.encoder.encode(received, "evaluate", Conversation(messages))
             here = local.encode(sample, "evaluate", short_style)
             assert torch.equal(there.ids, here.ids)
             assert torch.equal(there.grid, here.grid)
@@ -156,8 +156,8 @@ class TestAnswers:
             module = VLMModule(policy=policy, engine=engine, max_completion_tokens=24, **shared)
             prompts = [policy.encoder.encode(sample, "evaluate", PROMPT) for sample in samples]
             rollout = module.engine(policy, prompts, module.greedy, module.noise_key)
-            asked, read = module.parse(prompts, rollout.texts)
-            assert [sample.id for sample in asked] == [sample.id for sample in samples]
+            parsed_samples, read = module.parse(prompts, rollout.texts)
+            assert [sample.id for sample in parsed_samples] == [sample.id for sample in samples]
             return rows(rollout), read
 
         local, endpoint = load_policy(str(checkpoint), recipe), to(recipe)
@@ -187,16 +187,16 @@ class TestAnswers:
             ask(to(), phantoms(1), sampling=replace(GREEDY, group_size=2))
 
 
-class TestKeptReplies:
-    def test_are_not_asked_again(self, to, server):
+class TestCachedResponses:
+    def test_are_not_requested_again(self, to, server):
         first = ask(to(), phantoms(3))
         assert rows(ask(to(), phantoms(5)))[:3] == rows(first)
-        assert (server.asked, len(set(server.answered))) == (5, 5)
+        assert (server.requests, len(set(server.responses))) == (5, 5)
 
-    def test_are_not_asked_for_twice_at_once(self, to, server):
+    def test_equal_requests_are_sent_once(self, to, server):
         (one,) = phantoms(1)
         assert len(set(ask(to(), [one, replace(one, id="twin")]).texts)) == 1
-        assert server.asked == 1
+        assert server.requests == 1
 
     def test_go_by_everything_that_changes_an_answer(self, to, server):
         (one,) = phantoms(1)
@@ -204,14 +204,14 @@ class TestKeptReplies:
         ask(to(), [one], sampling=replace(GREEDY, max_tokens=23))
         ask(to(), [replace(one, images=phantoms(2)[1].images)])
         ask(to(), [replace(one, question="Another?")])
-        assert server.asked == 4
+        assert server.requests == 4
         ask(to(url=server.url.replace("127.0.0.1", "localhost")), [one])  # the same model elsewhere
-        assert server.asked == 4
+        assert server.requests == 4
 
-    def test_null_asks_anew_and_keeps_nothing(self, to, server, tmp_path):
+    def test_null_requests_again_and_stores_nothing(self, to, server, tmp_path):
         for _ in range(2):
             ask(to(cache=None), phantoms(2))
-        assert server.asked == 4
+        assert server.requests == 4
         assert not list(tmp_path.iterdir())
 
     def test_a_torn_line_is_cut_off(self, to, server, tmp_path):
@@ -220,7 +220,7 @@ class TestKeptReplies:
         assert path.name == "served_thinking-tiny.jsonl"
         path.write_bytes(path.read_bytes()[:-20])
         assert rows(ask(to(), phantoms(3))) == rows(whole)
-        assert server.asked == 4
+        assert server.requests == 4
         kept = [json.loads(line) for line in path.read_text().splitlines()]
         assert sorted(row["question"] for row in kept) == [sample.id for sample in phantoms(3)]
         assert len({row["key"] for row in kept}) == 3
@@ -250,7 +250,7 @@ class TestFailures:
     def test_that_pass_are_retried(self, to, server):
         server.troubles = [429, 500]
         assert ask(to(concurrency=1), phantoms(2)).texts
-        assert (server.asked, len(server.answered)) == (4, 2)
+        assert (server.requests, len(server.responses)) == (4, 2)
 
     def test_that_stay_end_the_run_and_lose_nothing(self, to, server, tmp_path):
         server.troubles = [0, 0, 500, 500]
@@ -268,27 +268,27 @@ class TestFailures:
             assert word in message
         assert "\n" not in message
         ask(to(), phantoms(4))
-        assert len(server.answered) == len(set(server.answered)) == 4
+        assert len(server.responses) == len(set(server.responses)) == 4
 
     def test_a_refused_request_is_not_retried(self, to, server):
         server.troubles = [400]
         with pytest.raises(EndpointError, match=r"rejects the request.*trouble 400.*max_completion_tokens"):
             ask(to(), phantoms(1))
-        assert server.asked == 1
+        assert server.requests == 1
 
     def test_a_refused_key_names_the_variable(self, to, server):
         server.troubles = [401]
         with pytest.raises(EndpointError, match=r"rejects the API key.*environment variable SERVER_KEY"):
             ask(to(api_key_variable="SERVER_KEY"), phantoms(1))
-        assert server.asked == 1
+        assert server.requests == 1
 
     def test_what_is_under_way_when_another_fails_is_waited_for(self, to, server):
         server.troubles = [400]
         with pytest.raises(EndpointError, match="trouble 400"):
             ask(to(concurrency=3), phantoms(8))
-        assert server.asked == 3
+        assert server.requests == 3
         ask(to(), phantoms(8))
-        assert len(server.answered) == len(set(server.answered)) == 8
+        assert len(server.responses) == len(set(server.responses)) == 8
 
     def test_a_lost_server(self, to):
         with pytest.raises(EndpointError, match=r"127\.0\.0\.1:.*no connection.*Start the server"):
@@ -300,7 +300,7 @@ class TestFailures:
             ask(to(), phantoms(1))
 
     def test_reasoning_that_the_server_takes_out(self, to, server):
-        """As a reasoning parser does: what is left could not be judged as well formed."""
+        """As a reasoning parser does: the remaining text would never be well formed."""
 
         def parse(value):
             message = value["choices"][0]["message"]
@@ -349,7 +349,7 @@ def nobody():
 
 
 class TestRun:
-    def test_killed_and_started_again_asks_nothing_twice(self, server, tmp_path, monkeypatch):
+    def test_killed_and_started_again_requests_nothing_twice(self, server, tmp_path, monkeypatch):
         """The whole road: what a run leaves, and that the key is in none of it."""
         command = [
             *RUN,
@@ -361,11 +361,11 @@ class TestRun:
         monkeypatch.setenv("SERVER_KEY", "sk-very-secret")
         first = start(tmp_path, *command, "workers=1")
         deadline = time.monotonic() + 120
-        while server.asked < 8 and first.poll() is None and time.monotonic() < deadline:
+        while server.requests < 8 and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
         out, err = first.communicate()
-        assert (server.asked, len(server.answered)) == (8, 6), out + err
+        assert (server.requests, len(server.responses)) == (8, 6), out + err
         server.held.set()
         server.held = None
 
@@ -373,8 +373,8 @@ class TestRun:
         out, err = again.stdout, again.stderr
         assert f"6 cached responses of {NAME} are reused" in out
         assert "HTTP Request" not in out + err
-        assert max(Counter(server.answered).values()) == 1
-        assert len(server.answered) == QUESTIONS
+        assert max(Counter(server.responses).values()) == 1
+        assert len(server.responses) == QUESTIONS
         assert server.keys == {"Bearer sk-very-secret"}
 
         (metrics_file,) = tmp_path.glob("outputs/runs/*/metrics.json")
@@ -394,36 +394,36 @@ class TestRun:
         for path in tmp_path.rglob("*"):
             assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
 
-    def test_controls_are_asked_over_the_wire(self, server, tmp_path):
+    def test_controls_are_sent_to_the_server(self, server, tmp_path):
         """All but the one that would have to begin the answer."""
         command = [argument for argument in RUN if not argument.startswith("controls=")]
         command += [f"model.url={server.url}", "workers=0", "data.test.mri.n=12"]
-        said = run_here(tmp_path, *command)
+        done = run_here(tmp_path, *command)
         reason = "the chat completions API takes no assistant prefix"
-        assert f"control reasoning-cut is not run: {reason}" in said.stdout
+        assert f"control reasoning-cut is not run: {reason}" in done.stdout
         (folder,) = (tmp_path / "outputs/runs").iterdir()
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         counts = Counter(row["control"] for row in rows if row["control"] != "prior")
         assert counts["image"] == counts["blank"] == counts["permuted"] == 20
         partnered = [len(partners(phantoms(n, m))) for m, n in (("mri", 12), ("ct", 4), ("xray", 4))]
         assert counts["swapped"] == sum(partnered) > 0
-        assert len(set(server.answered)) == len(server.answered) <= sum(counts.values()) + 4  # validation
+        assert len(set(server.responses)) == len(server.responses) <= sum(counts.values()) + 4  # validation
         found = json.loads((folder / "metrics.json").read_text())["controls"]["mri"]
         assert list(found["rates"]) == ["image", "blank", "swapped", "permuted", "prior"]
         assert list(found["not_run"]) == ["reasoning-cut"]
 
-    def test_what_cannot_be_asked_is_refused_where_it_is_named(self, tmp_path):
+    def test_a_control_that_the_api_lacks_is_refused_by_name(self, tmp_path):
         command = [*RUN, f"model.url={nobody()}", "controls=[image,reasoning-cut]"]
         err = run_here(tmp_path, *command, code=2).stderr
         assert "reasoning-cut needs an assistant prefix, which the chat completions API does not take" in err
 
-    def test_a_refusal_in_the_middle_is_told_plainly(self, server, tmp_path):
+    def test_a_rejected_request_gives_one_line(self, server, tmp_path):
         server.poison = PROMPT.problem(phantoms(4, "ct")[2]).splitlines()[1]
         err = run_here(tmp_path, *RUN, f"model.url={server.url}", "workers=0", code=2).stderr
         assert "Traceback" not in err
         assert re.search(rf"error: {server.url}, model {NAME}, question \S+: .*too long.*\. If", err)
         (replies,) = tmp_path.glob("outputs/replies/*.jsonl")
-        assert len(replies.read_text().splitlines()) == len(server.answered) > 0
+        assert len(replies.read_text().splitlines()) == len(server.responses) > 0
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -433,7 +433,7 @@ class TestRun:
         ],
         ids=["trained", "unreachable"],
     )
-    def test_what_cannot_begin_is_told_at_once(self, arguments, message, tmp_path):
+    def test_an_impossible_run_stops_at_once(self, arguments, message, tmp_path):
         elsewhere = ["model=endpoint", f"model.url={nobody()}", "model.name=x", "data=phantom"]
         err = run_here(tmp_path, *arguments, *elsewhere, code=2).stderr
         assert message in err

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of the embedded model, which takes requests apart as the API would."""
+"""An OpenAI-compatible server of the embedded model, which validates requests as the API does."""
 
 import base64
 import binascii
@@ -20,12 +20,12 @@ NAME = "served/thinking-tiny"
 
 
 class RefusedError(Exception):
-    """What the API answers with HTTP 400."""
+    """A request that the API rejects with HTTP 400."""
 
 
-def demand(condition, what):
+def demand(condition, message):
     if not condition:
-        raise RefusedError(what)
+        raise RefusedError(message)
 
 
 def fields(value, needed, allowed=()):
@@ -35,7 +35,7 @@ def fields(value, needed, allowed=()):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it came over the wire."""
+    """An image as received."""
 
     png: bytes
 
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages that came over the wire, in the place of a prompt style."""
+    """Received messages, with the interface of a prompt style."""
 
     messages: list
 
@@ -60,7 +60,7 @@ class Conversation:
 
 
 def parsed(body):
-    """The request's messages in the form of the chat template, and its pictures."""
+    """Return the request's messages for the chat template, and its images."""
     fields(body, ["model", "messages"], ["max_tokens", "temperature"])
     demand(isinstance(body.get("max_tokens"), int) and body["max_tokens"] > 0, "max_tokens")
     demand(0 <= body.get("temperature", 1) <= 2, "temperature")
@@ -95,13 +95,14 @@ class Server(ThreadingHTTPServer):
     """An OpenAI-compatible server on a port of its own.
 
     Attributes:
-        models: names that it lists; ``None`` has no such page.
-        troubles: statuses that the next requests are answered with.
-        poison: a text that no question may hold: such a request is refused.
-        answered: digests of the requests that were answered, in order.
-        held: with it, requests above ``limit`` get no answer until it is set.
-        meeting: with it, every request waits for others.
-        changed: turns an answer into another one.
+        models: names that it lists; ``None`` answers with 404.
+        troubles: HTTP statuses of the next responses.
+        poison: a text; requests that contain it are rejected.
+        responses: bodies of the requests answered with status 200, in order.
+        requests: number of requests.
+        held: an event; requests above ``limit`` wait for it.
+        meeting: a barrier; every request waits there for others.
+        changed: function that modifies each response.
     """
 
     daemon_threads = True
@@ -111,7 +112,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.policy, self.lock = policy, threading.Lock()
         self.models, self.troubles, self.poison = [NAME, "other"], [], None
-        self.answered, self.keys, self.asked = [], set(), 0
+        self.responses, self.keys, self.requests = [], set(), 0
         self.held, self.limit, self.meeting = None, 0, None
         self.changed = lambda value: value
         self.under_way = self.peak = 0
@@ -121,17 +122,17 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, request, client_address):
-        """A client that was killed is no error of ours."""
+        """Ignore killed clients."""
 
     def answer(self, body):
         messages, pictures = parsed(body)
         if body["model"] != NAME:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         demand(not (self.poison and self.poison in json.dumps(messages)), "your context is too long")
-        asked = VQASample("wire", pictures, "q", ("a", "b"), "A", "", "", "", "")
+        sample = VQASample("wire", pictures, "q", ("a", "b"), "A", "", "", "", "")
         sampling = Sampling(max_tokens=body["max_tokens"], temperature=float(body["temperature"]))
         with self.lock:
-            prompt = self.policy.encoder.encode(asked, "evaluate", Conversation(messages))
+            prompt = self.policy.encoder.encode(sample, "evaluate", Conversation(messages))
             rollout = ReferenceEngine()(self.policy, [prompt], sampling, NoiseKey(0, 0))
         tokens = int(rollout.lengths[0])
         return 200, {
@@ -181,12 +182,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/chat/completions":
             return self.send(404, {"error": {"message": "no such page"}})
         with server.lock:
-            server.asked += 1
+            server.requests += 1
             server.keys.add(self.headers["Authorization"])
             server.under_way += 1
             server.peak = max(server.peak, server.under_way)
             trouble = server.troubles.pop(0) if server.troubles else None
-            hold = server.held is not None and server.asked > server.limit
+            hold = server.held is not None and server.requests > server.limit
         try:
             if hold:
                 server.held.wait(60)
@@ -203,9 +204,9 @@ class Handler(BaseHTTPRequestHandler):
             except RefusedError as error:
                 return self.send(400, {"error": {"message": str(error), "type": "invalid_request_error"}})
             with server.lock:
-                server.under_way -= 1  # before the client hears of it, and may send the next
+                server.under_way -= 1  # before the client gets the response and may send the next request
                 if status == 200:
-                    server.answered.append(data)
+                    server.responses.append(data)
             self.send(status, value)
             with server.lock:
                 server.under_way += 1
