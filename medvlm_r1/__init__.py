@@ -10,12 +10,12 @@ launch       compose and check the configuration, lock the run   ``launch/``, ``
 build        the configuration becomes objects                   ``run.py``
 load         a data source reads the question                    ``data/``, ``phantom/``
 audit        leaks and shortcuts among the questions             ``audit/``
-render       a prompt style makes a chat of the question         ``prompts.py``: ``PromptStyle.render``
+render       a prompt style turns the question into a chat       ``prompts.py``: ``PromptStyle.render``
 encode       the chat and its images become tensors              ``policy/encode.py``
 sample       an engine samples G completions of the prompt       ``rollout/``
 parse        the prompt style reads the answers                  ``prompts.py``: ``PromptStyle.parse``
 reward       weighted sum of reward terms                        ``rewards.py``
-log-probs    policy, old policy and reference, per token         ``policy/policy.py``
+log-probs    policy, old policy and reference, per token         ``policy/forward/logprobs.py``
 advantage    each completion relative to its group               ``algorithms/advantages.py``
 loss         clipped policy loss with a KL penalty               ``algorithms/losses.py``, ``kl.py``
 update       backward pass, gradient clipping, optimiser step    ``algorithms/grpo.py``, ``optim.py``
