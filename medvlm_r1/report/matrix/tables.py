@@ -31,10 +31,12 @@ def matrix_table(matrix: Matrix) -> Table:
         [Cell(set_name(domain)), *(_cell(cell) for cell in row.values())]
         for domain, row in matrix.cells.items()
     ]
-    notes = [
-        "Accuracy in percent with 95 % intervals. In domain: trained on that set's domain. Prior: accuracy "
-        "of a text prior fitted on the training questions, without the image; then the gain over it."
-    ]
+    notes = ["Accuracy in percent with 95 % intervals. In domain: trained on that set's domain."]
+    if any(cell.prior is not None for row in matrix.cells.values() for cell in row.values()):
+        notes[0] += (
+            " Prior: accuracy of a text prior fitted on the training questions, without the image; then the "
+            "gain over it."
+        )
     mark = _marks(matrix)
     for name, mean in (("in domain", matrix.in_domain), ("out of domain", matrix.outside)):
         if mean:
