@@ -18,6 +18,7 @@ from PIL import Image
 from medvlm_r1.data.sample import LETTERS, VQASample
 from medvlm_r1.phantom.modalities import MODALITIES
 from medvlm_r1.phantom.spec import COUNTS, GRADES, SceneSpec
+from medvlm_r1.phantom.wordings import WORDINGS
 
 ANATOMY, DISEASE, GRADING, ACQUISITION, ATTRIBUTE = QUESTION_TYPES = (
     "Anatomy Identification",
@@ -44,53 +45,21 @@ FINDINGS: dict[str, dict[str, tuple[str, ...]]] = {
 # Stable keys of the random streams: never reorder, only append.
 _SPLIT_KEYS = {"train": 1, "validation": 2, "test": 3, "base": 4}
 
-_WORDINGS: dict[str, tuple[str, ...]] = {
-    DISEASE: (
-        "What is the most likely diagnosis?",
-        "Which disease does this image show?",
-        "What kind of lesion is seen in this image?",
-    ),
-    GRADING: (
-        "How severe is the lesion?",
-        "Which grade fits the size of the lesion?",
-        "How large is the lesion in this image?",
-    ),
-}
-
-
-def wordings(modality: str, question_type: str) -> tuple[str, ...]:
-    """Return the wordings of questions of this type."""
-    entry = MODALITIES[modality]
-    own = {
-        ANATOMY: entry.anatomy.site_wordings,
-        ACQUISITION: entry.wordings,
-        ATTRIBUTE: entry.anatomy.attribute_wordings,
-    }
-    return {**_WORDINGS, **own}[question_type]
-
 
 @dataclass(frozen=True)
 class PhantomImage:
-    """Handle of an image that :meth:`load` renders.
-
-    Attributes:
-        modality: one of ``MODALITIES``.
-        acquisition: one of ``FINDINGS[modality]["Modality Recognition"]``.
-        spec: the scene; the same spec with another modality is the same patient.
-        size: edge in pixels.
-        name: stable identity.
-    """
+    """Handle of an image that :meth:`load` renders."""
 
     modality: str
     acquisition: str
-    spec: SceneSpec
-    size: int
-    name: str
+    spec: SceneSpec  # with another modality: another image of the same patient
+    size: int  # edge in pixels
+    name: str  # stable identity
 
     def load(self) -> Image.Image:
         """Render the image: RGB, ``size`` by ``size``, deterministic."""
         modality = MODALITIES[self.modality]
-        rng = np.random.default_rng(np.random.SeedSequence((*self.spec.key, modality.key, 1)))
+        rng = np.random.default_rng((*self.spec.key, modality.key, 1))
         picture = modality.render(modality.anatomy.draw(self.spec), self.acquisition, rng, self.size)
         return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
 
@@ -113,7 +82,6 @@ class PhantomSource(Sequence[VQASample]):
 
     Args:
         modality: one of ``MODALITIES``, or several.
-        n: number of questions.
         split: ``train``, ``validation``, ``test`` or ``base``; their streams are disjoint.
         seed: selects the stream of questions.
         question_types: question types, all by default; equally frequent.
@@ -150,11 +118,7 @@ class PhantomSource(Sequence[VQASample]):
         return self.n
 
     def __getitem__(self, index: int) -> VQASample:
-        """Return the question at ``index`` without rendering its image.
-
-        Raises:
-            IndexError: ``index`` is out of range.
-        """
+        """Return the question at ``index`` without rendering its image."""
         if not -self.n <= index < self.n:
             raise IndexError(f"index {index} is out of range for {self.n} questions")
         row, column = divmod(index % self.n, len(self.modalities))
@@ -182,7 +146,7 @@ class _Stream:
         return MODALITIES[self.modality].key, _SPLIT_KEYS[self.split], self.seed
 
     def _rng(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence((*self._key, *key)))
+        return np.random.default_rng((*self._key, *key))
 
     def _question(self, number: int, question_type: str, turn: int) -> VQASample:
         """Return question ``number`` of the stream, which is question ``turn`` of its type."""
@@ -209,7 +173,9 @@ class _Stream:
             self.size,
             f"phantom/{self.modality}/{label}",
         )
-        texts = wordings(self.modality, question_type)
+        anatomy = MODALITIES[self.modality].anatomy
+        subject = {ANATOMY: anatomy.name, ATTRIBUTE: anatomy.attribute, ACQUISITION: self.modality}
+        texts = WORDINGS[subject.get(question_type, question_type)]
         return VQASample(
             id=f"{self.modality}-{label}",
             images=(image,),

@@ -10,21 +10,13 @@ GRADES = ("minimal", "mild", "moderate", "severe")
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """Specification of a scene; all its other properties follow from ``key``.
-
-    Attributes:
-        key: integers that seed the draw.
-        site: location of the lesion; of several, of the first one.
-        disease: one of the anatomy's diseases, shared by all lesions.
-        grade: one of ``GRADES``, the size of every lesion.
-        attribute: one of the anatomy's attributes: mostly the number of lesions, as a word.
-    """
+    """Specification of a scene; all its other properties follow from ``key``."""
 
     key: tuple[int, ...]
-    site: str
-    disease: str
-    grade: str
-    attribute: str = "one"
+    site: str  # of several lesions, of the first one
+    disease: str  # shared by all lesions
+    grade: str  # the size of every lesion
+    attribute: str = "one"  # mostly the number of lesions
 
     @property
     def count(self) -> int:
@@ -34,24 +26,11 @@ class SceneSpec:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A kind of scene, shared by one or more modalities.
+    """A kind of scene, shared by one or more modalities."""
 
-    Attributes:
-        sites: possible locations of a lesion.
-        diseases: possible kinds of a lesion.
-        attributes: classes of a further property: ``COUNTS``, or another visible one.
-        draw: spec -> scene, deterministic.
-        site_wordings: questions about the site.
-        attribute_wordings: questions about the attribute.
-    """
-
-    sites: tuple[str, ...]
-    diseases: tuple[str, ...]
-    attributes: tuple[str, ...]
-    draw: Callable[[SceneSpec], Any]
-    site_wordings: tuple[str, ...]
-    attribute_wordings: tuple[str, ...] = (
-        "How many lesions are there?",
-        "How many lesions does this image show?",
-        "What is the number of lesions in this image?",
-    )
+    name: str
+    sites: tuple[str, ...]  # possible locations of a lesion
+    diseases: tuple[str, ...]  # possible kinds of a lesion
+    attributes: tuple[str, ...]  # classes of a further property: COUNTS, or another visible one
+    draw: Callable[[SceneSpec], Any]  # deterministic
+    attribute: str = "count"

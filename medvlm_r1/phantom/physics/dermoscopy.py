@@ -30,7 +30,7 @@ class _Layers:
     """Absorbers per pixel, and the layers painted over them."""
 
     def __init__(self, skin: Skin, size: int):
-        self.size, self.rng = size, np.random.default_rng(np.random.SeedSequence(skin.key))
+        self.size, self.rng = size, np.random.default_rng(skin.key)
         self.x, self.y = axes(size)
         self.inside = skin.lesion.inside(self.x, self.y)
         self.melanin = np.full((size, size), _TONE[skin.tone], np.float32)

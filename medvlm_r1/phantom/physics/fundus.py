@@ -64,7 +64,7 @@ def fundus(scene: Retina, acquisition: str, rng: np.random.Generator, size: int)
 
 def _rasterize(scene: Retina, size: int) -> _Layers:
     """Draw the layers of the scene."""
-    rng = np.random.default_rng(np.random.SeedSequence(scene.key))
+    rng = np.random.default_rng(scene.key)
     x, y = axes(size)
     from_disc = np.hypot(x - scene.disc[0], (y - scene.disc[1]) / 1.08)
     from_fovea = np.hypot(x - scene.fovea[0], y - scene.fovea[1])

@@ -67,7 +67,7 @@ def microscopy(
     """Render a stained section, in colour."""
     tissue = _Tissue(
         size,
-        np.random.default_rng(np.random.SeedSequence(scene.key)),
+        np.random.default_rng(scene.key),
         {name: np.zeros((size, size), np.float32) for name in _PARTS},
         [],
     )

@@ -53,7 +53,7 @@ class _Cut:
 
 def oct_section(scene: Retina, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
     """Render a section through all lesions, in grey."""
-    own = np.random.default_rng(np.random.SeedSequence(scene.key))
+    own = np.random.default_rng(scene.key)
     cut = _cut(scene, own, size)
     _LESIONS[scene.disease](cut)
     tops = boundaries(cut.thick, cut.depth)

@@ -36,7 +36,7 @@ class Section:
 
 def draw_section(spec: SceneSpec) -> Section:
     """Draw the scene of ``spec``, deterministic."""
-    rng = np.random.default_rng(np.random.SeedSequence(spec.key))
+    rng = np.random.default_rng(spec.key)
     largest = RADII[spec.grade]
     room, apart = max(4.0, 50.0 - 1.1 * largest), 2.3 * largest + 3.0
     places: list[tuple[float, float]] = []

@@ -68,7 +68,7 @@ class Retina:
 
 def draw_retina(spec: SceneSpec) -> Retina:
     """Draw the scene of ``spec``, deterministic."""
-    rng = np.random.default_rng(np.random.SeedSequence(spec.key))
+    rng = np.random.default_rng(spec.key)
     side = 1.0 if rng.uniform() < 0.5 else -1.0  # which eye
     fovea = (-8.0 * side + float(rng.uniform(-2, 2)), float(rng.uniform(-2, 2)))
     disc = (fovea[0] + side * _DISC * float(rng.uniform(0.95, 1.05)), fovea[1] - float(rng.uniform(1, 4)))

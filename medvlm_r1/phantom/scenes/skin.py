@@ -41,7 +41,7 @@ class Skin:
 
 def draw_skin(spec: SceneSpec) -> Skin:
     """Draw the scene of ``spec``, deterministic."""
-    rng = np.random.default_rng(np.random.SeedSequence(spec.key))
+    rng = np.random.default_rng(spec.key)
     radius = RADII[spec.grade] * float(rng.uniform(0.96, 1.04))
     x, y = rng.uniform(-5.0, 5.0, size=2).tolist()
     outline = draw_outline((x, y), radius, _ROUGHNESS[spec.disease], rng)

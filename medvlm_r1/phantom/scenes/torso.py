@@ -105,7 +105,7 @@ def draw_scene(spec: SceneSpec, hosts: tuple[str, ...] = ORGANS, reach: float = 
         hosts: possible organs of further lesions.
         reach: maximum distance of further lesions from the first in the image plane, units.
     """
-    rng = np.random.default_rng(np.random.SeedSequence(spec.key))
+    rng = np.random.default_rng(spec.key)
     width, height = float(rng.uniform(0.94, 1.05)), float(rng.uniform(0.96, 1.03))
     shift = rng.uniform(-2.0, 2.0, size=2).tolist()
     play = iter(rng.uniform(-1.0, 1.0, size=(len(_TORSO) + _BOWELS, 7)).tolist())
