@@ -18,8 +18,8 @@ test: $(VENV)/.dev  ## every test (10 minutes on two cores)
 	$(BIN)/ruff check .
 	$(PYTEST)
 
-quick: $(VENV)/.dev  ## the tests that train nothing and start no process
-	$(PYTEST) -m "not slow"
+quick: $(VENV)/.dev  ## the tests that train nothing and start no process; types and shapes in signatures are checked
+	$(PYTEST) -m "not slow" --jaxtyping-packages=medvlm_r1,checked.check
 
 lint: $(VENV)/.dev  ## style, format and types
 	$(BIN)/ruff check .

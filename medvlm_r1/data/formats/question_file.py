@@ -2,6 +2,7 @@
 
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ class ParsedRows(NamedTuple):
 
 def parse_rows(
     numbered: Iterable[tuple[int, Any]],
-    path: Path,
+    path: Path | zipfile.Path,
     parse: ParseRow,
     rows: RowPolicy = STRICT,
     name: str | None = None,
@@ -133,7 +134,7 @@ def concatenate(parts: Iterable[ParsedRows]) -> ParsedRows:
     return joined
 
 
-def plain_stem(path: Path) -> str:
+def plain_stem(path: Path | zipfile.Path) -> str:
     """The file name without suffix; characters that an id should not contain become underscores."""
     return re.sub(r"[^\w.-]+", "_", path.stem)
 
