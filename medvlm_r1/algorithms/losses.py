@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 Rows = Float[Tensor, " rows"]
@@ -77,7 +77,7 @@ class PolicyLoss:
         advantages: Rows | PerToken,
         mask: Mask,
         beta: float = 0.04,
-        denominator: float | Float[Tensor, ""] | None = None,
+        denominator: float | Real[Tensor, ""] | None = None,
         sampling_logprobs: PerToken | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Compute the loss of some rows.
