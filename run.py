@@ -8,30 +8,26 @@
     python run.py --help                                   every group, option and key
 
 The composition root: build the parts that conf/ names, then fit, select weights, test and write the results.
+Torch and Lightning are imported late: --help, misspelt options and missing weights show within seconds.
 """
 
-import functools
 import logging
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.evaluate.controls import PerturbedQuestions, controls_of
 from medvlm_r1.launch.attempt import Attempt, attempt, exit_codes, write_report
 from medvlm_r1.launch.compose import hydra_arguments
 from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.silence import silence_libraries
-from medvlm_r1.launch.validate import check_model
-from medvlm_r1.runs.ranks import is_rank_zero, own_processes
-
-if TYPE_CHECKING:
-    from lightning import Trainer
-
-    from medvlm_r1.algorithms.base import VLMModule
-    from medvlm_r1.data.datamodule import VQADataModule
-    from medvlm_r1.data.splits import Questions
+from medvlm_r1.runs.ranks import own_processes
 
 log = logging.getLogger("medvlm_r1")
 
@@ -49,34 +45,20 @@ def run(cfg: DictConfig) -> float:
 
 def execute(cfg: DictConfig, this: Attempt) -> float:
     """Build all parts, fit, select weights, test, and write the results; returns as :func:`run` does."""
-    with user_errors():
-        check_model(cfg)
-    # Imported late, so that --help, misspelt options and missing weights are reported within seconds.
-    import lightning
+    from lightning import seed_everything
 
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
     from medvlm_r1.inference.endpoint_client import EndpointError
 
-    silence_libraries()  # after the import of lightning, which sets the level of its logger
+    silence_libraries()
     clock = Clock()
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    if cfg.audit:  # it reports more than this warning of the data
-        warnings.filterwarnings("ignore", message=".* show an image of training")
+    seed_everything(cfg.seed, workers=True, verbose=False)
     with user_errors():
-        with clock.phase("data"):  # before the weights: a bad row should not wait for them
-            questions = hydra.utils.instantiate(cfg.data)
-        with clock.phase("audit"):
-            findings = None
-            if cfg.audit:
-                questions, findings = hydra.utils.instantiate(cfg.audit)(questions)
-                if is_rank_zero():
-                    log.info("audit: %s", findings.verdict)
+        questions, findings = load(cfg, clock)
         with clock.phase("build"):
             module, data, trainer = build(cfg, questions)
-        checkpoint = this.checkpoint(cfg)
-    from_scratch = cfg.overwrite or bool(cfg.resume and module.trains and not checkpoint)
     facts = {"devices": trainer.world_size, "hardware": hardware(), "commit": commit()}
-    this.start(cfg, describe(cfg, module, questions), from_scratch, **facts)
+    checkpoint = this.start(cfg, describe(cfg, module, questions), module.trains, **facts)
     with own_processes(trainer, this.command):
         if module.trains:
             if checkpoint:
@@ -89,83 +71,77 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         with clock.phase("validate"), user_errors(EndpointError):
             validation = select(cfg, module, data, trainer)
         with clock.phase("test"), user_errors(EndpointError):
-            test(cfg, module, data, trainer, this)
+            test(cfg, module, data, trainer, this.folder)
     if trainer.is_global_zero:
         config = OmegaConf.to_container(cfg, resolve=True)
-        found = findings.as_dict(pairs=20) if findings else {}
-        write_artifacts(this.folder, config, module, validation, clock, found)
+        write_artifacts(this.folder, config, module, validation, clock, findings)
         write_report(this.folder)
     return validation["validation/accuracy"]
 
 
-def build(cfg: DictConfig, questions: "Questions") -> tuple["VLMModule", "VQADataModule", "Trainer"]:
-    """Instantiate module, data module and trainer."""
-    from medvlm_r1.data.datamodule import VQADataModule
-    from medvlm_r1.evaluate.controls import PerturbedQuestions, controls_of
+def load(cfg: DictConfig, clock: Any) -> tuple[Any, dict[str, Any]]:
+    """Load and audit the questions, before the weights: a bad row should not wait for them."""
+    if cfg.audit:  # it reports more than this warning of the data
+        warnings.filterwarnings("ignore", message=".* show an image of training")
+    with clock.phase("data"):
+        questions = instantiate(cfg.data)
+    with clock.phase("audit"):
+        if not cfg.audit:
+            return questions, {}
+        questions, findings = instantiate(cfg.audit)(questions)
+    log.info("audit: %s", findings.verdict)
+    return questions, findings.as_dict(pairs=20)
 
-    instantiate = hydra.utils.instantiate
+
+def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
+    """Instantiate the :class:`VLMModule`, :class:`VQADataModule` and Lightning trainer."""
+    from medvlm_r1.data.datamodule import VQADataModule
+
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
     if (sample := questions.open_question) is not None:  # raises if prompt or reward needs lettered options
         prompt.render(sample, "evaluate")
         rewards.score([prompt.parse("", sample)], [sample])
     controls, not_run = controls_of(cfg.controls, prompt, served="url" in cfg.model)
-    for name, why in not_run.items() if is_rank_zero() else ():
+    for name, why in not_run.items():
         log.info("control %s is not run: %s", name, why)
     policy = instantiate(cfg.model)
-    engine = instantiate(cfg.rollout) if cfg.get("rollout") else policy.engine
-    module = instantiate(cfg.method)(
-        policy=policy, prompt=prompt, rewards=rewards, engine=engine, seed=cfg.seed
-    )
-    cache = instantiate(cfg.image_cache) if cfg.image_cache else None
+    engine = instantiate(cfg.get("rollout")) or policy.engine
+    parts = {"policy": policy, "prompt": prompt, "engine": engine, "rewards": rewards, "seed": cfg.seed}
+    module = instantiate(cfg.method)(**parts)
     data = VQADataModule(
         questions,
-        encode=functools.partial(policy.encoder.encode, prompt=prompt, cache=cache),
+        encode=partial(policy.encoder.encode, prompt=prompt, cache=instantiate(cfg.image_cache)),
         prompts_per_step=cfg.model.recipe.prompts_per_step,
         evaluation_batch=cfg.model.recipe.evaluation_batch,
         seed=cfg.seed,
         workers=cfg.workers,
-        perturb=functools.partial(
-            PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix
-        ),
+        perturb=partial(PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix),
     )
-    callbacks = cfg.get("callbacks") or {}
-    if cfg.select == "best" and not (module.trains and "best" in callbacks):
-        raise ValueError("select=best needs a method that trains (grpo, sft, ...), and callbacks.best")
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[instantiate(node) for node in callbacks.values()],
-        logger=[instantiate(node) for node in (cfg.get("logger") or {}).values()],
-    )
-    return module, data, trainer
+    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values()]
+    logger = [instantiate(node) for node in (cfg.get("logger") or {}).values()]
+    return module, data, instantiate(cfg.trainer, callbacks=callbacks, logger=logger)
 
 
-def select(
-    cfg: DictConfig, module: "VLMModule", data: "VQADataModule", trainer: "Trainer"
-) -> dict[str, float]:
+def select(cfg: DictConfig, module: Any, data: Any, trainer: Any) -> dict[str, float]:
     """Validate; with select=best, load the best weights where they are better; returns the metrics."""
-    import torch
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from medvlm_r1.callbacks.checkpoint import load_weights
 
     (validation,) = trainer.validate(module, data, verbose=False)
     best = next((c for c in trainer.checkpoint_callbacks if c.monitor and c.best_model_path), None)
     if cfg.select == "best" and best and best.best_model_score > validation[best.monitor]:
-        weights = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
-        # as load_state_dict, but also for weights split over devices
-        set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+        load_weights(module, best.best_model_path)
         (validation,) = trainer.validate(module, data, verbose=False)
     return validation
 
 
-def test(
-    cfg: DictConfig, module: "VLMModule", data: "VQADataModule", trainer: "Trainer", this: Attempt
-) -> None:
+def test(cfg: DictConfig, module: Any, data: Any, trainer: Any, folder: Path) -> None:
     """Answer the test questions that the journal of an earlier attempt does not hold yet."""
     from medvlm_r1.evaluate.journal import Journal
 
     key = {"step": module.step, "select": cfg.select, "devices": trainer.world_size}
-    module.journal = Journal(this.folder / f"predictions-{trainer.global_rank}.journal", key)
+    module.journal = Journal(folder / f"predictions-{trainer.global_rank}.journal", key)
     data.answered = module.journal.answered
-    if data.answered and is_rank_zero():
+    if data.answered:
         log.info("%d test questions are answered already", len(data.answered))
     trainer.test(module, data, verbose=False)
 

@@ -71,7 +71,9 @@ class Alarms(Callback):
         }
         for name, (is_active, message) in alarms.items():
             if is_active and name not in self._active and trainer.is_global_zero:
-                self._raise(trainer, module.step - 1, name, message)
+                row = {"step": module.step - 1, "alarm": name, "message": message}
+                Console().print(f"[bold red]ALARM[/] step {row['step']}: {escape(message)}")
+                LineLog(Path(trainer.default_root_dir) / "alarms.jsonl").append(row)
             (self._active.add if is_active else self._active.discard)(name)
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,8 +81,3 @@ class Alarms(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._steps, self._active = state_dict["steps"], set(state_dict["active"])
-
-    def _raise(self, trainer: Trainer, step: int, name: str, message: str) -> None:
-        Console().print(f"[bold red]ALARM[/] step {step}: {escape(message)}")
-        log = LineLog(Path(trainer.default_root_dir) / "alarms.jsonl")
-        log.append({"step": step, "alarm": name, "message": message})

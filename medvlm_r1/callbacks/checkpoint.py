@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from medvlm_r1.runs.durable import sync, write_whole
 
@@ -46,7 +47,7 @@ class Checkpoints(Callback):
         self.folder, self.every = Path(folder), every
         self._written = 0  # step of the newest checkpoint
         self._between_steps = False  # whether the checkpoint being written is
-        self._terminated = False
+        self._terminated = False  # whether SIGTERM has reached this rank
         self._handler: Any = None  # the SIGTERM handler that this callback's replaces
         self._loaded: dict[str, Any] | None = None
         self._last_is_damaged = False  # then before.ckpt stays until a newer checkpoint is on disk
@@ -76,18 +77,13 @@ class Checkpoints(Callback):
             self._handler = None
 
     def _is_stopping(self, trainer: Trainer) -> bool:
-        """Whether SIGTERM has reached any rank."""
         return trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
 
     def _terminate(self, *signal_and_frame: Any) -> None:
         self._terminated = True
 
     def write(self, trainer: Trainer, module: LightningModule, between_steps: bool) -> None:
-        """Write ``last.ckpt``; all ranks call it.
-
-        Raises:
-            OSError: e.g. the disk is full. Earlier checkpoints are intact.
-        """
+        """Write ``last.ckpt``; all ranks call it. After an error, earlier checkpoints are intact."""
         for logger in trainer.loggers:
             logger.save()
         self._written, self._between_steps = module.step, between_steps
@@ -98,11 +94,8 @@ class Checkpoints(Callback):
                 sync(partial)
         except OSError as error:
             _remove(partial)
-            raise OSError(
-                error.errno,
-                f"cannot write the checkpoint of step {module.step} to {self.folder} ({error}); earlier "
-                "checkpoints are intact",
-            ) from error
+            failure = f"cannot write the checkpoint of step {module.step} to {self.folder} ({error})"
+            raise OSError(error.errno, f"{failure}; earlier checkpoints are intact") from error
         if trainer.is_global_zero:
             last = self.folder / LAST
             if last.exists() and not self._last_is_damaged:
@@ -127,28 +120,21 @@ class Checkpoints(Callback):
     def state_dict(self) -> dict[str, Any]:
         folder = self.folder.parent
         files = {name: (folder / name).read_text("utf-8") for name in GROWING if (folder / name).exists()}
-        return {
-            "version": VERSION,
-            "files": files,
-            "rng": torch.get_rng_state(),
-            "written": self._written,
-        }
+        rng = torch.get_rng_state()
+        return {"version": VERSION, "files": files, "rng": rng, "written": self._written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._loaded is None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
             return
-        self._written = self._loaded["written"]
+        files, self._written = loaded["files"], loaded["written"]
         self._last_is_damaged = trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == BEFORE
-        torch.set_rng_state(self._loaded["rng"])
-        if trainer.is_global_zero:
-            self._restore_files(trainer, self._loaded["files"])
-        self._loaded = None
-
-    def _restore_files(self, trainer: Trainer, files: dict[str, str]) -> None:
-        """Restore the growing files to their text at the checkpoint."""
+        torch.set_rng_state(loaded["rng"])
+        if not trainer.is_global_zero:
+            return
         for name in GROWING:
             path = self.folder.parent / name
             write_whole(path, files[name]) if name in files else path.unlink(missing_ok=True)
@@ -166,11 +152,7 @@ def _remove(path: Path) -> None:
 
 
 def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> Path | None:
-    """The checkpoint to resume from: the file at ``ckpt_path``, or the newest intact one of a run folder.
-
-    Raises:
-        ValueError: it does not exist, is damaged, or an earlier version of this package wrote it.
-    """
+    """The checkpoint to resume from: the file at ``ckpt_path``, or the newest intact one of a run folder."""
     if ckpt_path not in (None, "last"):
         path = Path(ckpt_path)
         if not path.exists():
@@ -190,15 +172,9 @@ def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> 
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest intact checkpoint in ``folder``; a damaged one is skipped with a warning.
-
-    Raises:
-        ValueError: all checkpoints are damaged.
-    """
+    """The newest intact checkpoint in ``folder``; skips a damaged one with a warning, raises if all are."""
     faults = []
-    for path in (folder / name for name in (LAST, BEFORE)):
-        if not path.exists():
-            continue
+    for path in filter(Path.exists, (folder / LAST, folder / BEFORE)):
         if (fault := damage(path)) is None:
             if faults:
                 log.warning("%s; resuming from %s, which is intact", "; ".join(faults), path)
@@ -215,13 +191,18 @@ def damage(path: Path) -> str | None:
         return None  # DeepSpeed's; it checks them when it loads them
     try:
         with zipfile.ZipFile(path) as parts:
-            broken = parts.testzip()
-        if broken is not None:
-            return f"{broken} does not match its checksum"
+            if (broken := parts.testzip()) is not None:
+                return f"{broken} does not match its checksum"
         _load_meta(path)
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
         return str(error).split("\n")[0] or type(error).__name__
     return None
+
+
+def load_weights(module: LightningModule, path: str) -> None:
+    """As ``load_state_dict``, but also for weights split over devices."""
+    weights = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def _version(path: Path) -> int:

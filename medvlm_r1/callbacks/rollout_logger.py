@@ -46,29 +46,20 @@ class RolloutLogger(Callback):
             for prompt in trajectory.prompts[: self.images_per_step]:
                 save_image(prompt.sample, folder / "images")
         if self.show_every and step % self.show_every == 0:
-            self._show(max(rows, key=lambda row: row["total"]))
-
-    @staticmethod
-    def _show(row: dict[str, Any]) -> None:
-        options = "  ".join(f"{a}) {o}" for a, o in zip(LETTERS, row["options"], strict=False))
-        rewards = "  ".join(f"{name} {value:g}" for name, value in row["rewards"].items())
-        Console().print(
-            Panel(
+            row = max(rows, key=lambda row: row["total"])
+            options = "  ".join(f"{a}) {o}" for a, o in zip(LETTERS, row["options"], strict=False))
+            rewards = "  ".join(f"{name} {value:g}" for name, value in row["rewards"].items())
+            text = (
                 f"[bold]{escape(row['question'])}[/]\n{escape(options)}   gold {row['gold']}\n\n"
                 f"{escape(row['text'])}\n\n[dim]{rewards}  total {row['total']:g}  "
-                f"advantage {row['advantage']:+.2f}[/]",
-                title=f"step {row['step']}: one of its best completions",
-                title_align="left",
+                f"advantage {row['advantage']:+.2f}[/]"
             )
-        )
+            title = f"step {step}: one of its best completions"
+            Console().print(Panel(text, title=title, title_align="left"))
 
 
 class QuestionImages(Callback):
-    """Save the images of the first questions of each test set for the report.
-
-    Args:
-        per_test_set: number of questions.
-    """
+    """Save the images of the first ``per_test_set`` questions of each test set for the report."""
 
     def __init__(self, per_test_set: int = 6) -> None:
         self.per_test_set = per_test_set

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.launch.compose import Job, UserError, compose_jobs, resolve_config, this_job
 from medvlm_r1.launch.errors import exit_with_error, user_errors
+from medvlm_r1.launch.validate import check_model
 from medvlm_r1.runs import status
 from medvlm_r1.runs.durable import write_whole
 from medvlm_r1.runs.folder import empty
@@ -28,11 +29,10 @@ class Attempt:
     """The work of this process on a run.
 
     Attributes:
-        folder: run folder.
         result: validation accuracy if the run is finished, nan if another process is working on it, ``None``
             if there is something to do.
         command: command line that starts this run alone.
-        record: entry in ``attempts.json``; rank 0 writes it.
+        record: entry in ``attempts.json``, on rank 0.
     """
 
     folder: Path
@@ -40,38 +40,33 @@ class Attempt:
     command: list[str]
     record: status.Attempt | None = None
 
-    def checkpoint(self, cfg: DictConfig) -> Path | None:
-        """The checkpoint to resume from.
+    def start(self, cfg: DictConfig, title: str, trains: bool, **facts: Any) -> Path | None:
+        """Return the checkpoint to resume from; on rank 0, write ``config.yaml`` and facts of the attempt.
 
-        Raises:
-            ValueError: ``ckpt_path`` names none, or it is damaged or of an earlier version.
+        A run that starts from scratch empties the folder: until here, a user error deletes nothing.
         """
         from medvlm_r1.callbacks.checkpoint import find_checkpoint
 
-        return find_checkpoint(self.folder, cfg.ckpt_path, cfg.resume)
-
-    def start(self, cfg: DictConfig, title: str, from_scratch: bool, **facts: Any) -> None:
-        """On rank 0, record facts about the attempt, write ``config.yaml`` and log the title.
-
-        A run ``from_scratch`` empties the folder: until here, a user error deletes nothing.
-        """
-        if self.record is None:
-            return
-        self.record.record(**facts)
-        if from_scratch:
-            empty(self.folder)
-        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        log.info("run %s: %s", self.folder, title)
+        with user_errors():
+            checkpoint = find_checkpoint(self.folder, cfg.ckpt_path, cfg.resume)
+        if self.record:
+            self.record.record(**facts)
+            if cfg.overwrite or (cfg.resume and trains and not checkpoint):
+                empty(self.folder)
+            write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            log.info("run %s: %s", self.folder, title)
+        return checkpoint
 
 
 @contextmanager
 def attempt(cfg: DictConfig) -> Iterator[Attempt]:
-    """Lock the run folder, and record why the attempt fails.
+    """Check config and model, lock the run folder, and record why the attempt fails.
 
     Exits with code 2 after an error that the user can fix. In a multirun, errors go to Hydra, which starts
     the next job.
     """
     job, rank_zero, started = this_job(), is_rank_zero(), False
+    log.setLevel(logging.NOTSET if rank_zero else logging.WARNING)
     try:
         with user_errors():
             resolve_config(cfg, job)
@@ -84,6 +79,8 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
                 return
             started = True
             with status.attempt(job.folder) if rank_zero else nullcontext() as record:
+                with user_errors():
+                    check_model(cfg)
                 yield Attempt(job.folder, None, command, record)
     except status.RunIsBusyError as error:
         if not job.in_multirun:
@@ -109,11 +106,7 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
 
 
 def finished_result(cfg: DictConfig, job: Job) -> float | None:
-    """Validation accuracy of a run that is already finished; ``None`` if there is something to do.
-
-    Raises:
-        ValueError: the run is one of a multirun and has failed, and ``retry`` is not set.
-    """
+    """Validation accuracy if the run is finished; raises ``ValueError`` if it failed and is not to retry."""
     if not (cfg.resume or cfg.ckpt_path):
         return None
     result = status.result_of(job.folder)
@@ -121,10 +114,9 @@ def finished_result(cfg: DictConfig, job: Job) -> float | None:
         raise ValueError(f"it failed before (retry=true tries again): {status.failure_reason(job.folder)}")
     if result != status.FINISHED:
         return None
-    if is_rank_zero():
-        log.info("run %s: finished already (overwrite=true starts it again)", job.folder)
-        if not (job.folder / "report.html").exists():  # killed between metrics and report
-            write_report(job.folder)
+    log.info("run %s: finished already (overwrite=true starts it again)", job.folder)
+    if is_rank_zero() and not (job.folder / "report.html").exists():  # killed between metrics and report
+        write_report(job.folder)
     return json.loads((job.folder / "metrics.json").read_text())["validation"]["accuracy"]
 
 
@@ -145,7 +137,7 @@ def write_report(folder: Path) -> None:
 
 @contextmanager
 def exit_codes(arguments: list[str]) -> Iterator[None]:
-    """Check the jobs of a command, let it run, and print what became of a multirun.
+    """Check the jobs of a command, run it, and print the statuses of a multirun's runs.
 
     Exit codes: 1 if a run of a multirun failed, 2 for an error that the user can fix, 3 if a plan does not
     fit, 143 after SIGTERM.

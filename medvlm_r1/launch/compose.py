@@ -60,10 +60,6 @@ def compose_jobs(arguments: list[str]) -> Path | None:
 
     Returns:
         Folder of a multirun, with its ``jobs.json``; ``None`` for a single run.
-
-    Raises:
-        UserError: a job cannot be composed, or two jobs have the same folder.
-        ValueError: settings are wrong.
     """
     if _PRINTS & set(arguments):
         return None
@@ -71,14 +67,15 @@ def compose_jobs(arguments: list[str]) -> Path | None:
     multirun = bool({"-m", "--multirun"} & set(arguments))
     for option in filter(re.compile("hydra/(launcher|sweeper)=").match, arguments):
         check_plugin(*option.split("="))
+    jobs: dict[str, list[str]] = {}
     if any(a.startswith("hydra/sweeper=") for a in arguments):  # it has an override syntax of its own
-        sweep, jobs = next((a.partition("=")[2] for a in overrides if a.startswith("sweep=")), None), {}
+        sweep = next((a.partition("=")[2] for a in overrides if a.startswith("sweep=")), None)
     else:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(overrides, multirun)
             if any(cfg.plan for _, cfg, _ in composed):
                 raise SystemExit(max(show_plan(job) for job, *_ in composed))
-        sweep, jobs = composed[-1][1].sweep, {}
+        sweep = composed[-1][1].sweep
         for job, cfg, name in composed:
             check_settings(cfg)
             other = jobs.setdefault(name, list(job))
@@ -88,9 +85,7 @@ def compose_jobs(arguments: list[str]) -> Path | None:
     if not multirun:
         return None
     if not sweep:
-        raise UserError(
-            "a multirun needs a name for its folder: add sweep=NAME (it becomes outputs/sweeps/NAME)"
-        )
+        raise UserError("a multirun needs a name for its folder, outputs/sweeps/NAME: add sweep=NAME")
     folder = OUTPUTS / "sweeps" / sweep
     if is_rank_zero():
         status.record_jobs(folder, jobs)
@@ -101,10 +96,8 @@ def compose_jobs(arguments: list[str]) -> Path | None:
 def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], DictConfig, str]]:
     """Overrides, configuration and run name of every job of a command."""
     try:
-        jobs = [overrides]
-        if multirun:
-            parsed = OverridesParser.create().parse_overrides(overrides)
-            jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        jobs = BasicSweeper.split_arguments(parsed, None)[0] if multirun else [overrides]
         composed = []
         for job in jobs:
             cfg = hydra.compose("config", overrides=job, return_hydra_config=True)
@@ -115,7 +108,7 @@ def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], D
         return composed
     except (HydraException, OmegaConfBaseException) as error:
         groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
-        known = None
+        known = OmegaConf.create()
         with suppress(HydraException, OmegaConfBaseException):
             known = hydra.compose("config", overrides=groups)
         raise UserError(suggest(error, known, CONF)) from error
@@ -157,21 +150,14 @@ def show_plan(overrides: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """The job that Hydra runs in this process.
-
-    Attributes:
-        folder: run folder.
-        in_multirun: whether it is one of several jobs.
-        command: command line that starts this job alone.
-    """
+    """The job that Hydra runs in this process."""
 
     folder: Path
     in_multirun: bool
-    command: list[str]
+    command: list[str]  # starts this job alone
 
 
 def this_job() -> Job:
-    """Read the present job from Hydra."""
     cfg = HydraConfig.get()
     in_multirun = cfg.mode is RunMode.MULTIRUN
     command = [str(ROOT / "run.py"), *cfg.overrides.task] if in_multirun else sys.argv
@@ -179,11 +165,7 @@ def this_job() -> Job:
 
 
 def resolve_config(cfg: DictConfig, job: Job) -> None:
-    """Fill in the keys that depend on the job, and check the settings.
-
-    Raises:
-        ValueError: settings are wrong, or not those that the run was started with.
-    """
+    """Fill in the keys that depend on the job, and check the settings."""
     hydra_cfg = HydraConfig.get()
     cfg.experiment = hydra_cfg.runtime.choices.get("experiment", "default")
     cfg.run_folder = str(job.folder)

@@ -22,14 +22,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         cause, node = cause_of(error)
         # only once Lightning is loaded: an error before that must not wait for the import
         lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")
-        kinds = kinds or (
-            ValueError,
-            OSError,
-            TypeError,
-            RuntimeError,
-            OmegaConfBaseException,
-            *([lightning.MisconfigurationException] if lightning else []),
-        )
+        more = [lightning.MisconfigurationException] if lightning else []
+        kinds = kinds or (ValueError, OSError, TypeError, RuntimeError, OmegaConfBaseException, *more)
         if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause, kinds):
             raise
         where = f"while building {node}; " if node else ""

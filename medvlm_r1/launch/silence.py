@@ -5,7 +5,7 @@ import warnings
 
 
 def silence_libraries() -> None:
-    """Hide library messages that appear on every run and that no user can act on."""
+    """Hide messages that appear on every run; call it after Lightning's import, which sets log levels."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

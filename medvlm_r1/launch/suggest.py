@@ -3,22 +3,23 @@
 import re
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.runs.renames import renamed
 
 
-def suggest(error: Exception, known: DictConfig | None, conf: Path) -> str:
+def suggest(error: Exception, known: DictConfig, conf: Path) -> str:
     """Hydra's message, with the nearest spelling among the keys of ``known`` or the options in ``conf``."""
     message = str(error)
     if key := re.search(r"Could not override '([^']+)'", message):
         if (new := renamed(key[1])) != key[1]:
             return f"`{key[1]}` is now `{new}`: rename it in the file that sets it"
-        if (conf / key[1]).is_dir():  # a group without a default
+        if (conf / key[1]).is_dir():
             added = re.search(r"use (\+\S+)", message)
             return f"{key[1]} has no default to override: add {added[1] if added else f'+{key[1]}=...'}"
-        near = nearest(key[1], keys_of(known or OmegaConf.create()))
+        near = nearest(key[1], keys_of(OmegaConf.to_container(known)))
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
         return f"there is no key {key[1]!r} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
@@ -39,11 +40,8 @@ def nearest(key: str, known: list[str]) -> list[str]:
     return list(dict.fromkeys(close + get_close_matches(key, known, n=3, cutoff=0.6)))[:3]
 
 
-def keys_of(cfg: DictConfig) -> list[str]:
+def keys_of(node: Any, prefix: str = "") -> list[str]:
     """Dotted keys of all leaves."""
-    keys = []
-    for name in cfg:
-        node = cfg._get_node(name)
-        below = [f"{name}.{key}" for key in keys_of(node)] if OmegaConf.is_dict(node) and node else []
-        keys += below or [name]
-    return keys
+    if not (isinstance(node, dict) and node):
+        return [prefix]
+    return [key for name in node for key in keys_of(node[name], f"{prefix}.{name}".lstrip("."))]

@@ -4,22 +4,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.evaluate.controls import check_controls
 from medvlm_r1.runs import status
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
 
 # Keys that may differ between two attempts of one run: they do not change its result.
-FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
-FREE += ("run_folder",)
+FREE = {*("resume", "retry", "ckpt_path", "overwrite", "run_folder"), "workers", "image_cache", "logger"}
+FREE |= {"callbacks"}
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check what the configuration alone can show.
-
-    Raises:
-        ValueError: a setting is wrong or missing; the message names the remedy.
-    """
-    from medvlm_r1.evaluate.controls import check_controls
-
+    """Check what the configuration alone can show; raises ``ValueError``."""
     for old in KEYS:
         if OmegaConf.select(cfg, old, throw_on_resolution_failure=False) is not None:
             raise ValueError(f"`{old}` is now `{renamed(old)}`: rename it in the file that sets it")
@@ -29,19 +24,13 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume is {cfg.resume!r}: use auto, or leave it out")
     if cfg.overwrite and (cfg.resume or cfg.ckpt_path):
-        raise ValueError(
-            "overwrite=true deletes what resume or ckpt_path would resume from: give one of them"
-        )
+        raise ValueError("overwrite=true deletes the run that resume or ckpt_path needs: give one of them")
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
 
 
 def check_model(cfg: DictConfig) -> None:
-    """Check that the model is available and fits method, peft option and trainer.
-
-    Raises:
-        ValueError: it does not; the message names the remedy.
-    """
+    """Check that the model is available and fits method, peft option and trainer; raises ``ValueError``."""
     trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
     splits, deepspeed = (strategy.endswith(name) for name in ("ModelParallelStrategy", "DeepSpeedStrategy"))
@@ -51,6 +40,8 @@ def check_model(cfg: DictConfig) -> None:
         )
     if trains and cfg.peft.train == "nothing":
         raise ValueError("this peft option trains nothing: take peft=qlora, or method=zero_shot to evaluate")
+    if cfg.select == "best" and not (trains and "best" in (cfg.get("callbacks") or {})):
+        raise ValueError("select=best needs a method that trains (grpo, sft, ...), and callbacks.best")
     if splits and (cfg.peft.quantize or is_endpoint):
         what = "an endpoint's weights" if is_endpoint else "weights held in 4 bits"
         raise ValueError(f"{what} cannot be split over devices: take trainer=single or trainer=ddp")
@@ -69,11 +60,7 @@ def check_model(cfg: DictConfig) -> None:
 
 
 def check_same_run(cfg: DictConfig, folder: Path) -> None:
-    """Check that a run is resumed with the settings and the version that it was started with.
-
-    Raises:
-        ValueError: other settings (the message names up to four), or an earlier version of the package.
-    """
+    """Raise ``ValueError`` unless settings and version are those that the run was started with."""
     from medvlm_r1.report.run_folder import flatten  # loads pandas: import it only if it is needed
 
     path = folder / "config.yaml"
@@ -89,12 +76,8 @@ def check_same_run(cfg: DictConfig, folder: Path) -> None:
             "it: finish it with that version, or start it again with overwrite=true"
         )
     old, new = flatten(old), flatten(new)
-    changed = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if key.split(".")[0] not in FREE and old.get(key) != new.get(key)
-    ]
-    if changed:
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if changed := [key for key in changed if key.split(".")[0] not in FREE]:
         listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed[:4])
         raise ValueError(
             f"{folder} was started with other settings ({listed}): rerun the command that started it, or "

@@ -67,16 +67,12 @@ def sync(path: Path) -> None:
 class LineLog:
     """File of JSON lines that only grows. Of a kill it keeps all lines but the one being written.
 
-    One process at a time may read or append: readers remove an incomplete last line.
-
-    Args:
-        path: the file; reading creates it.
+    One process at a time may read, which creates it and removes an incomplete last line, or append.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._end = 0  # bytes read so far
-        self._lines = 0
+        self._end, self._lines = 0, 0  # bytes and lines read so far
 
     def read(self) -> Iterator[tuple[int, bytes]]:
         """Number (from 1) and text of each line that was added since the last call."""

@@ -4,6 +4,7 @@ Processes of Hydra launchers import this module too, so it imports nothing heavy
 """
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -18,9 +19,8 @@ OUTPUTS = Path("outputs")
 # Overrides that do not change the result stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
 UNNAMED += ("image_cache", "image_cache.folder", "image_cache.limit", "resume", "retry", "ckpt_path")
-UNNAMED += tuple(
-    f"model.{key}" for key in ("url", "api_key_variable", "concurrency", "retries", "timeout", "cache")
-)
+UNNAMED += ("model.url", "model.api_key_variable", "model.concurrency", "model.retries", "model.timeout")
+UNNAMED += ("model.cache",)
 
 
 def run_name(*, _root_: DictConfig) -> str:
@@ -39,41 +39,27 @@ def new_run_folder(*, _root_: DictConfig) -> str:
     return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), again))
 
 
-def new_sweep_folder(*, _root_: DictConfig) -> str:
-    """Folder of a multirun.
-
-    Raises:
-        ValueError: the multirun has no name.
-    """
-    if not _root_.sweep:
-        raise ValueError("a multirun needs a name for its folder: add sweep=NAME")
-    return str(OUTPUTS / "sweeps" / _root_.sweep)
-
-
 def run_log(folder: str) -> str:
     """Path of the log file; only rank 0 writes one."""
     return f"{folder}/run.log" if is_rank_zero() else os.devnull
 
 
 def free_folder(folder: Path, reuse: bool) -> Path:
-    """``folder`` if ``reuse``, else the first of folder, folder-2, ... that holds no run."""
-    if reuse:
-        return folder
-    number, candidate = 1, folder
-    while _is_used(candidate):
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
+    """``folder`` if ``reuse``, else the first of folder, folder-2, ... that holds no run.
 
+    A new run is known by its lock. One of several ranks ignores it: rank 0 of the same run may hold it.
+    """
 
-def _is_used(folder: Path) -> bool:
-    """Whether the folder holds files of a run or, unless this is one of several ranks, a locked new run."""
-    left = any((folder / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
-    return left or (not has_other_ranks() and is_locked(folder))
+    def is_used(folder: Path) -> bool:
+        left = any((folder / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
+        return left or (not has_other_ranks() and is_locked(folder))
+
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(f for f in itertools.chain([folder], numbered) if reuse or not is_used(f))
 
 
 def empty(folder: Path) -> None:
-    """Remove the files of an earlier run; call it once the new run is built: an error deletes nothing."""
+    """Remove the files of an earlier run."""
     # first: a folder that is half removed must not count as finished
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in folder.iterdir():
@@ -81,5 +67,5 @@ def empty(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-for resolver in (run_name, new_run_folder, new_sweep_folder, run_log):
+for resolver in (run_name, new_run_folder, run_log):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)

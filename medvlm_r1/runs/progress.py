@@ -14,13 +14,7 @@ PATIENCE = 1.0  # seconds before the bar appears
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items; on a terminal, the first rank shows a progress bar after one second.
-
-    Args:
-        items: the items to iterate over.
-        description: text beside the bar.
-        total: number of items, if known.
-    """
+    """Yield the items; on a terminal, the first rank shows a progress bar after one second."""
     console = Console(stderr=True)
     if not console.is_terminal or not is_rank_zero():
         yield from items

@@ -31,11 +31,7 @@ def has_other_ranks() -> bool:
 
 
 def devices_in_all(*, _root_: DictConfig) -> int:
-    """Number of devices of a run over all its nodes.
-
-    Raises:
-        ValueError: ``trainer.devices`` is no number.
-    """
+    """Number of devices of a run over all its nodes."""
     devices, nodes = _root_.trainer.devices, _root_.trainer.num_nodes
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(f"trainer.devices is {devices}: this strategy needs a number")

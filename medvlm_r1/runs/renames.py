@@ -37,10 +37,7 @@ KEYS: dict[str, str] = {
     "callbacks.rollouts.pictures_every": "callbacks.rollouts.images_every",
     "callbacks.pictures": "callbacks.images",
     "callbacks.images.pictures": "callbacks.images.per_test_set",
-    "data.on_bad_row": "data.rows.on_bad_row",
-    "data.check_images": "data.rows.check_images",
-    "data.follow_links": "data.rows.follow_links",
-    "data.volumes": "data.rows.volumes",
+    **{f"data.{k}": f"data.rows.{k}" for k in ("on_bad_row", "check_images", "follow_links", "volumes")},
 }
 # Columns of metrics.csv.
 METRICS: dict[str, str] = {
@@ -70,11 +67,7 @@ def renamed(key: str) -> str:
 
 
 def renamed_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Rewrite old keys in command-line arguments, interpolations in values among them.
-
-    Returns:
-        The arguments, and one line per old key that gives its present name.
-    """
+    """Rewrite old keys in arguments, also in ``${...}``; returns them, and a line for each key renamed."""
     rewritten, notices = [], {}
 
     def rename(key: str) -> str:

@@ -39,10 +39,9 @@ def status_of(folder: Path) -> str:
 
 
 def result_of(folder: Path) -> str | None:
-    """:data:`FINISHED`, :data:`FAILED` or ``None``.
+    """:data:`FINISHED`, :data:`FAILED` or ``None``; the newer of ``metrics.json`` and ``error.txt`` counts.
 
-    The newer of ``metrics.json`` and ``error.txt`` counts: with overwrite=true, the old metrics stay until
-    the new run is built.
+    With overwrite=true, the old metrics stay until the new run is built.
     """
     finished, failed = (_modified(folder / name) for name in ("metrics.json", ERROR))
     if finished > failed:
@@ -81,40 +80,26 @@ def is_locked(folder: Path) -> bool:
 
 @dataclass
 class Attempt:
-    """One process's work on a run, as ``attempts.json`` holds it.
-
-    Attributes:
-        folder: run folder.
-        earlier: facts of the attempts before this one.
-        facts: ``began`` (s since 1970), ``devices``, ``hardware``, and at its end ``seconds``.
-    """
+    """One process's work on a run: the last row of ``attempts.json``."""
 
     folder: Path
-    earlier: list[dict[str, Any]]
-    facts: dict[str, Any]
+    rows: list[dict[str, Any]]  # began (s since 1970), devices, hardware, and at the end seconds
 
     def record(self, **facts: Any) -> None:
         """Add facts and write ``attempts.json``."""
-        self.facts |= facts
-        write_whole(self.folder / ATTEMPTS, json.dumps([*self.earlier, self.facts], indent=1) + "\n")
+        self.rows[-1].update(facts)
+        write_whole(self.folder / ATTEMPTS, json.dumps(self.rows, indent=1) + "\n")
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Lock the run folder against other processes; the system releases the lock of a killed process.
-
-    Raises:
-        RunIsBusyError: another process holds the lock.
-    """
-    lock = FileLock(folder / LOCK, timeout=_LOCK_TIMEOUT)
+    """Lock the run folder, or raise :class:`RunIsBusyError`; the system releases a killed process's lock."""
     try:
-        lock.acquire()
+        lock = FileLock(folder / LOCK).acquire(timeout=_LOCK_TIMEOUT)
     except Timeout as error:
         raise RunIsBusyError(f"{folder}: another process is working on this run") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -123,7 +108,8 @@ def attempt(folder: Path) -> Iterator[Attempt]:
 
     An interrupt or SIGTERM is no failure: the run stays unfinished.
     """
-    this = Attempt(folder, attempts(folder), {"began": round(time.time(), 3)})
+    began = round(time.time(), 3)
+    this = Attempt(folder, [*attempts(folder), {"began": began}])
     (folder / ERROR).unlink(missing_ok=True)
     this.record()
     try:
@@ -133,14 +119,11 @@ def attempt(folder: Path) -> Iterator[Attempt]:
         raise
     finally:
         with suppress(OSError):  # a full disk must not hide the error that is being raised
-            this.record(seconds=round(time.time() - this.facts["began"], 3))
+            this.record(seconds=round(time.time() - began, 3))
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
-    """Facts of every attempt on the run, oldest first.
-
-    A killed or running attempt has no ``seconds`` yet; they are then counted to the last write in the folder.
-    """
+    """Facts of every attempt, oldest first; ``seconds`` of a killed or running one end at the last write."""
     path = next((p for p in (folder / ATTEMPTS, folder / OLD_ATTEMPTS) if p.exists()), None)
     rows = json.loads(path.read_text("utf-8")) if path else []
     if rows and "seconds" not in rows[-1]:
@@ -159,7 +142,6 @@ def record_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:
 
 
 def jobs_of(sweep: Path) -> dict[str, list[str]]:
-    """Run names and overrides in ``jobs.json``."""
     path = sweep / JOBS
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
