@@ -8,6 +8,11 @@ COUNTS = ("one", "two", "three", "four")
 GRADES = ("minimal", "mild", "moderate", "severe")
 
 
+def by_name(*functions: Callable) -> dict[str, Callable]:
+    """Return private functions by their names without the underscore."""
+    return {function.__name__.removeprefix("_"): function for function in functions}
+
+
 @dataclass(frozen=True)
 class SceneSpec:
     """Specification of a scene; all its other properties follow from ``key``."""

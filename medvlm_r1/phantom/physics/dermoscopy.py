@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, jittered_lattice, soft, strokes
 from medvlm_r1.phantom.scenes.skin import Skin
+from medvlm_r1.phantom.spec import by_name
 
 # Red, green and blue at 620, 540 and 460 nm.
 _BASE = np.array([0.97, 0.84, 0.76], np.float32)
@@ -68,15 +69,8 @@ def _lit(
         grey = np.exp(-1.1 * layers.melanin - 0.4 * layers.deep - 0.22 * layers.blood) + 0.3 * layers.white
         picture = grey[..., None] * np.array([0.50, 0.42, 0.95], np.float32)
     else:
-        depth = [
-            part[..., None] * colour
-            for part, colour in (
-                (layers.melanin, _MELANIN),
-                (layers.blood, _BLOOD),
-                (layers.deep, _DEEP),
-            )
-        ]
-        picture = _BASE * np.exp(-sum(depth))
+        absorbers = ((layers.melanin, _MELANIN), (layers.blood, _BLOOD), (layers.deep, _DEEP))
+        picture = _BASE * np.exp(-sum(part[..., None] * colour for part, colour in absorbers))
         veil = {"polarized": 0.25, "immersion": 0.8, "clinical": 0.5}[acquisition]
         picture += (veil * layers.white)[..., None] * (1.0 - picture)
     picture *= 1.0 - 0.85 * layers.hair[..., None]
@@ -146,23 +140,15 @@ def _lip(layers: _Layers) -> None:
     layers.melanin += 0.18 * furrow
 
 
-_SITES = {"face": _face, "scalp": _scalp, "trunk": _trunk, "sole": _sole, "lip": _lip}
+_SITES = by_name(_face, _scalp, _trunk, _sole, _lip)
 
 
 def _network(layers: _Layers, spacing: float) -> Picture:
     """Honeycomb pattern: 1 on its lines, about -0.5 in its holes."""
     bend = 1.2 * cloud(layers.rng, 10.0, layers.size)
     turns = layers.rng.uniform(0, math.pi) + np.arange(3) * 2 * math.pi / 3
-    wave = sum(
-        np.cos(
-            4.6
-            / spacing
-            * math.pi
-            * 0.5
-            * (math.cos(t) * (layers.x + bend) + math.sin(t) * (layers.y - bend))
-        )
-        for t in turns
-    )
+    x, y, frequency = layers.x + bend, layers.y - bend, 4.6 / spacing * math.pi * 0.5
+    wave = sum(np.cos(frequency * (math.cos(t) * x + math.sin(t) * y)) for t in turns)
     return np.clip(-wave / 1.5, -0.5, 1.0)
 
 
@@ -173,13 +159,8 @@ def _hairs(layers: _Layers, number: int, width: float) -> Picture:
     for _ in range(number):
         turn, offset, bend = course + rng.normal(0, 0.28), rng.uniform(-60, 60), rng.normal(0, 9)
         along, across = 80.0 * steps, offset + bend * steps**2
-        points = np.stack(
-            [
-                math.cos(turn) * along - math.sin(turn) * across,
-                math.sin(turn) * along + math.cos(turn) * across,
-            ],
-            -1,
-        )
+        cos, sin = math.cos(turn), math.sin(turn)
+        points = np.stack([cos * along - sin * across, sin * along + cos * across], -1)
         lines.append((points, width * rng.uniform(0.8, 1.3)))
     return strokes(lines, layers.size)
 
@@ -206,7 +187,7 @@ def _melanoma(layers: _Layers, skin: Skin) -> None:
     layers.white += 0.5 * pale
     radius, lines = skin.lesion.radius, []
     for turn in layers.rng.uniform(0, 2 * math.pi, 14):
-        way = np.array([math.cos(turn), math.sin(turn)])
+        way = _direction(turn)
         start = np.asarray(skin.lesion.centre) + 0.80 * radius * way
         lines.append((np.stack([start, start + layers.rng.uniform(0.25, 0.42) * radius * way]), 1.3))
     layers.melanin += 1.3 * strokes(lines, layers.size)
@@ -240,6 +221,18 @@ def _hemangioma(layers: _Layers, skin: Skin) -> None:
 
 def _carcinoma(layers: _Layers, skin: Skin) -> None:
     """Basal cell carcinoma: pale pink with branching vessels and blue-grey nests."""
+    lines: list = []
+
+    def grow(start: Float[np.ndarray, "2"], turn: float, length: float, width: float, depth: int) -> None:
+        """Add a vessel and its branches."""
+        end = start + length * _direction(turn)
+        bow = 0.12 * length * layers.rng.normal() * np.array([-math.sin(turn), math.cos(turn)])
+        lines.append((np.stack([start, 0.5 * (start + end) + bow, end]), width))
+        if depth > 1:
+            for side in (-1, 1):
+                way = turn + side * layers.rng.uniform(0.3, 0.9)
+                grow(end, way, 0.7 * length, 0.72 * width, depth - 1)
+
     share = soft(layers.inside, 2.5)
     layers.melanin *= 1.0 - 0.6 * share
     layers.blood += 0.22 * share
@@ -250,38 +243,14 @@ def _carcinoma(layers: _Layers, skin: Skin) -> None:
         stretch=1.4,
         angles=layers.rng.uniform(0, 3, 5),
     )
-    lines: list = []
     for turn in layers.rng.uniform(0, 2 * math.pi, 3):
-        start = np.asarray(skin.lesion.centre) + skin.lesion.radius * np.array(
-            [math.cos(turn), math.sin(turn)]
-        )
-        _grow(lines, start, turn + math.pi, 0.55 * skin.lesion.radius, 1.5, layers.rng, 3)
+        start = np.asarray(skin.lesion.centre) + skin.lesion.radius * _direction(turn)
+        grow(start, turn + math.pi, 0.55 * skin.lesion.radius, 1.5, 3)
     layers.blood += 2.0 * strokes(lines, layers.size) * soft(layers.inside + 2.0, 2.0)
 
 
-def _grow(
-    lines: list,
-    start: np.ndarray,
-    turn: float,
-    length: float,
-    width: float,
-    rng: np.random.Generator,
-    depth: int,
-) -> None:
-    """Add a vessel and its branches to ``lines``."""
-    end = start + length * np.array([math.cos(turn), math.sin(turn)])
-    bow = 0.12 * length * rng.normal() * np.array([-math.sin(turn), math.cos(turn)])
-    lines.append((np.stack([start, 0.5 * (start + end) + bow, end]), width))
-    if depth > 1:
-        for side in (-1, 1):
-            way = turn + side * rng.uniform(0.3, 0.9)
-            _grow(lines, end, way, 0.7 * length, 0.72 * width, rng, depth - 1)
+def _direction(turn: float) -> Float[np.ndarray, "2"]:
+    return np.array([math.cos(turn), math.sin(turn)])
 
 
-_LESIONS = {
-    "nevus": _nevus,
-    "melanoma": _melanoma,
-    "keratosis": _keratosis,
-    "hemangioma": _hemangioma,
-    "carcinoma": _carcinoma,
-}
+_LESIONS = by_name(_nevus, _melanoma, _keratosis, _hemangioma, _carcinoma)

@@ -15,8 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, soft, strokes
 from medvlm_r1.phantom.scenes.retina import Retina
-
-FUNDUS_MODES = ("color", "redfree", "angiography", "autofluorescence")
+from medvlm_r1.phantom.spec import by_name
 
 _BASE = np.array([0.84, 0.42, 0.20], np.float32)
 _BLOOD = np.array([0.35, 1.00, 1.05], np.float32)
@@ -50,15 +49,14 @@ class _Layers:
 def fundus(scene: Retina, acquisition: str, rng: np.random.Generator, size: int) -> np.ndarray:
     """Render a fundus photograph: ``[size, size, 3]`` in colour, else ``[size, size]``."""
     layers = _rasterize(scene, size)
-    picture = _MODES[acquisition](layers)
+    picture = FUNDUS_MODES[acquisition](layers)
     x, y = axes(size)
     far = np.hypot(x, y)
-    light = (1.0 - 0.45 * (np.hypot(x - rng.uniform(-8, 8), y - rng.uniform(-8, 8)) / 56.0) ** 2.5) * soft(
-        54.0 - far, 1.2
-    )
+    off_axis = np.hypot(x - rng.uniform(-8, 8), y - rng.uniform(-8, 8))
+    light = (1.0 - 0.45 * (off_axis / 56.0) ** 2.5) * soft(54.0 - far, 1.2)
     noise = 0.016 * rng.standard_normal((size, size), dtype=np.float32)
     if picture.ndim == 3:
-        return np.maximum(picture * light[..., None], 0.012) + noise[..., None]
+        light, noise = light[..., None], noise[..., None]
     return np.maximum(picture * light, 0.012) + noise
 
 
@@ -69,19 +67,14 @@ def _rasterize(scene: Retina, size: int) -> _Layers:
     from_disc = np.hypot(x - scene.disc[0], (y - scene.disc[1]) / 1.08)
     from_fovea = np.hypot(x - scene.fovea[0], y - scene.fovea[1])
     lines = {kind: [(v.points, v.width) for v in scene.vessels if v.artery == kind] for kind in (True, False)}
-    empty = np.zeros((size, size), np.float32)
     layers = _Layers(
+        **dict.fromkeys(_LESIONS, np.zeros((size, size), np.float32)),
         disc=soft(scene.disc_radius - from_disc, 1.2),
         cup=soft(scene.cup * scene.disc_radius - from_disc, 2.5),
         macula=np.exp(-((from_fovea / 9.0) ** 2)),
         arteries=strokes(lines[True], size),
         veins=strokes(lines[False], size),
         tissue=cloud(rng, 3.5, size),
-        drusen=empty,
-        exudate=empty,
-        hemorrhage=empty,
-        edema=empty,
-        atrophy=empty,
         choroid=soft(np.abs(cloud(rng, 4.5, size)) - 0.45, 0.5),
     )
     inside = np.max([lesion.inside(x, y) for lesion in scene.lesions], axis=0)
@@ -132,13 +125,7 @@ def _atrophy(scene: Retina, inside: Picture, rng: np.random.Generator, size: int
     return soft(inside, 0.8)
 
 
-_LESIONS = {
-    "drusen": _drusen,
-    "exudate": _exudate,
-    "hemorrhage": _hemorrhage,
-    "edema": _edema,
-    "atrophy": _atrophy,
-}
+_LESIONS = by_name(_drusen, _exudate, _hemorrhage, _edema, _atrophy)
 
 
 def _inside_each(scene: Retina, reach: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -173,8 +160,7 @@ def _color(layers: _Layers) -> Float[np.ndarray, "size size 3"]:
 
 
 def _redfree(layers: _Layers) -> Picture:
-    green = _color(layers)[..., 1]
-    return np.clip(1.25 * green - 0.06, 0.0, 1.0)
+    return np.clip(1.25 * _color(layers)[..., 1] - 0.06, 0.0, 1.0)
 
 
 def _angiography(layers: _Layers) -> Picture:
@@ -193,21 +179,15 @@ def _autofluorescence(layers: _Layers) -> Picture:
     """Lipofuscin of the pigment epithelium: none in the disc and in atrophy; vessels cover it."""
     picture = (0.52 + 0.04 * layers.tissue) * (1.0 - 0.55 * layers.macula)
     picture = picture + 0.38 * layers.drusen + 0.30 * layers.edema
-    dying = np.clip(
-        2.5 * gaussian_filter(layers.atrophy, 2.0), 0, 1
-    )  # cells around atrophy are overloaded with lipofuscin
+    # cells around atrophy are overloaded with lipofuscin
+    dying = np.clip(2.5 * gaussian_filter(layers.atrophy, 2.0), 0, 1)
     picture = picture + 0.40 * dying
     picture = picture * (1.0 - 0.92 * np.maximum(layers.disc, layers.atrophy))
     covered = np.maximum(0.65 * np.maximum(layers.arteries, layers.veins), 0.92 * layers.hemorrhage)
     return picture * (1.0 - np.maximum(covered, 0.85 * layers.exudate))
 
 
-_MODES = {
-    "color": _color,
-    "redfree": _redfree,
-    "angiography": _angiography,
-    "autofluorescence": _autofluorescence,
-}
+FUNDUS_MODES = by_name(_color, _redfree, _angiography, _autofluorescence)
 
 
 def _over(

@@ -5,14 +5,23 @@ Stain vectors: haematoxylin and eosin from Macenko et al. 2009, diaminobenzidine
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial import KDTree
 
-from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, jittered_lattice, sample_at, soft
+from medvlm_r1.phantom.physics.paint import (
+    Picture,
+    Points,
+    axes,
+    blobs,
+    cloud,
+    jittered_lattice,
+    sample_at,
+    soft,
+)
 from medvlm_r1.phantom.scenes.histology import Section
+from medvlm_r1.phantom.spec import by_name
 
 _HEMATOXYLIN = (0.563, 0.720, 0.406)
 _EOSIN = (0.216, 0.801, 0.558)
@@ -30,18 +39,17 @@ STAINS: dict[str, tuple[tuple[tuple[float, float, float], tuple[float, ...]], ..
 }
 
 
-@dataclass
 class _Tissue:
     """Amount of each part per pixel; nuclei as rows of x, y, radius, stretch, angle and density."""
 
-    size: int
-    rng: np.random.Generator
-    parts: dict[str, Picture]
-    cells: list[Float[np.ndarray, "n 6"]]
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.size, self.rng = size, rng
+        self.parts = {name: np.zeros((size, size), np.float32) for name in _PARTS}
+        self.cells: list[Float[np.ndarray, "n 6"]] = []
 
     def nuclei(
         self,
-        places: Float[np.ndarray, "n 2"],
+        places: Points,
         radius: float,
         stretch: float = 1.2,
         angles: Float[np.ndarray, "n"] | None = None,
@@ -65,36 +73,24 @@ def microscopy(
     scene: Section, acquisition: str, rng: np.random.Generator, size: int
 ) -> Float[np.ndarray, "size size 3"]:
     """Render a stained section, in colour."""
-    tissue = _Tissue(
-        size,
-        np.random.default_rng(scene.key),
-        {name: np.zeros((size, size), np.float32) for name in _PARTS},
-        [],
-    )
-    _SITES[scene.site](tissue)
+    own = np.random.default_rng(scene.key)
+    healthy, diseased = _Tissue(size, own), _Tissue(size, own)
+    _SITES[scene.site](healthy)
+    _LESIONS[scene.disease](diseased, scene)
     x, y = axes(size)
     inside = np.max([lesion.inside(x, y) for lesion in scene.lesions], axis=0)
-    _clear_nuclei(tissue, inside)
-    healthy, tissue.parts = tissue.parts, {name: np.zeros((size, size), np.float32) for name in _PARTS}
-    before = tissue.cells
-    tissue.cells = []
-    _LESIONS[scene.disease](tissue, scene)
-    for cells in tissue.cells:
+    for cells in healthy.cells:
+        cells[sample_at(inside, cells[:, :2]) > -0.8, 2] = 0.0
+    for cells in diseased.cells:
         cells[sample_at(inside, cells[:, :2]) < 0.3, 2] = 0.0
     share = soft(inside, 1.5)
-    parts = {name: healthy[name] + share * (tissue.parts[name] - healthy[name]) for name in _PARTS}
+    parts = {name: part + share * (diseased.parts[name] - part) for name, part in healthy.parts.items()}
     seen = np.zeros((size, size), np.float32)
-    for cells in (*before, *tissue.cells):
+    for cells in (*healthy.cells, *diseased.cells):
         cells = cells[(cells[:, 2] > 0) & (np.abs(cells[:, :2]).max(1) < 60)]
         np.maximum(seen, blobs(cells[:, :2], cells[:, 2], size, *cells[:, 3:].T), out=seen)
     parts["nuclei"] = parts["nuclei"] + seen
     return _transmit(parts, acquisition, rng, size)
-
-
-def _clear_nuclei(tissue: _Tissue, inside: Picture) -> None:
-    """Remove healthy nuclei inside the foci."""
-    for cells in tissue.cells:
-        cells[sample_at(inside, cells[:, :2]) > -0.8, 2] = 0.0
 
 
 def _transmit(
@@ -104,11 +100,9 @@ def _transmit(
     density = np.zeros((size, size, 3), np.float32)
     thick = 1.0 + 0.07 * cloud(rng, 22.0, size)
     for vector, amounts in STAINS[stain]:
-        colour = np.asarray(vector) + rng.normal(0, 0.025, 3)
+        colour = np.maximum(np.asarray(vector) + rng.normal(0, 0.025, 3), 0).astype(np.float32)
         taken = sum(amount * parts[name] for name, amount in zip(_PARTS, amounts, strict=True))
-        density += (taken * thick * rng.uniform(0.85, 1.2))[..., None] * np.maximum(colour, 0).astype(
-            np.float32
-        )
+        density += (taken * thick * rng.uniform(0.85, 1.2))[..., None] * colour
     grain = 0.012 * rng.standard_normal((size, size, 1), dtype=np.float32)
     return 0.97 * np.exp(-1.25 * density) + grain
 
@@ -117,6 +111,15 @@ def _stroma(tissue: _Tissue, amount: float = 0.5) -> None:
     """Add loose connective tissue everywhere."""
     fibres = cloud(tissue.rng, 2.6, tissue.size)
     tissue.parts["fibres"] += np.clip(amount * (0.75 + 0.35 * fibres), 0, 1)
+
+
+def _rings(
+    centres: Points, radii: Float[np.ndarray, "n"], count: int
+) -> tuple[Points, Float[np.ndarray, "..."]]:
+    """Return ``count`` points on a circle around each centre, and their angles in radians."""
+    turn = np.linspace(0, 2 * math.pi, count + 1)[:-1]
+    ring = np.stack([np.cos(turn), np.sin(turn)], -1)
+    return (centres[:, None] + radii[:, None, None] * ring).reshape(-1, 2), np.tile(turn, len(centres))
 
 
 # Sites -------------------------------------------------------------------------------------------------
@@ -129,17 +132,13 @@ def _colon(tissue: _Tissue) -> None:
     radii = tissue.rng.uniform(9.8, 11.4, len(centres))
     crypt = blobs(centres, radii, tissue.size)
     lumen = blobs(centres, 0.20 * radii, tissue.size, 1.6, tissue.rng.uniform(0, 3, len(centres)))
-    turn = np.linspace(0, 2 * math.pi, 11)[:-1]
-    ring = np.stack([np.cos(turn), np.sin(turn)], -1)
-    goblets = (centres[:, None] + 0.56 * radii[:, None, None] * ring).reshape(-1, 2)
+    goblets, _ = _rings(centres, 0.56 * radii, 10)
     mucin = blobs(goblets, np.full(len(goblets), 2.1), tissue.size)
     tissue.parts["fibres"] *= 1.0 - crypt
     tissue.parts["cytoplasm"] += crypt * (1.0 - mucin) * (1.0 - lumen)
     tissue.parts["mucin"] += 0.75 * mucin * (1.0 - lumen)
-    turn = np.linspace(0, 2 * math.pi, 19)[:-1]
-    ring = np.stack([np.cos(turn), np.sin(turn)], -1)
-    basal = (centres[:, None] + 0.87 * radii[:, None, None] * ring).reshape(-1, 2)
-    tissue.nuclei(basal, 0.95, 1.7, np.tile(turn, len(centres)))
+    basal, angles = _rings(centres, 0.87 * radii, 18)
+    tissue.nuclei(basal, 0.95, 1.7, angles)
     loose = jittered_lattice(tissue.rng, 5.0, 0.4)
     tissue.nuclei(loose[sample_at(crypt, loose) < 0.1], 0.8, 1.4)
 
@@ -165,9 +164,8 @@ def _kidney(tissue: _Tissue) -> None:
     glomerulus = rng.uniform(-30, 30, 2)
     centres = centres[np.hypot(*(centres - glomerulus).T) > 22.0]
     radii = rng.uniform(6.5, 7.6, len(centres))
-    tube = blobs(
-        centres, radii, tissue.size, rng.uniform(1.0, 1.25, len(centres)), rng.uniform(0, 3, len(centres))
-    )
+    stretch, angles = rng.uniform(1.0, 1.25, len(centres)), rng.uniform(0, 3, len(centres))
+    tube = blobs(centres, radii, tissue.size, stretch, angles)
     lumen = blobs(centres, 0.30 * radii, tissue.size)
     capsule = blobs(glomerulus[None], np.array([15.5]), tissue.size)
     tuft = blobs(glomerulus[None] + 0.8, np.array([12.6]), tissue.size)
@@ -178,9 +176,7 @@ def _kidney(tissue: _Tissue) -> None:
     loops = 0.55 + 0.35 * np.sign(cloud(rng, 2.2, tissue.size))
     tissue.parts["cytoplasm"] += 0.8 * tuft * loops
     tissue.parts["mucin"] += 0.22 * tuft * loops
-    turn = np.linspace(0, 2 * math.pi, 7)[:-1]
-    ring = np.stack([np.cos(turn), np.sin(turn)], -1)
-    around = (centres[:, None] + 0.62 * radii[:, None, None] * ring).reshape(-1, 2)
+    around, _ = _rings(centres, 0.62 * radii, 6)
     tissue.nuclei(around + rng.normal(0, 0.3, around.shape), 1.05, 1.1)
     inner = jittered_lattice(rng, 2.9, 0.35)
     tissue.nuclei(inner[np.hypot(*(inner - glomerulus - 0.8).T) < 11.0], 0.9, 1.3)
@@ -197,21 +193,16 @@ def _muscle(tissue: _Tissue) -> None:
     striae = 0.06 * np.cos(2 * math.pi * along / 2.6)
     tissue.parts["fibres"] += 1.15 * soft(fibre - 0.16, 0.2) * (1.0 + striae)
     places = jittered_lattice(rng, 5.2, 0.4)
-    tissue.nuclei(
-        places[sample_at(fibre, places) < 0.34],
-        0.95,
-        3.2,
-        np.full(np.sum(sample_at(fibre, places) < 0.34), turn),
-    )
+    places = places[sample_at(fibre, places) < 0.34]
+    tissue.nuclei(places, 0.95, 3.2, np.full(len(places), turn))
 
 
 def _epidermis(tissue: _Tissue) -> None:
     """Skin: layered horn, living cells on a wavy base, fibres below."""
     rng = tissue.rng
     x, y = axes(tissue.size)
-    wave = 5.0 * np.sin(2 * math.pi * x / rng.uniform(26, 34) + rng.uniform(0, 6)) + 2.0 * cloud(
-        rng, 16.0, tissue.size
-    )
+    wave = 5.0 * np.sin(2 * math.pi * x / rng.uniform(26, 34) + rng.uniform(0, 6))
+    wave = wave + 2.0 * cloud(rng, 16.0, tissue.size)
     top = rng.uniform(-34, -27)
     base = rng.uniform(6, 13) + wave
     horn = soft(top + 0.25 * wave - y, 1.5) * soft(y + 53 + 0.2 * wave, 1.5)
@@ -227,14 +218,13 @@ def _epidermis(tissue: _Tissue) -> None:
     columns = np.arange(-56, 56, 1.9)
     level = base[np.clip(np.rint((40 + 56) * tissue.size / 112).astype(int), 0, tissue.size - 1)]
     level = np.interp(columns, x[0], level)
-    tissue.nuclei(
-        np.stack([columns, level - 1.6], -1), 1.0, 1.7, np.full(len(columns), math.pi / 2), density=1.0
-    )
+    basal, upright = np.stack([columns, level - 1.6], -1), np.full(len(columns), math.pi / 2)
+    tissue.nuclei(basal, 1.0, 1.7, upright, density=1.0)
     few = jittered_lattice(rng, 8.5, 0.4)
     tissue.nuclei(few[sample_at(dermis, few) > 0.9], 0.7, 2.4)
 
 
-_SITES = {"colon": _colon, "lung": _lung, "kidney": _kidney, "muscle": _muscle, "epidermis": _epidermis}
+_SITES = by_name(_colon, _lung, _kidney, _muscle, _epidermis)
 
 
 # Lesions: tissue inside a focus; the caller cuts it out along the outline. ---------------------------------
@@ -282,10 +272,4 @@ def _hemorrhage(tissue: _Tissue, scene: Section) -> None:
     tissue.parts["blood"] += 0.35 + 0.75 * blobs(cells, np.full(len(cells), 1.2), tissue.size)
 
 
-_LESIONS = {
-    "inflammation": _inflammation,
-    "necrosis": _necrosis,
-    "fibrosis": _fibrosis,
-    "carcinoma": _carcinoma,
-    "hemorrhage": _hemorrhage,
-}
+_LESIONS = by_name(_inflammation, _necrosis, _fibrosis, _carcinoma, _hemorrhage)

@@ -17,8 +17,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from medvlm_r1.phantom.physics.paint import Picture, axes, blobs, cloud, soft
 from medvlm_r1.phantom.scenes.retina import Retina
-
-OCT_DEVICES = ("timedomain", "spectral", "enhanced", "angiography")
+from medvlm_r1.phantom.spec import by_name
 
 # Layers from the vitreous down: reflectivity, and attenuation per unit.
 LAYERS: dict[str, tuple[float, float]] = {
@@ -59,20 +58,20 @@ def oct_section(scene: Retina, acquisition: str, rng: np.random.Generator, size:
     tops = boundaries(cut.thick, cut.depth)
     _, z = axes(size)
     reflectivity, loss = np.zeros((2, size, size), np.float32)
-    names = list(LAYERS)
-    for name, top, bottom in zip(names, tops, [*tops[1:], np.full(size, 200.0)], strict=True):
+    for name, top, bottom in zip(LAYERS, tops, [*tops[1:], np.full(size, 200.0)], strict=True):
         share = soft(z - top, 1.0) * soft(bottom - z, 1.0)
         lumen = 1.0
         if name == "choroid":  # large vessels are dark
             lumen = 1.0 - 0.75 * soft(cloud(own, 4.0, size) - 0.35, 0.5)
         reflectivity += LAYERS[name][0] * share * lumen
         loss += LAYERS[name][1] * share
-    flow = _flow(cut, tops, own, size)
-    vessel = blobs(*_lumens(cut, tops), size)
+    level = dict(zip(LAYERS, tops, strict=True))
+    vessel = blobs(*_lumens(cut, level), size)
+    flow = _flow(level, own, size) + 1.3 * vessel
     reflectivity += 0.35 * vessel
     loss += 0.28 * vessel
-    _details(scene, cut, tops, own, reflectivity, loss)
-    return _DEVICES[acquisition](reflectivity, loss, flow, rng)
+    _add_lesions(scene, cut, level, own, reflectivity, loss)
+    return OCT_DEVICES[acquisition](reflectivity, loss, flow, rng)
 
 
 def boundaries(thick: dict[str, Column], depth: Column) -> list[Column]:
@@ -115,10 +114,9 @@ def _cut(scene: Retina, rng: np.random.Generator, size: int) -> _Cut:
     cup = soft(1.15 * scene.cup * scene.disc_radius - to_disc, 3.0)
     swing = rng.uniform(-0.06, 0.06) * x + rng.uniform(0.001, 0.0022) * x**2
     depth = 16.0 + rng.uniform(-2, 2) - swing + 13.0 * cup - 7.0 * (1 - ends)
-    inside = []
-    for lesion in scene.lesions:
-        away = np.hypot(x - lesion.centre[0], y - lesion.centre[1]) / lesion.radius
-        inside.append(1.0 - away)
+    inside = [
+        1.0 - np.hypot(x - lesion.centre[0], y - lesion.centre[1]) / lesion.radius for lesion in scene.lesions
+    ]
     return _Cut(x, to_fovea, to_disc, to_vessel, depth, thick, inside)
 
 
@@ -162,29 +160,22 @@ def _exudate(cut: _Cut) -> None:
     """Deposits displace no layer."""
 
 
-_LESIONS = {
-    "drusen": _drusen,
-    "exudate": _exudate,
-    "hemorrhage": _hemorrhage,
-    "edema": _edema,
-    "atrophy": _atrophy,
-}
+_LESIONS = by_name(_drusen, _exudate, _hemorrhage, _edema, _atrophy)
 
 
 # Details inside layers ---------------------------------------------------------------------------------
 
 
-def _details(
+def _add_lesions(
     scene: Retina,
     cut: _Cut,
-    tops: list[Column],
+    level: dict[str, Column],
     rng: np.random.Generator,
     reflectivity: Picture,
     loss: Picture,
 ) -> None:
     """Add deposits, blood and fluid of the lesions within the layers."""
     size = len(cut.x)
-    level = dict(zip(LAYERS, tops, strict=True))
     _, z = axes(size)
     for inside in cut.inside:
         columns = np.flatnonzero(inside > 0)
@@ -215,27 +206,24 @@ def _details(
             reflectivity += 0.10 * filled
 
 
-def _lumens(cut: _Cut, tops: list[Column]) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
+def _lumens(cut: _Cut, level: dict[str, Column]) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
     """Centres and radii of large vessels where the section crosses them."""
     near = cut.to_vessel
-    lowest = (near < 1.6) & (near <= np.roll(near, 1)) & (near < np.roll(near, -1))
-    at = np.flatnonzero(lowest)
-    deep = 0.5 * (tops[1][at] + tops[2][at]) + 0.6
+    at = np.flatnonzero((near < 1.6) & (near <= np.roll(near, 1)) & (near < np.roll(near, -1)))
+    deep = 0.5 * (level["nerve fibre"][at] + level["ganglion"][at]) + 0.6
     return np.stack([cut.x[at], deep], -1), np.full(len(at), 1.7)
 
 
-def _flow(cut: _Cut, tops: list[Column], rng: np.random.Generator, size: int) -> Picture:
-    """Blood flow: large vessels, the plexuses on both sides of the inner nuclear layer, the choroid."""
+def _flow(level: dict[str, Column], rng: np.random.Generator, size: int) -> Picture:
+    """Blood flow in the plexuses on both sides of the inner nuclear layer, and in the choroid."""
     _, z = axes(size)
     grain = soft(cloud(rng, 1.6, size) - 0.5, 0.6)
-    level = dict(zip(LAYERS, tops, strict=True))
     present = soft(level["outer plexiform"] - level["ganglion"] - 2.0, 2.0)
     flow = np.zeros((size, size), np.float32)
     for name in ("inner nuclear", "outer plexiform"):
         flow += 0.55 * present * grain * np.exp(-(((z - level[name]) / 1.6) ** 2))
     flow += 0.60 * grain * soft(z - level["ganglion"], 1.0) * soft(level["inner nuclear"] - z, 1.0) * 0.5
-    flow += soft(z - level["choroid"], 1.0) * soft(level["sclera"] - z, 2.0) * (0.25 + 0.75 * grain)
-    return flow + 1.3 * blobs(*_lumens(cut, tops), size)
+    return flow + soft(z - level["choroid"], 1.0) * soft(level["sclera"] - z, 2.0) * (0.25 + 0.75 * grain)
 
 
 # Devices -----------------------------------------------------------------------------------------------
@@ -275,12 +263,7 @@ def _angiography(reflectivity: Picture, loss: Picture, flow: Picture, rng: np.ra
     return _displayed(_speckled(light, 6.0, rng, 0.4), 0.004, rng)
 
 
-_DEVICES = {
-    "timedomain": _timedomain,
-    "spectral": _spectral,
-    "enhanced": _enhanced,
-    "angiography": _angiography,
-}
+OCT_DEVICES = by_name(_timedomain, _spectral, _enhanced, _angiography)
 
 
 def _speckled(light: Picture, looks: float, rng: np.random.Generator, blur: float) -> Picture:

@@ -46,7 +46,6 @@ def blobs(
     Args:
         centres: units.
         radii: mean radius of each, units.
-        size: edge of the image in pixels.
         stretch: ratio of the longer to the shorter radius.
         angles: direction of the longer radius, radians.
         values: pixel value of each ellipse.

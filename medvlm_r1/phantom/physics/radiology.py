@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
+from medvlm_r1.phantom.physics.paint import Picture
 from medvlm_r1.phantom.physics.tissues import (
     CT_TISSUES,
     CT_WINDOWS,
@@ -31,13 +32,10 @@ from medvlm_r1.phantom.scenes.geometry import (
 )
 from medvlm_r1.phantom.scenes.torso import DEPTH, Lesion, Piece, Scene
 
-Picture = Float[np.ndarray, "size size"]
-
 # Ribs: spacing, slope towards the front (units of y per unit of z), thickness of the cage.
 _RIB_SPACING, _RIB_SLOPE, _RIB_DEPTH = 8.5, 0.45, 2.6
 
 _FLAT = VIEWS["frontal"]  # image axes, in which a lesion's pieces are defined
-_ALL: Box = (slice(None), slice(None))
 
 
 def mri(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> Picture:
@@ -78,9 +76,8 @@ def ct(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) -> P
     blur = np.exp(-((frequency / 0.42) ** 4))
     spectrum = np.sqrt(frequency) * blur
     white = rng.standard_normal((size, size), dtype=np.float32)
-    hounsfield = np.fft.irfft2(
-        np.fft.rfft2(truth) * blur + np.fft.rfft2(white) * (22.0 * spectrum), s=(size, size)
-    )
+    image = np.fft.rfft2(truth) * blur + np.fft.rfft2(white) * (22.0 * spectrum)
+    hounsfield = np.fft.irfft2(image, s=(size, size))
     low, high = CT_WINDOWS[acquisition]
     return (hounsfield - low) / (high - low)
 
@@ -97,7 +94,6 @@ def xray(scene: Scene, acquisition: str, rng: np.random.Generator, size: int) ->
 def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
     """Paint the coronal reformat; each ellipsoid covers those before it."""
     picture = np.full((size, size), values["air"], dtype=np.float32)
-    view = VIEWS["frontal"]
 
     def paint(box: Box, share: Float[np.ndarray, "h w"], tissue: str) -> None:
         region = picture[box]
@@ -105,20 +101,18 @@ def _slice(scene: Scene, values: dict[str, float], size: int) -> Picture:
 
     for depth, tissue in ((0.0, "fat"), (scene.fat, "muscle")):
         for solid in scene.body:
-            paint(*coverage(_shrunk(solid, depth), view, size), tissue)
-    box, inside = coverage(_shrunk(scene.body[1], scene.fat + 3.0), view, size)
+            paint(*coverage(_shrunk(solid, depth), _FLAT, size), tissue)
+    box, inside = coverage(_shrunk(scene.body[1], scene.fat + 3.0), _FLAT, size)
     y = coordinates(size)[box[0], None]
     paint(box, inside * np.clip(y - 1.0, 0, 1), "viscera")
-    box, shell = coverage(scene.cage, view, size)
-    inner_box, hollow = coverage(_shrunk(scene.cage, _RIB_DEPTH), view, size)
-    full = np.zeros((size, size), dtype=np.float32)
-    full[box] = shell
-    full[inner_box] -= hollow
-    paint(_ALL, full * _rib_pattern(coordinates(size)[:, None], scene), "rib")
+    full = _full(*coverage(scene.cage, _FLAT, size), size)
+    box, hollow = coverage(_shrunk(scene.cage, _RIB_DEPTH), _FLAT, size)
+    full[box] -= hollow
+    paint((slice(None), slice(None)), full * _rib_pattern(coordinates(size)[:, None], scene), "rib")
     for part in scene.organs:
-        paint(*coverage(part.solid, view, size), part.tissue)
+        paint(*coverage(part.solid, _FLAT, size), part.tissue)
     for lesion in scene.lesions:
-        for piece in placed_pieces(lesion, view):
+        for piece in placed_pieces(lesion, _FLAT):
             paint(*piece_coverage(piece, size), piece.tissue)
     return picture
 
@@ -153,8 +147,7 @@ def piece_coverage(piece: Piece, size: int) -> tuple[Box, Float[np.ndarray, "h w
     """Return the share of each pixel that a lesion's piece covers, without its cut-out."""
     box, share = coverage(piece.solid, _FLAT, size)
     if piece.minus:
-        cut_box, cut = coverage(piece.minus, _FLAT, size)
-        share = share * (1.0 - _crop(cut_box, cut, box, size))
+        share = share * (1.0 - _full(*coverage(piece.minus, _FLAT, size), size)[box])
     return box, share
 
 
@@ -176,11 +169,11 @@ def _shrunk(solid: Ellipsoid, depth: float) -> Ellipsoid:
     return Ellipsoid(solid.centre, (a, b, c), solid.angle)
 
 
-def _crop(box: Box, values: Float[np.ndarray, "h w"], target: Box, size: int) -> Float[np.ndarray, "a b"]:
-    """Return ``values`` (given inside ``box``) in the box ``target``; 0 outside ``box``."""
+def _full(box: Box, values: Float[np.ndarray, "h w"], size: int) -> Picture:
+    """Return an image with ``values`` inside ``box`` and 0 elsewhere."""
     full = np.zeros((size, size), dtype=np.float32)
     full[box] = values
-    return full[target]
+    return full
 
 
 def _largest(pieces: list[tuple[Box, Float[np.ndarray, "_ _"]]], size: int) -> Picture:
@@ -200,17 +193,13 @@ def _rib_pattern(y: Float[np.ndarray, "..."], scene: Scene) -> Float[np.ndarray,
 def _rib_length(scene: Scene, view: View, size: int) -> Picture:
     """Return the path length through ribs: a ray crosses the cage twice, and ribs slope towards the front."""
     box, outer = chords(scene.cage, view, size)
-    inner_box, inner = chords(_shrunk(scene.cage, _RIB_DEPTH), view, size)
-    wall = outer - _crop(inner_box, inner, box, size)
+    wall = outer - _full(*chords(_shrunk(scene.cage, _RIB_DEPTH), view, size), size)[box]
     if abs(view[2][1]) > 0.9:  # a ray along the spine crosses ribs and gaps
         share = np.float32(0.3)
     else:
         y = coordinates(size)[box[0], None]
         level = y - (_RIB_SLOPE * view[0][2]) * coordinates(size)[None, box[1]]
-        reach = (
-            0.5 * _RIB_SLOPE * view[2][2]
-        ) * outer  # the ray crosses the cage half a chord from its centre
+        # the ray crosses the cage half a chord from its centre
+        reach = (0.5 * _RIB_SLOPE * view[2][2]) * outer
         share = 0.5 * (_rib_pattern(level - reach, scene) + _rib_pattern(level + reach, scene))
-    full = np.zeros((size, size), dtype=np.float32)
-    full[box] = np.minimum(wall, 12.0) * share
-    return full
+    return _full(box, np.minimum(wall, 12.0) * share, size)

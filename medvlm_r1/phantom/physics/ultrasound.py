@@ -58,16 +58,10 @@ _DIRECTION = {"heart": 190.0, "liver": 265.0, "spleen": 95.0, "kidney": 0.0, "bl
 
 @dataclass(frozen=True)
 class Probe:
-    """The field of view of a probe.
+    """The field of view of a probe, in units of the image."""
 
-    Attributes:
-        radius: radius of its curved face, units of the image; 0 for a point, infinite for a straight face.
-        half: half the opening angle, degrees; for a straight face half the width, units.
-        depth: depth of the field, units of the image.
-    """
-
-    radius: float
-    half: float
+    radius: float  # of its curved face; 0 for a point, infinite for a straight face
+    half: float  # half the opening angle, degrees; for a straight face half the width, units
     depth: float
 
 
@@ -117,10 +111,8 @@ def echoes(
 def _grid(probe: Probe, size: int) -> tuple[np.ndarray, np.ndarray, Picture]:
     """Return pixel coordinates of each beam's samples, (beam, sample) of each pixel, and the field's mask."""
     scale, top = size / FIELD, -FIELD / 2 + 4.0
-    share, depth = (
-        np.linspace(-1, 1, _BEAMS)[:, None],
-        (np.arange(_SAMPLES)[None] + 0.5) * probe.depth / _SAMPLES,
-    )
+    share = np.linspace(-1, 1, _BEAMS)[:, None]
+    depth = (np.arange(_SAMPLES)[None] + 0.5) * probe.depth / _SAMPLES
     axis = (np.arange(size) + 0.5) / scale - FIELD / 2
     x, y = axis[None] + np.zeros((size, 1)), axis[:, None] + np.zeros(size)
     if math.isinf(probe.radius):
@@ -141,8 +133,7 @@ def _grid(probe: Probe, size: int) -> tuple[np.ndarray, np.ndarray, Picture]:
 def _paint_plane(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Picture, Picture]:
     """Return echo level and attenuation of the rotated plane per pixel."""
     view, near = VIEWS["frontal"], _View(scene)
-    echo = np.full((size, size), TISSUES["viscera"][0], np.float32)
-    loss = np.full((size, size), TISSUES["viscera"][1], np.float32)
+    echo, loss = (np.full((size, size), value, np.float32) for value in TISSUES["viscera"])
 
     def paint(box: tuple[slice, slice], share: np.ndarray, tissue: str) -> None:
         for picture, value in zip((echo, loss), TISSUES[tissue], strict=True):
@@ -194,9 +185,8 @@ class _View:
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         dx, dy = solid.centre[0] - self.middle[0], solid.centre[1] - self.middle[1]
         x, y = _ZOOM * (cos * dx - sin * dy), _ZOOM * (sin * dx + cos * dy) + 2.0
-        return Ellipsoid(
-            (x, y, solid.centre[2]), tuple(_ZOOM * r for r in solid.radii), solid.angle + self.angle
-        )
+        radii = tuple(_ZOOM * r for r in solid.radii)
+        return Ellipsoid((x, y, solid.centre[2]), radii, solid.angle + self.angle)
 
 
 def _inside(tissue: str, solid: Ellipsoid, rng: np.random.Generator) -> list[tuple[str, Ellipsoid]]:
@@ -216,9 +206,8 @@ def _inside(tissue: str, solid: Ellipsoid, rng: np.random.Generator) -> list[tup
     if tissue == "bladder":
         return [("wall", solid), ("bladder", at(0.0, 0.0, 0.93, 0.93))]
     if tissue == "liver":
-        places = rng.uniform(-0.6, 0.6, (5, 2)).tolist()
         vessels = []
-        for u, v in places:
+        for u, v in rng.uniform(-0.6, 0.6, (5, 2)).tolist():
             turn = float(rng.uniform(0, math.pi))
             vessels += [("wall", at(u, v, 0.10, 0.10, turn)), ("portal", at(u, v, 0.07, 0.065, turn))]
         return vessels

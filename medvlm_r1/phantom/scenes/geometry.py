@@ -10,6 +10,7 @@ ellipse ``q(x) = x^T S2^-1 x <= 1`` with ``S2 = S[:2, :2]`` and ``x = (u, v) - c
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,11 +54,10 @@ def _ellipse(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.nda
     # Plain floats: for ellipsoids of a few pixels, 3 x 3 arrays would cost more than the image.
     middle = to_view(solid.centre, view)
     cos, sin = math.cos(solid.angle), math.sin(solid.angle)
-    axes = [
+    (a, b, c), (d, e, f), (g, h, i) = (
         [(cos * a + sin * b) * solid.radii[0], (cos * b - sin * a) * solid.radii[1], c * solid.radii[2]]
         for a, b, c in view
-    ]
-    (a, b, c), (d, e, f), (g, h, i) = axes
+    )
     uu, uv, uw = a * a + b * b + c * c, a * d + b * e + c * f, a * g + b * h + c * i
     vv, vw, ww = d * d + e * e + f * f, d * g + e * h + f * i, g * g + h * h + i * i
     determinant = uu * vv - uv * uv
@@ -80,10 +80,9 @@ def _span(middle: float, half: float, scale: float, size: int) -> slice:
 
 
 def coverage(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
-    """Return the share of each pixel that the silhouette covers, with an edge one pixel wide.
+    """Return the bounding box in pixels, and the share of each pixel that the silhouette covers.
 
-    Returns:
-        Bounding box in pixels, and the share (0 to 1) inside it.
+    Its edge is one pixel wide.
     """
     box, q, radius, _ = _ellipse(solid, view, size)
     share = np.sqrt(q, out=q)
@@ -94,13 +93,28 @@ def coverage(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.nda
 
 
 def chords(solid: Ellipsoid, view: View, size: int) -> tuple[Box, Float[np.ndarray, "h w"]]:
-    """Return the length in units of each pixel's ray inside the ellipsoid.
-
-    Returns:
-        Bounding box in pixels, and the lengths inside it.
-    """
+    """Return the bounding box in pixels, and the length in units of each pixel's ray inside the ellipsoid."""
     box, q, _, half = _ellipse(solid, view, size)
     return box, (2.0 * half) * np.sqrt(np.maximum(1.0 - q, 0.0))
+
+
+def draw_apart(
+    count: int,
+    apart: float,
+    draw: Callable[[list], tuple],
+    fits: Callable[[tuple, list, float], bool],
+) -> list:
+    """Draw ``count`` places, each of which fits those before at a distance of ``apart`` units."""
+    places: list = []
+    tries = 0
+    while len(places) < count:
+        tries += 1
+        if tries % 60 == 0:  # dead end: start again with a smaller distance
+            places, apart = [], 0.97 * apart
+        place = draw(places)
+        if fits(place, places, apart):
+            places.append(place)
+    return places
 
 
 @lru_cache(maxsize=8)

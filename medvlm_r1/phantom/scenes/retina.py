@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from medvlm_r1.phantom.scenes.outline import Outline, draw_outline
+from medvlm_r1.phantom.scenes.geometry import draw_apart
+from medvlm_r1.phantom.scenes.outline import Outline, Spot, draw_outline
 from medvlm_r1.phantom.spec import SceneSpec
 
 SITES = ("fovea", "disc", "arcade", "periphery")
@@ -24,46 +25,27 @@ _ARCADE = 25.0  # distance of fovea and vascular arcades, units
 
 @dataclass(frozen=True)
 class Vessel:
-    """A vessel from its origin to its end.
+    """A vessel from its origin to its end, an artery or a vein."""
 
-    Attributes:
-        points: ``[n, 2]`` polyline, units.
-        width: units.
-        artery: true for an artery, false for a vein.
-        parent: index of the vessel that it branches from; ``None`` if it starts at the disc.
-    """
-
-    points: Float[np.ndarray, "n 2"]
-    width: float
+    points: Float[np.ndarray, "n 2"]  # polyline, units
+    width: float  # units
     artery: bool
-    parent: int | None
+    parent: int | None  # index of the vessel that it branches from; None if it starts at the disc
 
 
 @dataclass(frozen=True)
 class Retina:
-    """A retina.
+    """A retina."""
 
-    Attributes:
-        fovea: x, y.
-        disc: x, y of the optic disc.
-        disc_radius: units.
-        cup: radius of the cup as a fraction of ``disc_radius``.
-        vessels: parents before their branches.
-        disease: one of ``DISEASES``.
-        lesions: one to four, not overlapping along x.
-        sites: site of each lesion.
-        key: integers that seed details without a label.
-    """
-
-    fovea: tuple[float, float]
-    disc: tuple[float, float]
-    disc_radius: float
-    cup: float
-    vessels: tuple[Vessel, ...]
+    fovea: Spot
+    disc: Spot
+    disc_radius: float  # units
+    cup: float  # radius of the cup as a fraction of disc_radius
+    vessels: tuple[Vessel, ...]  # parents before their branches
     disease: str
-    lesions: tuple[Outline, ...]
-    sites: tuple[str, ...]
-    key: tuple[int, ...]
+    lesions: tuple[Outline, ...]  # one to four, not overlapping along x
+    sites: tuple[str, ...]  # of each lesion
+    key: tuple[int, ...]  # seeds details without a label
 
 
 def draw_retina(spec: SceneSpec) -> Retina:
@@ -73,7 +55,15 @@ def draw_retina(spec: SceneSpec) -> Retina:
     fovea = (-8.0 * side + float(rng.uniform(-2, 2)), float(rng.uniform(-2, 2)))
     disc = (fovea[0] + side * _DISC * float(rng.uniform(0.95, 1.05)), fovea[1] - float(rng.uniform(1, 4)))
     vessels = _draw_vessels(fovea, disc, side, rng)
-    places = _draw_places(spec, fovea, disc, side, rng)
+
+    def draw(places: list) -> tuple[str, Spot]:
+        site = SITES[int(rng.integers(len(SITES)))] if places else spec.site
+        return site, _place(site, fovea, disc, side, rng)
+
+    def fits(place: tuple[str, Spot], others: list, apart: float) -> bool:
+        return all(abs(place[1][0] - other[0]) >= apart for _, other in others)
+
+    places = draw_apart(spec.count, 2.0 * RADII[spec.grade] + 3.0, draw, fits)
     return Retina(
         fovea=fovea,
         disc=disc,
@@ -93,31 +83,7 @@ def draw_retina(spec: SceneSpec) -> Retina:
 # Lesions -----------------------------------------------------------------------------------------------
 
 
-def _draw_places(
-    spec: SceneSpec,
-    fovea: tuple[float, float],
-    disc: tuple[float, float],
-    side: float,
-    rng: np.random.Generator,
-) -> list[tuple[str, tuple[float, float]]]:
-    """Draw sites and centres of ``spec.count`` lesions."""
-    apart = 2.0 * RADII[spec.grade] + 3.0
-    places: list[tuple[str, tuple[float, float]]] = []
-    tries = 0
-    while len(places) < spec.count:
-        tries += 1
-        if tries % 60 == 0:  # dead end: start again with a smaller distance
-            places, apart = [], 0.97 * apart
-        site = SITES[int(rng.integers(len(SITES)))] if places else spec.site
-        place = _place(site, fovea, disc, side, rng)
-        if all(abs(place[0] - other[0]) >= apart for _, other in places):
-            places.append((site, place))
-    return places
-
-
-def _place(
-    site: str, fovea: tuple[float, float], disc: tuple[float, float], side: float, rng: np.random.Generator
-) -> tuple[float, float]:
+def _place(site: str, fovea: Spot, disc: Spot, side: float, rng: np.random.Generator) -> Spot:
     """Draw a point of this site."""
     turn, far = float(rng.uniform(0, 2 * math.pi)), math.sqrt(float(rng.uniform(0, 1)))
     if site == "fovea":
@@ -132,9 +98,7 @@ def _place(
     return 46.0 * side * math.cos(turn), 46.0 * math.sin(turn)
 
 
-def _on_arcade(
-    fovea: tuple[float, float], disc: tuple[float, float], turn: float, up: float
-) -> tuple[float, float]:
+def _on_arcade(fovea: Spot, disc: Spot, turn: float, up: float) -> Spot:
     """Point of a temporal arcade at ``turn`` radians: 0 at the disc, pi beyond the fovea."""
     x = fovea[0] + (disc[0] - fovea[0]) * math.cos(turn)
     return x, disc[1] + (fovea[1] - disc[1]) * turn / math.pi + up * _ARCADE * math.sin(turn)
@@ -143,9 +107,7 @@ def _on_arcade(
 # Vessels -----------------------------------------------------------------------------------------------
 
 
-def _draw_vessels(
-    fovea: tuple[float, float], disc: tuple[float, float], side: float, rng: np.random.Generator
-) -> tuple[Vessel, ...]:
+def _draw_vessels(fovea: Spot, disc: Spot, side: float, rng: np.random.Generator) -> tuple[Vessel, ...]:
     """Draw four arteries and four veins from the disc, with two generations of branches."""
     vessels: list[Vessel] = []
     for artery in (False, True):
@@ -169,7 +131,7 @@ def _branch(
     width: float,
     artery: bool,
     parent: int | None,
-    fovea: tuple[float, float],
+    fovea: Spot,
     rng: np.random.Generator,
     depth: int,
 ) -> None:

@@ -22,21 +22,13 @@ _ROUGHNESS = {"nevus": 0.06, "melanoma": 0.24, "keratosis": 0.10, "hemangioma": 
 
 @dataclass(frozen=True)
 class Skin:
-    """A patch of skin.
-
-    Attributes:
-        site: one of ``SITES``.
-        tone: one of ``TONES``.
-        disease: one of ``DISEASES``.
-        lesion: outline of the lesion.
-        key: integers that seed details without a label (hairs, dots, patches of colour).
-    """
+    """A patch of skin."""
 
     site: str
     tone: str
     disease: str
     lesion: Outline
-    key: tuple[int, ...]
+    key: tuple[int, ...]  # seeds details without a label (hairs, dots, patches of colour)
 
 
 def draw_skin(spec: SceneSpec) -> Skin:

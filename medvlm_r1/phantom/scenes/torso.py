@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, to_view
-from medvlm_r1.phantom.spec import SceneSpec
+from medvlm_r1.phantom.scenes.geometry import VIEWS, Ellipsoid, Point, draw_apart, to_view
+from medvlm_r1.phantom.spec import SceneSpec, by_name
 
 DISEASES = ("cyst", "tumor", "abscess", "hematoma", "calcification")
 # Lesion radius in units, +-4 %; factors of about 1.5 leave gaps between the grades.
@@ -78,30 +78,20 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Scene:
-    """A torso.
+    """A torso."""
 
-    Attributes:
-        body: ellipsoids whose union is the body, with a layer of fat under the skin.
-        cage: outer surface of the ribs.
-        fat: thickness of the fat layer, units.
-        ribs: phase of the ribs along y, in units of their spacing.
-        organs: parts in painting order.
-        lesions: one to four.
-    """
-
-    body: tuple[Ellipsoid, ...]
-    cage: Ellipsoid
-    fat: float
-    ribs: float
-    organs: tuple[Part, ...]
-    lesions: tuple[Lesion, ...]
+    body: tuple[Ellipsoid, ...]  # their union is the body, with a layer of fat under the skin
+    cage: Ellipsoid  # outer surface of the ribs
+    fat: float  # thickness of the fat layer, units
+    ribs: float  # phase of the ribs along y, in units of their spacing
+    organs: tuple[Part, ...]  # in painting order
+    lesions: tuple[Lesion, ...]  # one to four
 
 
 def draw_scene(spec: SceneSpec, hosts: tuple[str, ...] = ORGANS, reach: float = math.inf) -> Scene:
     """Draw the scene of ``spec``, deterministic.
 
     Args:
-        spec: the specification.
         hosts: possible organs of further lesions.
         reach: maximum distance of further lesions from the first in the image plane, units.
     """
@@ -142,26 +132,23 @@ def _draw_lesions(
 ) -> tuple[Lesion, ...]:
     """Draw ``spec.count`` lesions that do not overlap in any view."""
     parts = {name: [i for i, part in enumerate(organs) if part.tissue == name] for name in ORGANS}
-    apart = 2 * RADII[spec.grade] + 3.0
-    places: list[tuple[int, Point]] = []
-    tries = 0
-    while len(places) < spec.count:
-        tries += 1
-        if tries % 60 == 0:  # dead end: start again with a smaller distance
-            places, apart = [], 0.97 * apart
+
+    def draw(places: list) -> tuple[int, Point]:
         organ = hosts[rng.integers(len(hosts))] if places else spec.site
         host = parts[organ][rng.integers(len(parts[organ]))]
-        centre = _site(organs[host], organ, RADII[spec.grade], rng)
-        if places and math.dist(centre[:2], places[0][1][:2]) > reach:
-            continue
-        if all(
-            math.dist(to_view(centre, view)[:2], to_view(other, view)[:2]) >= apart
+        return host, _site(organs[host], organ, RADII[spec.grade], rng)
+
+    def fits(place: tuple[int, Point], places: list, apart: float) -> bool:
+        if places and math.dist(place[1][:2], places[0][1][:2]) > reach:
+            return False
+        return all(
+            math.dist(to_view(place[1], view)[:2], to_view(other, view)[:2]) >= apart
             for _, other in places
             for view in VIEWS.values()
-        ):
-            places.append((host, centre))
+        )
+
     lesions = []
-    for host, centre in places:
+    for host, centre in draw_apart(spec.count, 2 * RADII[spec.grade] + 3.0, draw, fits):
         radius = RADII[spec.grade] * float(rng.uniform(0.96, 1.04))
         pieces = _PIECES[spec.disease](radius, rng)
         lesions.append(Lesion(organs[host].tissue, host, centre, radius, pieces))
@@ -185,11 +172,9 @@ def _cyst(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
 
 def _tumor(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
     """A solid core with spicules."""
-    core = Piece(
-        "tumor", Ellipsoid((0, 0, 0), (0.64 * radius, 0.58 * radius, DEPTH), rng.uniform(0, math.pi))
-    )
+    core = Ellipsoid((0, 0, 0), (0.64 * radius, 0.58 * radius, DEPTH), rng.uniform(0, math.pi))
     number, start = int(rng.integers(7, 10)), rng.uniform(0, 2 * math.pi)
-    pieces = [core]
+    pieces = [Piece("tumor", core)]
     for i in range(number):
         turn = start + 2 * math.pi * (i + rng.uniform(-0.2, 0.2)) / number
         middle, length = 0.6 * radius, rng.uniform(0.4, 0.5) * radius
@@ -210,9 +195,8 @@ def _hematoma(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]:
     """A crescent: a disc minus an off-centre disc."""
     turn = rng.uniform(0, 2 * math.pi)
     offset = 0.62 * radius
-    bite = Ellipsoid(
-        (offset * math.cos(turn), offset * math.sin(turn), 0.0), (0.9 * radius, 0.9 * radius, DEPTH)
-    )
+    spot = (offset * math.cos(turn), offset * math.sin(turn), 0.0)
+    bite = Ellipsoid(spot, (0.9 * radius, 0.9 * radius, DEPTH))
     return (Piece("blood", Ellipsoid((0, 0, 0), (radius, radius, DEPTH)), minus=bite),)
 
 
@@ -229,10 +213,4 @@ def _calcification(radius: float, rng: np.random.Generator) -> tuple[Piece, ...]
     return tuple(pieces)
 
 
-_PIECES = {
-    "cyst": _cyst,
-    "tumor": _tumor,
-    "abscess": _abscess,
-    "hematoma": _hematoma,
-    "calcification": _calcification,
-}
+_PIECES = by_name(_cyst, _tumor, _abscess, _hematoma, _calcification)
