@@ -23,10 +23,8 @@ class DecodingState:
         prompt_multiple: keys of the prompts are padded to a multiple of this number of tokens.
 
     Attributes:
-        active: indices of the rows that still decode, ``[active]``; ``hidden`` and ``latest`` hold these
-            rows.
-        hidden: hidden state of each active row's latest token, ``[active, width]``.
-        latest: each active row's latest token, ``[active]``.
+        active: indices of the rows that still decode, ``[active]``.
+        hidden, latest: hidden state of each active row's latest token, ``[active, width]``; the token itself.
         tokens, logprobs, kept_mass: of all rows, ``[rows, max_tokens]``.
         ended: whether a row has generated an end of sequence, ``[rows]``.
     """

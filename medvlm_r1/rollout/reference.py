@@ -1,7 +1,7 @@
 """The reference engine: transformers' ``generate``, with samples that depend on the row alone.
 
 Every completion is a row of its own from the first token on: slow and plain. Tests compare the fast engine
-    with it.
+with it.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,8 @@ class ReferenceEngine:
         sampler = _GumbelMax(keys, sampling, policy.banned)
         batch = collate(prompts, policy.pad_id, policy.device)
         tokens = policy.generate(batch, sampling.group_size, sampling.max_tokens, sampler)
-        steps = tokens.shape[1]
-        return build_rollout(
-            policy,
-            tokens,
-            torch.stack(sampler.logprobs[:steps], dim=1),
-            torch.stack(sampler.kept_mass[:steps], dim=1),
-        )
+        records = (sampler.logprobs, sampler.kept_mass)
+        return build_rollout(policy, tokens, *(torch.stack(x[: tokens.shape[1]], dim=1) for x in records))
 
 
 @dataclass

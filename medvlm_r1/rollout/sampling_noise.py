@@ -1,4 +1,4 @@
-"""Sampling noise as a hash of (seed, step, question, completion, position, token).
+"""Sampling: its parameters, and its noise as a hash of (seed, step, question, completion, position, token).
 
 ``generate`` samples from global random state, so its samples depend on the batch, the rank and earlier calls.
 With a hash, all engines sample the same, whatever the batch and the number of devices.
@@ -18,13 +18,46 @@ Position = int | Int[Tensor, "1"]
 
 
 @dataclass(frozen=True)
-class NoiseKey:
-    """The part of the noise key that all rows of a rollout share.
+class Sampling:
+    """Parameters of the sampler.
 
     Attributes:
-        seed: of the run.
-        step: training steps so far.
+        group_size: completions per prompt, G.
+        max_tokens: limit of a completion, end of sequence included.
+        temperature: divisor of the logits; 0 is greedy decoding.
+        top_p: sample among the likeliest tokens whose mass reaches this share; 1 for all.
+        top_k: sample among this number of likeliest tokens; 0 for all.
+
+    Raises:
+        ValueError: a value is out of range.
     """
+
+    group_size: int = 1
+    max_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1 or self.max_tokens < 1:
+            raise ValueError(
+                f"group_size {self.group_size} and max_tokens {self.max_tokens} must be at least 1"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"temperature {self.temperature} must be >= 0, top_p {self.top_p} in (0, 1] and "
+                f"top_k {self.top_k} >= 0"
+            )
+
+    @property
+    def divisor(self) -> float:
+        """Divisor of the logits in recorded log-probabilities: the temperature, or 1 for greedy decoding."""
+        return self.temperature or 1.0
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Noise key of all rows of a rollout: the run's seed, and the number of training steps so far."""
 
     seed: int
     step: int
@@ -40,12 +73,11 @@ class NoiseKey:
 
 
 def gumbel_max_scores(
-    logprobs: Logprobs, sampling: "Sampling", keys: Int[Tensor, " rows"], position: Position
+    logprobs: Logprobs, sampling: Sampling, keys: Int[Tensor, " rows"], position: Position
 ) -> tuple[Logprobs, Float[Tensor, " rows"]]:
     """Scores whose argmax is the sample of each row's next token (Gumbel-max).
 
     Args:
-        logprobs: of the next token.
         keys: of :meth:`NoiseKey.completion_keys`.
         position: index of the token in its completion.
 
@@ -82,13 +114,7 @@ def truncate(logprobs: Logprobs, top_k: int, top_p: float) -> tuple[Logprobs, Fl
 def gumbel_noise(
     keys: Int[Tensor, " rows"], position: Position, vocabulary: int
 ) -> Float[Tensor, "rows vocabulary"]:
-    """Standard Gumbel noise: argmax(logits + noise) is a sample of softmax(logits).
-
-    Args:
-        keys: of :meth:`NoiseKey.completion_keys`.
-        position: index of the token in its completion.
-        vocabulary: number of token ids.
-    """
+    """Standard Gumbel noise: argmax(logits + noise) is a sample of softmax(logits)."""
     ids = torch.arange(vocabulary, dtype=torch.int32, device=keys.device)
     h = _mix32(_mix(keys ^ position).to(torch.int32)[:, None] ^ ids)
     # 23 bits plus a half are exact in fp32 and strictly between 0 and 1.
