@@ -147,7 +147,7 @@ def verdict(gain: Mapping[str, Any] | None) -> str:
             under ``blank``.
     """
     if gain is None:
-        return "no answer to a blank picture: whether the picture is used is not known"
+        return "no answer to a blank image: whether the image is used is not known"
     gain = Interval(**gain)
     ends = f"({_points(gain.low)} to {_points(gain.high)})"
     unsure = ", interval includes zero" if gain.low <= 0 <= gain.high else ""
@@ -157,8 +157,8 @@ def verdict(gain: Mapping[str, Any] | None) -> str:
 def interpret_gain(gain: Interval) -> str:
     """State in words what an image gain shows."""
     if gain.low > 0:
-        return "the picture is used"
-    return "better without the picture" if gain.high < 0 else "no evidence that the picture is used"
+        return "the image is used"
+    return "better without the image" if gain.high < 0 else "no evidence that the image is used"
 
 
 def _points(value: float, sign: str = "") -> str:

@@ -18,32 +18,32 @@ OUTSIDE = "outside"  # scope: mean over the test sets of other modalities than t
 LEVEL = 0.05  # adjusted p below which a test supports a difference
 
 
-@dataclass(frozen=True)
-class Difference:
-    """``first`` minus ``second`` on the same questions.
+class Tested:
+    """A paired difference; ``adjusted`` is its p-value after Holm's adjustment over all of its family."""
 
-    Attributes:
-        first: label of the minuend.
-        second: label of the subtrahend.
-        where: test set, or ``mean`` / ``outside`` for a mean over several.
-        interval: the paired difference.
-        p: unadjusted p-value of ``test``.
-        adjusted: p-value after Holm's adjustment over every difference of the comparison.
-        test: ``mcnemar exact`` or ``bootstrap``.
-    """
-
-    first: str
-    second: str
-    where: str
-    interval: Interval
-    p: float
     adjusted: float
-    test: str
 
     @property
     def supported(self) -> bool:
         """Whether the adjusted test supports a difference."""
         return self.adjusted < LEVEL
+
+    def as_dict(self) -> dict:
+        """Plain types for JSON; fractions throughout."""
+        return asdict(self) | {"supported": self.supported}
+
+
+@dataclass(frozen=True)
+class Difference(Tested):
+    """``first`` minus ``second`` (labels of groups) on the same questions."""
+
+    first: str
+    second: str
+    where: str  # test set, or ``mean`` / ``outside`` for a mean over several
+    interval: Interval
+    p: float
+    adjusted: float
+    test: str  # ``mcnemar exact`` or ``bootstrap``
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,9 @@ class Comparison:
     """The data of all tables, figures and the page.
 
     Attributes:
-        groups: runs by configuration, in the order of every table: zero-shot, SFT, GRPO.
-        test_sets: in the order of the runs.
+        groups: in the order of every table: zero-shot, SFT, GRPO.
         in_domain: test sets of the training modality; empty if it is unknown or differs between runs.
-        baseline: label of the group that differences are taken from; ``None`` without one.
-        differences: all tests of the family.
+        baseline: label of the group that differences are taken from.
         fairness: settings of each reinforcement learner and its supervised counterpart.
         unfinished: folders without ``metrics.json``.
     """
@@ -70,7 +68,6 @@ class Comparison:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """The runs of all groups, in order."""
         return [run for group in self.groups for run in group.runs]
 
     @cached_property
@@ -98,6 +95,12 @@ class Comparison:
         """Group label -> scope -> share of responses with an answer in answer tags."""
         return self._rates("answered")
 
+    @property
+    def rates(self) -> dict[str, dict[str, dict[str, Interval]]]:
+        """The four tables of rates by their names in files."""
+        names = ("accuracy", "accuracy_lenient", "well_formed", "answered")
+        return dict(zip(names, (self.accuracy, self.lenient, self.well_formed, self.answered), strict=True))
+
     def _rates(self, column: str) -> dict[str, dict[str, Interval]]:
         return {g.label: {s: g.rate(sets, column) for s, sets in self.scopes.items()} for g in self.groups}
 
@@ -111,17 +114,11 @@ class Comparison:
     def best(self, where: str) -> str | None:
         """Label of the group that adjusted tests support as better than every other; often ``None``."""
         labels = {group.label for group in self.groups}
-        for group in self.groups:
-            beaten = {d.second for d in self.differences if self._won(d, group.label, where, 1)}
-            beaten |= {d.first for d in self.differences if self._won(d, group.label, where, -1)}
-            if len(labels) > 1 and beaten == labels - {group.label}:
-                return group.label
-        return None
-
-    @staticmethod
-    def _won(d: Difference, label: str, where: str, sign: int) -> bool:
-        winner = d.first if sign > 0 else d.second
-        return d.where == where and winner == label and d.supported and sign * d.interval.value > 0
+        tests = [d for d in self.differences if d.where == where and d.supported]
+        won = {(d.first, d.second) for d in tests if d.interval.value > 0}
+        won |= {(d.second, d.first) for d in tests if d.interval.value < 0}
+        best = (a for a in labels if len(labels) > 1 and all((a, b) in won for b in labels - {a}))
+        return next(best, None)
 
     def detectable_difference(self, where: str) -> float:
         """Smallest difference between two unpaired runs of this size that a test detects with 80 % power."""
@@ -133,12 +130,7 @@ class Comparison:
         """Plain types for ``comparison.json``; fractions throughout."""
         tables = {
             name: {label: {s: i.as_dict() for s, i in rates.items()} for label, rates in table.items()}
-            for name, table in (
-                ("accuracy", self.accuracy),
-                ("accuracy_lenient", self.lenient),
-                ("well_formed", self.well_formed),
-                ("answered", self.answered),
-            )
+            for name, table in self.rates.items()
         }
         return {
             "rows": [
@@ -153,7 +145,7 @@ class Comparison:
             "chance": self.chance,
             "smallest_visible_difference": {s: self.detectable_difference(s) for s in self.scopes},
             **tables,
-            "differences": [asdict(d) | {"supported": d.supported} for d in self.differences],
+            "differences": [d.as_dict() for d in self.differences],
             "fairness": [asdict(f) | {"fair": f.fair} for f in self.fairness],
             "unfinished": [str(p) for p in self.unfinished],
         }

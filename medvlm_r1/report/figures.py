@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import OUTSIDE, Comparison
 from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.tables.table import percent, set_name, span
@@ -26,18 +27,19 @@ from medvlm_r1.report.tables.table import percent, set_name, span
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a figure; ``series`` are those of zero-shot, SFT, GRPO and of further run groups."""
+    """Colours of a figure."""
 
     ink: str
     muted: str
     rule: str
-    series: tuple[str, ...]
+    series: tuple[str, ...]  # zero-shot, SFT, GRPO, further run groups
 
 
 # Placeholder colours that matplotlib writes into the SVG; svg() replaces them by the page's variables.
 PAGE = Palette("#010101", "#020202", "#030303", tuple(f"#0a0a0{k}" for k in range(10)))
 _COLOURS = ("#6b7686", "#b9501a", "#1a66a8", "#2f7d52", "#7d4bab", "#a8325a", "#0f747e", "#7d6300", "#5c4a3d")
 PRINT = Palette("#1c2430", "#5b6675", "#d8dee6", (*_COLOURS, "#444fc4"))
+PRINT_FONT = matplotlib.rc_context({"font.family": "DejaVu Sans"})  # a decorator
 _VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.rule: "--rule"} | {
     colour: f"--series-{k}" for k, colour in enumerate(PAGE.series)
 }
@@ -45,21 +47,13 @@ _VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.rule: "--rule"} | {
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure of the page.
-
-    Attributes:
-        title: heading.
-        unit: remark beside the heading, such as the unit of the values.
-        svg: the figure.
-        alt: the figure in words, for screen readers.
-        lines: per curve its label, colour number, first and last value (mean over seeds).
-    """
+    """One small figure of the page."""
 
     title: str
-    unit: str
+    unit: str  # remark beside the title
     svg: Markup
-    alt: str
-    lines: tuple[tuple[str, int, float, float], ...] = ()
+    alt: str  # the figure in words, for screen readers
+    lines: tuple[tuple[str, int, float, float], ...] = ()  # label, colour, first and last mean over seeds
 
 
 # Logged metric -> panel title and unit; every reward term gets a panel of its own.
@@ -120,7 +114,6 @@ def curve_panels(c: Comparison) -> list[Panel]:
         for labels in shared:
             figure = Figure(figsize=(3.5, 2.1))
             _curves(figure.subplots(), [g for g in c.groups if g.label in labels], metric, number)
-            # set here, so that panels align with each other
             figure.subplots_adjust(left=0.13, right=0.99, top=0.97, bottom=0.21)
             lines = tuple((k, number[k], float(means[k].iloc[0]), float(means[k].iloc[-1])) for k in labels)
             title = f"{heading} of {labels[0]}" if metric in SEPARATE else heading
@@ -130,30 +123,33 @@ def curve_panels(c: Comparison) -> list[Panel]:
     return panels
 
 
+@PRINT_FONT
 def comparison_figure(c: Comparison, path: Path) -> Path:
     """Write the dot plots of all test sets as one PNG on white, for a README; return its path."""
     scopes = [s for s in c.scopes if s != OUTSIDE]
     size = (2.1 * len(scopes) + 0.9, 0.95 + 0.4 * len(c.groups))
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=size, layout="constrained")
-        for k, axes in enumerate(figure.subplots(1, len(scopes), sharex=True, squeeze=False)[0]):
-            _dots(axes, c, scopes[k], PRINT, values=False)
-            name = set_name(scopes[k]) + (" (in domain)" if scopes[k] in c.in_domain else "")
-            axes.set_title(literal(name), loc="left", fontsize=10, color=PRINT.ink)
-            if k:
-                axes.set_yticklabels([])
-        caption = "accuracy in percent with 95 % interval; dotted: chance"
+    figure = Figure(figsize=size, layout="constrained")
+    for k, axes in enumerate(figure.subplots(1, len(scopes), sharex=True, squeeze=False)[0]):
+        _dots(axes, c, scopes[k], PRINT, values=False)
+        name = set_name(scopes[k]) + (" (in domain)" if scopes[k] in c.in_domain else "")
+        axes.set_title(literal(name), loc="left", fontsize=10, color=PRINT.ink)
+        if k:
+            axes.set_yticklabels([])
+    return save_png(figure, path, "accuracy in percent with 95 % interval; dotted: chance")
+
+
+def save_png(figure: Figure, path: Path, caption: str = "") -> Path:
+    """Write a figure as PNG on white, the same bytes for the same data; return its path."""
+    if caption:
         figure.supxlabel(caption, fontsize=8.5, color=PRINT.muted)
-        figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
+    figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
     return path
 
 
 def svg(figure: Figure, name: str) -> Markup:
-    """The figure as inline SVG with the page's colours and font; the same bytes for the same data.
+    """A figure in the colours :data:`PAGE` as inline SVG with the page's colours and font.
 
-    Args:
-        figure: drawn with the palette :data:`PAGE`.
-        name: seed of the ids inside the SVG; unique on the page.
+    The same data give the same bytes; ``name`` is the seed of the SVG's ids, unique on the page.
     """
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         out = io.StringIO()
@@ -170,17 +166,11 @@ def svg(figure: Figure, name: str) -> Markup:
 
 
 def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool) -> None:
-    """Dots with intervals.
-
-    Args:
-        values: whether to print the values in a column at the right; otherwise each is above its dot.
-    """
+    """Draw dots with intervals; the values are in a column at the right, or each above its dot."""
     number = colour_numbers(c.groups)
     for y, group in enumerate(c.groups):
         i = c.accuracy[group.label][scope]
-        colour = palette.series[number[group.label]]
-        axes.plot([100 * i.low, 100 * i.high], [y, y], color=colour, lw=2.4, solid_capstyle="round")
-        axes.plot(100 * i.value, y, "o", color=colour, ms=7)
+        dot(axes, i, y, palette.series[number[group.label]])
         if values:
             place = {"xytext": (1.16, y), "textcoords": ("axes fraction", "data"), "va": "center"}
             place |= {"ha": "right", "fontsize": 9.5, "weight": 700}
@@ -188,12 +178,22 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
             place = {"xytext": (0, 6.5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
         axes.annotate(percent(i.value), (100 * i.value, y), color=palette.ink, **place)
-    axes.axvline(100 * c.chance[scope], color=palette.muted, lw=1, ls=(0, (1, 2)))
     axes.set(xlim=(0, 100), ylim=(len(c.groups) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
     axes.set_yticks(range(len(c.groups)), [_wrap(group.label) for group in c.groups])
+    dotted_line(axes, 100 * c.chance[scope], palette)
+
+
+def dot(axes: Axes, i: Interval, y: float, colour: str) -> None:
+    """Draw an interval in percent with a dot at its estimate."""
+    axes.plot([100 * i.low, 100 * i.high], [y, y], color=colour, lw=2.4, solid_capstyle="round")
+    axes.plot(100 * i.value, y, "o", color=colour, ms=7)
+
+
+def dotted_line(axes: Axes, x: float, palette: Palette) -> None:
+    """Finish a dot plot: a dotted vertical line at ``x``, a grid, no frame."""
+    axes.axvline(x, color=palette.muted, lw=1, ls=(0, (1, 2)))
     remove_frame(axes, palette)
     axes.grid(axis="x", color=palette.rule, lw=0.7)
-    axes.spines["left"].set_visible(False)
 
 
 def _mean_curve(group: RunGroup, metric: str) -> pd.Series:
@@ -232,8 +232,7 @@ def _wrap(label: str) -> str:
 
 def remove_frame(axes: Axes, palette: Palette) -> None:
     """Leave the bottom line and the tick labels; no box, no tick marks, no background."""
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(palette.rule)
     axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink)
     axes.set_axisbelow(True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,12 +19,7 @@ class UnpairedError(RunFolderError):
 
 @dataclass(frozen=True)
 class RunGroup:
-    """One configuration over its seeds; a row of the tables.
-
-    Attributes:
-        label: name in tables and figures.
-        runs: ascending by seed.
-    """
+    """One configuration over its seeds, ascending; a row of the tables."""
 
     label: str
     runs: tuple[Run, ...]
@@ -72,13 +67,20 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
                 break
         else:
             clusters.append([run])
-    for cluster in clusters:
-        for a, b in combinations(cluster, 2):
-            if a.seed == b.seed:
-                raise RunFolderError(
-                    f"{a.folder} and {b.folder} have the same configuration and seed: give only one of them"
-                )
+    if same := next(filter(None, map(same_seed, clusters)), None):
+        raise RunFolderError(f"{same} have the same configuration and seed: give only one of them")
     return [RunGroup(_label(c[0], [d[0] for d in clusters]), tuple(c)) for c in clusters]
+
+
+def same_seed(runs: Sequence[Run]) -> str | None:
+    """``FOLDER and FOLDER`` of the first two runs with one seed, of runs in ascending order of seeds."""
+    return next((f"{a.folder} and {b.folder}" for a, b in pairwise(runs) if a.seed == b.seed), None)
+
+
+def mean_outcomes(groups: Sequence[RunGroup], test_set: str, seeds: Sequence[int]) -> np.ndarray:
+    """``[seeds, questions]``: outcomes averaged over groups, which are not a random sample."""
+    outcomes = [group.outcomes(test_set)[[group.seeds.index(seed) for seed in seeds]] for group in groups]
+    return np.mean(outcomes, axis=0)
 
 
 def group_difference(
@@ -87,10 +89,7 @@ def group_difference(
     """``first`` minus ``second`` on the same questions.
 
     One seed and independent questions: McNemar's exact test. Several seeds, shared images or a mean over
-    test sets: the bootstrap that also gives the interval.
-
-    Returns:
-        The interval, the p-value, and the name of the test.
+    test sets: the bootstrap that also gives the interval. Returns interval, p-value and name of the test.
     """
     groups = [first.image_groups(t) for t in test_sets]
     a, b = ([group.outcomes(t) for t in test_sets] for group in (first, second))

@@ -132,15 +132,15 @@ class TestWords:
     @pytest.mark.parametrize(
         ("ends", "words"),
         [
-            ((0.383, 0.321, 0.445), "image gain +38.3 points (32.1 to 44.5): the picture is used"),
+            ((0.383, 0.321, 0.445), "image gain +38.3 points (32.1 to 44.5): the image is used"),
             (
                 (0.007, -0.031, 0.042),
                 "image gain +0.7 points (−3.1 to 4.2), interval includes zero: "  # noqa: RUF001
-                "no evidence that the picture is used",
+                "no evidence that the image is used",
             ),
             ((0.0, 0.0, 0.0), "image gain 0.0 points (0.0 to 0.0), interval includes zero: no evidence "
-             "that the picture is used"),
-            ((-0.2, -0.3, -0.1), "image gain −20.0 points (−30.0 to −10.0): better without the picture"),  # noqa: RUF001
+             "that the image is used"),
+            ((-0.2, -0.3, -0.1), "image gain −20.0 points (−30.0 to −10.0): better without the image"),  # noqa: RUF001
         ],
         ids=["used", "unsure", "none", "misled"],
     )  # fmt: skip
@@ -238,7 +238,7 @@ class TestTables:
         means = [100 * sum(rates) / 2 for rates in mri]
         assert (image.text, blank.text) == (f"{means[0]:.1f}", f"{means[1]:.1f}")
         assert gain.text == f"{means[0] - means[1]:+.1f}"
-        assert gain.note.endswith("; the picture is used")
+        assert gain.note.endswith("; the image is used")
         figures = control_numbers(c)["GRPO"]["mri"]
         assert figures["accuracy"].keys() == {"image", "blank"}
         assert 100 * figures["image_gain"]["value"] == pytest.approx(means[0] - means[1])

@@ -251,7 +251,7 @@ class TestAModelThatLooks:
         assert found["image_gain"]["low"] > 0
         assert found["swap_gain"]["low"] > 0
         assert found["verdict"].startswith("image gain +")
-        assert found["verdict"].endswith(": the picture is used")
+        assert found["verdict"].endswith(": the image is used")
         assert {name: rate["n"] for name, rate in found["rates"].items()} == {
             "image": 60,
             "blank": 60,
@@ -294,7 +294,7 @@ class TestAModelThatDoesNotLook:
         found = blind[1]["mri"]
         for gain in (found["image_gain"], found["swap_gain"]):
             assert gain["low"] <= 0 <= gain["high"]
-        assert "interval includes zero: no evidence that the picture is used" in found["verdict"]
+        assert "interval includes zero: no evidence that the image is used" in found["verdict"]
 
     def test_says_the_same_whatever_it_is_shown(self, blind):
         texts = {}

@@ -13,8 +13,8 @@ import numpy as np
 
 from medvlm_r1.evaluate.controls import PRIOR
 from medvlm_r1.evaluate.statistics import Interval, holm, over_seeds, seeds_difference
-from medvlm_r1.report.comparison import LEVEL
-from medvlm_r1.report.groups import RunGroup, group_difference
+from medvlm_r1.report.comparison import Tested
+from medvlm_r1.report.groups import RunGroup, group_difference, mean_outcomes
 from medvlm_r1.report.page.audit import marks
 from medvlm_r1.report.tables.controls import accuracy_under, gain_over
 
@@ -26,8 +26,7 @@ class MatrixCell:
     """One training domain on one test set.
 
     Attributes:
-        accuracy: strict, with its interval.
-        in_domain: whether the model was trained on the test set's domain.
+        accuracy: strict.
         marks: of a leak or a shortcut that touches the number.
         prior: accuracy of the text prior fitted on the training questions; ``None`` if it was not tested.
         gain: accuracy minus ``prior``, paired; ``None`` likewise.
@@ -45,12 +44,11 @@ class Matrix:
     """One method under one prompt, trained on each domain.
 
     Attributes:
-        label: method, and prompt if there are matrices of several prompts.
         rows: training domain -> its runs; the zero-shot runs are under :data:`UNTRAINED`.
         test_sets: the columns.
     """
 
-    label: str
+    label: str  # method, and prompt if there are matrices of several prompts
     rows: dict[str, RunGroup]
     test_sets: list[str]
 
@@ -65,7 +63,7 @@ class Matrix:
     @cached_property
     def in_domain(self) -> Interval | None:
         """Mean of the diagonal; test sets have equal weights."""
-        return self._mean(self._outcomes(inside=True))
+        return self._mean(self.outcomes(inside=True))
 
     @cached_property
     def outside(self) -> Interval | None:
@@ -74,12 +72,12 @@ class Matrix:
         Questions and seeds are samples, rows are not: the rows' outcomes on one question are averaged first,
         because they share its difficulty.
         """
-        return self._mean(self._outcomes(inside=False))
+        return self._mean(self.outcomes(inside=False))
 
     @cached_property
     def lost_outside(self) -> tuple[Interval, float] | None:
         """Mean of the diagonal minus mean off the diagonal on the same questions, and its p-value."""
-        both = [self._outcomes(inside) for inside in (True, False)]
+        both = [self.outcomes(inside) for inside in (True, False)]
         shared = [test for test in self.test_sets if all(test in outcomes for outcomes in both)]
         if not shared:
             return None
@@ -88,7 +86,6 @@ class Matrix:
         )
 
     def image_groups(self, test_set: str) -> list:
-        """Image group of each question of a column."""
         return next(iter(self.rows.values())).image_groups(test_set)
 
     @property
@@ -101,10 +98,6 @@ class Matrix:
         """Seeds that every trained row has; means over rows use these."""
         return sorted(set.intersection(*(set(row.seeds) for row in self.trained.values())))
 
-    def outcomes_outside(self, domains: Collection[str]) -> dict[str, np.ndarray]:
-        """Test set -> ``[seeds, questions]``: mean over the rows of ``domains`` not trained on it."""
-        return self._outcomes(inside=False, domains=domains)
-
     def _cell(self, domain: str, row: RunGroup, test: str) -> MatrixCell:
         touched = marks(row.runs, [test])
         if domain == UNTRAINED:  # has no training questions, so no prior
@@ -113,16 +106,17 @@ class Matrix:
         gain = gain_over(row, test, PRIOR)
         return MatrixCell(row.rate([test]), domain == test, touched, prior and prior.value, gain)
 
-    def _outcomes(self, inside: bool, domains: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        outcomes = {
+    def outcomes(self, inside: bool, domains: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Test set -> ``[seeds, questions]``: mean over the rows of ``domains`` (not) trained on it."""
+        rows = {
             test: [
-                row.outcomes(test)[[row.seeds.index(seed) for seed in self.seeds]]
+                row
                 for domain, row in self.trained.items()
                 if (domain == test) == inside and (domains is None or domain in domains)
             ]
             for test in self.test_sets
         }
-        return {test: np.mean(rows, axis=0) for test, rows in outcomes.items() if rows}
+        return {test: mean_outcomes(part, test, self.seeds) for test, part in rows.items() if part}
 
     def _mean(self, outcomes: dict[str, np.ndarray]) -> Interval | None:
         groups = [self.image_groups(test) for test in outcomes]
@@ -142,7 +136,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(Tested):
     """A cell minus the same cell of the first matrix; without a domain, the means off the diagonal."""
 
     label: str
@@ -152,11 +146,6 @@ class Change:
     p: float
     test: str
     adjusted: float
-
-    @property
-    def supported(self) -> bool:
-        """Whether the test, adjusted over all changes, supports a difference."""
-        return self.adjusted < LEVEL
 
 
 @dataclass(frozen=True)
@@ -173,11 +162,12 @@ class Matrices:
         tests = []
         for other in rest:
             domains = self.shared(other)
-            for domain in domains:
-                for test in first.test_sets:
-                    result = group_difference(other.rows[domain], first.rows[domain], [test])
-                    tests.append((other.label, domain, test, *result))
-            a, b = (matrix.outcomes_outside(domains) for matrix in (other, first))
+            tests += [
+                (other.label, d, test, *group_difference(other.rows[d], first.rows[d], [test]))
+                for d in domains
+                for test in first.test_sets
+            ]
+            a, b = (matrix.outcomes(False, domains) for matrix in (other, first))
             if a:
                 groups = [first.image_groups(t) for t in a]
                 result = seeds_difference(list(a.values()), list(b.values()), groups)
@@ -194,6 +184,6 @@ class Matrices:
         return {
             "test_sets": self.matrices[0].test_sets,
             "matrices": [matrix.as_dict() for matrix in self.matrices],
-            "changes": [asdict(change) | {"supported": change.supported} for change in self.changes],
+            "changes": [change.as_dict() for change in self.changes],
             "unfinished": [str(path) for path in self.unfinished],
         }

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -13,24 +12,27 @@ from matplotlib.patches import Rectangle
 
 from medvlm_r1.evaluate import statistics
 from medvlm_r1.report.comparison import LEVEL
-from medvlm_r1.report.figures import PAGE, PRINT, Palette, literal, svg
-from medvlm_r1.report.matrix.cells import UNTRAINED, Change, Matrices, Matrix, MatrixCell
+from medvlm_r1.report.figures import PAGE, PRINT, PRINT_FONT, Palette, literal, save_png, svg
+from medvlm_r1.report.matrix.cells import UNTRAINED, Matrices, Matrix, MatrixCell
 from medvlm_r1.report.page.audit import marks
-from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, set_name, span
-
-_SHADES = "YlGnBu"
+from medvlm_r1.report.tables.table import (
+    Cell,
+    Table,
+    difference_cell,
+    mark_notes,
+    p_text,
+    percent,
+    set_name,
+    span,
+)
 
 
 def matrix_table(matrix: Matrix) -> Table:
     """Rows are training domains, columns test sets; each cell with its text prior and the gain over it."""
     n = [row.accuracy.n for row in next(iter(matrix.cells.values())).values()]
-    heads = [Cell("Trained on")] + [
-        Cell(set_name(t), f"n = {k}") for t, k in zip(matrix.test_sets, n, strict=True)
-    ]
-    rows = [
-        [Cell(set_name(domain)), *(_cell(cell) for cell in row.values())]
-        for domain, row in matrix.cells.items()
-    ]
+    columns = zip(matrix.test_sets, n, strict=True)
+    heads = [Cell("Trained on"), *(Cell(set_name(t), f"n = {k}") for t, k in columns)]
+    rows = [[Cell(set_name(domain)), *map(_cell, row.values())] for domain, row in matrix.cells.items()]
     notes = ["Accuracy in percent with 95 % intervals. In domain: trained on that set's domain."]
     if any(cell.prior is not None for row in matrix.cells.values() for cell in row.values()):
         notes[0] += (
@@ -43,10 +45,9 @@ def matrix_table(matrix: Matrix) -> Table:
             notes.append(f"Mean {name}: {percent(mean.value)}{mark} ({span(mean)}, {mean.method}).")
     if matrix.lost_outside:
         lost, p = matrix.lost_outside
-        notes.append(
-            f"In domain minus out of domain, on the same questions: {percent(lost.value, signed=True)}"
-            f"{mark} ({span(lost, signed=True)}, p {p_text(p)})."
-        )
+        points = percent(lost.value, signed=True) + mark
+        ends = f"({span(lost, signed=True)}, p {p_text(p)})"
+        notes.append(f"In domain minus out of domain, on the same questions: {points} {ends}.")
     if any(row.seeds != matrix.seeds for row in matrix.trained.values()):
         notes.append(f"Means are over the seeds that all rows have: {', '.join(map(str, matrix.seeds))}.")
     notes += mark_notes(matrix.rows.values())
@@ -60,12 +61,9 @@ def change_table(matrices: Matrices, label: str) -> Table:
     heads = [Cell("Trained on")] + [Cell(set_name(test)) for test in first.test_sets]
     other = next(matrix for matrix in matrices.matrices if matrix.label == label)
     shared = matrices.shared(other)
+    touched = {test: _marks(first, test) or _marks(other, test) for test in first.test_sets}
     rows = [
-        [Cell(set_name(domain))]
-        + [
-            _change(changes[domain, test], _marks(first, test) or _marks(other, test))
-            for test in first.test_sets
-        ]
+        [Cell(set_name(domain)), *(difference_cell(changes[domain, t], touched[t]) for t in first.test_sets)]
         for domain in shared
     ]
     tests = " / ".join(sorted({change.test for change in matrices.changes}))
@@ -114,14 +112,11 @@ def matrices_csv(matrices: Matrices) -> str:
     return pd.DataFrame(rows).to_csv(index=False)
 
 
+@PRINT_FONT
 def heat_map(matrices: Matrices, path: Path) -> Path:
     """Draw all matrices side by side on one scale into a PNG on white; return its path."""
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = _figure(matrices.matrices, PRINT)
-        caption = "accuracy in percent; framed: in domain; prior: of the text alone"
-        figure.supxlabel(caption, fontsize=8.5, color=PRINT.muted)
-        figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
-    return path
+    caption = "accuracy in percent; framed: in domain; prior: of the text alone"
+    return save_png(_figure(matrices.matrices, PRINT), path, caption)
 
 
 def heat_map_svg(matrix: Matrix) -> Markup:
@@ -150,7 +145,7 @@ def _heat_map(axes: Axes, matrix: Matrix, names: Sequence[str], palette: Palette
     rows = [list(matrix.cells[name].values()) if name in matrix.cells else [] for name in names]
     missing = [math.nan] * len(matrix.test_sets)
     values = [[cell.accuracy.value for cell in row] or missing for row in rows]
-    axes.pcolormesh(values, cmap=_SHADES, vmin=0, vmax=1, edgecolors="none")
+    axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=1, edgecolors="none")
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
             _annotate(axes, cell, x + 0.5, y + 0.5)
@@ -158,8 +153,7 @@ def _heat_map(axes: Axes, matrix: Matrix, names: Sequence[str], palette: Palette
     tests = [literal(set_name(test)) for test in matrix.test_sets]
     axes.set_xticks([x + 0.5 for x in range(len(tests))], tests, rotation=35, ha="right")
     axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
     if UNTRAINED in names:
         axes.axhline(len(names) - 1, color="white", lw=3)
 
@@ -173,8 +167,7 @@ def _annotate(axes: Axes, cell: MatrixCell, x: float, y: float) -> None:
     if prior:
         axes.annotate(f"prior {percent(cell.prior)}", (x, y + 0.22), fontsize=6, **style)
     if cell.in_domain:
-        frame = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec=style["color"])
-        axes.add_patch(frame)
+        axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec=style["color"]))
 
 
 def _cell(cell: MatrixCell) -> Cell:
@@ -185,11 +178,6 @@ def _cell(cell: MatrixCell) -> Cell:
         gain = percent(cell.gain.value, signed=True) if cell.gain else ""
         notes.append(f"prior {percent(cell.prior)} {gain}".rstrip())
     return Cell(percent(cell.accuracy.value) + cell.marks, "; ".join(notes))
-
-
-def _change(change: Change, mark: str) -> Cell:
-    note = f"{span(change.interval, signed=True)}; p {p_text(change.adjusted)}"
-    return Cell(percent(change.interval.value, signed=True) + mark, note, change.supported)
 
 
 def _marks(matrix: Matrix, test_set: str | None = None) -> str:

@@ -4,15 +4,12 @@ A factor is a key of the command line with several values over the runs of a swe
 whose configuration lacks the key (``method.beta`` of a zero-shot run) has no level of it.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-
-import numpy as np
+from dataclasses import dataclass
 
 from medvlm_r1.evaluate.statistics import Interval, holm, seeds_difference
-from medvlm_r1.report.comparison import LEVEL
-from medvlm_r1.report.groups import RunGroup
+from medvlm_r1.report.comparison import Tested
+from medvlm_r1.report.groups import RunGroup, mean_outcomes, same_seed
 from medvlm_r1.report.run_folder import Run, RunFolderError, flatten
 from medvlm_r1.runs.folder import UNNAMED
 
@@ -24,19 +21,14 @@ Pair = tuple[RunGroup, RunGroup]
 
 
 @dataclass(frozen=True)
-class Effect:
-    """One level of a factor minus its first level, on the same questions.
+class Effect(Tested):
+    """One level of a factor minus its first level (``reference``), in accuracy on the same questions.
 
     Attributes:
-        factor: key of the command line.
-        level: the minuend.
-        reference: the factor's first level, the subtrahend.
         settings: number of settings of the other factors that the mean is over; both levels have all of them.
         seeds: number of seeds that all of these runs share.
         left_out: number of further settings that both levels have, but not with these seeds.
-        interval: the paired difference in accuracy.
         p: two-sided p-value of the bootstrap.
-        adjusted: p-value after Holm's adjustment over every effect of the sweep.
     """
 
     factor: str
@@ -48,15 +40,6 @@ class Effect:
     interval: Interval
     p: float
     adjusted: float
-
-    @property
-    def supported(self) -> bool:
-        """Whether the adjusted test supports a difference."""
-        return self.adjusted < LEVEL
-
-    def as_dict(self) -> dict:
-        """Plain types for ``sweep.json``."""
-        return asdict(self) | {"supported": self.supported}
 
 
 def factors_of(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -87,12 +70,11 @@ def cells_of(runs: Sequence[Run], factors: Mapping[str, Sequence[str]]) -> dict[
         cells.setdefault(tuple(_level(run, key) for key in factors), []).append(run)
     for peers in cells.values():
         peers.sort(key=lambda run: run.seed)
-        for one, other in itertools.pairwise(peers):
-            if one.seed == other.seed:
-                raise RunFolderError(
-                    f"{one.folder} and {other.folder} have the same seed and differ in no key of the "
-                    "command line: move one of them out of the sweep"
-                )
+        if same := same_seed(peers):
+            raise RunFolderError(
+                f"{same} have the same seed and differ in no key of the command line: "
+                "move one of them out of the sweep"
+            )
     return {levels: RunGroup(", ".join(levels) or "all", tuple(peers)) for levels, peers in cells.items()}
 
 
@@ -117,14 +99,11 @@ def effects_of(
             matched, seeds = _most_runs(pairs)
             if not seeds:
                 continue
-            a, b = (
-                [_mean([pair[side] for pair in matched], test, seeds) for test in test_sets]
-                for side in (0, 1)
-            )
+            sides = zip(*matched, strict=True)
+            a, b = ([mean_outcomes(side, test, seeds) for test in test_sets] for side in sides)
             groups = [matched[0][0].image_groups(test) for test in test_sets]
-            result = seeds_difference(a, b, groups)
             counts = len(matched), len(seeds), len(pairs) - len(matched)
-            tests.append((factor, level, reference, *counts, *result))
+            tests.append((factor, level, reference, *counts, *seeds_difference(a, b, groups)))
     adjusted = holm([p for *_, p in tests])
     return [Effect(*parts, q) for parts, q in zip(tests, adjusted, strict=True)]
 
@@ -139,12 +118,6 @@ def _most_runs(pairs: Sequence[Pair]) -> tuple[list[Pair], list[int]]:
         if len(matched) * len(seeds) > len(best[0]) * len(best[1]):
             best = matched, sorted(seeds)
     return best
-
-
-def _mean(groups: Sequence[RunGroup], test_set: str, seeds: Sequence[int]) -> np.ndarray:
-    """``[seeds, questions]``: outcomes averaged over settings, which are not a random sample."""
-    outcomes = [group.outcomes(test_set)[[group.seeds.index(seed) for seed in seeds]] for group in groups]
-    return np.mean(outcomes, axis=0)
 
 
 def _level(run: Run, key: str) -> str:

@@ -1,7 +1,7 @@
 """The tables of a sweep: statuses and costs, every setting, every effect."""
 
 from medvlm_r1.report.sweep.summary import Sweep
-from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, set_name, span
+from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, rate_cell, set_name, span
 from medvlm_r1.runs.status import FAILED, count_statuses, failure_reason
 
 
@@ -25,17 +25,14 @@ def settings_table(sweep: Sweep) -> Table:
     heads = [*(Cell(key.rpartition(".")[2]) for key in sweep.factors or ["setting"]), Cell("Seeds")]
     heads.append(Cell("Validation"))
     heads += [Cell(set_name(test)) for test in tests] + [Cell(set_name(sweep.on))] * (sweep.on not in tests)
+    columns = [[test] for test in tests] + [sweep.test_sets] * (sweep.on not in tests)
     rows = []
     for levels, group in sweep.cells.items():
         rates = [run.metrics["validation"]["accuracy"] for run in group.runs if "validation" in run.metrics]
         validation = percent(sum(rates) / len(rates)) if rates else ""
         cells = [*(Cell(level or "\N{EN DASH}") for level in levels or ["all"]), Cell(str(len(group.seeds)))]
         cells.append(Cell(validation, bold=levels == sweep.chosen and len(sweep.cells) > 1))
-        columns = [[test] for test in tests] + [sweep.test_sets] * (sweep.on not in tests)
-        for column in columns:
-            rate = group.rate(column)
-            cells.append(Cell(percent(rate.value), span(rate)))
-        rows.append(cells)
+        rows.append([*cells, *(rate_cell(group.rate(column)) for column in columns)])
     notes = ["Accuracy in percent with 95 % intervals, over seeds."]
     if len(sweep.cells) > 1:
         notes.append(
@@ -77,15 +74,9 @@ def effects_table(sweep: Sweep) -> Table:
 
 def costs_table(sweep: Sweep) -> Table:
     """One row per kind of hardware."""
-    heads = [Cell("Hardware"), Cell("Runs"), Cell("Attempts"), Cell("Device hours"), Cell("Tokens")]
+    heads = [*map(Cell, ("Hardware", "Runs", "Attempts", "Device hours", "Tokens"))]
     rows = [
-        [
-            Cell(kind),
-            Cell(str(cost.runs)),
-            Cell(str(cost.attempts)),
-            Cell(f"{cost.hours:.2f}"),
-            Cell(f"{cost.tokens:,}"),
-        ]
+        [*map(Cell, (kind, f"{cost.runs}", f"{cost.attempts}", f"{cost.hours:.2f}", f"{cost.tokens:,}"))]
         for kind, cost in sweep.costs.items()
     ]
     notes = ["Tokens of finished runs: read, sampled, and in the forward passes of the loss."]

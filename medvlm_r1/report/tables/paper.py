@@ -22,12 +22,7 @@ _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def as_latex(tables: list[Table], label: str = "medvlm_r1") -> str:
-    """``table`` environments for ``\\usepackage{booktabs}``, with the notes in the caption.
-
-    Args:
-        tables: the tables.
-        label: ``\\label`` of the first table; the others have a number behind it.
-    """
+    """``table`` environments with the notes in the caption; tables after the first number their ``label``."""
     parts = [_environment(table, f"tab:{label}" + (f"-{k}" if k else "")) for k, table in enumerate(tables)]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
@@ -35,12 +30,7 @@ def as_latex(tables: list[Table], label: str = "medvlm_r1") -> str:
 def as_csv(c: Comparison) -> str:
     """Accuracy, format rates and differences, one per line, fractions in full precision."""
     rows = []
-    for quantity, rates in (
-        ("accuracy", c.accuracy),
-        ("accuracy_lenient", c.lenient),
-        ("well_formed", c.well_formed),
-        ("answered", c.answered),
-    ):
+    for quantity, rates in c.rates.items():
         for label, columns in rates.items():
             best = {scope: quantity == "accuracy" and c.best(scope) == label for scope in columns}
             rows += [
@@ -59,7 +49,6 @@ def as_csv(c: Comparison) -> str:
 
 
 def _environment(table: Table, label: str) -> str:
-    """One ``table`` environment: each number above its interval, as on the console."""
     head, *body = ([_line(map(_bold, row)), _line(map(_small, row))] for row in (table.heads, *table.rows))
     return "\n".join(
         [

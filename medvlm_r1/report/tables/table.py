@@ -11,8 +11,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from medvlm_r1.evaluate.statistics import Interval
-from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Difference
-from medvlm_r1.report.fairness import Fairness
+from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Tested
+from medvlm_r1.report.fairness import Fairness, Setting
 from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.page.audit import LEAK, SHORTCUT, best_shortcuts, leaked_shares, marks
 
@@ -21,19 +21,12 @@ SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", 
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell.
-
-    Attributes:
-        text: number or label.
-        note: its interval or remarks, separated by ``; ``, in small print.
-        bold: whether an adjusted test supports the number.
-        muted: in the first cell of a row: whether the whole row is of secondary interest.
-    """
+    """One table cell."""
 
     text: str
-    note: str = ""
-    bold: bool = False
-    muted: bool = False
+    note: str = ""  # interval or remarks, separated by ``; ``, in small print
+    bold: bool = False  # an adjusted test supports the number
+    muted: bool = False  # in the first cell of a row: the whole row is of secondary interest
 
 
 @dataclass(frozen=True)
@@ -52,12 +45,7 @@ def set_name(test_set: str) -> str:
 
 
 def percent(value: float, signed: bool = False) -> str:
-    """A fraction in percent with one decimal.
-
-    Args:
-        value: the fraction.
-        signed: whether to write a plus sign, as for a difference.
-    """
+    """A fraction in percent with one decimal; ``signed`` writes a plus sign, as for a difference."""
     text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
     return text.replace("-", "\N{MINUS SIGN}") if text not in ("-0.0", "+0.0") else "0.0"
 
@@ -78,9 +66,7 @@ def accuracy_table(c: Comparison) -> Table:
     heads = [Cell("Method")]
     for scope, sets in c.scopes.items():
         n = c.accuracy[c.groups[0].label][scope].n
-        where = "in domain" if c.in_domain and scope in c.in_domain else ""
-        if len(sets) > 1:
-            where = f"{len(sets)} sets"
+        where = f"{len(sets)} sets" if len(sets) > 1 else "in domain" if scope in c.in_domain else ""
         heads.append(Cell(set_name(scope), "; ".join(filter(None, [where, f"n = {n}"]))))
     heads += [Cell("Well-formed", "think, answer"), Cell("Answered", "answer tags")]
 
@@ -91,17 +77,11 @@ def accuracy_table(c: Comparison) -> Table:
         label = group.label
         seeds = f"{len(group.runs)} seeds" if len(group.runs) > 1 else f"seed {group.seeds[0]}"
         touched = {scope: marks(group.runs, sets) for scope, sets in c.scopes.items()}
-        rates = [
-            Cell(percent(i.value) + touched[scope], span(i), best[scope] == label)
-            for scope, i in c.accuracy[label].items()
-        ]
-        formats = [table[label][overall] for table in (c.well_formed, c.answered)]
-        rates += [Cell(percent(i.value), span(i)) for i in formats]
-        rows.append([Cell(label, f"{group.experiment}; {seeds}"), *rates])
+        rates = [rate_cell(i, touched[s], best[s] == label) for s, i in c.accuracy[label].items()]
+        formats = [rate_cell(table[label][overall]) for table in (c.well_formed, c.answered)]
+        rows.append([Cell(label, f"{group.experiment}; {seeds}"), *rates, *formats])
         if group.method == "zero_shot":
-            rates = [
-                Cell(percent(i.value) + touched[scope], span(i)) for scope, i in c.lenient[label].items()
-            ]
+            rates = [rate_cell(i, touched[s]) for s, i in c.lenient[label].items()]
             rows.append([Cell(label, "parsed leniently", muted=True), *rates, Cell(""), Cell("")])
     guess = [Cell(percent(c.chance[scope])) for scope in c.scopes]
     rows.append([Cell("Chance", "guessing an option", muted=True), *guess, Cell(""), Cell("")])
@@ -116,6 +96,11 @@ def accuracy_table(c: Comparison) -> Table:
         )
     notes += mark_notes(c.groups)
     return Table("Accuracy", heads, rows, notes)
+
+
+def rate_cell(i: Interval, mark: str = "", bold: bool = False) -> Cell:
+    """A rate in percent with its interval."""
+    return Cell(percent(i.value) + mark, span(i), bold)
 
 
 def mark_notes(groups: Iterable[RunGroup]) -> list[str]:
@@ -143,7 +128,7 @@ def difference_table(c: Comparison) -> Table:
     for d in c.differences:
         cells = rows.setdefault((d.first, d.second), [Cell(f"{d.first} \N{MINUS SIGN} {d.second}")])
         runs = [run for g in c.groups if g.label in (d.first, d.second) for run in g.runs]
-        cells.append(_difference_cell(d, marks(runs, c.scopes[d.where])))
+        cells.append(difference_cell(d, marks(runs, c.scopes[d.where])))
     tests = " / ".join(sorted({d.test for d in c.differences}))
     notes = [
         f"Points on the same questions, 95 % interval, adjusted p ({tests}, Holm over {len(c.differences)}"
@@ -161,19 +146,16 @@ def fairness_lines(f: Fairness) -> list[str]:
     """Lines of text: the settings that differ, and the settings that must agree."""
     if not f.known:
         return [f"{f.second} and {f.first} cannot be compared: config.yaml is missing."]
-    lines = [
-        f"Settings outside the method in which {f.second} and {f.first} differ: "
-        + ("none" if not f.differences else "")
+
+    def both(s: Setting) -> str:
+        return f"  {s.key}: {s.second!r} ({f.second}), {s.first!r} ({f.first})"
+
+    none = "" if f.differences else "none"
+    return [
+        f"Settings outside the method in which {f.second} and {f.first} differ: {none}",
+        *map(both, f.differences),
+        *(f"  {s.key}: {s.first!r} for both" if s.equal else f"{both(s)}: UNEQUAL" for s in f.same_work),
     ]
-    lines += [f"  {s.key}: {s.second!r} ({f.second}), {s.first!r} ({f.first})" for s in f.differences]
-    for s in f.same_work:
-        agree = (
-            f"{s.first!r} for both"
-            if s.equal
-            else f"{s.second!r} ({f.second}), {s.first!r} ({f.first}): UNEQUAL"
-        )
-        lines.append(f"  {s.key}: {agree}")
-    return lines
 
 
 def table_console() -> Console:
@@ -222,7 +204,8 @@ def escape_markdown(text: str) -> str:
     return re.sub(special, r"\\\g<0>", " ".join(text.split()))
 
 
-def _difference_cell(d: Difference, mark: str) -> Cell:
+def difference_cell(d: Tested, mark: str) -> Cell:
+    """A difference in points with its interval and adjusted p; bold if the test supports it."""
     note = f"{span(d.interval, signed=True)}; p {p_text(d.adjusted)}"
     return Cell(percent(d.interval.value, signed=True) + mark, note, d.supported)
 
