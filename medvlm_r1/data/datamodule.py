@@ -26,13 +26,11 @@ class VQADataModule(LightningDataModule):
     A test batch holds, per question, its perturbations with their tensors.
 
     Args:
-        questions: training, validation and test questions.
         encode: (question, phase) -> tensors, run in the workers. For test questions it also takes
             ``assistant_prefix``, the first text of the answer, and ``memo``, the images that all
             perturbations of one question share.
         prompts_per_step: prompts per optimiser step, over all devices.
         evaluation_batch: prompts per evaluation batch and device.
-        seed: seed of the order.
         workers: DataLoader workers; 0 encodes in the main process.
         perturb: test set -> the perturbations of each question; by default the unchanged question alone.
 
@@ -66,7 +64,7 @@ class VQADataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader:
-        world = self.trainer.world_size if self.trainer else 1
+        world, rank = self._world_and_rank()
         if len(self.questions.validation) < world:
             raise ValueError(
                 f"{len(self.questions.validation)} validation questions are fewer than the {world} devices, "
@@ -77,21 +75,13 @@ class VQADataModule(LightningDataModule):
                 f"prompts_per_step={self.prompts_per_step} is no multiple of the {world} devices: "
                 "set model.recipe.prompts_per_step to one"
             )
-        rank = self.trainer.global_rank if self.trainer else 0
         share = self.prompts_per_step // world
         # Lightning calls set_epoch on this sampler at the start of every epoch.
-        sampler = _Shuffled(
-            self.questions.train,
-            world,
-            rank,
-            shuffle=True,
-            seed=self.seed,
-            drop_last=True,
-            skip=self._taken * share,
-        )
+        train, skip = self.questions.train, self._taken * share
+        sampler = _Shuffled(train, world, rank, seed=self.seed, drop_last=True, skip=skip)
         self._taken, self._sampler = 0, sampler
-        encoded = _Encoded(self.questions.train, self.encode, "train")
-        return self._loader(encoded, share, sampler, drop_last=True)
+        encoded = _Encoded(train, self.encode, "train")
+        return self._loader(encoded, batch_size=share, sampler=sampler, drop_last=True)
 
     def state_dict(self) -> dict[str, int]:
         """Number of finished batches of the epoch; 0 at its end."""
@@ -113,7 +103,7 @@ class VQADataModule(LightningDataModule):
             count: questions per device; if too few are left, every device gets equally fewer.
             taken: ids of the questions that the devices already have in this step.
         """
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world, rank = self._world_and_rank()
         source = self.questions.train
         order = np.random.default_rng([self.seed, step, attempt]).permutation(len(source))
         free = (i for i in order.tolist() if source[i].id not in taken)
@@ -124,7 +114,7 @@ class VQADataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         encoded = _Encoded(self._share(self.questions.validation), self.encode, "evaluate")
-        return self._loader(encoded, self.evaluation_batch)
+        return self._loader(encoded, batch_size=self.evaluation_batch)
 
     def test_dataloader(self) -> list[DataLoader]:
         return [self._test_loader(name, source) for name, source in self.questions.test.items()]
@@ -137,26 +127,17 @@ class VQADataModule(LightningDataModule):
             batches = [
                 part for part in batches if any((name, share[i].id) not in self.answered for i in part)
             ]
-        return DataLoader(
-            _EncodedPerturbations(self._share(self.perturb(source)), self.encode),
-            batch_sampler=batches,
-            num_workers=self.workers,
-            collate_fn=list,
-        )
+        encoded = _EncodedPerturbations(self._share(self.perturb(source)), self.encode, "evaluate")
+        return self._loader(encoded, batch_sampler=batches)
+
+    def _world_and_rank(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _share(self, source: Sequence) -> "_Share":
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return _Share(source, rank, world)
+        return _Share(source, *self._world_and_rank())
 
-    def _loader(self, encoded: Dataset, batch_size: int, sampler=None, drop_last: bool = False) -> DataLoader:
-        return DataLoader(
-            encoded,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.workers,
-            collate_fn=list,
-            drop_last=drop_last,
-        )
+    def _loader(self, encoded: Dataset, **batching: Any) -> DataLoader:
+        return DataLoader(encoded, num_workers=self.workers, collate_fn=list, **batching)
 
 
 class _Shuffled(DistributedSampler):
@@ -174,7 +155,7 @@ class _Shuffled(DistributedSampler):
 class _Share:
     """Every ``world``-th question: no question is answered twice; ranks may differ by one question."""
 
-    def __init__(self, source: Sequence, rank: int, world: int) -> None:
+    def __init__(self, source: Sequence, world: int, rank: int) -> None:
         self.source, self.indices = source, range(rank, len(source), world)
 
     def __len__(self) -> int:
@@ -195,23 +176,12 @@ class _Encoded(Dataset):
         return self.encode(self.source[index], self.phase)
 
 
-class _EncodedPerturbations(Dataset):
+class _EncodedPerturbations(_Encoded):
     """All perturbations of a question together: its images are decoded and cut into patches once."""
-
-    def __init__(self, source: _Share, encode: Encode) -> None:
-        self.source, self.encode = source, encode
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> list[tuple[Perturbation, Any]]:
         memo: dict = {}
         return [
-            (
-                perturbation,
-                self.encode(
-                    perturbation.sample, "evaluate", assistant_prefix=perturbation.assistant_prefix, memo=memo
-                ),
-            )
-            for perturbation in self.source[index]
+            (p, self.encode(p.sample, self.phase, assistant_prefix=p.assistant_prefix, memo=memo))
+            for p in self.source[index]
         ]

@@ -76,9 +76,6 @@ def hold_out(
     files does not change the split.
 
     Args:
-        source: questions.
-        n: number of questions to hold out.
-        seed: seed of the draw.
         avoid: image groups that are not held out.
         what: name of the held-out part, for messages.
 
@@ -109,9 +106,6 @@ def choose(source: Sequence[VQASample], n: int | None, seed: int, per: Per | Non
     Nested: for one seed, fewer questions are the first of more, so a learning curve only adds data.
 
     Args:
-        source: questions.
-        n: number of questions; per class if ``per`` is set.
-        seed: seed of the order.
         per: the class of a question: ``modality``, ``question_type`` or ``answer`` (the gold option's text).
 
     Raises:
@@ -145,9 +139,7 @@ def split_by_image(
     """Split into training and test questions that share no image group.
 
     Args:
-        samples: all questions of the set.
         share: fraction of the image groups that go to the test.
-        seed: seed of the draw.
 
     Raises:
         ValueError: one side would be empty.

@@ -11,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from medvlm_r1.data.formats.image_folder import ImageFolder
 from medvlm_r1.data.formats.question_file import FileSplit
 from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.launch.validate import check_model
@@ -24,7 +25,7 @@ OPTIONS = [
 ]
 POSITIONAL, KEYWORDS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 # Constructors of the settings that the options for data share.
-PASSED_ON = {"shared": PublishedSet, "split": FileSplit}
+PASSED_ON = {"shared": PublishedSet, "split": FileSplit, "labelled": ImageFolder}
 # Arguments that run.py passes to the parts that it builds.
 HANDED = {"policy", "prompt", "engine", "rewards", "seed", "callbacks", "logger", "params"}
 
@@ -47,7 +48,7 @@ def nodes(value, path=""):
 
 
 def parameters(target):
-    """Names that a constructor takes; ``**shared`` and ``**split`` go to another constructor."""
+    """Names that a constructor takes; ``**shared`` and the like go to another constructor."""
     found, open_ended = set(), True
     callables = inspect.getmro(target) if inspect.isclass(target) else [target]
     if not inspect.isclass(target):

@@ -19,13 +19,7 @@ from medvlm_r1.data.images.resolve import ImageRoot, is_dicom_file, is_image, wi
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.splits import Per, Questions, choose, hold_out
 
-SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
+SPLITS = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val"), "validation")}
 _COLUMNS = ("file", "label", "split", "patient", "slice", "window")
 _MODALITY_NAMES = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT"}  # as questions spell them
 
@@ -34,17 +28,13 @@ def image_folder(
     folder: str,
     modality: str,
     labels: str | None = None,
-    template: QuestionTemplate | None = None,
     test: Mapping[str, str] | None = None,
-    group: str | None = None,
-    delimiter: str = ",",
-    encoding: str = "utf-8-sig",
     n_train: int | None = None,
     n_train_per: Per | None = None,
     n_validation: int = 100,
     n_test: int = 300,
     split_seed: int = 0,
-    rows: RowPolicy = STRICT,
+    **labelled: Any,
 ) -> Questions:
     """Load a folder of labelled images, and folders of other images to test on.
 
@@ -52,27 +42,13 @@ def image_folder(
     folder for this modality) and validation questions are held out, whole patients at a time.
 
     Args:
-        folder, modality, labels, template, group, delimiter, encoding: see :class:`ImageFolder`.
+        folder, modality, labels, labelled: see :class:`ImageFolder`, also for errors.
         test: folders by their modality, with labels in the same form.
         n_train, n_train_per: number of training questions; see :func:`~medvlm_r1.data.splits.choose`.
-        n_validation: number of validation questions.
         n_test: number of test questions, where they are held out.
         split_seed: seed of all random choices of questions.
-        rows: how rows are checked.
-
-    Raises:
-        BadRowError: a row or an image cannot be used.
-        ValueError: there are too few questions.
     """
-    read = functools.partial(
-        ImageFolder,
-        labels=labels,
-        template=template,
-        group=group,
-        delimiter=delimiter,
-        encoding=encoding,
-        rows=rows,
-    )
+    read = functools.partial(ImageFolder, labels=labels, **labelled)
     tests = {name: read(path, modality=name, name=f"{name}-test") for name, path in (test or {}).items()}
     source = read(folder, modality, name=modality)
     skipped = [line for part in (source, *tests.values()) for line in part.skipped]
@@ -109,7 +85,7 @@ class ImageFolder(QuestionFile):
             group.
         name: prefix of the sample ids. Default: the folder's name.
         delimiter, encoding: of the CSV file.
-        rows: how rows are checked.
+        rows: as for :class:`~medvlm_r1.data.formats.question_file.QuestionFile`.
 
     Attributes:
         splits: train, validation or test by sample id; empty where the labels file has no split.
@@ -138,15 +114,11 @@ class ImageFolder(QuestionFile):
         known = sorted({row["label"] for row in entries if isinstance(row, dict) and row.get("label")})
         template.check(known)
         source = plain_stem(folder.absolute())
-        parse = functools.partial(
-            read_labelled,
-            labels=known,
-            template=template,
-            modality=modality,
-            source=source,
-            root=ImageRoot(folder, rows.follow_links, "data.folder", rows.volumes),
-            group=_pattern(group),
-        )
+        root, pattern = ImageRoot(folder, rows.follow_links, "data.folder", rows.volumes), _pattern(group)
+
+        def parse(row: Mapping[str, Any], id: str) -> VQASample:
+            return read_labelled(row, id, known, template, modality, source, root, pattern)
+
         name = name or source
         super().__init__(place, enumerate(entries), parse, name, rows=rows)
         splits = {f"{name}-{i}": row.get("split") for i, row in enumerate(entries) if isinstance(row, dict)}
@@ -154,15 +126,12 @@ class ImageFolder(QuestionFile):
 
 
 def find_labels(
-    folder: Path, labels: str | None, delimiter: str = ",", encoding: str = "utf-8-sig"
+    folder: Path, labels: str | None, delimiter: str, encoding: str
 ) -> tuple[Path, list[dict | BadRowError]]:
     """Find the labelled images of a folder.
 
     Returns:
         The file or folder for messages, and the rows: ``file`` and ``label``, or all columns of the CSV file.
-
-    Raises:
-        BadRowError: the folder is missing or has no subfolders with images, or the CSV file lacks a column.
     """
     if not folder.is_dir():
         raise BadRowError(f"{folder} is no folder: check data.folder and data.test")
@@ -226,16 +195,12 @@ def read_labelled(
     modality: str,
     source: str,
     root: ImageRoot,
-    group: re.Pattern | None = None,
+    group: re.Pattern | None,
 ) -> VQASample:
-    """Make the question of one labelled image.
-
-    Raises:
-        BadRowError: file or label is missing, the split has another value, or the pattern finds no patient.
-    """
+    """Make the question of one labelled image; ``group`` finds the patient in the file's path."""
     file, label, split = row.get("file"), row.get("label"), row.get("split")
-    for column, value in (("file", file), ("label", label)):
-        if not value:
+    for column in ("file", "label"):
+        if not row.get(column):
             raise BadRowError(f"has no {column}: fill it in")
     if split and split not in SPLITS:
         raise BadRowError(f"split is {split!r}: use train, validation or test, or leave the column out")

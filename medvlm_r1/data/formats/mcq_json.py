@@ -29,12 +29,7 @@ def mcq_json(
         images: folder that image paths start from. Default: each file's own.
         modality: of every training question, for files whose rows have none; each test set's name is then
             its modality.
-        rows: how rows are checked.
         split: see :class:`~medvlm_r1.data.formats.question_file.FileSplit`.
-
-    Raises:
-        BadRowError: a row cannot be used.
-        ValueError: there are too few questions.
     """
     read = functools.partial(McqJson, images=images, rows=rows)
     tests = {name: read(path, name=name, modality=name if modality else None) for name, path in test.items()}
@@ -48,13 +43,7 @@ class McqJson(QuestionFile):
         path: the file; rows are numbered from 0.
         images: folder that image paths start from. Default: the folder of ``path``.
         modality: modality of every row. Default: each row's ``subset``.
-        name: prefix of the sample ids. Default: the file's stem.
-        n: number of questions. Default: all.
-        rows: how rows are checked.
-
-    Raises:
-        BadRowError: a row, or the whole file, cannot be used.
-        ValueError: the file has fewer than ``n`` questions.
+        name, n, rows: as for :class:`~medvlm_r1.data.formats.question_file.QuestionFile`.
     """
 
     def __init__(

@@ -82,14 +82,7 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
 def read_question(row: Any, name: str, root: ImageRoot) -> Question:
     """Parse a row that may lack the answer, the modality and, if the question is open, the options.
 
-    Args:
-        row, name, root: as for :func:`read_row`.
-
-    Returns:
-        A :class:`VQASample` where the row has an answer.
-
-    Raises:
-        BadRowError: as for :func:`read_row`.
+    Otherwise as :func:`read_row`; a row with an answer becomes a :class:`VQASample`.
     """
     row = _columns(row)
     if "answer" in row or "solution" in row:
@@ -152,10 +145,8 @@ def _split_problem(problem: Any) -> tuple[str, list[str]]:
         raise BadRowError(f"problem {problem!r} has no options A)..., B)... in order: write them so")
     ends = [mark.start() for mark in marks[1:]] + [len(problem)]
     options = [problem[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
-    return problem[: marks[0].start()].strip(), [
-        *(o.removesuffix(",").strip() for o in options[:-1]),
-        options[-1],
-    ]
+    question = problem[: marks[0].start()].strip()
+    return question, [*(o.removesuffix(",").strip() for o in options[:-1]), options[-1]]
 
 
 def _letter(solution: Any) -> str:

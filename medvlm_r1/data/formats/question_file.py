@@ -78,17 +78,11 @@ class QuestionFile(Sequence[VQASample]):
 
 
 class ParsedRows(NamedTuple):
-    """Questions of one or more files.
-
-    Attributes:
-        samples: the questions, in file order.
-        skipped: one line for each skipped row, with file, row and reason.
-        places: "<file> row <number>" by sample id, for messages.
-    """
+    """Questions of one or more files, in file order."""
 
     samples: list[VQASample]
-    skipped: list[str]
-    places: dict[str, str]
+    skipped: list[str]  # one line for each skipped row, with file, row and reason
+    places: dict[str, str]  # "<file> row <number>" by sample id, for messages
 
 
 def parse_rows(
@@ -174,12 +168,7 @@ class FileSplit:
     def questions(
         self, read: Callable[..., QuestionFile], train: str, tests: Mapping[str, QuestionFile]
     ) -> Questions:
-        """Read the training file (and the validation file) with ``read(path, name=..., n=...)``.
-
-        Raises:
-            BadRowError: a row cannot be used.
-            ValueError: there are too few questions.
-        """
+        """Read the training file (and the validation file) with ``read(path, name=..., n=...)``."""
         source = read(train, name="train")
         if self.validation is None:
             tested = {sample.image_group for test in tests.values() for sample in test}

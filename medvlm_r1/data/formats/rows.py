@@ -35,7 +35,8 @@ def read_table(
         columns: the columns to read; other Parquet columns are not loaded.
 
     Raises:
-        BadRowError: the file is missing, of another format, too large, damaged or empty.
+        BadRowError: the file is missing, unreadable, of another format, larger than :data:`JSON_LIMIT`,
+            damaged or empty, or a Parquet column holds bytes instead of paths.
         ValueError: ``delimiter`` or ``encoding`` is invalid.
     """
     suffix = path.suffix.lower()
@@ -51,12 +52,7 @@ def read_table(
 
 
 def read_json(path: Path | zipfile.Path) -> list[Any]:
-    """Read the rows of a JSON array or, in a ``.jsonl`` or ``.ndjson`` file, one JSON value per line.
-
-    Raises:
-        BadRowError: the file is missing, unreadable, larger than :data:`JSON_LIMIT`, empty, invalid JSON or
-            no array; the message names line and column of a syntax error.
-    """
+    """Read the rows of a JSON array or, in a ``.jsonl`` or ``.ndjson`` file, one JSON value per line."""
     is_lines = path.suffix.lower() in _JSON_LINES
     try:
         size = path.stat().st_size if isinstance(path, Path) else 0  # a member of an archive has no size
@@ -97,11 +93,6 @@ def _parsed(text: str, path: Path | zipfile.Path, above: int) -> Any:
 
 
 def read_parquet(path: Path, columns: Collection[str] | None = None) -> list[dict]:
-    """Read the rows of a Parquet file.
-
-    Raises:
-        BadRowError: the file is missing, damaged or empty, or a column holds bytes instead of paths.
-    """
     try:
         schema = pyarrow.parquet.read_schema(path)
         names = schema.names if columns is None else [name for name in schema.names if name in columns]
@@ -123,12 +114,7 @@ def read_parquet(path: Path, columns: Collection[str] | None = None) -> list[dic
 
 
 def read_csv(path: Path, delimiter: str, encoding: str) -> list[dict | BadRowError]:
-    """Read the rows of a CSV file with a header: values are text, empty fields ``None``.
-
-    Raises:
-        BadRowError: the file is missing, in another encoding, wrongly quoted or empty.
-        ValueError: ``delimiter`` or ``encoding`` is invalid.
-    """
+    """Read the rows of a CSV file with a header: values are text, empty fields ``None``."""
     delimiter = delimiter.replace("\\t", "\t")  # a shell passes a tab as backslash and t
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise ValueError(f"data.delimiter is {delimiter!r}: give one character, such as ',' ';' or '\\t'")
@@ -140,9 +126,8 @@ def read_csv(path: Path, delimiter: str, encoding: str) -> list[dict | BadRowErr
     except LookupError:
         raise ValueError(f"data.encoding is {encoding!r}: use e.g. utf-8-sig, utf-16 or cp1252") from None
     except UnicodeError as error:
-        raise BadRowError(
-            f"{path} is not in {encoding} ({error}): set data.encoding, e.g. to cp1252"
-        ) from None
+        message = f"{path} is not in {encoding} ({error}): set data.encoding, e.g. to cp1252"
+        raise BadRowError(message) from None
     except OSError as error:
         raise BadRowError(f"{path} cannot be read ({error}): give a readable CSV file") from None
     if not rows:

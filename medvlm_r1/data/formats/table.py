@@ -36,14 +36,8 @@ def table(
         train: file of training questions.
         test: files of test questions by test set name.
         columns: which column holds what, in all files.
-        images: folder that image paths start from. Default: each file's own.
-        delimiter, encoding: of CSV; see :class:`Table`.
-        rows: how rows are checked.
+        images, delimiter, encoding, rows: see :class:`Table`, also for errors.
         split: see :class:`~medvlm_r1.data.formats.question_file.FileSplit`.
-
-    Raises:
-        BadRowError: a row cannot be used, or a file lacks a column of the mapping.
-        ValueError: there are too few questions.
     """
     read = functools.partial(
         Table, columns=columns, images=images, delimiter=delimiter, encoding=encoding, rows=rows
@@ -65,15 +59,12 @@ class Table(QuestionFile):
         columns: which column holds what.
         images: folder that image paths start from. Default: the folder of ``path``.
         modality: modality of every row, instead of the column's.
-        name: prefix of the sample ids. Default: the file's stem.
         delimiter: of CSV. Default: a comma, in .tsv and .tab a tab.
         encoding: of CSV.
-        n: number of questions. Default: all.
-        rows: how rows are checked.
+        name, n, rows: as for :class:`~medvlm_r1.data.formats.question_file.QuestionFile`.
 
     Raises:
-        BadRowError: a row, or the whole file, cannot be used, or the file lacks a column of the mapping.
-        ValueError: the file has fewer than ``n`` questions.
+        BadRowError: also if the file lacks a column of the mapping.
     """
 
     def __init__(
@@ -91,8 +82,10 @@ class Table(QuestionFile):
         path = Path(path)
         wanted = {column for names in columns.named.values() for column in names}
         table_rows = read_table(path, delimiter, encoding, wanted)
-        if missing := _missing(table_rows, columns):
-            role, column = missing
+        present = set().union(*(row.keys() for row in table_rows if isinstance(row, dict)))
+        missing = [(role, c) for role, names in columns.named.items() for c in names if c not in present]
+        if present and missing:
+            role, column = missing[0]
             existing = _column_names(path, table_rows)
             near = get_close_matches(column, existing, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -100,16 +93,12 @@ class Table(QuestionFile):
                 f"{path} has no column {column!r} (data.columns.{role}): {hint}Its columns are "
                 f"{', '.join(existing)}"
             )
-        name = name or plain_stem(path)
+        source = plain_stem(path)
         root = ImageRoot(path.parent if images is None else images, rows.follow_links, volumes=rows.volumes)
-        parse = functools.partial(
-            read_table_row,
-            columns=columns,
-            name=name,
-            source=plain_stem(path),
-            root=root,
-            modality=modality,
-        )
+
+        def parse(row: Any, id: str) -> VQASample:
+            return read_table_row(row, id, columns, name or source, source, root, modality)
+
         super().__init__(path, enumerate(table_rows), parse, name, n, rows)
 
 
@@ -120,29 +109,10 @@ def _column_names(path: Path, rows: list) -> list[str]:
     return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
 
 
-def _missing(rows: list, columns: Columns) -> tuple[str, str] | None:
-    existing = set().union(*(row.keys() for row in rows if isinstance(row, dict)))
-    for role, names in columns.named.items():
-        for column in names:
-            if existing and column not in existing:
-                return role, column
-    return None
-
-
 def read_table_row(
-    row: Any,
-    id: str,
-    columns: Columns,
-    name: str,
-    source: str,
-    root: ImageRoot,
-    modality: str | None = None,
+    row: Any, id: str, columns: Columns, name: str, source: str, root: ImageRoot, modality: str | None
 ) -> VQASample:
-    """Parse one row: convert it to the papers' schema, then check it like theirs.
-
-    Raises:
-        BadRowError: the row is unusable; the message names value and remedy, the caller adds file and row.
-    """
+    """Parse one row: convert it to the papers' schema, then check it like theirs."""
     if not isinstance(row, dict):
         raise BadRowError(f"is {row!r:.60}, not an object with one key a column")
     value = {role: _value(row, getattr(columns, role)) for role in ROLES}
@@ -150,10 +120,9 @@ def read_table_row(
         if value[role] is None or value[role] == []:
             column = columns.named.get(role, ["value"])
             raise BadRowError(f"has no {role} (column {', '.join(column)}): fill it in")
-    options = _listed(value["options"], columns.separator)
+    options, images = (_listed(value[role], columns.separator) for role in ("options", "image"))
     if isinstance(options, list):
         options = [_text(option) for option in options]
-    images = _listed(value["image"], columns.separator)
     images = images if isinstance(images, list) else [images]
     converted = {
         "image": [with_settings(entry, value["slice"], value["window"]) for entry in images],

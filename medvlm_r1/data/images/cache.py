@@ -70,16 +70,11 @@ class ImageCache:
         """Return the image at its final size, from the cache or from ``make``.
 
         Args:
-            handle: the image.
             size: everything that determines the final size and the resizing.
-            make: loads and resizes the image; returns RGB.
-
-        Raises:
-            BadRowError: ``make`` raises it.
+            make: loads and resizes the image; returns RGB. Its errors pass.
         """
-        if self._full_until == math.inf or _is_small(handle):
-            return make()
-        if (key := image_key(handle, self.known)) is None:
+        off = self._full_until == math.inf or _is_small(handle)
+        if off or (key := image_key(handle, self.known)) is None:
             return make()
         name = hashlib.sha256(repr((key, size)).encode()).hexdigest()
         image = self._read(name)

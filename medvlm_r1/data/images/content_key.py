@@ -21,7 +21,6 @@ def image_key(handle: ImageHandle, known: DigestCache, unread: bool = False) -> 
     """Content key: equal only if both handles decode to the same image under the same privacy setting.
 
     Args:
-        handle: the image.
         known: digests of files; files that it does not know are read.
         unread: do not read them; return ``None``.
 
@@ -42,10 +41,6 @@ def image_key(handle: ImageHandle, known: DigestCache, unread: bool = False) -> 
 
 def image_digest(handle: ImageHandle, known: DigestCache | None = None) -> str | None:
     """Digest of the image's source, whatever part of it is shown.
-
-    Args:
-        handle: the image.
-        known: cached digests of files.
 
     Returns:
         SHA-256 of the file's bytes, the same for all slices of a volume; of the files' digests for a folder;

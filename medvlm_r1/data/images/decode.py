@@ -21,11 +21,7 @@ class ImageFile:
         return self.path.as_posix()
 
     def load(self) -> Image.Image:
-        """Decode the file; see :func:`decode`.
-
-        Raises:
-            BadRowError: the file is missing, is no image, or is truncated.
-        """
+        """Decode the file; see :func:`decode`."""
         if self.path.exists() and not self.path.is_file():  # opening a pipe would block
             raise BadRowError(f"image {self.path} cannot be decoded (it is a folder or a device, no file)")
         return decode(self.path, self.name)
@@ -59,9 +55,8 @@ def decode(file: Path | BufferedIOBase, name: str) -> Image.Image:
     except FileNotFoundError:
         raise BadRowError(f"image {name} does not exist") from None
     except Image.DecompressionBombError as error:
-        raise BadRowError(
-            f"image {name} has more pixels than the decoder's limit ({error}): shrink it"
-        ) from None
+        message = f"image {name} has more pixels than the decoder's limit ({error}): shrink it"
+        raise BadRowError(message) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 

@@ -25,6 +25,7 @@ from medvlm_r1.data.images.volume import (
     MAX_SLICE,
     MIDDLE,
     Pick,
+    errors_named,
     grey,
     in_proportion,
     indices,
@@ -73,16 +74,9 @@ class DicomImage:
                 lacks the Hounsfield units that the window needs.
         """
         pydicom()
-        try:
+        with errors_named(self.path):
             slices = slices_of(self.path, self.allow_identifying)
             shown = [_render(slices[i], self.window) for i in indices(self.pick, len(slices))]
-        except BadRowError as error:
-            raise BadRowError(f"image {self.path} {error}") from None
-        except FileNotFoundError:
-            raise BadRowError(f"image {self.path} does not exist") from None
-        except Exception as error:  # damage raises errors of any type, whose text may quote the header
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            raise BadRowError(f"image {self.path} cannot be decoded (damaged: {reason})") from None
         return montage(shown) if self.pick == "montage" else shown[0]
 
 

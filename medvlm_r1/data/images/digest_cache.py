@@ -62,14 +62,10 @@ class DigestCache:
         self._close()
 
     def digest(self, file: Path, unread: bool = False) -> str | None:
-        """Return the SHA-256 of a file.
-
-        Args:
-            file: read if its digest is unknown or it has changed.
-            unread: do not read it; return ``None``.
+        """Return the SHA-256 of a file; read it if its digest is unknown or it has changed.
 
         Returns:
-            ``None`` if the file is missing, unread, or changes while it is read.
+            ``None`` if the file is missing or changes while it is read, or, under ``unread``, would be read.
         """
         compute = None if unread else lambda: file_digest(file)
         return self._digest(file, os.fsencode(os.path.abspath(file)), compute)

@@ -23,8 +23,30 @@ from medvlm_r1.data.sample import BadRowError, ImageHandle
 _BATCH = 32  # rows in memory at a time
 
 
+class EmbeddedImage:
+    """An image inside another file."""
+
+    name: str
+
+    def load(self) -> Image.Image:
+        """Read and decode the stored bytes; see :func:`~medvlm_r1.data.images.decode.decode`.
+
+        Raises:
+            BadRowError: the file is missing or damaged, or the bytes are no image.
+        """
+        return decode(io.BytesIO(self.read()), self.name)
+
+    def read(self) -> bytes:
+        """Return the stored bytes.
+
+        Raises:
+            BadRowError: the file is missing or damaged.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ParquetImage:
+class ParquetImage(EmbeddedImage):
     """An image in a Parquet file, embedded by the library ``datasets`` as a struct of bytes and path.
 
     Attributes:
@@ -41,26 +63,14 @@ class ParquetImage:
     def name(self) -> str:
         return f"{self.path.as_posix()}/{self.row}/{self.column}"
 
-    def load(self) -> Image.Image:
-        """Read the pages up to this row, and decode it; see :func:`~medvlm_r1.data.images.decode.decode`.
-
-        Raises:
-            BadRowError: the file is missing or damaged, or the bytes are no image.
-        """
-        return decode(io.BytesIO(self.read()), self.name)
-
     def read(self) -> bytes:
-        """Return the stored bytes.
-
-        Raises:
-            BadRowError: the file is missing or damaged.
-        """
         try:
             return self._bytes()
         except (OSError, pyarrow.ArrowException, IndexError) as error:
             raise BadRowError(f"image {self.name} cannot be read ({error})") from error
 
     def _bytes(self) -> bytes:
+        """Read the pages up to this row."""
         with pyarrow.parquet.ParquetFile(self.path) as file:
             if self.row >= file.metadata.num_rows:
                 raise IndexError(f"it has {file.metadata.num_rows} rows")
@@ -118,7 +128,7 @@ class ParquetRows:
 
 
 @dataclass(frozen=True)
-class ZipImage:
+class ZipImage(EmbeddedImage):
     """An image inside a zip archive, without unpacking it."""
 
     archive: Path
@@ -128,20 +138,7 @@ class ZipImage:
     def name(self) -> str:
         return f"{self.archive.as_posix()}/{self.member}"
 
-    def load(self) -> Image.Image:
-        """Read the member and decode it; see :func:`~medvlm_r1.data.images.decode.decode`.
-
-        Raises:
-            BadRowError: archive or member is missing or damaged, or the bytes are no image.
-        """
-        return decode(io.BytesIO(self.read()), self.name)
-
     def read(self) -> bytes:
-        """Return the stored bytes.
-
-        Raises:
-            BadRowError: archive or member is missing or damaged.
-        """
         try:
             return _opened(self.archive, os.getpid()).read(self.member)
         except KeyError:
@@ -161,9 +158,6 @@ class ImageStore:
     """A folder of images, or a zip archive of one, from which the relative paths of rows start.
 
     Paths in an archive may equal those of the rows, have one more parent folder, or lack the first folder.
-
-    Args:
-        path: the folder or the ``.zip``.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -197,9 +191,5 @@ class ImageStore:
 
     @classmethod
     def among(cls, *paths: Path) -> "ImageStore":
-        """Open the first path that exists.
-
-        Raises:
-            FileNotFoundError: none of them exists.
-        """
+        """Open the first path that exists."""
         return cls(next((path for path in paths if path.exists()), paths[0]))

@@ -12,6 +12,7 @@ from medvlm_r1.data.images.volume import (
     PLANES,
     Pick,
     check_size,
+    errors_named,
     grey,
     in_proportion,
     indices,
@@ -70,16 +71,8 @@ class NiftiImage:
         """
         import nibabel
 
-        try:
+        with errors_named(self.path):
             return self._shown(nibabel)
-        except BadRowError as error:
-            raise BadRowError(f"image {self.path} {error}") from None
-        except FileNotFoundError:
-            raise BadRowError(f"image {self.path} does not exist") from None
-        except Exception as error:  # damage raises errors of any type, whose text may quote the header
-            raise BadRowError(
-                f"image {self.path} cannot be decoded (damaged: {type(error).__name__})"
-            ) from None
 
     def _shown(self, nibabel) -> Image.Image:
         image = nibabel.load(self.path)

@@ -29,7 +29,6 @@ class ImageRoot:
     """A folder that the image paths of a data file start from, and may not leave.
 
     Args:
-        folder: the folder.
         follow_links: accept images outside ``folder``, reached by ``..``, an absolute path or a link.
         key: the setting that names the folder, for messages.
         volumes: how DICOM and NIfTI files are shown where an entry does not set it.
@@ -59,18 +58,15 @@ class ImageRoot:
             BadRowError: a path contains a NUL character or leaves the folder, or a setting is invalid.
         """
         self.identity(entry)
-        if not isinstance(entry, str):
-            return tuple(image_handles(entry, self.folder, self.volumes))
-        if entry not in self._handles:
-            self._handles[entry] = tuple(image_handles(entry, self.folder, self.volumes))
-        return self._handles[entry]
+        if isinstance(entry, str) and entry in self._handles:
+            return self._handles[entry]
+        images = tuple(image_handles(entry, self.folder, self.volumes))
+        if isinstance(entry, str):
+            self._handles[entry] = images
+        return images
 
     def identity(self, entry: Any) -> str:
-        """Return the file name and a hash of the real path: two folders may both have an ``images/1.png``.
-
-        Raises:
-            BadRowError: the path contains a NUL character, or leaves the folder.
-        """
+        """Return the file name and a hash of the real path: two folders may both have an ``images/1.png``."""
         path = entry_path(entry)
         if path not in self._identities:
             self._identities[path] = self._checked_identity(path)
@@ -112,11 +108,6 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def entry_path(entry: Any) -> str:
-    """Return the path of an entry.
-
-    Raises:
-        BadRowError: the entry has no path.
-    """
     path = entry.get("path") if isinstance(entry, dict) else entry
     if not isinstance(path, str) or not path:
         raise BadRowError(f"image is {entry!r}: give a path, or an object with one as 'path'")
@@ -127,15 +118,13 @@ def with_settings(entry: Any, slice: Any, window: Any) -> Any:
     """Add the slice and window columns of a row to its image entry; the entry's own settings take precedence.
 
     Args:
-        entry: a path, or an object with ``path`` and settings.
         slice: an index from 0, or another value of ``slices``; empty sets nothing. Numbers and lists may be
             text, as in CSV.
         window: a name, or centre and width; empty sets nothing.
     """
     slice, window = _parsed(slice), _parsed(window)
     index = isinstance(slice, int) and not isinstance(slice, bool)
-    settings = {"slice": slice} if index else {"slices": slice}
-    settings |= {"window": window}
+    settings = {"slice" if index else "slices": slice, "window": window}
     settings = {key: value for key, value in settings.items() if value not in (None, "", [])}
     if not settings:
         return entry
@@ -174,7 +163,6 @@ def image_handles(entry: Any, folder: Path, volumes: Volumes) -> Iterator[ImageH
 
     Args:
         entry: a path, or an object with ``path`` and settings of :class:`Volumes`; ``slice`` is one index.
-        folder: folder that paths start from.
         volumes: settings where the entry has none.
 
     Raises:

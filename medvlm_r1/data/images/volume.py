@@ -1,8 +1,10 @@
 """Slices, windows and grey values of DICOM and NIfTI files."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -202,11 +204,21 @@ def check_size(height: int, width: int, depth: int) -> None:
         )
 
 
-def require(package: str, extra: str) -> None:
-    """Check that an optional package is installed.
+@contextmanager
+def errors_named(path: Path) -> Iterator[None]:
+    """Turn every error of the block into a BadRowError that names the file but quotes none of its header."""
+    try:
+        yield
+    except BadRowError as error:
+        raise BadRowError(f"image {path} {error}") from None
+    except FileNotFoundError:
+        raise BadRowError(f"image {path} does not exist") from None
+    except Exception as error:  # damage raises errors of any type, whose text may quote the header
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise BadRowError(f"image {path} cannot be decoded (damaged: {reason})") from None
 
-    Raises:
-        ValueError: it is missing; the message names the extra that installs it.
-    """
+
+def require(package: str, extra: str) -> None:
+    """Raise a ValueError that names the extra to install, if an optional package is missing."""
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"the data has {extra.upper()} files: pip install 'medvlm_r1[{extra}]'")

@@ -1,11 +1,13 @@
 """Fields of the rows of published sets: text, yes/no answers, the letter of the gold option."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from medvlm_r1.data.sample import LETTERS, BadRowError
 
 YES_NO = ("yes", "no")
+Include = Literal["closed", "open", "all"]
+"""Questions to include: closed (yes/no), open (free text) or all."""
 
 
 def text_of(row: Any, column: str) -> str:
@@ -43,12 +45,8 @@ def letter_of(answer: Any, options: Sequence[str]) -> str:
     return LETTERS[places[0]]
 
 
-def includes(questions: str, is_open: bool) -> bool:
-    """Whether ``data.questions`` (``closed``, ``open`` or ``all``) includes open, or closed, questions.
-
-    Raises:
-        ValueError: ``questions`` has another value.
-    """
+def includes(questions: Include, is_open: bool) -> bool:
+    """Whether ``data.questions`` includes open, or closed, questions."""
     if questions not in ("closed", "open", "all"):
         raise ValueError(f"data.questions is {questions!r}: use 'closed', 'open' or 'all'")
     return questions in ("all", "open" if is_open else "closed")

@@ -32,16 +32,7 @@ _ROW_FILES = (ROWS, "data/*.parquet", "*.parquet", "test*.json", "test*.jsonl")
 
 
 def find_bundle(root: str | Path | None, revision: str, with_images: bool) -> Path:
-    """Return the folder of the bundle; see :func:`~medvlm_r1.data.sources.locate.find_set`.
-
-    Args:
-        root: a local copy; ``None`` uses the cache, then the hub.
-        revision: commit, tag or branch on the hub.
-        with_images: whether the images are needed too.
-
-    Raises:
-        FileNotFoundError: ``root`` is no folder, or the bundle is neither in the cache nor on the hub.
-    """
+    """Return the folder of the bundle; see :func:`~medvlm_r1.data.sources.locate.find_set`."""
     if root is not None and not Path(root).is_dir():
         raise FileNotFoundError(f"data.root={root} is no folder: give {LAYOUT}")
     return find_set(HUB_ID, root, revision, (ROWS, IMAGES) if with_images else (ROWS,), LAYOUT)
@@ -54,10 +45,8 @@ def bundle_rows(root: Path) -> tuple[Path, list[Any]]:
         FileNotFoundError: the folder has no file of rows.
         BadRowError: the file cannot be read.
     """
-    for pattern in _ROW_FILES:
-        if files := sorted(root.glob(pattern)):
-            break
-    else:
+    files = next(filter(None, (sorted(root.glob(pattern)) for pattern in _ROW_FILES)), None)
+    if files is None:
         raise FileNotFoundError(f"data.root={root} holds no rows: give {LAYOUT}")
     if files[0].suffix != ".parquet":
         return files[0], read_json(files[0])
@@ -83,9 +72,8 @@ def bundle_images(root: Path, cache: str | Path | None = None) -> Path:
         raise FileNotFoundError(f"{root} holds neither images/ nor {IMAGES}: give {LAYOUT}")
     status = archive.stat()
     key = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
-    folder = Path(cache or cache_folder())
-    target = folder / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    target = Path(cache or cache_folder()) / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # the ranks of a run arrive together
         if not target.is_dir():
             logger.info("Unpacking %s into %s", archive, target)

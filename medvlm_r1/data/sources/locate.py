@@ -1,5 +1,6 @@
 """Locate the files of a published set: a local copy, the hub's cache, or a download from the hub."""
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -33,16 +34,18 @@ def find_set(
         if not Path(root).exists():
             raise FileNotFoundError(f"data.root={root} does not exist: give {layout}")
         return Path(root)
-    folder = _cached(hub_id, revision)
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download, hub_id, repo_type="dataset", revision=revision
+    )
+    try:
+        folder = Path(fetch(local_files_only=True))
+    except LocalEntryNotFoundError:
+        folder = None
     if folder is None or not all(files_of(folder, pattern) for pattern in needed):
         problem = hub_problem()
         if problem is None:
             try:
-                folder = Path(
-                    huggingface_hub.snapshot_download(
-                        hub_id, repo_type="dataset", revision=revision, allow_patterns=list(needed)
-                    )
-                )
+                folder = Path(fetch(allow_patterns=list(needed)))
             except OSError as error:  # every error of the hub client, and a full disk
                 problem = str(error)
         if problem is not None:
@@ -71,14 +74,3 @@ def need_files(folder: Path, *patterns: str) -> list[Path]:
         if files := files_of(folder, pattern):
             return files
     raise FileNotFoundError(f"{folder} holds no complete {' or '.join(patterns)}: set data.root to the set")
-
-
-def _cached(hub_id: str, revision: str) -> Path | None:
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id, repo_type="dataset", revision=revision, local_files_only=True
-            )
-        )
-    except LocalEntryNotFoundError:
-        return None

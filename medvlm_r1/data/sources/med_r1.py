@@ -46,19 +46,11 @@ def med_r1(
         tests: test domains. Default: all domains in ``root``.
         drop_test_images: leave training questions out whose image a test shows. The official split is by
             question: up to a third of a domain's test rows show an image of its training part.
-        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
-
-    Raises:
-        FileNotFoundError: the splits or the images are missing.
-        BadRowError: a row cannot be used.
-        ValueError: there is no such domain, or there are too few questions.
+        shared: settings and errors, see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
     """
     settings = PublishedSet(root, **shared)
-    top = Path(root)
-    folder = next(
-        (f for f in (top / "Splits" / by, top / by, top) if (f / "train").is_dir() and (f / "test").is_dir()),
-        None,
-    )
+    folders = (Path(root) / "Splits" / by, Path(root) / by, Path(root))
+    folder = next((f for f in folders if (f / "train").is_dir() and (f / "test").is_dir()), None)
     if folder is None:
         raise FileNotFoundError(f"data.root={root} holds no Splits/{by}/train and test: clone {AUTHORS}")
     files = {part: _by_domain(folder / part, by) for part in ("train", "test")}
@@ -67,17 +59,14 @@ def med_r1(
             if name not in known and (part == "test" or name == domain):
                 raise ValueError(f"{folder / part} has no domain {name!r}: it has {', '.join(known)}")
     source = ImageStore(images)
-    parts = {
-        name: read_file(files["test"][name], name, by, source, "test", settings.rows)
-        for name in (tests or files["test"])
-    }
-    train = read_file(files["train"][domain], domain, by, source, "train", settings.rows)
-    return settings.assemble(
-        [train, *parts.values()],
-        train.samples,
-        {name: part.samples for name, part in parts.items()},
-        drop_test_images=drop_test_images,
-    )
+
+    def read(name: str, part: str) -> ParsedRows:
+        return read_file(files[part][name], name, by, source, part, settings.rows)
+
+    parts = {name: read(name, "test") for name in (tests or files["test"])}
+    train = read(domain, "train")
+    sets = {name: part.samples for name, part in parts.items()}
+    return settings.assemble([train, *parts.values()], train.samples, sets, drop_test_images=drop_test_images)
 
 
 def _by_domain(folder: Path, by: str) -> dict[str, Path]:
@@ -85,13 +74,10 @@ def _by_domain(folder: Path, by: str) -> dict[str, Path]:
     files = {}
     for path in sorted(folder.glob("*.json")):
         name = re.sub(r"_(train|test)$", "", path.stem)
-        if by == "modality":
-            try:
-                files[modality_of(name)] = path
-            except BadRowError as error:
-                raise BadRowError(f"{path}: its name has no known modality ({error})") from None
-        else:
-            files[task_of(name)] = path
+        try:
+            files[modality_of(name) if by == "modality" else task_of(name)] = path
+        except BadRowError as error:
+            raise BadRowError(f"{path}: its name has no known modality ({error})") from None
     return files
 
 
@@ -103,11 +89,7 @@ def task_of(question_type: str) -> str:
 def read_file(
     path: Path, domain: str, by: str, images: ImageStore, part: str, rows: RowPolicy = STRICT
 ) -> ParsedRows:
-    """Read the questions of one file.
-
-    Raises:
-        BadRowError: a row cannot be used.
-    """
+    """Read the questions of one file."""
     as_written = ImageRoot("", follow_links=True)  # leaves the paths to `images`
     modality = domain if by == "modality" else "unknown"
 

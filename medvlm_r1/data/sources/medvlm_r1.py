@@ -51,18 +51,10 @@ def medvlm_r1(
 
 
 class Selection(NamedTuple):
-    """Result of :func:`select`.
-
-    Attributes:
-        train, validation: the selected samples.
-        left_out: by part, the samples that were left out, each with the reason.
-        compared: number of test images on disk, whose bytes were compared.
-    """
-
     train: list[VQASample]
     validation: list[VQASample]
-    left_out: dict[str, list[tuple[VQASample, str]]]
-    compared: int
+    left_out: dict[str, list[tuple[VQASample, str]]]  # by part, with the reason
+    compared: int  # test images on disk, whose bytes were compared
 
 
 def select(
@@ -116,7 +108,6 @@ class MedVLMR1Set(Sequence[VQASample]):
         test_file: the authors' ``MRI_CT_XRAY_300each_dataset.json``. Default: that name in ``root``.
         revision: commit of the bundle on the hub; unused with ``root``.
         n_train: number of training questions; the validation questions follow them.
-        n_validation: number of validation questions.
         cache: folder to unpack the bundle's ``images.zip`` into.
         rows: how rows are checked; unusable rows of the bundle are skipped before the selection. A damaged
             image always raises: to skip it would select other training questions on every machine.
@@ -160,9 +151,8 @@ class MedVLMR1Set(Sequence[VQASample]):
             path, self.skipped = test_file, []
             self._samples = [sample for sample in test if sample.modality == modality]
             if not self._samples:
-                raise ValueError(
-                    f"{path} holds no question of subset {SUBSETS[modality]!r}: give the official file"
-                )
+                subset = SUBSETS[modality]
+                raise ValueError(f"{path} holds no question of subset {subset!r}: give the official file")
         else:
             path, bundle = bundle_rows(root)
             of_subset = [
@@ -215,8 +205,8 @@ def _find_test_file(test_file: str | Path | None, root: str | Path | None) -> Pa
     """Find the test file; every part needs it, since training must not contain its images."""
     if test_file is not None:
         return Path(test_file)
-    if root is not None and (Path(root) / TEST_FILE).is_file():
-        return Path(root) / TEST_FILE
+    if root is not None and (path := Path(root) / TEST_FILE).is_file():
+        return path
     raise FileNotFoundError(
         f"the official test questions are needed (training must not hold their images): take {TEST_FILE} "
         f"from {AUTHORS} and set data.test_file to its path, or put it into data.root=DIR, {LAYOUT};\n"

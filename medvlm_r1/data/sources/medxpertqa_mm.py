@@ -25,12 +25,7 @@ def medxpertqa_mm(**shared: Any) -> Questions:
     Training and validation questions come from the small ``dev`` part.
 
     Args:
-        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
-
-    Raises:
-        FileNotFoundError: the set is neither local nor on the hub.
-        BadRowError: a row cannot be used.
-        ValueError: there are too few questions.
+        shared: settings and errors, see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
     """
     settings = PublishedSet(**shared)
     folder = settings.find(HUB_ID, ["MM/dev.jsonl", "MM/test.jsonl", "images.zip"])

@@ -6,8 +6,8 @@ placeholders such as ``<image 1>``, ``image_1`` to ``image_7`` (embedded), ``ans
 """
 
 import ast
-import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
@@ -37,12 +37,7 @@ def mmmu_med(subjects: Sequence[str] = SUBJECTS, **shared: Any) -> Questions:
 
     Args:
         subjects: folders of the hub's set.
-        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
-
-    Raises:
-        FileNotFoundError: the set is neither local nor on the hub.
-        BadRowError: a row cannot be used.
-        ValueError: there are too few questions.
+        shared: settings and errors, see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
     """
     settings = PublishedSet(**shared)
     needed = [f"{subject}/{part}-*.parquet" for subject in subjects for part in ("dev", "validation")]
@@ -51,22 +46,16 @@ def mmmu_med(subjects: Sequence[str] = SUBJECTS, **shared: Any) -> Questions:
 
     def read(part: str) -> ParsedRows:
         return concatenate(
-            parse_rows(
-                images.read(path),
-                path,
-                functools.partial(_parse, subject=subject),
-                settings.rows,
-                f"{subject}-{part}",
-            )
-            for subject in subjects
-            for path in need_files(folder, f"{subject}/{part}-*.parquet")
+            parse_rows(images.read(path), path, partial(_parse, s), settings.rows, f"{s}-{part}")
+            for s in subjects
+            for path in need_files(folder, f"{s}/{part}-*.parquet")
         )
 
     dev, test = read("dev"), read("validation")
     return settings.assemble([dev, test], dev.samples, {"mmmu_med": test.samples})
 
 
-def _parse(row: dict[str, Any], id: str, subject: str) -> VQASample | None:
+def _parse(subject: str, row: dict[str, Any], id: str) -> VQASample | None:
     if text_of(row, "question_type") != "multiple-choice":
         return None
     images = tuple(row[column] for column in IMAGES if row[column] is not None)

@@ -51,19 +51,14 @@ def omnimedvqa(
         tests: test domains, each a test set; ``None`` takes all.
         modalities, question_types: use only questions of these, in all splits; ``None`` takes all.
         test_share: fraction of the images in the test.
-        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`; ``n_train`` and ``n_test``
-            count the questions of each domain, ``n_validation`` those of all domains together.
-
-    Raises:
-        FileNotFoundError: the set is neither local nor on the hub.
-        BadRowError: a row cannot be used.
-        ValueError: there is no such domain, or there are too few questions.
+        shared: settings and errors, see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`;
+            ``n_train`` and ``n_test`` count the questions of each domain, ``n_validation`` those of all.
     """
     if by not in ("modality", "question_type"):
         raise ValueError(f"data.by is {by!r}: use 'modality' or 'question_type'")
     settings = PublishedSet(**shared)
-    place = _unpacked_or_archive(settings.find(HUB_ID, [ARCHIVE]))
-    paths, source = _question_files(place, access), ImageStore(images or place)
+    place, paths = _question_files(settings.find(HUB_ID, [ARCHIVE]), access)
+    source = ImageStore(images or place)
     rows = concatenate(_read(path, source, settings.rows) for path in paths)
     filters = {"modality": modalities, "question_type": question_types}
     for key, names in filters.items():
@@ -87,16 +82,10 @@ def omnimedvqa(
     )
 
 
-def _unpacked_or_archive(folder: Path) -> Path:
-    """Return the folder or archive that contains ``QA_information``."""
-    for top in (folder, folder / "OmniMedVQA"):
-        if (top / "QA_information").is_dir():
-            return top
-    return folder / ARCHIVE if folder.is_dir() else folder
-
-
-def _question_files(place: Path, access: Sequence[str]) -> list[Any]:
-    """Return the files of questions, on disk or inside the archive."""
+def _question_files(folder: Path, access: Sequence[str]) -> tuple[Path, list[Any]]:
+    """Return the folder or archive that contains ``QA_information``, and its files of questions."""
+    unpacked = (top for top in (folder, folder / "OmniMedVQA") if (top / "QA_information").is_dir())
+    place = next(unpacked, folder / ARCHIVE if folder.is_dir() else folder)
     if unknown := [a for a in access if a not in ACCESS] or not access:
         raise ValueError(f"data.access is {unknown or list(access)}: use {' or '.join(ACCESS)}")
     if place.is_dir():
@@ -115,7 +104,7 @@ def _question_files(place: Path, access: Sequence[str]) -> list[Any]:
     else:
         raise FileNotFoundError(f"{place} lacks QA_information/{ACCESS[access[0]]} or another of {access}")
     files = [file for folder in folders for file in sorted(folder.iterdir(), key=str)]
-    return [file for file in files if file.name.endswith(".json")]
+    return place, [file for file in files if file.name.endswith(".json")]
 
 
 def _read(path: Any, images: ImageStore, rows: RowPolicy) -> ParsedRows:

@@ -28,15 +28,12 @@ SUFFIX = {1: "", 2: "_2"}
 def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Questions:
     """Load PMC-VQA in its official split, with the test set ``pmc_vqa``; validation is held out by image.
 
+    Some of the generated questions have the same option twice, which makes their row unusable.
+
     Args:
         version: 1 (all figures) or 2 (no compound figures).
         drop_test_images: leave training questions out whose figure the test shows.
-        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
-
-    Raises:
-        FileNotFoundError: the set is neither local nor on the hub.
-        BadRowError: a row cannot be used; some of the generated questions have the same option twice.
-        ValueError: there are too few questions.
+        shared: settings and errors, see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
     """
     if version not in SUFFIX:
         raise ValueError(f"data.version is {version!r}: use 1 or 2")

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """Keys that the options of all published sets share (``conf/data/<set>.yaml``).
+    """Keys that the options of all published sets share (``conf/data/<set>.yaml``), and their errors.
 
     Attributes:
         root: local copy of the set. Default: the hub's cache, then a download from the hub.
@@ -24,6 +24,11 @@ class PublishedSet:
         n_train, n_validation, n_test: numbers of questions (``n_test`` of each test set); ``None`` takes all.
         split_seed: seed of all random choices of questions; not the run's seed.
         rows: what to do with unusable rows.
+
+    Raises:
+        FileNotFoundError: the set is neither local nor on the hub.
+        BadRowError: a row cannot be used; an image does not decode, under ``on_bad_row=fail``.
+        ValueError: a setting has an unknown value, or there are too few questions.
     """
 
     root: str | None = None
@@ -54,10 +59,6 @@ class PublishedSet:
             validation: the official validation part, of which the images of training and tests are left out.
                 Default: validation is held out of ``train`` by image group.
             drop_test_images: leave training questions out whose image a test shows.
-
-        Raises:
-            BadRowError: an image does not decode, under ``on_bad_row=fail``.
-            ValueError: there are too few questions.
         """
         tested = {sample.image_group for test in tests.values() for sample in test}
         if drop_test_images:
@@ -71,9 +72,8 @@ class PublishedSet:
         tests = {name: draw(test, self.n_test, self.split_seed, name) for name, test in tests.items()}
         _, skipped, places = concatenate(parts)
         chosen = [*train, *validation, *(sample for test in tests.values() for sample in test)]
-        faults = {}
-        if self.rows.check_images:
-            faults = image_faults(chosen, places, "check data.root and data.images")
+        remedy = "check data.root and data.images"
+        faults = image_faults(chosen, places, remedy) if self.rows.check_images else {}
         if self.rows.on_bad_row == "fail":
             raise_first(faults)
         skipped += faults.values()

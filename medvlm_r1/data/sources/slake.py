@@ -4,14 +4,14 @@
 ``answer``, ``q_lang``, ``modality``, ``answer_type`` (OPEN or CLOSED) and ``content_type``.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.sources.fields import YES_NO, includes, text_of, yes_no_letter
+from medvlm_r1.data.sources.fields import YES_NO, Include, includes, text_of, yes_no_letter
 from medvlm_r1.data.sources.locate import need_files
 from medvlm_r1.data.sources.published_set import PublishedSet, closed_and_open
 from medvlm_r1.data.splits import Questions
@@ -21,9 +21,7 @@ HUB_ID = "BoKelvin/SLAKE"
 FILES = {"train": ("train.json",), "validation": ("validation.json", "validate.json"), "test": ("test.json",)}
 
 
-def slake(
-    drop_test_images: bool = True, questions: Literal["closed", "open", "all"] = "closed", **shared: Any
-) -> Questions:
+def slake(drop_test_images: bool = True, questions: Include = "closed", **shared: Any) -> Questions:
     """Load SLAKE's English questions in the official split, with the test sets ``slake`` and ``slake_open``.
 
     Closed questions with the answer yes or no have these two options. The other closed ones ("Which is
@@ -31,13 +29,7 @@ def slake(
 
     Args:
         drop_test_images: leave training questions out whose image, by its path, the test shows.
-        questions: ``closed`` (yes/no), ``open`` (free text) or ``all``.
-        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
-
-    Raises:
-        FileNotFoundError: the set is neither local nor on the hub.
-        BadRowError: a row cannot be used.
-        ValueError: there are too few questions.
+        shared: settings and errors, see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
     """
     settings = PublishedSet(**shared)
     folder = settings.find(HUB_ID, ["train.json", "validation.json", "test.json", "imgs.zip"])

@@ -20,8 +20,6 @@ def unzip(archive: Path, target: Path, below: str) -> None:
     zipfile reads no member beyond its declared size.
 
     Args:
-        archive: a zip file.
-        target: the folder to create.
         below: name of a subfolder for all members, if none of them is in a folder of that name.
 
     Raises:
@@ -46,18 +44,14 @@ def unzip(archive: Path, target: Path, below: str) -> None:
 def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         name = member.orig_filename.replace("\\", "/")
-        fault = None
-        if name.startswith("/") or name[1:2] == ":":
-            fault = "is an absolute path"
-        elif ".." in name.split("/"):
-            fault = "leaves the archive by '..'"
-        elif "\0" in name:
-            fault = "contains a NUL character"
-        elif stat.S_ISLNK(member.external_attr >> 16):
-            fault = "is a symbolic link"
-        elif member.flag_bits & 1:
-            fault = "is encrypted"
-        if fault:
+        faults = {
+            "is an absolute path": name.startswith("/") or name[1:2] == ":",
+            "leaves the archive by '..'": ".." in name.split("/"),
+            "contains a NUL character": "\0" in name,
+            "is a symbolic link": stat.S_ISLNK(member.external_attr >> 16),
+            "is encrypted": member.flag_bits & 1,
+        }
+        if fault := next((text for text, present in faults.items() if present), None):
             raise BadRowError(
                 f"{archive}: member {member.orig_filename!r} {fault}; nothing was unpacked: fetch the "
                 "archive again from where it is published"

@@ -3,15 +3,13 @@
 ``data/{train,test}-*.parquet`` of the hub's copy: ``image`` (embedded), ``question``, ``answer``.
 """
 
-import functools
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
-from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.embedded import ParquetRows
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.fields import YES_NO, includes, text_of, yes_no_letter
+from medvlm_r1.data.sources.fields import YES_NO, Include, includes, text_of, yes_no_letter
 from medvlm_r1.data.sources.locate import need_files
 from medvlm_r1.data.sources.published_set import PublishedSet, closed_and_open
 from medvlm_r1.data.splits import Questions, split_by_image
@@ -22,7 +20,7 @@ HUB_ID = "flaviagiammarino/vqa-rad"
 def vqa_rad(
     split: Literal["by_image", "official"] = "by_image",
     test_share: float = 0.25,
-    questions: Literal["closed", "open", "all"] = "closed",
+    questions: Include = "closed",
     **shared: Any,
 ) -> Questions:
     """Load VQA-RAD, with the test sets ``vqa_rad`` (yes/no, as options) and ``vqa_rad_open``.
@@ -34,22 +32,12 @@ def vqa_rad(
     Args:
         split: ``by_image`` pools both parts and draws ``test_share`` of the images for the test.
         test_share: fraction of the images in the test; unused by the official split.
-        questions: ``closed`` (yes/no), ``open`` (free text) or ``all``.
-        shared: see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
-
-    Raises:
-        FileNotFoundError: the set is neither local nor on the hub.
-        BadRowError: a row cannot be used.
-        ValueError: a setting has another value, or there are too few questions.
+        shared: settings and errors, see :class:`~medvlm_r1.data.sources.published_set.PublishedSet`.
     """
     if split not in ("by_image", "official"):
         raise ValueError(f"data.split is {split!r}: use 'by_image' or 'official'")
     settings = PublishedSet(**shared)
-    folder = settings.find(HUB_ID, ["data/train-*.parquet", "data/test-*.parquet"])
-    read = functools.partial(
-        read_embedded, folder, ParquetRows(["image"]), "vqa_rad", "unknown", questions, settings.rows
-    )
-    parts = [read(part) for part in ("train", "test")]
+    parts = read_embedded(settings, HUB_ID, ("train", "test"), "vqa_rad", "unknown", questions)
     train, test = (part.samples for part in parts)
     if split == "by_image":
         train, test = split_by_image([*train, *test], test_share, settings.split_seed)
@@ -57,16 +45,17 @@ def vqa_rad(
 
 
 def read_embedded(
-    folder: Path, images: ParquetRows, name: str, modality: str, questions: str, rows: RowPolicy, part: str
-) -> ParsedRows:
-    """Read one part of a set whose Parquet files have the columns ``image``, ``question`` and ``answer``.
+    settings: PublishedSet, hub_id: str, parts: Sequence[str], name: str, modality: str, questions: Include
+) -> list[ParsedRows]:
+    """Read a set whose Parquet files have the columns ``image``, ``question`` and ``answer``.
 
     Args:
-        images: shared by the parts of a set, so that an image has one handle in all of them.
+        parts: begin the names of the files.
         name: of the set; begins the sample ids.
         modality: of every question.
-        questions: ``closed``, ``open`` or ``all``.
     """
+    folder = settings.find(hub_id, [f"data/{part}-*.parquet" for part in parts])
+    images = ParquetRows(["image"])  # shared by the parts: an image has one handle in all of them
 
     def parse(row: Any, id: str) -> VQASample | None:
         image, question = row["image"], text_of(row, "question")
@@ -88,8 +77,10 @@ def read_embedded(
             image_group=image.digest[:16],
         )
 
-    paths = need_files(folder, f"data/{part}-*.parquet", f"{part}-*.parquet")
-    return concatenate(
-        parse_rows(images.read(path), path, parse, rows, f"{name}-{part}-{shard}")
-        for shard, path in enumerate(paths)
-    )
+    return [
+        concatenate(
+            parse_rows(images.read(path), path, parse, settings.rows, f"{name}-{part}-{shard}")
+            for shard, path in enumerate(need_files(folder, f"data/{part}-*.parquet", f"{part}-*.parquet"))
+        )
+        for part in parts
+    ]
