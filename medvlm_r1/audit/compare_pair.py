@@ -28,15 +28,7 @@ from PIL import Image
 from scipy.ndimage import affine_transform, gaussian_filter
 
 EXACT = ("same file", "same bytes", "same pixels")
-ALTERED = (
-    "re-encoded",
-    "resized",
-    "cropped",
-    "sharpened",
-    "sharpened and cropped",
-    "mirrored",
-    "rotated",
-)
+ALTERED = ("re-encoded", "resized", "cropped", "sharpened", "sharpened and cropped", "mirrored", "rotated")
 COPIES = (*EXACT, *ALTERED)
 NEIGHBOUR = "neighbouring slice"
 NAMED = "same file name"  # in another folder, pixels not compared: a suspicion
@@ -67,7 +59,6 @@ class Turn(NamedTuple):
     quarters: int = 0
 
     def apply(self, images: Shaped[np.ndarray, "*n s s"]) -> Shaped[np.ndarray, "*n s s"]:
-        """Transform images (the last two axes)."""
         turned = images[..., ::-1] if self.mirrored else images
         return np.ascontiguousarray(np.rot90(turned, self.quarters, axes=(-2, -1)))
 
@@ -81,36 +72,22 @@ UNTURNED = Turn()
 
 @dataclass(frozen=True)
 class Match:
-    """Two registered images.
+    """Two registered images."""
 
-    Attributes:
-        coarse: correlation of structure of about 1.2 to 4 pixels.
-        fine: correlation of structure of about 0.7 to 2 pixels.
-        worst: lower quartile of the correlation of fine structure over tiles that have some.
-        moved: largest displacement of a point of the edge, as a fraction of the side.
-        gain: largest change of strength of either structure, absolute value of its logarithm.
-        shift: shift and stretch of the first image, pixels; see :func:`_move`.
-    """
-
-    coarse: float
-    fine: float
-    worst: float
-    moved: float
-    gain: float
-    shift: Float[np.ndarray, "4"] = field(compare=False)
+    coarse: float  # correlation of structure of about 1.2 to 4 pixels
+    fine: float  # correlation of structure of about 0.7 to 2 pixels
+    worst: float  # lower quartile of the correlation of fine structure over tiles that have some
+    moved: float  # largest displacement of a point of the edge, as a fraction of the side
+    gain: float  # largest change of strength of either structure, absolute value of its logarithm
+    shift: Float[np.ndarray, "4"] = field(compare=False)  # of the first image, pixels; see _move
 
 
 @dataclass(frozen=True)
 class View:
-    """An image reduced for comparison.
+    """An image reduced for comparison."""
 
-    Attributes:
-        size: width and height of the original in pixels.
-        grey: grey values, resized to a square of at most ``LARGEST`` pixels a side.
-    """
-
-    size: tuple[int, int]
-    grey: UInt8[np.ndarray, "s s"]
+    size: tuple[int, int]  # width and height of the original in pixels
+    grey: UInt8[np.ndarray, "s s"]  # resized to a square of at most LARGEST pixels a side
 
 
 def view(image: Image.Image) -> View:
@@ -123,7 +100,6 @@ def classify_pair(first: View, second: View, turn: Turn = UNTURNED) -> tuple[str
     """Classify a pair of images with different pixels.
 
     Args:
-        first, second: the images.
         turn: applied to ``second`` before the comparison.
 
     Returns:
@@ -177,7 +153,6 @@ def register(
     measured no further.
 
     Args:
-        a, b: grey values.
         start: initial shift for a registration of the edges; ``None`` registers the grey values.
     """
     shift, target = np.zeros(4), _band(b, FINE)

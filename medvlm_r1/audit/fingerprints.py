@@ -59,19 +59,12 @@ _Y, _X = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Digests and thumbnail of one decoded image.
+    """Digests and thumbnail of one decoded image."""
 
-    Attributes:
-        bytes: digest of the file; of size and pixels if the image is no file.
-        pixels: digest of size and decoded RGB.
-        thumbnail: grey values, resized to a square.
-        view: reduced image for the closer comparison; ``None`` for files, which are decoded again.
-    """
-
-    bytes: str
-    pixels: str
-    thumbnail: UInt8[np.ndarray, "32 32"]
-    view: View | None = None
+    bytes: str  # digest of the file; of size and pixels if the image is no file
+    pixels: str  # digest of size and decoded RGB
+    thumbnail: UInt8[np.ndarray, "32 32"]  # grey values
+    view: View | None = None  # for the closer comparison; None for files, which are decoded again
 
     @cached_property
     def is_flat(self) -> bool:
@@ -116,10 +109,9 @@ def fingerprints(handles: Sequence[ImageHandle], workers: int | None = None) -> 
         workers: threads or processes. Default: one per core, at most 8.
     """
     rendered = sum(not isinstance(handle, ImageFile) for handle in handles)
-    fork = (
-        rendered >= _MIN_FOR_PROCESSES and workers != 1 and "fork" in multiprocessing.get_all_start_methods()
-    )
-    return list(in_parallel(fingerprint, handles, "Auditing images", workers, fork))
+    can_fork = workers != 1 and "fork" in multiprocessing.get_all_start_methods()
+    processes = can_fork and rendered >= _MIN_FOR_PROCESSES
+    return list(in_parallel(fingerprint, handles, "Auditing images", workers, processes))
 
 
 def in_parallel(
@@ -208,9 +200,7 @@ def _correlations_by_turn(
             for column in (0, 1)
         )
         for rows in (1, -1):
-            even_part, odd_part = (
-                (even + odd_rows, odd_columns + odd) if rows > 0 else (even - odd_rows, odd_columns - odd)
-            )
+            even_part, odd_part = even + rows * odd_rows, odd_columns + rows * odd
             yield _TURN[transposed, rows, 1], even_part + odd_part
             yield _TURN[transposed, rows, -1], even_part - odd_part
 

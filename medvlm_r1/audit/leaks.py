@@ -15,43 +15,25 @@ Prints = Mapping[str, Fingerprint | None]  # by image name; None if the file doe
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that are, or may be, copies.
+    """Two images that are, or may be, copies."""
 
-    Attributes:
-        kind: one of ``COPIES``, ``NEIGHBOUR`` or ``NAMED``.
-        first: name of the image in the source set (training or validation).
-        second: name of the image in the target set.
-        distance: 1 minus the correlation of fine structure; 0 for exact copies, ``None`` if pixels were not
-            compared.
-    """
-
-    kind: str
-    first: str
-    second: str
-    distance: float | None
+    kind: str  # one of COPIES, NEIGHBOUR or NAMED
+    first: str  # name of the image in the source set (training or validation)
+    second: str  # name of the image in the target set
+    distance: float | None  # 1 - correlation of fine structure; 0: exact copy, None: pixels not compared
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Images of one set that recur in another.
+    """Images of one set that recur in another."""
 
-    Attributes:
-        source: the set that the model sees first, e.g. ``train``.
-        target: the set that should be unseen, e.g. a test set.
-        n: number of questions of ``target``.
-        questions: number of those that show a copy of an image of ``source``.
-        kinds: kind -> questions of ``target`` whose closest image in ``source`` is of that kind.
-        sources: ids of the questions of ``source`` that show the original of a copy.
-        pairs: the image pairs, closest kind first.
-    """
-
-    source: str
-    target: str
-    n: int
-    questions: int
-    kinds: dict[str, int]
-    sources: tuple[str, ...]
-    pairs: tuple[Pair, ...]
+    source: str  # the set that the model sees first, e.g. "train"
+    target: str  # the set that should be unseen, e.g. a test set
+    n: int  # number of questions of the target
+    questions: int  # number of those that show a copy of an image of the source
+    kinds: dict[str, int]  # kind -> questions of the target whose closest source image is of that kind
+    sources: tuple[str, ...]  # ids of the source's questions that show the original of a copy
+    pairs: tuple[Pair, ...]  # closest kind first
 
     @property
     def share(self) -> float:
@@ -122,10 +104,9 @@ def _exact_pairs(first: Mapping, second: Mapping, prints: Prints) -> list[Pair]:
     names: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in EXACT}
 
     def keys(name: str) -> dict[str, str]:
-        known = prints.get(name)
-        return {"same file": name} | (
-            {"same bytes": known.bytes, "same pixels": known.pixels} if known else {}
-        )
+        if known := prints.get(name):
+            return {"same file": name, "same bytes": known.bytes, "same pixels": known.pixels}
+        return {"same file": name}
 
     for name in first:
         for kind, key in keys(name).items():

@@ -88,9 +88,9 @@ def content_key(questions: Questions) -> str:
     sets = {"train": questions.train, "validation": questions.validation, **questions.test}
     handles = unique_images([sample for samples in sets.values() for sample in samples])
     digests = _content_digests(handles)
-    lines = [json.dumps([name, [_line(s, digests) for s in samples]]) for name, samples in sets.items()]
     key = hashlib.sha256(json.dumps([VERSION, questions.skipped]).encode())
-    for line in lines:
+    for name, samples in sets.items():
+        line = json.dumps([name, [_line(sample, digests) for sample in samples]])
         key.update(hashlib.sha256(line.encode()).digest())
     return key.hexdigest()[:24]
 

@@ -12,49 +12,29 @@ from medvlm_r1.data.sample import VQASample
 
 @dataclass(frozen=True)
 class Balance:
-    """Composition of one set: value -> number of questions, most frequent first (letters in order).
+    """Composition of one set: value -> number of questions, most frequent first (letters in order)."""
 
-    Attributes:
-        n: number of questions.
-        images: number of distinct images, by path.
-        letters: gold letters.
-        options: options per question.
-        modalities, question_types: names of the samples' fields.
-    """
-
-    n: int
-    images: int
-    letters: dict[str, int]
-    options: dict[str, int]
+    n: int  # number of questions
+    images: int  # number of distinct images, by path
+    letters: dict[str, int]  # gold letters
+    options: dict[str, int]  # options per question
     modalities: dict[str, int]
     question_types: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of an audit.
+    """The result of an audit."""
 
-    Attributes:
-        sets: by name: ``train``, ``validation`` if present, then the test sets.
-        tests: names of the test sets.
-        faults: one line per unusable or incomplete row, naming file and row.
-        images: number of distinct images in all sets, by path.
-        images_checked: number of those whose pixels were compared.
-        leaks: from training to validation and each test set, from validation to each test set.
-        repeated: set -> repeated questions, as ids of the first and the later one.
-        shortcuts: test set -> rule -> score.
-        dropped: number of training questions dropped for their images.
-    """
-
-    sets: dict[str, Balance]
-    tests: tuple[str, ...]
-    faults: tuple[str, ...]
-    images: int
-    images_checked: int
-    leaks: tuple[Leak, ...]
-    repeated: dict[str, list[tuple[str, str]]]
-    shortcuts: dict[str, dict[str, Shortcut]]
-    dropped: int = 0
+    sets: dict[str, Balance]  # by name: "train", "validation" if present, then the test sets
+    tests: tuple[str, ...]  # names of the test sets
+    faults: tuple[str, ...]  # one line per unusable or incomplete row, naming file and row
+    images: int  # number of distinct images in all sets, by path
+    images_checked: int  # number of those whose pixels were compared
+    leaks: tuple[Leak, ...]  # train -> validation, train -> each test set, validation -> each test set
+    repeated: dict[str, list[tuple[str, str]]]  # set -> ids (first, later) of repeated questions
+    shortcuts: dict[str, dict[str, Shortcut]]  # test set -> rule -> score
+    dropped: int = 0  # number of training questions dropped for their images
 
     @property
     def into_tests(self) -> list[Leak]:
@@ -118,10 +98,8 @@ class Audit:
             (NEIGHBOUR, "what may be a neighbouring slice of a training image"),
             (NAMED, "an image with a training image's file name"),
         ):
-            if counts := {
-                k.target: k.kinds[kind] for k in self.leaks if k.source == "train" and kind in k.kinds
-            }:
-                questions = ", ".join(f"{n} {name}" for name, n in counts.items())
+            counts = [(k.kinds.get(kind), k.target) for k in self.leaks if k.source == "train"]
+            if questions := ", ".join(f"{n} {name}" for n, name in counts if n):
                 parts.append(f"{questions} questions show {words}")
         for leak in self.leaks:
             if leak.questions and "validation" in (leak.source, leak.target):
@@ -132,10 +110,8 @@ class Audit:
         for name, rules in self.shortcuts.items():
             rule, best = max(rules.items(), key=lambda item: item[1].accuracy)
             if best.stands_out:
-                score = (
-                    f"{100 * best.accuracy:.1f} % on {name} without looking (chance {100 * best.chance:.1f})"
-                )
-                parts.append(f"{rule} alone scores {score}")
+                score = f"{rule} alone scores {100 * best.accuracy:.1f} % on {name} without looking"
+                parts.append(f"{score} (chance {100 * best.chance:.1f})")
         if self.faults:
             parts.append(f"{len(self.faults)} faults in rows")
         if not self.images_checked:

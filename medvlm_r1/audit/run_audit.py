@@ -19,7 +19,6 @@ def audit(
     """Find leaks, repeated questions and shortcuts, and count the questions of each kind.
 
     Args:
-        train, validation: questions; validation may be empty.
         tests: test sets by name.
         faults: lines about unusable rows, copied into the result.
         workers: decoding threads. Default: one per core, at most 8.
@@ -28,9 +27,7 @@ def audit(
         BadRowError: an image file exists and cannot be decoded.
         ValueError: a test set is named ``train`` or ``validation``.
     """
-    sets = (
-        {"train": list(train), "validation": list(validation)} if len(validation) else {"train": list(train)}
-    )
+    sets = {"train": list(train)} | ({"validation": list(validation)} if len(validation) else {})
     if clash := sets.keys() & tests.keys():
         raise ValueError(f"a test set is named {min(clash)!r}, like another part: rename it")
     sets |= {name: list(samples) for name, samples in tests.items()}

@@ -15,17 +15,11 @@ Rule = Callable[[VQASample], list[float]]  # one score per option, higher is bet
 
 @dataclass(frozen=True)
 class Shortcut:
-    """One rule on one test set.
-
-    Attributes:
-        accuracy: share of questions that the rule answers correctly.
-        chance: accuracy of guessing among each question's options.
-        n: number of questions.
-    """
+    """One rule on one test set."""
 
     accuracy: float
-    chance: float
-    n: int
+    chance: float  # accuracy of guessing among each question's options
+    n: int  # number of questions
 
     @property
     def stands_out(self) -> bool:
@@ -35,12 +29,9 @@ class Shortcut:
 
 
 def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str, Shortcut]:
-    """Fit all rules on ``train`` and score them on ``test``.
+    """Fit all rules on ``train`` and return their scores on ``test``, by name.
 
     Open questions are skipped: a test set of them alone has no scores.
-
-    Returns:
-        Rule name -> score.
     """
     train, test = _closed(train), _closed(test)
     if not test:
@@ -53,10 +44,11 @@ def shortcuts(train: Sequence[VQASample], test: Sequence[VQASample]) -> dict[str
         "longest option": lambda sample: [float(len(option)) for option in sample.options],
     }
     chance = sum(1 / len(sample.options) for sample in test) / len(test)
-    return {
-        name: Shortcut(round(sum(_hit(rule, s) for s in test) / len(test), 6), round(chance, 6), len(test))
-        for name, rule in rules.items()
-    }
+    scores = {}
+    for name, rule in rules.items():
+        accuracy = sum(hit_probability(sample, _best(rule, sample)) for sample in test) / len(test)
+        scores[name] = Shortcut(round(accuracy, 6), round(chance, 6), len(test))
+    return scores
 
 
 def prior_guesses(train: Sequence[VQASample], test: Sequence[VQASample]) -> list[tuple[VQASample, list[str]]]:
@@ -91,10 +83,6 @@ def majority_letter(train: Sequence[VQASample]) -> Rule:
 
 def _closed(samples: Sequence[VQASample]) -> list[VQASample]:
     return [sample for sample in samples if sample.options]
-
-
-def _hit(rule: Rule, sample: VQASample) -> float:
-    return hit_probability(sample, _best(rule, sample))
 
 
 def hit_probability(sample: VQASample, letters: Sequence[str]) -> float:
