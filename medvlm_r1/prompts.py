@@ -27,10 +27,7 @@ from typing import Literal
 
 from medvlm_r1.data.sample import Phase, Question, VQASample
 
-_BETWEEN = {
-    "think": re.compile(r"</think>\s*<answer>"),
-    "answer": re.compile(r"</answer>\s*<think>"),
-}
+_BETWEEN = {"think": re.compile(r"</think>\s*<answer>"), "answer": re.compile(r"</answer>\s*<think>")}
 _TORN_TAG = re.compile(r"</?\w*$")  # a tag cut at the token limit
 _TAG_ENDS = {
     tag: (re.compile(f"<{tag}>", re.IGNORECASE), re.compile(f"</{tag}>", re.IGNORECASE))
@@ -82,17 +79,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """Copies of one completion, each with another option's letter as its answer.
+    """Copies of one completion, each with another option's letter as its answer."""
 
-    Attributes:
-        texts: one per letter, in order, up to the closing tag; the text before the letter is the model's own.
-        forced: the completion has no strict letter, so an answer was appended.
-        ends_turn: no tag closes the answer; the end-of-turn token does.
-    """
-
-    texts: tuple[str, ...]
-    forced: bool
-    ends_turn: bool
+    texts: tuple[str, ...]  # one per letter, up to the closing tag; the model's own text before the letter
+    forced: bool  # the completion has no strict letter, so an answer was appended
+    ends_turn: bool  # no tag closes the answer; the end-of-turn token does
 
 
 @dataclass(frozen=True)
@@ -158,8 +149,8 @@ class PromptStyle:
                 "prompt=open, set prompt.open, or leave open questions out with data.questions=closed"
             )
         text = template.replace("{Question}", self.problem(sample))
-        pictures = [{"type": "image"} for _ in sample.images]
-        return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+        images = [{"type": "image"} for _ in sample.images]
+        return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
     def target(self, sample: VQASample) -> str:
         """The completion that SFT trains on: the gold answer, in answer tags if the prompt asks for them."""
@@ -220,8 +211,8 @@ def _up_to_answer(text: str) -> str:
 def is_correct(answer: Answer, sample: VQASample) -> bool:
     """Strict: the letter is the gold letter; of an open question, the normalised texts are equal."""
     if sample.is_open:
-        text, gold = answer.content, normalize_answer(sample.answer)
-        return text is not None and normalize_answer(text) == gold
+        gold = normalize_answer(sample.answer)
+        return answer.content is not None and normalize_answer(answer.content) == gold
     return answer.letter == sample.answer
 
 

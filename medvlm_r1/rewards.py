@@ -47,9 +47,7 @@ def letter_accuracy(answer: Answer, sample: VQASample) -> float:
         ValueError: the question is open.
     """
     _need_letter(sample)
-    if answer.content is None:
-        return 0.0
-    content = answer.content.upper()
+    content = (answer.content or "").upper()
     if _PAPER_LETTERS.findall(content) != [sample.answer]:
         return 0.0
     return 1.0 if content == sample.answer else 0.5
@@ -97,32 +95,24 @@ def bleu(answer: Answer, sample: VQASample, n_gram: int = 1) -> float:
     """
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
-    return float(
-        bleu_score([normalize_answer(answer.content)], [[normalize_answer(sample.answer)]], n_gram=n_gram)
-    )
+    text, gold = normalize_answer(answer.content), normalize_answer(sample.answer)
+    return float(bleu_score([text], [[gold]], n_gram=n_gram))
 
 
 def rouge_l(answer: Answer, sample: VQASample) -> float:
     """ROUGE-L F-measure of the answer against the gold text, both normalised (Lin, 2004)."""
     if not sample.is_open or answer.content is None:
         return exact_match(answer, sample)
-    scores = rouge_score(
-        normalize_answer(answer.content), normalize_answer(sample.answer), rouge_keys="rougeL"
-    )
-    return float(scores["rougeL_fmeasure"])
+    text, gold = normalize_answer(answer.content), normalize_answer(sample.answer)
+    return float(rouge_score(text, gold, rouge_keys="rougeL")["rougeL_fmeasure"])
 
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Rewards of all completions of one rollout, prompt-major.
+    """Rewards of all completions of one rollout, prompt-major."""
 
-    Attributes:
-        terms: name -> unweighted value of each row.
-        weights: name -> factor.
-    """
-
-    terms: dict[str, Float[Tensor, " rows"]]
-    weights: dict[str, float]
+    terms: dict[str, Float[Tensor, " rows"]]  # name -> unweighted value of each row
+    weights: dict[str, float]  # name -> factor
 
     @property
     def total(self) -> Float[Tensor, " rows"]:
@@ -146,21 +136,15 @@ class RewardTable:
 
 @dataclass(frozen=True)
 class Rewards:
-    """The weighted sum of named terms.
-
-    Attributes:
-        terms: name -> function.
-        weights: name -> factor; 1 by default.
-    """
+    """The weighted sum of named terms."""
 
     terms: Mapping[str, RewardTerm]
-    weights: Mapping[str, float]
+    weights: Mapping[str, float]  # name -> factor; 1 by default
 
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError("reward.terms is empty: a run needs at least one reward term")
-        unknown = sorted(set(self.weights) - set(self.terms))
-        if unknown:
+        if unknown := sorted(set(self.weights) - set(self.terms)):
             raise ValueError(f"reward.weights names {unknown}, but the terms are {sorted(self.terms)}")
 
     def score(self, answers: Sequence[Answer], samples: Sequence[VQASample]) -> RewardTable:

@@ -9,11 +9,8 @@ from medvlm_r1.audit.shortcuts import Shortcut
 def leak_shares(audit: Mapping[str, Any], trained: bool) -> dict[str, float]:
     """Test set -> share of its questions that show a copy of a training image.
 
-    Empty if the run did not train or dropped those training questions.
-
-    Args:
-        audit: JSON form of the audit; empty without one.
-        trained: whether the run trained.
+    Empty if the run did not train or dropped those training questions. ``audit`` is the audit's JSON form,
+    empty without one.
     """
     if not trained or audit.get("dropped"):
         return {}
@@ -42,8 +39,6 @@ def audit_warnings(audit: Mapping[str, Any], trained: bool, test_set: str) -> li
         warnings.append(f"{100 * share:.1f} % of the questions show a copy of a training image")
     if shortcut := strong_shortcuts(audit).get(test_set):
         rule, score = shortcut
-        warnings.append(
-            f"{rule} alone scores {100 * score.accuracy:.1f} % without looking "
-            f"(chance {100 * score.chance:.1f})"
-        )
+        text = f"{rule} alone scores {100 * score.accuracy:.1f} % without looking"
+        warnings.append(f"{text} (chance {100 * score.chance:.1f})")
     return warnings

@@ -101,8 +101,7 @@ class _TestSet:
         both = sorted(self.plain.keys() & scores.keys())
         if not both:
             return None
-        plain = self.scores(PLAIN)
-        a, b = [plain[name] for name in both], [scores[name] for name in both]
+        a, b = ([by_name[name] for name in both] for by_name in (self.scores(PLAIN), scores))
         return paired_difference(a, b, self._groups(both)).as_dict()
 
     def _consistent(self) -> Scores:
@@ -125,8 +124,7 @@ class _TestSet:
         if not scores:
             return None
         names = sorted(scores)
-        values, groups = [scores[name] for name in names], self._groups(names)
-        return proportion(values, groups).as_dict()
+        return proportion([scores[name] for name in names], self._groups(names)).as_dict()
 
     def _groups(self, names: Sequence[str]) -> list[str]:
         return [self.plain[name].image_group for name in names]
@@ -134,9 +132,7 @@ class _TestSet:
 
 def _chosen(row: Prediction) -> str | None:
     """Text of the option that the strict letter chooses."""
-    if not row.options or row.answer is None:
-        return None
-    return row.options[LETTERS.index(row.answer)]
+    return row.options[LETTERS.index(row.answer)] if row.options and row.answer is not None else None
 
 
 def verdict(gain: Mapping[str, Any] | None) -> str:

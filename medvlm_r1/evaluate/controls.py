@@ -56,9 +56,8 @@ def check_controls(chosen: str | Sequence[str], served: bool = False) -> None:
         return
     names = _as_list(chosen)
     if unknown := [name for name in names if name not in CONTROLS]:
-        raise ValueError(
-            f"controls: unknown control {unknown[0]!r}: use {ALL}, or some of {', '.join(CONTROLS)}"
-        )
+        known = ", ".join(CONTROLS)
+        raise ValueError(f"controls: unknown control {unknown[0]!r}: use {ALL}, or some of {known}")
     if PLAIN not in names:
         raise ValueError(f"controls is {names}: add {PLAIN}, the unchanged questions")
     if served and CUT in names:
@@ -71,12 +70,7 @@ def check_controls(chosen: str | Sequence[str], served: bool = False) -> None:
 def controls_of(
     chosen: str | Sequence[str], prompt: PromptStyle, served: bool = False
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the controls of a run in order, and the skipped ones with the reason.
-
-    Args:
-        chosen, served: see :func:`check_controls`.
-        prompt: the run's prompt style.
-    """
+    """Return the controls of a run in order, and the skipped ones with the reason."""
     names = [name for name in CONTROLS if chosen == ALL or name in _as_list(chosen)]
     skipped = {}
     if CUT in names and served:
@@ -93,10 +87,7 @@ def _as_list(chosen: str | Sequence[str]) -> list[str]:
 class PerturbedQuestions(Sequence[list[Perturbation]]):
     """A test set under all controls: per question, one :class:`Perturbation` for each control.
 
-    Args:
-        source: the test set.
-        controls: names, in order.
-        assistant_prefix: first text of an answer without reasoning.
+    ``assistant_prefix`` is the first text of an answer without reasoning.
     """
 
     def __init__(self, source: Sequence[VQASample], controls: Sequence[str], assistant_prefix: str) -> None:

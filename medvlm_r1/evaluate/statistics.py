@@ -37,21 +37,13 @@ Outcomes = Sequence | np.ndarray  # one number or truth value per question
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval.
+    """An estimate with its 95 % interval."""
 
-    Attributes:
-        value: the estimate, a fraction (or a difference of fractions).
-        low: lower end.
-        high: upper end.
-        n: number of questions (per seed; summed over test sets).
-        method: name of the method, e.g. ``wilson``.
-    """
-
-    value: float
+    value: float  # a fraction, or a difference of fractions
     low: float
     high: float
-    n: int
-    method: str
+    n: int  # number of questions (per seed; summed over test sets)
+    method: str  # e.g. "wilson"
 
     def as_dict(self) -> dict:
         """JSON form, as in ``metrics.json``."""
@@ -69,10 +61,8 @@ def wilson(correct: int, n: int) -> Interval:
     if not 0 <= correct <= n:
         raise ValueError(f"{correct} correct of {n} questions is impossible")
     low, high = proportion_confint(correct, n, alpha=1 - LEVEL, method="wilson")
-    low, high = (
-        0.0 if correct == 0 else float(low),
-        1.0 if correct == n else float(high),
-    )  # exact by definition
+    # The ends at 0 and 1 are exact by definition.
+    low, high = 0.0 if correct == 0 else float(low), 1.0 if correct == n else float(high)
     return Interval(correct / n, low, high, int(n), "wilson")
 
 
@@ -82,7 +72,6 @@ def proportion(correct: Outcomes, groups: Groups = None, seed: int = 0) -> Inter
     Args:
         correct: 1 or 0; for a rule that guesses, the probability that it is correct.
         groups: image group of each question; ``None`` makes each question a group.
-        seed: seed of the resampling.
 
     Raises:
         ValueError: no questions.
@@ -102,17 +91,13 @@ def paired_difference(a: Outcomes, b: Outcomes, groups: Groups = None, seed: int
     """Mean(a) - mean(b) of two runs on the same questions, percentile bootstrap over image groups.
 
     Args:
-        a: ``[questions]``, 1 or 0.
-        b: ``[questions]``, the same questions in the same order.
+        a, b: ``[questions]``, 1 or 0; the same questions in the same order.
         groups: image group of each question; ``None`` makes each question a group.
-        seed: seed of the resampling.
 
     Raises:
         ValueError: no questions, or lengths differ.
     """
-    return seeds_difference(
-        [np.atleast_2d(a)], [np.atleast_2d(b)], None if groups is None else [groups], seed
-    )[0]
+    return seeds_difference([a], [b], None if groups is None else [groups], seed)[0]
 
 
 def mcnemar(a: Outcomes, b: Outcomes) -> float:
@@ -137,7 +122,6 @@ def over_seeds(sets: Sequence[Outcomes], groups: Sequence[Groups] | None = None,
     Args:
         sets: per test set ``[seeds, questions]``.
         groups: per test set the image group of each question.
-        seed: seed of the resampling.
 
     Raises:
         ValueError: no set, an empty set, or sets with different numbers of seeds.
@@ -171,7 +155,6 @@ def seeds_difference(
         a: per test set ``[seeds of a, questions]``.
         b: per test set ``[seeds of b, questions]``.
         groups: per test set the image group of each question.
-        seed: seed of the resampling.
 
     Returns:
         The interval, and the two-sided bootstrap p: twice the smaller share of draws on one side of 0.
@@ -179,12 +162,10 @@ def seeds_difference(
     Raises:
         ValueError: sets, questions or seeds do not fit together.
     """
-    a = [np.atleast_2d(np.asarray(s, dtype=float)) for s in a]
-    b = [np.atleast_2d(np.asarray(s, dtype=float)) for s in b]
+    a, b = ([np.atleast_2d(np.asarray(s, dtype=float)) for s in sets] for sets in (a, b))
     if len(a) != len(b) or any(x.shape[1] != y.shape[1] for x, y in zip(a, b, strict=True)):
-        raise ValueError(
-            f"runs of {[s.shape[1] for s in a]} and {[s.shape[1] for s in b]} questions cannot be paired"
-        )
+        sizes = [[s.shape[1] for s in sets] for sets in (a, b)]
+        raise ValueError(f"runs of {sizes[0]} and {sizes[1]} questions cannot be paired")
     sums_a, sizes = _by_group(a, groups)
     sums_b, _ = _by_group(b, groups)
     rng = np.random.default_rng(seed)
