@@ -33,11 +33,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Fairness:
-    """The settings of two methods.
+    """The settings of two methods, ``first`` and ``second`` (labels of their groups).
 
     Attributes:
-        first: label of the one method.
-        second: label of the other.
         differences: settings that differ, except ``reward``, ``experiment`` and keys that only one method
             has; empty if the comparison is fair.
         same_work: settings that must agree for both methods to do the same amount of work.
@@ -89,18 +87,12 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
     a, b = settings(first), settings(second)
     pairs = [Setting(k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys())]
     # Keys of both methods, such as weight decay, must agree too; their name and learning rate need not.
-    common = [
-        s
-        for s in pairs
-        if s.key.startswith("method.")
-        and s.key in a.keys() & b.keys()
-        and s.key not in (*TUNED, "method._target_", "method.name")
-    ]
+    common = {key for key in a.keys() & b.keys() if key.startswith("method.")}
+    common -= {*TUNED, "method._target_", "method.name"}
+    unequal = [s for s in pairs if not s.equal]
     return Fairness(
         *labels,
-        differences=tuple(
-            s for s in pairs if not s.equal and (s in common or s.key.split(".")[0] not in OWN)
-        ),
+        differences=tuple(s for s in unequal if s.key in common or s.key.split(".")[0] not in OWN),
         same_work=(
             *(s for s in pairs if s.key.rsplit(".", 1)[-1] in SAME_WORK),
             Setting("seed", first.seed, second.seed),

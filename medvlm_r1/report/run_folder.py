@@ -23,17 +23,11 @@ class RunFolderError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run.
-
-    Attributes:
-        folder: the run's folder.
-        metrics: ``metrics.json``.
-        config: the resolved configuration in plain types; empty without ``config.yaml``.
-    """
+    """One finished run."""
 
     folder: Path
     metrics: dict
-    config: dict
+    config: dict  # resolved, in plain types; empty without ``config.yaml``
 
     @property
     def name(self) -> str:
@@ -58,7 +52,6 @@ class Run:
 
     @property
     def test_sets(self) -> list[str]:
-        """Names of the test sets, in the order of ``metrics.json``."""
         return list(self.metrics["accuracy"])
 
     @cached_property
@@ -72,10 +65,8 @@ class Run:
         rows = pd.DataFrame(_json_lines(path))
         if rows.empty:
             raise RunFolderError(f"{path} is missing or empty: run the evaluation again")
-        rows = rows[rows["test_set"].isin(self.test_sets)]
-        rows = rows.assign(
-            correct=rows["correct"].astype(float)
-        )  # a probability in the rows of the text prior
+        rows = rows[rows["test_set"].isin(self.test_sets)].copy()
+        rows["correct"] = rows["correct"].astype(float)  # a probability in the rows of the text prior
         if rows.duplicated(["step", "test_set", "control", "sample_id"]).any():
             raise RunFolderError(f"{path} has a question twice for one step, test set and control")
         return rows.reset_index(drop=True)
@@ -146,6 +137,13 @@ class Run:
         """The completions of one traced step, in file order."""
         return _json_lines(self.folder / "rollouts" / f"step-{step}.jsonl")
 
+    def completion_groups(self, step: int) -> list[list[dict]]:
+        """The completions of one traced step by prompt."""
+        groups: dict[str, list[dict]] = {}
+        for row in self.rollouts(step):
+            groups.setdefault(row["sample_id"], []).append(row)
+        return list(groups.values())
+
     @cached_property
     def alarms(self) -> list[dict]:
         return _json_lines(self.folder / "alarms.jsonl")
@@ -158,9 +156,7 @@ class Run:
     @cached_property
     def command(self) -> str:
         """The command line that started the run."""
-        if "command" in self.facts:
-            return str(self.facts["command"])
-        return " ".join(["python run.py", *self._typed])
+        return str(self.facts.get("command") or " ".join(["python run.py", *self._typed]))
 
     @cached_property
     def overrides(self) -> dict[str, str]:
@@ -201,9 +197,8 @@ class Run:
         """Test sets of the training modalities."""
         rows = self.predictions
         modality = rows.groupby("test_set")["modality"].agg(lambda m: set(map(str.lower, m)))
-        return [
-            t for t in self.test_sets if t.lower() in self.trained_on or modality[t] <= set(self.trained_on)
-        ]
+        known = set(self.trained_on)
+        return [t for t in self.test_sets if t.lower() in known or modality[t] <= known]
 
     def image(self, sample_id: str) -> Path | None:
         """The image of a question, if the run saved it."""
@@ -228,10 +223,8 @@ def read_run(folder: Path) -> Run:
         dict(metrics["accuracy"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is no summary of a run ({type(error).__name__}: {error})") from error
-    counters = metrics.get("counters") or {}
-    metrics["counters"] = {
-        METRICS.get(f"train/{k}", k).removeprefix("train/"): n for k, n in counters.items()
-    }
+    counters = (metrics.get("counters") or {}).items()
+    metrics["counters"] = {METRICS.get(f"train/{k}", k).removeprefix("train/"): n for k, n in counters}
     config = folder / "config.yaml"
     resolved = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
     return Run(folder, metrics, renamed_config(resolved))
@@ -247,9 +240,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise RunFolderError(f"{folder} is not a folder")
-        inside = (
-            [folder] if _is_run(folder) else sorted(p for p in folder.iterdir() if p.is_dir() and _is_run(p))
-        )
+        inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.iterdir()))
         if not inside:
             raise RunFolderError(f"{folder} contains no run: give a run folder, or a folder of run folders")
         for path in inside:
@@ -266,11 +257,8 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     """Nested dicts as one dict with dotted keys; lists are values."""
     flat = {}
     for key, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
+        inner = isinstance(value, dict) and value
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return flat
 
 

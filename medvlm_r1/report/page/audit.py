@@ -1,7 +1,6 @@
 """Audit findings in reports: marks on numbers that a leak or a shortcut touches, and the page's summary."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.audit_warnings import leak_shares, strong_shortcuts
@@ -39,61 +38,25 @@ def marks(runs: Sequence[Run], test_sets: Collection[str]) -> str:
     return LEAK * leak + SHORTCUT * shortcut
 
 
-@dataclass(frozen=True)
-class AuditSummary:
-    """The audit of one run as the page prints it.
-
-    Attributes:
-        run: name of the run.
-        verdict: the parts of the audit's verdict.
-        leaks: from one set into another: ``source``, ``target``, ``n``, ``copies``, ``share``, ``kinds``.
-        test_sets: names of the columns of ``shortcuts`` and ``chance``.
-        shortcuts: each rule with its accuracy on each test set.
-        chance: accuracy of guessing, by test set.
-        pairs: kind, distance and both images of the first copies.
-        faults: one line per faulty row.
-    """
-
-    run: str
-    verdict: tuple[str, ...]
-    leaks: list[dict]
-    test_sets: list[str]
-    shortcuts: list[tuple[str, list[float]]]
-    chance: list[float]
-    pairs: list[dict]
-    faults: list[str]
-
-
-def audit_summaries(runs: Sequence[Run]) -> list[AuditSummary]:
-    """Summaries of the audits whose verdicts differ, each from the first run that has it."""
+def audit_summaries(runs: Sequence[Run]) -> list[dict]:
+    """Of the audits whose verdicts differ, each from the first run that has it, what the page prints."""
     first: dict[str, Run] = {}
     for run in runs:
         if "verdict" in (run.metrics.get("audit") or {}):
             first.setdefault(run.metrics["audit"]["verdict"], run)
-    return [_summary(run) for run in first.values()]
+    return [{"run": run.name, **_summary(run.metrics["audit"])} for run in first.values()]
 
 
-def _summary(run: Run) -> AuditSummary:
-    audit = run.metrics["audit"]
-    shortcuts = audit["shortcuts"]
-    rules = list(next(iter(shortcuts.values()), {}))
-    return AuditSummary(
-        run=run.name,
-        verdict=tuple(audit["verdict"].replace(" %", "\N{NO-BREAK SPACE}%").split("; ")),
-        leaks=[
-            {
-                "source": leak["source"],
-                "target": leak["target"],
-                "n": leak["n"],
-                "copies": leak["questions"],
-                "share": leak["questions"] / leak["n"],
-                "kinds": ", ".join(f"{n} {kind}" for kind, n in leak["kinds"].items()) or "none",
-            }
-            for leak in audit["leaks"]
-        ],
-        test_sets=list(shortcuts),
-        shortcuts=[(rule, [scores[rule]["accuracy"] for scores in shortcuts.values()]) for rule in rules],
-        chance=[next(iter(scores.values()))["chance"] for scores in shortcuts.values()],
-        pairs=[pair for leak in audit["leaks"] if leak["source"] == "train" for pair in leak["pairs"]][:20],
-        faults=audit["faults"],
-    )
+def _summary(audit: dict) -> dict:
+    shortcuts = audit["shortcuts"].values()
+    rules = list(next(iter(shortcuts), {}))
+    pairs = [pair for leak in audit["leaks"] if leak["source"] == "train" for pair in leak["pairs"]]
+    return {
+        "verdict": audit["verdict"].replace(" %", "\N{NO-BREAK SPACE}%").split("; "),
+        "leaks": audit["leaks"],
+        "test_sets": list(audit["shortcuts"]),
+        "shortcuts": [(rule, [scores[rule]["accuracy"] for scores in shortcuts]) for rule in rules],
+        "chance": [next(iter(scores.values()))["chance"] for scores in shortcuts],
+        "pairs": pairs[:20],  # kind, distance and both images
+        "faults": audit["faults"],
+    }

@@ -4,17 +4,29 @@ import base64
 import io
 import statistics
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
 from medvlm_r1.data.sample import LETTERS
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.run_folder import Run
 
-_PNG = "data:image/png;base64,"
 LARGEST = 448  # pixels of an embedded image's longer side: sharp at its size on the page, small in the file
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as the page prints it."""
+
+    sample_id: str
+    question: str
+    options: list[tuple[str, str]]  # letter and text
+    gold: str
+    image: str | None  # data URI, if a run saved the image
 
 
 @dataclass(frozen=True)
@@ -31,16 +43,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One test question with the answer of every run group; ``image`` is a data URI."""
+class Question(Prompt):
+    """One test question with the answer of every run group."""
 
     test_set: str
-    sample_id: str
     type: str
-    question: str
-    options: list[tuple[str, str]]
-    gold: str
-    image: str | None
     answers: list[Answer]
 
 
@@ -54,42 +61,23 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class CompletionGroup:
-    """All completions of one prompt at one optimiser step.
-
-    Attributes:
-        step: optimiser step.
-        sample_id: of the training question.
-        question: its text.
-        options: letter and text of each option.
-        gold: letter of the right option.
-        image: data URI, if the run saved the image.
-        terms: names of the reward terms.
-        completions: rows of ``rollouts/``, with ``right`` and the bar's ``width`` in percent added.
-    """
+class CompletionGroup(Prompt):
+    """All completions of one prompt at one optimiser step."""
 
     step: int
-    sample_id: str
-    question: str
-    options: list[tuple[str, str]]
-    gold: str
-    image: str | None
-    terms: list[str]
-    completions: list[dict]
+    terms: list[str]  # names of the reward terms
+    completions: list[dict]  # rows of ``rollouts/``, with ``right`` and the bar's ``width`` in percent added
 
     @property
     def right(self) -> int:
-        """Number of right completions."""
         return sum(row["right"] for row in self.completions)
 
     @property
     def mean(self) -> float:
-        """Mean total reward."""
         return statistics.fmean(row["total"] for row in self.completions)
 
     @property
     def reward_std(self) -> float:
-        """Standard deviation of the total reward."""
         return statistics.pstdev(row["total"] for row in self.completions)
 
 
@@ -98,10 +86,7 @@ def choose_questions(c: Comparison, per_set: int = 2) -> tuple[list[Question], l
 
     Rule: for each test set take questions one by one. Questions with a saved image come first, then those
     whose pattern of right and wrong is rarest among the chosen ones, then those on which the groups differ,
-    then the lowest sample id.
-
-    Returns:
-        At most ``per_set`` questions for each test set, and the count of each pattern.
+    then the lowest sample id. Also counts each pattern over all test questions.
     """
     answers = {g.label: {t: g.runs[0].answers(t) for t in c.test_sets} for g in c.groups}
     counts: Counter[tuple[bool, ...]] = Counter()
@@ -112,7 +97,7 @@ def choose_questions(c: Comparison, per_set: int = 2) -> tuple[list[Question], l
         outcomes = zip(*(table["correct"] for table in tables), strict=True)
         patterns = dict(zip(tables[0].index, outcomes, strict=True))
         counts.update(patterns.values())
-        images = {sample_id: _image(c, sample_id) for sample_id in patterns}
+        images = {sample_id: saved_image(c.runs, sample_id) for sample_id in patterns}
         remaining = set(patterns)
         for _ in range(min(per_set, len(patterns))):
             best = min(
@@ -121,7 +106,8 @@ def choose_questions(c: Comparison, per_set: int = 2) -> tuple[list[Question], l
             )
             remaining.remove(best)
             shown[patterns[best]] += 1
-            chosen.append(_question(c, test_set, best, answers, images[best]))
+            rows = {label: tables[test_set].loc[best] for label, tables in answers.items()}
+            chosen.append(_question(test_set, best, rows, images[best]))
     total = counts.total()
     return chosen, [Pattern(tuple(map(bool, p)), n, n / total) for p, n in counts.most_common()]
 
@@ -135,10 +121,7 @@ def choose_completion_groups(run: Run, per_step: int = 1) -> list[CompletionGrou
     steps = run.traced_steps
     chosen = []
     for step in dict.fromkeys(steps[:1] + steps[-1:]):
-        by_prompt: dict[str, list[dict]] = {}
-        for row in run.rollouts(step):
-            by_prompt.setdefault(row["sample_id"], []).append(row)
-        groups = [_completion_group(run, step, rows) for rows in by_prompt.values()]
+        groups = [_completion_group(run, step, rows) for rows in run.completion_groups(step)]
         chosen += sorted(groups, key=lambda group: group.reward_std == 0)[:per_step]
     return chosen
 
@@ -147,29 +130,31 @@ def data_uri(path: Path) -> str:
     """An image file as a data URI, resized to at most ``LARGEST`` pixels; a PNG that fits is unchanged."""
     with Image.open(path) as image:
         if max(image.size) <= LARGEST and image.format == "PNG":
-            return _PNG + base64.b64encode(path.read_bytes()).decode()
-        small = image.convert("RGB")
-    small.thumbnail((LARGEST, LARGEST))
-    out = io.BytesIO()
-    small.save(out, format="PNG", optimize=True)
-    return _PNG + base64.b64encode(out.getvalue()).decode()
+            png = path.read_bytes()
+        else:
+            small, out = image.convert("RGB"), io.BytesIO()
+            small.thumbnail((LARGEST, LARGEST))
+            small.save(out, format="PNG", optimize=True)
+            png = out.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _image(c: Comparison, sample_id: str) -> Path | None:
-    return next((path for run in c.runs if (path := run.image(sample_id))), None)
+def saved_image(runs: Iterable[Run], sample_id: str) -> Path | None:
+    """The image of a question from the first run that saved it."""
+    return next((path for run in runs if (path := run.image(sample_id))), None)
 
 
-def _question(c: Comparison, test_set: str, sample_id: str, answers: dict, image: Path | None) -> Question:
-    rows = {group.label: answers[group.label][test_set].loc[sample_id] for group in c.groups}
+def _prompt(sample_id: str, row: dict | pd.Series, image: Path | None) -> tuple:
+    options = list(zip(LETTERS, row["options"], strict=False))
+    return sample_id, row["question"], options, row["gold"], data_uri(image) if image else None
+
+
+def _question(test_set: str, sample_id: str, rows: dict[str, pd.Series], image: Path | None) -> Question:
     first = next(iter(rows.values()))
     return Question(
+        *_prompt(sample_id, first, image),
         test_set=test_set,
-        sample_id=sample_id,
         type=str(first["question_type"] or ""),
-        question=first["question"],
-        options=list(zip(LETTERS, first["options"], strict=False)),
-        gold=first["gold"],
-        image=data_uri(image) if image else None,
         answers=[
             Answer(
                 label=label,
@@ -186,20 +171,15 @@ def _question(c: Comparison, test_set: str, sample_id: str, answers: dict, image
 
 
 def _completion_group(run: Run, step: int, rows: list[dict]) -> CompletionGroup:
-    first = rows[0]
-    image = run.image(first["sample_id"])
+    first, sample_id = rows[0], rows[0]["sample_id"]
     largest = max(1e-9, *(abs(row["advantage"]) for row in rows))
     added = [
         {"right": row["answer"] == row["gold"], "width": 50 * abs(row["advantage"]) / largest} | row
         for row in rows
     ]
     return CompletionGroup(
+        *_prompt(sample_id, first, run.image(sample_id)),
         step=step,
-        sample_id=first["sample_id"],
-        question=first["question"],
-        options=list(zip(LETTERS, first["options"], strict=False)),
-        gold=first["gold"],
-        image=data_uri(image) if image else None,
         terms=list(first["rewards"]),
         completions=sorted(added, key=lambda row: row["completion"]),
     )

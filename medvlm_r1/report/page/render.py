@@ -32,13 +32,7 @@ def write_run_report(run_folder: Path) -> Path:
 
 
 def write_comparison_report(folders: Sequence[Path], out: Path, baseline: str | None = None) -> Path:
-    """Compare runs, write ``out/report.html``, and return its path.
-
-    Args:
-        folders: run folders, or folders of run folders.
-        out: folder to write into.
-        baseline: see :func:`medvlm_r1.report.comparison.compare`.
-    """
+    """Write ``out/report.html``, and return its path; see :func:`~medvlm_r1.report.comparison.compare`."""
     command = ["python", "-m", "medvlm_r1.compare", *map(str, folders)]
     command += ["--baseline", baseline] if baseline else []
     command += [] if [Path(f) for f in folders] == [Path(out)] else ["--out", str(out)]
@@ -46,13 +40,7 @@ def write_comparison_report(folders: Sequence[Path], out: Path, baseline: str | 
 
 
 def write_page(c: Comparison, out: Path, command: str) -> Path:
-    """Render the page of a comparison into ``out/report.html``, and return its path.
-
-    Args:
-        c: the comparison.
-        out: folder to write into; created if missing.
-        command: the command line that writes the page, printed at its end.
-    """
+    """Write ``out/report.html``, and return its path; ``command`` writes the page, and ends it."""
     environment = Environment(
         loader=PackageLoader("medvlm_r1.report", "."),
         autoescape=True,

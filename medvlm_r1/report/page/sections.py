@@ -23,23 +23,14 @@ _OWN_COLUMNS = ("name", "experiment", "method", "seed", "steps", "command", "tra
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page.
+    """One section of the page."""
 
-    Attributes:
-        id: anchor, the part of an address behind ``#``.
-        title: heading.
-        template: path of the partial template, from ``medvlm_r1/report``.
-        context: variables of the template.
-        label: name in the navigation; the title if empty.
-        wide: whether the section takes the full width of a wide screen.
-    """
-
-    id: str
+    id: str  # anchor, the part of an address behind ``#``
     title: str
-    template: str
+    template: str  # path of the partial template, from ``medvlm_r1/report``
     context: dict[str, object]
-    label: str = ""
-    wide: bool = False
+    label: str = ""  # name in the navigation; the title if empty
+    wide: bool = False  # takes the full width of a wide screen
 
 
 def verdicts(c: Comparison) -> Section:
@@ -94,11 +85,8 @@ def matrix(c: Comparison) -> Section | None:
 
 def fairness(c: Comparison) -> Section | None:
     """Settings of each reinforcement learner and its supervised twin."""
-    return (
-        Section("fairness", "Fairness", "page/fairness.html", {"fairness": c.fairness})
-        if c.fairness
-        else None
-    )
+    context = {"fairness": c.fairness}
+    return Section("fairness", "Fairness", "page/fairness.html", context) if c.fairness else None
 
 
 def curves(c: Comparison) -> Section | None:

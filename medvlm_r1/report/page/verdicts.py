@@ -3,14 +3,12 @@
 Each verdict links to the place on the page that shows its evidence.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlencode
 
 from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.controls import BLANK
-from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.groups import RunGroup
 from medvlm_r1.report.page.audit import leaked_shares
@@ -19,24 +17,15 @@ from medvlm_r1.report.tables.table import percent, set_name, span
 
 FREQUENT = 0.02  # share of unparsed or truncated answers above which a verdict names it
 
-Level = Literal["clear", "note", "warning"]
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence about a run group.
+    """One sentence about a run group."""
 
-    Attributes:
-        level: ``clear``, ``note`` (something is unknown or unusual) or ``warning``.
-        topic: one word, such as ``Leaks``.
-        text: the sentence.
-        target: place on the page that shows the evidence, as the part of an address behind ``#``.
-    """
-
-    level: Level
+    level: Literal["clear", "note", "warning"]  # note: something is unknown or unusual
     topic: str
     text: str
-    target: str
+    target: str  # place on the page that shows the evidence, as the part of an address behind ``#``
 
 
 def find_verdicts(c: Comparison, group: RunGroup) -> list[Verdict]:
@@ -114,42 +103,31 @@ def _image_use(c: Comparison, group: RunGroup) -> list[Verdict]:
     if None in gains.values():
         text = "Never tested with a blank image: how much the answers depend on the image is unknown."
         return [Verdict("note", "Image use", text, "accuracy")]
-    used = {name: gain for name, gain in gains.items() if gain.low > 0}
-    unused = {name: gain for name, gain in gains.items() if gain.low <= 0}
-    verdicts = []
-    if used:
-        text = f"The image adds {_points(used)} over a blank one."
-        verdicts.append(Verdict("clear", "Image use", text, "controls"))
-    if unused:
-        text = f"No gain over a blank image is shown: {_points(unused)}."
-        verdicts.append(Verdict("warning", "Image use", text, "controls"))
-    return verdicts
-
-
-def _points(gains: dict[str, Interval]) -> str:
-    return ", ".join(
-        f"{percent(gain.value, signed=True)} points on {set_name(name)} ({span(gain, signed=True)})"
+    points = {
+        name: f"{percent(gain.value, signed=True)} points on {set_name(name)} ({span(gain, signed=True)})"
         for name, gain in gains.items()
-    )
+    }
+    used = ", ".join(points[name] for name, gain in gains.items() if gain.low > 0)
+    unused = ", ".join(points[name] for name, gain in gains.items() if gain.low <= 0)
+    texts = {}
+    if used:
+        texts["clear"] = f"The image adds {used} over a blank one."
+    if unused:
+        texts["warning"] = f"No gain over a blank image is shown: {unused}."
+    return [Verdict(level, "Image use", text, "controls") for level, text in texts.items()]
 
 
 def _format(c: Comparison, group: RunGroup) -> list[Verdict]:
     """Answers that cannot be parsed, and answers truncated at the token limit."""
     run = {"run": group.runs[0].name} if len(group.runs) == 1 else {}
     tables = [run.answers(name) for run in group.runs for name in c.test_sets]
+    unparsed, truncated = (
+        [1.0 - t["answered"].mean() for t in tables],
+        [t["truncated"].mean() for t in tables],
+    )
     shares = (
-        (
-            "Format",
-            "unparsed",
-            _mean(1.0 - t["answered"].mean() for t in tables),
-            "have no answer in answer tags",
-        ),
-        (
-            "Length",
-            "truncated",
-            _mean(t["truncated"].mean() for t in tables),
-            "are truncated at the token limit",
-        ),
+        ("Format", "unparsed", sum(unparsed) / len(tables), "have no answer in answer tags"),
+        ("Length", "truncated", sum(truncated) / len(tables), "are truncated at the token limit"),
     )
     return [
         Verdict(
@@ -159,8 +137,3 @@ def _format(c: Comparison, group: RunGroup) -> list[Verdict]:
         for topic, outcome, share, text in shares
         if share > FREQUENT
     ]
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = [float(value) for value in values]
-    return sum(values) / len(values)

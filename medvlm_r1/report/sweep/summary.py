@@ -11,45 +11,27 @@ from medvlm_r1.report.run_folder import Run, RunFolderError, read_run
 from medvlm_r1.report.sweep.effects import Effect, Levels, cells_of, effects_of, factors_of
 from medvlm_r1.runs.status import FINISHED, attempts, jobs_of, statuses_of
 
-TOKENS = (
-    "prefill_tokens",
-    "decode_rows",
-    "forward_tokens",
-)  # read, sampled, and in the forward passes of the loss
+TOKENS = ("prefill_tokens", "decode_rows", "forward_tokens")  # read, sampled, in the loss's forward passes
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of the runs on one kind of hardware.
-
-    Attributes:
-        runs: started runs.
-        attempts: processes that worked on them; more than ``runs`` if some were resumed.
-        hours: device hours, including work that a kill lost.
-        tokens: tokens that the model processed in the finished runs.
-    """
+    """Cost of the started runs on one kind of hardware."""
 
     runs: int
-    attempts: int
-    hours: float
-    tokens: int
+    attempts: int  # processes that worked on the runs; more than ``runs`` if some were resumed
+    hours: float  # of devices, including work that a kill lost
+    tokens: int  # that the model processed in the finished runs
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of one folder.
-
-    Attributes:
-        folder: folder of the multirun.
-        statuses: name -> status of every run of the sweep, the planned ones included.
-        runs: the finished runs, in the order of the command.
-        on: test set of the effects, ``mean`` or ``outside``.
-    """
+    """The runs of the folder of one multirun."""
 
     folder: Path
-    statuses: dict[str, str]
-    runs: list[Run]
-    on: str = MEAN
+    statuses: dict[str, str]  # of every run by name, the planned ones included
+    runs: list[Run]  # the finished ones, in the order of the command
+    on: str = MEAN  # test set of the effects, ``mean`` or ``outside``
 
     @cached_property
     def factors(self) -> dict[str, list[str]]:

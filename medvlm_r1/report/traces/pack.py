@@ -22,7 +22,7 @@ import pandas as pd
 
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.figures import colour_numbers
-from medvlm_r1.report.page.examples import data_uri
+from medvlm_r1.report.page.examples import data_uri, saved_image
 from medvlm_r1.report.run_folder import Run
 from medvlm_r1.report.tables.table import set_name
 
@@ -35,21 +35,13 @@ KEY = ["test_set", "control", "sample_id"]
 
 @dataclass(frozen=True)
 class Traces:
-    """The data of the trace browser.
+    """The data of the trace browser."""
 
-    Attributes:
-        packed: JSON in columns, gzipped, base64.
-        images: data URIs that the columns refer to by number.
-        answers: number of test questions, counted once per control.
-        groups: number of completion groups.
-        left_out: sentences that name data which the page does not hold.
-    """
-
-    packed: str
-    images: list[str]
-    answers: int
-    groups: int
-    left_out: list[str]
+    packed: str  # JSON in columns, gzipped, base64
+    images: list[str]  # data URIs that the columns refer to by number
+    answers: int  # number of test questions, counted once per control
+    groups: int  # number of completion groups
+    left_out: list[str]  # sentences that name data which the page does not hold
 
 
 class Pool:
@@ -137,9 +129,7 @@ def pack_traces(c: Comparison) -> Traces:
 def answer_set_name(run: Run, step: int | None = None) -> str:
     """Name of a run's answers in the browser's address: with the step if the run was evaluated at several.
 
-    Args:
-        run: the run.
-        step: optimiser step of the evaluation; the last one, which the tables are about, by default.
+    The default is the last step, which the tables are about.
     """
     steps = run.all_predictions["step"]
     if steps.nunique() == 1:
@@ -179,16 +169,15 @@ def _test_columns(runs: Sequence[Run], texts: Pool, images: Images, left_out: li
     shown = questions.index.get_level_values("sample_id")
     if "picture_of" in questions:  # a control may show the image of another question
         shown = questions["picture_of"].where(questions["picture_of"].notna(), shown.to_numpy())
+    keys = zip(("set", "control", "id"), KEY, strict=True)
     return {
-        "set": texts.column(questions.index.get_level_values("test_set")),
-        "control": texts.column(questions.index.get_level_values("control")),
-        "id": texts.column(questions.index.get_level_values("sample_id")),
+        **{name: texts.column(questions.index.get_level_values(level)) for name, level in keys},
         "modality": texts.column(questions["modality"]),
         "type": texts.column(questions["question_type"]),
         "question": texts.column(questions["question"]),
         "options": [texts.column(options) for options in questions["options"]],
         "gold": texts.column(questions["gold"]),
-        "picture": [images(_image(runs, sample_id)) for sample_id in shown],
+        "picture": [images(saved_image(runs, sample_id)) for sample_id in shown],
         "seen": texts.column(shown),
         "answers": [
             {"run": k, "step": int(step), "name": answer_set_name(runs[k], step)}
@@ -231,40 +220,24 @@ def _group_columns(runs: Sequence[Run], texts: Pool, images: Images, left_out: l
             f"One training step in {every} is here, with the first and the last: rollouts/ takes "
             f"{size / 1e6:.0f} MB, and the page holds {LARGEST_FILES / 1e6:.0f}."
         )
-    names = (
-        "run",
-        "step",
-        "id",
-        "modality",
-        "type",
-        "question",
-        "options",
-        "gold",
-        "picture",
-        "first",
-        "count",
-    )
-    groups: list[tuple] = []
+    names = "run step id modality type question options gold picture first count"
+    columns: dict[str, list] = {name: [] for name in names.split()}
     completions: list[dict] = []
     for k, run in enumerate(runs):
         steps = run.traced_steps
         for step in dict.fromkeys(steps[::every] + steps[-1:]):
-            by_prompt: dict[str, list[dict]] = {}
-            for row in run.rollouts(step):
-                by_prompt.setdefault(row["sample_id"], []).append(row)
-            for sample_id, rows in by_prompt.items():
+            for rows in run.completion_groups(step):
                 first = rows[0]
-                groups.append(
-                    (
-                        *(k, step, texts(sample_id)),
-                        *(texts(first.get("modality", "")), texts(first.get("question_type", ""))),
-                        *(texts(first["question"]), texts.column(first["options"]), texts(first["gold"])),
-                        *(images(run.image(sample_id)), len(completions), len(rows)),
-                    )
+                group = (
+                    *(k, step, texts(first["sample_id"])),
+                    *(texts(first.get("modality", "")), texts(first.get("question_type", ""))),
+                    *(texts(first["question"]), texts.column(first["options"]), texts(first["gold"])),
+                    *(images(run.image(first["sample_id"])), len(completions), len(rows)),
                 )
+                for column, value in zip(columns.values(), group, strict=True):
+                    column.append(value)
                 completions += sorted(rows, key=lambda row: row["completion"])
     terms = list(dict.fromkeys(term for row in completions for term in row["rewards"]))
-    columns = {name: [group[k] for group in groups] for k, name in enumerate(names)}
     return columns | {
         "completions": {
             "number": [row["completion"] for row in completions],
@@ -278,10 +251,6 @@ def _group_columns(runs: Sequence[Run], texts: Pool, images: Images, left_out: l
             "rewards": {term: [_short(row["rewards"].get(term)) for row in completions] for term in terms},
         }
     }
-
-
-def _image(runs: Sequence[Run], sample_id: str) -> Path | None:
-    return next((path for run in runs if (path := run.image(sample_id))), None)
 
 
 def _short(value: float | None) -> float | int | None:
