@@ -89,7 +89,7 @@ def dot_panels(c: Comparison) -> list[Panel]:
         figure = Figure(figsize=(3.5, height))
         _dots(figure.subplots(), c, scope, PAGE, values=True)
         left = min(0.5, 0.04 + 0.019 * longest)  # set here: panels align, and layout engines are slow
-        figure.subplots_adjust(left=left, right=0.87, top=1, bottom=0.24 / height)
+        figure.subplots_adjust(left=left, right=0.83, top=1, bottom=0.24 / height)
         unit = f"mean of {len(test_sets)} sets" if len(test_sets) > 1 else ""
         unit = "in domain" if scope in c.in_domain else unit
         rates = [(label, rates[scope]) for label, rates in c.accuracy.items()]
@@ -172,7 +172,7 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
         i = c.accuracy[group.label][scope]
         dot(axes, i, y, palette.series[number[group.label]])
         if values:
-            place = {"xytext": (1.16, y), "textcoords": ("axes fraction", "data"), "va": "center"}
+            place = {"xytext": (0.995, y), "textcoords": ("figure fraction", "data"), "va": "center"}
             place |= {"ha": "right", "fontsize": 9.5, "weight": 700}
         else:
             place = {"xytext": (0, 6.5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
