@@ -54,19 +54,13 @@ class RunGroup:
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
-    """Group the runs of one experiment whose configurations differ in nothing but the seed.
-
-    Raises:
-        RunFolderError: two runs have the same configuration and seed.
-    """
+    """Group the runs of one experiment whose configurations differ in nothing but the seed."""
     clusters: list[list[Run]] = []
     for run in sorted(runs, key=lambda r: (method_order(r.method), r.method, r.experiment, r.seed, r.name)):
-        for cluster in clusters:
-            if cluster[0].experiment == run.experiment and settings(cluster[0]) == settings(run):
-                cluster.append(run)
-                break
-        else:
-            clusters.append([run])
+        same = (c for c in clusters if c[0].experiment == run.experiment and settings(c[0]) == settings(run))
+        if (cluster := next(same, None)) is None:
+            clusters.append(cluster := [])
+        cluster.append(run)
     if same := next(filter(None, map(same_seed, clusters)), None):
         raise RunFolderError(f"{same} have the same configuration and seed: give only one of them")
     return [RunGroup(_label(c[0], [d[0] for d in clusters]), tuple(c)) for c in clusters]
@@ -101,11 +95,7 @@ def group_difference(
 
 
 def check_same_questions(runs: Sequence[Run]) -> None:
-    """Check that every run answered the questions of the first.
-
-    Raises:
-        UnpairedError: names two runs, the test set and the number of questions that one of them lacks.
-    """
+    """Raise :class:`UnpairedError` unless every run answered the questions of the first."""
     first = runs[0]
     for run in runs[1:]:
         if run.test_sets != first.test_sets:

@@ -56,11 +56,7 @@ class Run:
 
     @cached_property
     def all_predictions(self) -> pd.DataFrame:
-        """The rows of ``predictions.jsonl``, of every evaluated step.
-
-        Raises:
-            RunFolderError: the file is missing or empty, or has a question twice.
-        """
+        """The rows of ``predictions.jsonl``, of every evaluated step."""
         path = self.folder / "predictions.jsonl"
         rows = pd.DataFrame(_json_lines(path))
         if rows.empty:
@@ -73,11 +69,7 @@ class Run:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """One row per question, test set and control, of the last evaluated step of each test set.
-
-        Raises:
-            RunFolderError: the file cannot be read, or contradicts ``metrics.json``.
-        """
+        """One row per question, test set and control, of the last evaluated step of each test set."""
         rows = self.all_predictions
         rows = rows[rows["step"] == rows.groupby("test_set")["step"].transform("max")]
         plain = rows[rows["control"] == PLAIN]

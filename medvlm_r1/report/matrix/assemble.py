@@ -17,7 +17,7 @@ def assemble(folders: Sequence[Path]) -> Matrices:
 
     Raises:
         UnpairedError: the runs answered different questions.
-        RunFolderError: a folder cannot be read, or the runs form no matrix.
+        RunFolderError: a folder cannot be read, or see :func:`build_matrices`.
     """
     runs, unfinished = find_runs(folders)
     check_same_questions(runs)
@@ -126,10 +126,5 @@ def _differing(a: RunGroup, b: RunGroup, domains: Collection[str] = ()) -> str:
     """Keys in which two configurations differ, without keys whose values are the training domains."""
     one, other = (settings(group.runs[0]) for group in (a, b))
     names = {repr(value) for name in domains for value in (name, [name])}
-    return ", ".join(
-        sorted(
-            key
-            for key in one.keys() | other.keys() - {"experiment"}
-            if one.get(key) != other.get(key) and not {repr(one.get(key)), repr(other.get(key))} <= names
-        )
-    )
+    keys = sorted(k for k in one.keys() | other.keys() - {"experiment"} if one.get(k) != other.get(k))
+    return ", ".join(k for k in keys if not {repr(one.get(k)), repr(other.get(k))} <= names)

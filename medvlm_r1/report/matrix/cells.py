@@ -79,11 +79,8 @@ class Matrix:
         """Mean of the diagonal minus mean off the diagonal on the same questions, and its p-value."""
         both = [self.outcomes(inside) for inside in (True, False)]
         shared = [test for test in self.test_sets if all(test in outcomes for outcomes in both)]
-        if not shared:
-            return None
-        return seeds_difference(
-            *([part[t] for t in shared] for part in both), [self.image_groups(t) for t in shared]
-        )
+        groups = [self.image_groups(test) for test in shared]
+        return seeds_difference(*([part[t] for t in shared] for part in both), groups) if shared else None
 
     def image_groups(self, test_set: str) -> list:
         return next(iter(self.rows.values())).image_groups(test_set)
@@ -108,14 +105,8 @@ class Matrix:
 
     def outcomes(self, inside: bool, domains: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Test set -> ``[seeds, questions]``: mean over the rows of ``domains`` (not) trained on it."""
-        rows = {
-            test: [
-                row
-                for domain, row in self.trained.items()
-                if (domain == test) == inside and (domains is None or domain in domains)
-            ]
-            for test in self.test_sets
-        }
+        trained = [(d, row) for d, row in self.trained.items() if domains is None or d in domains]
+        rows = {t: [row for d, row in trained if (d == t) == inside] for t in self.test_sets}
         return {test: mean_outcomes(part, test, self.seeds) for test, part in rows.items() if part}
 
     def _mean(self, outcomes: dict[str, np.ndarray]) -> Interval | None:

@@ -28,23 +28,22 @@ def headline(c: Comparison) -> str:
         label = c.groups[0].label
         rates = [
             f"{percent(i.value)} % on {set_name(t)} ({span(i)}; chance {percent(c.chance[t])})"
-            for t in c.test_sets
-            for i in [c.accuracy[label][t]]
+            for t, i in c.accuracy[label].items()
+            if t in c.test_sets
         ]
         return f"{label} answers {_join(rates)} correctly; 95 % intervals in brackets.{seeds}"
 
     by_scope = {d.where: d for d in c.differences if (d.first, d.second) == (main.first, main.second)}
     outside = [t for t in c.test_sets if t not in c.in_domain]
     if c.in_domain and outside:
-        scope = OUTSIDE if OUTSIDE in by_scope else outside[0]
         where = f"Outside the training domain ({_join([set_name(t) for t in outside])})"
-        text = _sentence(c, where, by_scope[scope])
-        for t in c.in_domain:
-            text += " " + _sentence(c, f"In domain ({set_name(t)})", by_scope[t])
+        places = {OUTSIDE if OUTSIDE in by_scope else outside[0]: where}
+        places |= {t: f"In domain ({set_name(t)})" for t in c.in_domain}
+    elif MEAN in by_scope:
+        places = {MEAN: f"Over the {len(c.test_sets)} test sets"}
     else:
-        scope = MEAN if MEAN in by_scope else c.test_sets[0]
-        where = f"Over the {len(c.test_sets)} test sets" if scope == MEAN else f"On {set_name(scope)}"
-        text = _sentence(c, where, by_scope[scope])
+        places = {c.test_sets[0]: f"On {set_name(c.test_sets[0])}"}
+    text = " ".join(_sentence(c, where, by_scope[scope]) for scope, where in places.items())
     others = sum(_methods(c, d) == _methods(c, main) and d.where == main.where for d in c.differences) - 1
     return text + seeds + (f" {others} more such pairs of rows are in the tables." if others else "")
 
@@ -59,12 +58,12 @@ def caveat(c: Comparison) -> str:
     if not parts:
         return ""
     start = (
-        " Without reasoning, this model answers at chance, so SFT on bare letters has little to learn from."
+        "Without reasoning, this model answers at chance, so SFT on bare letters has little to learn from."
     )
     return (
         f"Miniature: {_join(parts)}. It shows that the pipeline works, and one mechanism at most; "
-        f"it is no evidence about medical images, large models or the papers' claim.{start if tiny else ''}"
-    )
+        f"it is no evidence about medical images, large models or the papers' claim. {start if tiny else ''}"
+    ).rstrip()
 
 
 def _sentence(c: Comparison, where: str, d: Difference) -> str:

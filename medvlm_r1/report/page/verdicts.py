@@ -78,9 +78,8 @@ def _shortcuts(group: RunGroup) -> list[Verdict]:
     if above:
         text = f"Without the image, {'; '.join(above)}."
         return [Verdict("warning", "Shortcuts", text, "shortcuts")]
-    return [
-        Verdict("clear", "Shortcuts", "No rule that ignores the image is clearly above chance.", "shortcuts")
-    ]
+    text = "No rule that ignores the image is clearly above chance."
+    return [Verdict("clear", "Shortcuts", text, "shortcuts")]
 
 
 def _alarms(group: RunGroup) -> list[Verdict]:
@@ -129,11 +128,9 @@ def _format(c: Comparison, group: RunGroup) -> list[Verdict]:
         ("Format", "unparsed", sum(unparsed) / len(tables), "have no answer in answer tags"),
         ("Length", "truncated", sum(truncated) / len(tables), "are truncated at the token limit"),
     )
-    return [
-        Verdict(
-            *("note", topic, f"{percent(share)} % of the test answers {text}."),
-            traces_link(view="test", outcome=outcome, **run),
-        )
-        for topic, outcome, share, text in shares
-        if share > FREQUENT
-    ]
+    verdicts = []
+    for topic, outcome, share, text in shares:
+        if share > FREQUENT:
+            link = traces_link(view="test", outcome=outcome, **run)
+            verdicts.append(Verdict("note", topic, f"{percent(share)} % of the test answers {text}.", link))
+    return verdicts

@@ -42,7 +42,7 @@ def control_table(c: Comparison) -> Table | None:
         return None
     first = Cell("Control") if len(c.groups) == 1 else Cell("Method", "control")
     heads = [first, *(Cell(set_name(t)) for t in c.test_sets)]
-    return Table("Controls", heads, rows, [*_notes(c, rows), *_reasons(c), *mark_notes(c.groups)])
+    return Table("Controls", heads, rows, [*_notes(c, rows), *mark_notes(c.groups)])
 
 
 def control_summary(c: Comparison) -> Table | None:
@@ -79,17 +79,13 @@ def control_numbers(c: Comparison) -> dict[str, dict[str, dict]]:
 
 def accuracy_under(group: RunGroup, test_set: str, control: str) -> Interval | None:
     """Accuracy under a control over the group's seeds; ``None`` if the control was not run."""
-    interval = _from_metrics(
-        group, test_set, lambda controls: controls["rates"].get(control, {}).get("accuracy")
-    )
+    interval = _from_metrics(group, test_set, lambda found: found["rates"].get(control, {}).get("accuracy"))
     if interval and len(group.runs) == 1:
         return interval
     if not (ids := _shared_ids(group, test_set, [control])):
         return None
     outcomes, images = _outcomes(group, test_set, control, ids), _image_groups(group, test_set, ids)
-    if len(group.runs) == 1:
-        return proportion(outcomes[0], images)
-    return over_seeds([outcomes], [images])
+    return proportion(outcomes[0], images) if len(group.runs) == 1 else over_seeds([outcomes], [images])
 
 
 def gain_over(group: RunGroup, test_set: str, control: str) -> Interval | None:
@@ -180,7 +176,7 @@ def _image_groups(group: RunGroup, test_set: str, ids: list[str]) -> list[str]:
 
 
 def _notes(c: Comparison, rows: list[list[Cell]]) -> list[str]:
-    """Definitions of the controls that were run, and of the words in small print that occur."""
+    """Definitions of controls and of words in small print; a sentence for each control that was not run."""
     run = [k for k in CONTROLS if any(r.has_answers(t, k) for r in c.runs for t in c.test_sets)]
     definitions = " ".join(f"{name}: {_DEFINITIONS[name]}." for name in run)
     notes = [f"Accuracy in percent under each control, with 95 % intervals. {definitions}"]
@@ -188,18 +184,11 @@ def _notes(c: Comparison, rows: list[list[Cell]]) -> list[str]:
     notes += [f"Gains: points of {PLAIN} above {', '.join(gains)}, on the same questions."] if gains else []
     small = " ".join(cell.note for row in rows for cell in row)
     notes += ["In tags: share of answers in answer tags."] if "in tags" in small else []
-    return notes + (
-        ["Left out: questions that the control does not apply to."] if "left out" in small else []
-    )
-
-
-def _reasons(c: Comparison) -> list[str]:
-    """One sentence for each requested control that was not run."""
-    return sorted(
-        {
-            f"{name} was not run: {reason}."
-            for run in c.runs
-            for numbers in run.metrics.get("controls", {}).values()
-            for name, reason in numbers.get("not_run", {}).items()
-        }
-    )
+    notes += ["Left out: questions that the control does not apply to."] if "left out" in small else []
+    reasons = {
+        f"{name} was not run: {reason}."
+        for run in c.runs
+        for numbers in run.metrics.get("controls", {}).values()
+        for name, reason in numbers.get("not_run", {}).items()
+    }
+    return [*notes, *sorted(reasons)]

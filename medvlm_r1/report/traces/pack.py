@@ -100,6 +100,8 @@ def pack_traces(c: Comparison) -> Traces:
     labels = [group.label for group in c.groups for _ in group.runs]
     tests = _test_columns(c.runs, texts, images, left_out)
     groups = _group_columns(c.runs, texts, images, left_out)
+    modalities = pd.concat([run.all_predictions["modality"] for run in c.runs]).dropna().unique()
+    modalities = sorted({*modalities, *(name for run in c.runs for name in run.trained_on)})
     if images.left_out:
         left_out.append(
             f"{len(images.left_out)} saved images are left out: the page holds "
@@ -113,7 +115,7 @@ def pack_traces(c: Comparison) -> Traces:
         "tests": tests,
         "groups": groups,
         "texts": texts.values,
-        "names": {name: set_name(name) for name in (*c.test_sets, *_modalities(c.runs))},
+        "names": {name: set_name(name) for name in (*c.test_sets, *modalities)},
     }
     plain = json.dumps(columns, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     packed = gzip.compress(plain.encode(), compresslevel=6, mtime=0)
@@ -135,11 +137,6 @@ def answer_set_name(run: Run, step: int | None = None) -> str:
     if steps.nunique() == 1:
         return run.name
     return f"{run.name} at step {steps.max() if step is None else step}"
-
-
-def _modalities(runs: Sequence[Run]) -> list[str]:
-    tested = pd.concat([run.all_predictions["modality"] for run in runs]).dropna().unique()
-    return sorted({*tested, *(name for run in runs for name in run.trained_on)})
 
 
 def _names(labels: Sequence[str], runs: Sequence[Run]) -> list[str]:
