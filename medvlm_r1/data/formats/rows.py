@@ -18,7 +18,6 @@ from medvlm_r1.data.sample import BadRowError
 
 JSON_LIMIT = 1 << 30
 """Bytes; parsing a JSON array takes several times its size in memory."""
-_CSV = (".csv", ".tsv", ".tab")
 PARQUET = (".parquet", ".pq")
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -44,7 +43,7 @@ def read_table(
         return read_json(path)
     if suffix in PARQUET:
         return read_parquet(path, columns)
-    if suffix in _CSV:
+    if suffix in (".csv", ".tsv", ".tab"):
         return read_csv(path, delimiter or ("," if suffix == ".csv" else "\t"), encoding)
     raise BadRowError(
         f"{path} has the suffix {suffix!r}: give a .json, .jsonl, .csv, .tsv or .parquet file, named so"

@@ -113,11 +113,7 @@ def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height widt
 
 
 def _check_stream(frame: bytes) -> None:
-    """Check the size in the header of a JPEG or JPEG 2000 stream, for which its decoder allocates memory.
-
-    Raises:
-        BadRowError: it is above the limit; the caller adds the file.
-    """
+    """Check the size in the header of a JPEG or JPEG 2000 stream, for which its decoder allocates memory."""
     try:
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
             width, height = image.size
@@ -130,9 +126,7 @@ def _check_stream(frame: bytes) -> None:
 
 
 def _monochrome(
-    stored: Integer[np.ndarray, "height width"],
-    header: "Dataset",
-    window: str | tuple[float, float] | None,
+    stored: Integer[np.ndarray, "height width"], header: "Dataset", window: str | tuple[float, float] | None
 ) -> Image.Image:
     values = pydicom().pixels.apply_modality_lut(stored, header)
     function = str(header.get("VOILUTFunction") or "LINEAR")
@@ -170,9 +164,6 @@ def windowed(
         values: in HU, or another unit that the file rescales to.
         centre, width: in the same unit.
         function: ``LINEAR`` (PS3.3 C.11.2.1.2.1), ``LINEAR_EXACT`` or ``SIGMOID`` (PS3.3 C.11.2.1.3).
-
-    Raises:
-        BadRowError: the function is unknown or does not allow this width; the caller adds the file.
     """
     library = pydicom()
     if function.upper() not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):

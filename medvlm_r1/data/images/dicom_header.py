@@ -54,14 +54,8 @@ _SAME_DIRECTION = 1e-3  # largest difference of direction cosines within one sta
 
 
 class Slice(NamedTuple):
-    """Location of one slice.
-
-    Attributes:
-        frame: index in the file, from 0.
-    """
-
     path: Path
-    frame: int
+    frame: int  # index in the file, from 0
 
 
 def pydicom() -> ModuleType:
@@ -88,12 +82,7 @@ def slices_of(path: Path, allow_identifying: bool) -> list[Slice]:
 
     Files of a folder are sorted by the position of their image along the normal of the slices (PS3.3
     C.7.6.2.1.1), from negative to positive, or by InstanceNumber if a position is missing. Files without an
-    image, or of another format, are skipped.
-
-    Raises:
-        BadRowError: the header identifies a patient or exceeds a size limit; there is no image; a folder has
-            several series, or no order. The caller adds ``path``.
-        OSError, pydicom's errors: the file cannot be read.
+    image, or of another format, are skipped. Also raises OSError and pydicom's errors.
     """
     if not path.is_dir():
         header = read_header(path, (*_PRIVACY, *_SIZE))
@@ -125,11 +114,7 @@ def slices_of(path: Path, allow_identifying: bool) -> list[Slice]:
 
 
 def read_header(path: Path, tags: Sequence[str] | None = None) -> "Dataset":
-    """Read the header without pixels; with ``tags``, only these.
-
-    Raises:
-        BadRowError: it is no DICOM file, or inflates beyond the limit. The caller adds the file.
-    """
+    """Read the header without pixels; with ``tags``, only these."""
     library = pydicom()
     try:
         _check_inflated(path)
@@ -156,10 +141,8 @@ def check_privacy(header: "Dataset", allow_identifying: bool, where: str = "") -
     """Refuse files that may identify a patient.
 
     These are files with BurnedInAnnotation YES (PS3.3 C.7.6.1), and files with a value in one of
-    ``IDENTIFYING`` and without PatientIdentityRemoved YES (PS3.3 C.7.1.1).
-
-    Raises:
-        BadRowError: the message names the attributes, never their values; the caller adds the file.
+    ``IDENTIFYING`` and without PatientIdentityRemoved YES (PS3.3 C.7.1.1). The message names the attributes,
+    never their values.
     """
     if allow_identifying:
         return

@@ -155,17 +155,18 @@ def _opened(archive: Path, process: int) -> zipfile.ZipFile:
 
 
 class ImageStore:
-    """A folder of images, or a zip archive of one, from which the relative paths of rows start.
+    """A folder of images, or a zip archive of one: the first of ``paths`` that exists.
 
-    Paths in an archive may equal those of the rows, have one more parent folder, or lack the first folder.
+    The relative paths of rows start from it. Paths in an archive may equal those of the rows, have one more
+    parent folder, or lack the first folder.
 
     Raises:
-        FileNotFoundError: the path does not exist.
+        FileNotFoundError: no path exists.
         BadRowError: the archive is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, *paths: str | Path) -> None:
+        self.path = next((path for path in map(Path, paths) if path.exists()), Path(paths[0]))
         if not self.path.exists():
             raise FileNotFoundError(f"images {self.path} do not exist: give a folder or a .zip of them")
         self._members: frozenset[str] | None = None
@@ -188,8 +189,3 @@ class ImageStore:
             return ImageFile(self.path / relative)
         names = [relative, *(f"{top}/{relative}" for top in self._tops), relative.partition("/")[2]]
         return ZipImage(self.path, next((name for name in names if name in self._members), relative))
-
-    @classmethod
-    def among(cls, *paths: Path) -> "ImageStore":
-        """Open the first path that exists."""
-        return cls(next((path for path in paths if path.exists()), paths[0]))

@@ -1,4 +1,7 @@
-"""Slices, windows and grey values of DICOM and NIfTI files."""
+"""Slices, windows and grey values of DICOM and NIfTI files.
+
+A BadRowError of these functions and of the decoders lacks the file's name, which :func:`errors_named` adds.
+"""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -124,9 +127,6 @@ def indices(pick: Pick, depth: int) -> list[int]:
 
     The k-th of n evenly spaced slices is the middle of the k-th of n equal parts; so the first and last
     slices, which often show nothing, are not used.
-
-    Raises:
-        BadRowError: there are too few slices; the caller adds the file.
     """
     if pick == "montage":
         count = min(MONTAGE, depth)
@@ -160,14 +160,7 @@ def grey(values: Real[np.ndarray, "height width"], low: float, high: float) -> I
 
 
 def in_proportion(image: Image.Image, row_spacing: float, column_spacing: float) -> Image.Image:
-    """Resample an image with non-square pixels to the finer of its two spacings.
-
-    Args:
-        row_spacing, column_spacing: distance between the centres of rows, and of columns, in mm.
-
-    Raises:
-        BadRowError: the result would exceed :data:`MAX_SLICE` pixels; the caller adds the file.
-    """
+    """Resample an image to the finer of its spacings (mm between rows, and between columns)."""
     ratio = row_spacing / column_spacing if row_spacing > 0 and column_spacing > 0 else 1.0
     if abs(ratio - 1) < 0.01:
         return image
@@ -190,11 +183,7 @@ def montage(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def check_size(height: int, width: int, depth: int) -> None:
-    """Check the size in the header, before a large image fills the memory.
-
-    Raises:
-        BadRowError: the size is 0 or above a limit; the caller adds the file.
-    """
+    """Check the size in the header, before a large image fills the memory."""
     if min(height, width, depth) < 1:
         raise BadRowError(f"has {height} x {width} pixels and {depth} slices: give a file with an image")
     if height * width > MAX_SLICE or height * width * depth > MAX_VOLUME:

@@ -1,4 +1,7 @@
-"""Fields of the rows of published sets: text, yes/no answers, the letter of the gold option."""
+"""Fields of the rows of published sets: text, yes/no answers, the letter of the gold option.
+
+An unusable field raises a BadRowError, to which the caller adds file and row.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,11 +14,7 @@ Include = Literal["closed", "open", "all"]
 
 
 def text_of(row: Any, column: str) -> str:
-    """Return the text of a column, stripped.
-
-    Raises:
-        BadRowError: the row is no object, lacks the column, or has no text there.
-    """
+    """Return the text of a column, stripped."""
     if not isinstance(row, dict):
         raise BadRowError(f"is {row!r:.60}, not an object")
     if column not in row:
@@ -32,11 +31,7 @@ def yes_no_letter(answer: str) -> str | None:
 
 
 def letter_of(answer: Any, options: Sequence[str]) -> str:
-    """Return the letter of the option whose text is the answer, up to surrounding space.
-
-    Raises:
-        BadRowError: no option, or more than one, has this text.
-    """
+    """Return the letter of the one option whose text is the answer, up to surrounding space."""
     places = [i for i, option in enumerate(options) if option == str(answer).strip()]
     if len(places) != 1:
         raise BadRowError(

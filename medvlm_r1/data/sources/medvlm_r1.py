@@ -64,8 +64,7 @@ def select(
 
     Two images are the same if their file names (without folder) or, if both files exist, their bytes match.
     """
-    train, validation = [], []
-    left_out = {"train": [], "validation": []}
+    train, validation, left_out = [], [], {"train": [], "validation": []}
     test_names, test_bytes = _names(test), _digests(test)
     train_names, train_bytes = set(), set()
     for sample in candidates:
@@ -155,13 +154,10 @@ class MedVLMR1Set(Sequence[VQASample]):
                 raise ValueError(f"{path} holds no question of subset {subset!r}: give the official file")
         else:
             path, bundle = bundle_rows(root)
-            of_subset = [
-                (i, row)
-                for i, row in enumerate(bundle)
-                if isinstance(row, dict) and row.get("subset") == SUBSETS[modality]
-            ]
+            subset = ((i, row) for i, row in enumerate(bundle) if isinstance(row, dict))
+            subset = [(i, row) for i, row in subset if row.get("subset") == SUBSETS[modality]]
             parse = functools.partial(read_row, source=plain_stem(path), root=image_root, modality=modality)
-            candidates, self.skipped, places = parse_rows(of_subset, path, parse, rows)
+            candidates, self.skipped, places = parse_rows(subset, path, parse, rows)
             chosen = select(candidates, test, n_train, n_validation)
             self._samples = getattr(chosen, part)
             self._report(path, chosen, places, n_train if part == "train" else n_validation)
@@ -189,10 +185,7 @@ class MedVLMR1Set(Sequence[VQASample]):
             ", ".join(f"{n} with the {reason}" for reason, n in counts.items()) or "none for their image",
             chosen.compared,
         )
-        self.skipped += [
-            f"{places[sample.id]}: image {sample.images[0].name} has the {reason}"
-            for sample, reason in left_out
-        ]
+        self.skipped += [f"{places[s.id]}: image {s.images[0].name} has the {why}" for s, why in left_out]
         if len(self._samples) < wanted:
             raise ValueError(
                 f"{path}: {wanted} {self.part} questions requested, but {len(places)} usable rows of "

@@ -29,7 +29,7 @@ def medxpertqa_mm(**shared: Any) -> Questions:
     """
     settings = PublishedSet(**shared)
     folder = settings.find(HUB_ID, ["MM/dev.jsonl", "MM/test.jsonl", "images.zip"])
-    images = ImageStore.among(folder / "images", folder / "images.zip")
+    images = ImageStore(folder / "images", folder / "images.zip")
 
     def parse(row: Any, id: str) -> VQASample:
         question, names = text_of(row, "question"), row.get("images")

@@ -41,7 +41,7 @@ def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Q
     folder = settings.find(HUB_ID, [f"train{end}.csv", f"test{end}.csv", f"images{end}.zip"])
     # version 2's archive unpacks to figures/
     tops = ["images"] if version == 1 else ["images_2", "figures"]
-    images = ImageStore.among(*(folder / top for top in tops), folder / f"images{end}.zip")
+    images = ImageStore(*(folder / top for top in tops), folder / f"images{end}.zip")
 
     def parse(row: dict[str, str], id: str) -> VQASample:
         options = tuple(_option(text_of(row, f"choice{a.lower()}"), a) for a in "ABCD")

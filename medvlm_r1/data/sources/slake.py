@@ -33,7 +33,7 @@ def slake(drop_test_images: bool = True, questions: Include = "closed", **shared
     """
     settings = PublishedSet(**shared)
     folder = settings.find(HUB_ID, ["train.json", "validation.json", "test.json", "imgs.zip"])
-    images = ImageStore.among(folder / "imgs", folder / "imgs.zip")
+    images = ImageStore(folder / "imgs", folder / "imgs.zip")
 
     def parse(row: Any, id: str) -> VQASample | None:
         if text_of(row, "q_lang") != "en":
