@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
-from transformers import GenerationConfig
 
 from medvlm_r1.policy.copies import FrozenCopies, shard_parameters
 from medvlm_r1.policy.counters import Counters
@@ -80,7 +79,6 @@ class Policy(nn.Module):
 
     @property
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the optimiser."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def logprobs(
@@ -176,11 +174,7 @@ class Policy(nn.Module):
     def image_features(
         self, prompts: PromptBatch, model: Model | None = None
     ) -> Float[Tensor, "tokens width"] | None:
-        """Features of the prompts' images, in order; ``None`` without images.
-
-        Args:
-            model: one of the policy's; the sampling model by default.
-        """
+        """Features of the prompts' images in order, by ``model`` or the sampling model; ``None`` if no images."""
         # A frozen tower is equal in all models; that of the sampling model needs no collective.
         if model is None or self.tower_is_frozen:
             model = self.sampling_model
@@ -201,11 +195,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def prefill(self, prompts: PromptBatch, multiple: int = 1) -> PromptCache:
-        """Run each prompt through the layers once.
-
-        Args:
-            multiple: keys and values are padded to a multiple of this number of tokens.
-        """
+        """Run each prompt through the layers once; keys are padded to a multiple of ``multiple`` tokens."""
         model = self.sampling_model
         layout = PromptLayout(prompts.lengths, self.device, multiple, keep_keys=True)
         embeds = embed(model, prompts, self.image_features(prompts))
@@ -236,21 +226,11 @@ class Policy(nn.Module):
         max_tokens: int,
         logits_processor: Callable[[Int[Tensor, "rows length"], Scores], Scores],
     ) -> Tokens:
-        """Decode with transformers' ``generate``: the argmax of the processed logits.
-
-        Args:
-            logits_processor: (tokens so far, logits) -> scores.
+        """Decode with transformers' ``generate``: the argmax of ``logits_processor(tokens so far, logits)``.
 
         Returns:
             Completions, padded with ``pad_id`` after the end of sequence.
         """
-        config = GenerationConfig(
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=self.eos_ids,
-            pad_token_id=self.pad_id,
-        )
         model = self.sampling_model
         embeds, mask, positions = repeat_prompts(model, prompts, self.image_features(prompts), group_size)
         self.counters["prefill_tokens"] += mask.numel()
@@ -260,7 +240,7 @@ class Policy(nn.Module):
                 attention_mask=mask.long(),
                 # Without them, generate takes positions from the state of an earlier pass.
                 position_ids=positions,
-                generation_config=config,
+                generation_config=greedy_config(self.eos_ids, self.pad_id, None, max_tokens),
                 logits_processor=[logits_processor],
             )
         self.counters["decode_rows"] += tokens[:, 1:].numel()
@@ -270,9 +250,6 @@ class Policy(nn.Module):
         """Replace ``folder`` with a Hugging Face directory (a PEFT directory for an adapter).
 
         Its generation config is that of our evaluation: greedy, without vision tokens.
-
-        Args:
-            max_new_tokens: completion limit in the generation config.
         """
         config = greedy_config(self.eos_ids, self.pad_id, self.banned_ids, max_new_tokens)
         save_model(folder, self.sampling_model, self.encoder, config)
@@ -281,6 +258,7 @@ class Policy(nn.Module):
         self, model: Model, prompts: PromptBatch, tokens: Tokens, mask: Mask, temperature: float
     ) -> Logprobs:
         features, lengths = self.image_features(prompts, model), mask.sum(1).tolist()
-        compute, count = LAYOUTS[self.layout]
-        self.counters.update(count(prompts, tokens, lengths))
-        return compute(model, prompts, features, tokens, lengths, self.banned, temperature)
+        batch = (prompts, features, tokens, lengths, self.banned, temperature)
+        logprobs, counts = LAYOUTS[self.layout](model, *batch)
+        self.counters.update(counts)
+        return logprobs

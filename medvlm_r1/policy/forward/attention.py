@@ -87,7 +87,6 @@ def shared_prefix_attention(
 
     Args:
         query: ``queries`` runs over the query heads of one key head and the positions of a row.
-        prefix, suffix: keys and values.
         prefix_mask: false at padding.
         suffix_mask: true where a query attends to a token of its own row.
         scaling: factor of the scores, which are computed in fp32.

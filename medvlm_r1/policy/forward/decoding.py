@@ -15,8 +15,7 @@ class PromptCache:
     """Result of a pass over prompts.
 
     Attributes:
-        layers: keys and values of each layer, padded on the right.
-        mask: false at padding.
+        layers: keys and values of each layer, padded on the right where ``mask`` is false.
         positions: rotary position of the token after each prompt, on all three axes.
         hidden: last hidden state of each prompt.
     """
@@ -28,24 +27,15 @@ class PromptCache:
 
     def select(self, prompts: Int[Tensor, " selected"]) -> "PromptCache":
         """Some of the prompts."""
-        return PromptCache(
-            [(keys[prompts], values[prompts]) for keys, values in self.layers],
-            self.mask[prompts],
-            self.positions[prompts],
-            self.hidden[prompts],
-        )
+        layers = [(keys[prompts], values[prompts]) for keys, values in self.layers]
+        return PromptCache(layers, *(x[prompts] for x in (self.mask, self.positions, self.hidden)))
 
 
 class DecodingLayout(AttentionLayout):
     """One new token of each row attends to its prompt and to the row's earlier tokens.
 
     Shapes are the same in every step and the step number is a tensor, so a step can be compiled once and
-    captured as a CUDA graph. Rows are prompt-major.
-
-    Args:
-        prefix: of the prompts.
-        group_size: rows per prompt.
-        max_tokens: limit of a row.
+    captured as a CUDA graph. Rows are prompt-major, ``group_size`` per prompt, of at most ``max_tokens``.
     """
 
     def __init__(self, prefix: PromptCache, group_size: int, max_tokens: int) -> None:

@@ -24,11 +24,7 @@ def target_logprobs(
 ) -> Float[Tensor, " tokens"]:
     """Log-probability of each target: logits divided by ``temperature``, banned ids masked, softmax in fp32.
 
-    A banned target gets minus infinity.
-
-    Args:
-        hidden: of the token before each target.
-        weight: of the head, which has no bias.
+    ``hidden`` is that of the token before each target. A banned target gets minus infinity.
     """
     return _TargetLogprobs.apply(hidden, weight, targets, banned, temperature)
 

@@ -1,6 +1,8 @@
 """Teacher-forced log-probabilities in two layouts with equal results: packed is fast, repeated is plain.
 
-Both take prompts with their image features, and ``group_size`` completions of each, prompt-major.
+Both take prompts with their image features, ``group_size`` completions of each, prompt-major, the number of
+tokens of each (``lengths``; later ones are padding), and ids with probability 0 (``banned``). They return the
+log-probabilities and the counters of the pass.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from medvlm_r1.policy.forward.packing import GroupLayout, Padder
 
 Features = Float[Tensor, "image_tokens width"] | None
 Tokens = Int[Tensor, "rows tokens"]
+Counted = tuple[Float[Tensor, "rows tokens"], dict[str, int]]
 
 
 def embed(model: Model, prompts: PromptBatch, features: Features) -> Float[Tensor, "tokens width"]:
@@ -44,13 +47,8 @@ def packed_logprobs(
     lengths: Sequence[int],
     banned: Banned,
     temperature: float,
-) -> Float[Tensor, "rows tokens"]:
-    """Each prompt once, then its completions, unpadded; see :mod:`~medvlm_r1.policy.forward.packing`.
-
-    Args:
-        lengths: tokens of each completion; later ones are padding.
-        banned: ids with probability 0.
-    """
+) -> Counted:
+    """Each prompt once, then its completions, unpadded; see :mod:`~medvlm_r1.policy.forward.packing`."""
     device, group_size = tokens.device, len(tokens) // len(prompts)
     # A completion's last token predicts nothing, so it is no input.
     inputs = Padder([max(n - 1, 0) for n in lengths], device)
@@ -72,7 +70,8 @@ def packed_logprobs(
         temperature,
     )
     rows = targets.pad(logprobs)
-    return pad(rows, (0, tokens.shape[1] - rows.shape[1]))
+    counts = {"forward_tokens": len(embeds), "lm_head_tokens": sum(lengths)}
+    return pad(rows, (0, tokens.shape[1] - rows.shape[1])), counts
 
 
 def _predictors(prompts: PromptBatch, lengths: Sequence[int], inputs: Padder) -> Int[Tensor, " targets"]:
@@ -94,39 +93,26 @@ def repeated_logprobs(
     lengths: Sequence[int],
     banned: Banned,
     temperature: float,
-) -> Float[Tensor, "rows tokens"]:
+) -> Counted:
     """The prompt before each completion, padded, through transformers' own forward."""
     group_size = len(tokens) // len(prompts)
     embeds, prompt_mask, positions = repeat_prompts(model, prompts, features, group_size)
     steps = torch.arange(tokens.shape[1], device=tokens.device)
     starts = prompts.next_positions.repeat_interleave(group_size)
-    mask = steps < torch.tensor(lengths, device=tokens.device)[:, None]
+    mask = torch.cat([prompt_mask, steps < torch.tensor(lengths, device=tokens.device)[:, None]], dim=1)
     logits = model(
         inputs_embeds=torch.cat([embeds, model.get_input_embeddings()(tokens)], dim=1),
-        attention_mask=torch.cat([prompt_mask, mask], dim=1).long(),
+        attention_mask=mask.long(),
         position_ids=torch.cat([positions, (starts[:, None] + steps).expand(3, -1, -1)], dim=2),
         logits_to_keep=tokens.shape[1] + 1,
         use_cache=False,
     ).logits[:, :-1]
     logits = (logits.float() / temperature).masked_fill(banned, -torch.inf)
-    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    counts = {"forward_tokens": mask.numel(), "lm_head_tokens": tokens.numel() + len(tokens)}
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1), counts
 
 
-def _packed_counts(prompts: PromptBatch, tokens: Tokens, lengths: Sequence[int]) -> dict[str, int]:
-    inputs = sum(max(n - 1, 0) for n in lengths)
-    return {"forward_tokens": sum(prompts.lengths) + inputs, "lm_head_tokens": sum(lengths)}
-
-
-def _repeated_counts(prompts: PromptBatch, tokens: Tokens, lengths: Sequence[int]) -> dict[str, int]:
-    rows, longest = tokens.shape
-    return {"forward_tokens": rows * (max(prompts.lengths) + longest), "lm_head_tokens": rows * (longest + 1)}
-
-
-LAYOUTS = {
-    "packed": (packed_logprobs, _packed_counts),
-    "repeated": (repeated_logprobs, _repeated_counts),
-}
-"""Layout -> (log-probabilities, counters of the same pass)."""
+LAYOUTS = {"packed": packed_logprobs, "repeated": repeated_logprobs}
 
 
 def repeat_prompts(

@@ -25,12 +25,7 @@ Keys = Float[Tensor, "prompts kv_heads longest size"]
 
 
 class Padder:
-    """Converts sequences of different lengths between one row and a padded block.
-
-    Args:
-        lengths: tokens of each sequence.
-        multiple: the block's length is a multiple of this number.
-    """
+    """Converts sequences between one row and a block that is padded to a multiple of ``multiple`` tokens."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device, multiple: int = 1) -> None:
         self.lengths, self.longest = tuple(lengths), -(-max(1, *lengths) // multiple) * multiple
@@ -59,10 +54,7 @@ class Padder:
 class PromptLayout(AttentionLayout):
     """Prompts in one row, each with causal attention to itself.
 
-    Args:
-        lengths: tokens of each prompt.
-        multiple: see :class:`Padder`.
-        keep_keys: append keys and values to :attr:`layers`, for completions to be decoded later.
+    ``keep_keys`` appends keys and values to :attr:`layers`, for completions to be decoded later.
     """
 
     def __init__(
@@ -90,12 +82,7 @@ class PromptLayout(AttentionLayout):
 
 
 class GroupLayout(AttentionLayout):
-    """Prompts, then ``group_size`` completions of each.
-
-    Args:
-        prompts: tokens of each prompt.
-        completions: tokens of each completion, prompt-major; 0 is allowed.
-    """
+    """Prompts, then ``group_size`` completions of each, prompt-major; a completion may have 0 tokens."""
 
     def __init__(self, prompts: Sequence[int], completions: Sequence[int], device: torch.device) -> None:
         self.prompts = PromptLayout(prompts, device)

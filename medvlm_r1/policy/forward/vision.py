@@ -21,20 +21,17 @@ class FeatureStore:
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     def get(self, digest: str) -> Float[Tensor, "tokens width"] | None:
-        """Features of an image, or ``None``."""
         if digest in self._features:
             self._features.move_to_end(digest)
         return self._features.get(digest)
 
     def put(self, digest: str, features: Float[Tensor, "tokens width"]) -> None:
-        """Add features; drop the least recently used above the limit."""
         self._features[digest] = features
         self._size += features.nbytes
         while self._size > self.limit:
             self._size -= self._features.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
-        """Drop all features."""
         self._features.clear()
         self._size = 0
 
@@ -83,7 +80,6 @@ def image_features(
     An image of several prompts is encoded once.
 
     Args:
-        model: with ``get_image_features``, so without PEFT's wrapper or with one that forwards it.
         store: features of this model; they have no graph. ``None`` for a tower that is being trained.
 
     Returns:
@@ -104,9 +100,8 @@ def image_features(
         if device.type != "meta":  # the tower reads its shapes from the grid
             grid = grid.to(device)
         with nullcontext() if store is None else torch.no_grad():
-            encoded = model.get_image_features(
-                torch.cat([patches[index] for index in indices]).to(device), grid
-            ).pooler_output
+            pixels = torch.cat([patches[index] for index in indices]).to(device)
+            encoded = model.get_image_features(pixels, grid).pooler_output
         stored |= dict(zip(missing, encoded, strict=True))
         for digest in missing if store else ():
             # a copy: a view would hold the memory of the batch

@@ -1,6 +1,7 @@
 """Model directories for other programs: write them atomically, inspect them."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import GenerationConfig
 
 from medvlm_r1.policy.forward.model import Model
 from medvlm_r1.policy.loading.resolve import base_of
+from medvlm_r1.policy.loading.validate import ADAPTER, read_json
 from medvlm_r1.runs.durable import replace_folder
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ class ModelFolder:
     """Description of a model directory, read without loading the model.
 
     Attributes:
-        path: the directory.
         kind: ``weights`` of a full model, or ``adapter`` (PEFT's).
         base: hub id, path or ``embedded`` of an adapter's base; ``None`` for a full model.
         revision: the base's commit on the hub, if known.
@@ -49,11 +50,7 @@ class ModelFolder:
 
 
 def save_model(folder: Path, model: Model, encoder: "Encoder", config: GenerationConfig) -> None:
-    """Replace ``folder`` with a Hugging Face directory of model, tokenizer and image processor.
-
-    Args:
-        model: a full model, or PEFT's wrapper, of which only the adapter is saved.
-    """
+    """Replace ``folder`` with a Hugging Face directory: model or adapter, tokenizer, image processor."""
     has_adapter = hasattr(model, "disable_adapter")
     with replace_folder(folder) as partial:
         # Otherwise PEFT requests the vocabulary size of the base from the hub.
@@ -66,15 +63,15 @@ def save_model(folder: Path, model: Model, encoder: "Encoder", config: Generatio
         if has_adapter:
             base, revision = base_of(model.get_base_model().name_or_path)
             named = {"base_model_name_or_path": base, "revision": revision}
-            _update_json(partial / "adapter_config.json", named)
+            _update_json(partial / ADAPTER, named)
             (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         config.save_pretrained(partial)
 
 
 def greedy_config(
-    eos_ids: list[int], pad_id: int, banned_ids: list[int], max_new_tokens: int | None
+    eos_ids: list[int], pad_id: int, banned_ids: list[int] | None, max_new_tokens: int | None
 ) -> GenerationConfig:
-    """The generation config of our evaluation: greedy, without vision tokens."""
+    """The generation config of our evaluation: greedy, without ``banned_ids``."""
     return GenerationConfig(
         do_sample=False,
         repetition_penalty=1.0,
@@ -91,38 +88,33 @@ def inspect_folder(folder: Path) -> ModelFolder:
     Raises:
         ModelFolderError: not a model directory, or without readable safetensors weights.
     """
-    is_adapter = (folder / "adapter_config.json").is_file()
+    is_adapter = (folder / ADAPTER).is_file()
     if not is_adapter and not (folder / "config.json").is_file():
         raise ModelFolderError(f"{folder} holds neither a config.json nor an adapter_config.json")
-    counts: dict[str, int] = {}
-    files = sorted(folder.glob("adapter_model*.safetensors" if is_adapter else "model*.safetensors"))
-    for file in files:
+    counts: Counter[str] = Counter()
+    for file in sorted(folder.glob("adapter_model*.safetensors" if is_adapter else "model*.safetensors")):
         try:
             with safe_open(file, "pt") as weights:
                 for name in weights.keys():  # noqa: SIM118  (not a mapping)
                     part = weights.get_slice(name)
                     dtype = _DTYPES.get(part.get_dtype(), part.get_dtype().lower())
-                    counts[dtype] = counts.get(dtype, 0) + prod(part.get_shape())
+                    counts[dtype] += prod(part.get_shape())
         except SafetensorError as error:
             raise ModelFolderError(f"{file} cannot be read ({error}): it was cut short") from None
     if not counts:
         raise ModelFolderError(f"{folder} holds no safetensors weights: the save was interrupted")
-    config = _read_json(folder / "adapter_config.json") if is_adapter else {}
+    config = read_json(folder / ADAPTER) if is_adapter else {}
     return ModelFolder(
         path=folder,
         kind="adapter" if is_adapter else "weights",
         base=config.get("base_model_name_or_path"),
         revision=config.get("revision"),
-        parameters=sum(counts.values()),
+        parameters=counts.total(),
         dtype=max(counts, key=lambda dtype: counts[dtype]),
         size=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
     )
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _update_json(path: Path, values: dict) -> None:
-    text = json.dumps(_read_json(path) | values, indent=2, ensure_ascii=False)
+    text = json.dumps(read_json(path) | values, indent=2, ensure_ascii=False)
     path.write_text(f"{text}\n", encoding="utf-8")

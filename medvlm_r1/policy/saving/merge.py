@@ -19,8 +19,6 @@ def merge_adapter(folder: Path, out: Path, dtype: str | None = None, base: str |
     weights is added to the unquantized ones, so its answers can differ slightly.
 
     Args:
-        folder: a PEFT directory.
-        out: directory to write into.
         dtype: of the saved weights, ``float32`` or ``bfloat16``; the base's own by default.
         base: hub id or directory of the base; the one named in ``folder`` by default.
 
