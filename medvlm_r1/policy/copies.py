@@ -34,10 +34,7 @@ class FrozenCopies:
         self.reference = copy.deepcopy(model, shared).requires_grad_(False)
 
     def add_sampling_model(self, model: Model, share_tower: bool) -> None:
-        """Copy ``model`` before FSDP shards it.
-
-        With ``share_tower`` the reference uses the vision tower of this copy.
-        """
+        """Copy ``model`` before FSDP shards it; with ``share_tower`` the reference uses the copy's tower."""
         self.sampling = copy.deepcopy(model).requires_grad_(False).eval()
         if share_tower and self.reference is not None:  # its tower so far is the one that FSDP shards
             inner_model(self.reference).visual = inner_model(self.sampling).visual
@@ -53,7 +50,6 @@ class FrozenCopies:
                 copies[name].copy_(parameter.full_tensor())
 
     def to(self, device: torch.device) -> None:
-        """Move both copies."""
         for model in (self.reference, self.sampling):
             if model is not None:
                 model.to(device)

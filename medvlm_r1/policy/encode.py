@@ -32,7 +32,6 @@ class EncodedPrompt(Generic[AnyQuestion]):
     """One question as the model receives it.
 
     Attributes:
-        sample: the question; parsing and rewards need it.
         ids: token ids, with one image token per merged patch.
         positions: temporal, height and width position of each token (M-RoPE).
         pixels: patches of all images; no rows without an image.
@@ -54,11 +53,8 @@ class EncodedPrompt(Generic[AnyQuestion]):
 class PromptBatch:
     """Concatenated prompts, without padding.
 
-    Pixels and grid stay on the host: the features of most images are cached.
-
-    Attributes:
-        lengths: tokens of each prompt.
-        pad_id: padding token of :meth:`padded`.
+    Pixels and grid stay on the host: the features of most images are cached. ``lengths`` counts the tokens of
+    each prompt.
     """
 
     ids: Int[Tensor, " tokens"]
@@ -102,8 +98,6 @@ class Encoder:
     """Tokenizer and image processor of a checkpoint, with the limits of the run; picklable.
 
     Attributes:
-        tokenizer: with the checkpoint's chat template.
-        image_processor: with the pixel limits of the run.
         max_prompt_tokens: a longer prompt is an error; truncation would remove image tokens.
         image_size: side in pixels of the square to which every image is resized first, as in Med-R1; ``None``
             keeps the aspect ratio.
@@ -127,7 +121,7 @@ class Encoder:
 
         Args:
             cache: resized images of earlier runs.
-            assistant_prefix: first text of the answer, given to the model; see :meth:`prefix_tokens`.
+            assistant_prefix: see :meth:`prefix_tokens`.
             memo: patches of earlier calls; those of this call are added.
 
         Raises:
@@ -177,20 +171,22 @@ class Encoder:
         self, images: tuple[ImageHandle, ...], sample: Question, cache: ImageCache | None, memo: PatchMemo
     ) -> tuple[Patches, Grid, tuple[str, ...]]:
         """Patches, grids and digests of images, from ``memo`` if they are in it."""
+        processor = self.image_processor
         if not images:
-            return torch.zeros(0, self._patch_features()), torch.zeros(0, 3, dtype=torch.long), ()
+            features = 3 * processor.temporal_patch_size * processor.patch_size**2
+            return torch.zeros(0, features), torch.zeros(0, 3, dtype=torch.long), ()
         key = tuple(image.name for image in images)
         if key not in memo:
             if all(isinstance(image, BlankImage) for image in images):
                 _, grid, _ = self._image_patches(tuple(image.of for image in images), sample, cache, memo)
-                side = self.image_processor.patch_size
+                side = processor.patch_size
                 resized = [Image.new("RGB", (w * side, h * side), GREY) for _, h, w in grid.tolist()]
             else:
-                limits = self.image_processor.size
+                limits = processor.size
                 sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
                 resized = [load_resized(image, sample, *sides, cache) for image in images]
-            features = self.image_processor(resized, do_resize=False, return_tensors="pt")
-            pixels, grid = features["pixel_values"], features["image_grid_thw"]
+            encoded = processor(resized, do_resize=False, return_tensors="pt")
+            pixels, grid = encoded["pixel_values"], encoded["image_grid_thw"]
             memo[key] = pixels, grid, _digests(pixels, grid)
         return memo[key]
 
@@ -203,10 +199,6 @@ class Encoder:
         """Text of a completion, without special tokens and with its white space as generated."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _patch_features(self) -> int:
-        processor = self.image_processor
-        return 3 * processor.temporal_patch_size * processor.patch_size**2
-
 
 def rope_positions(
     ids: Int[Tensor, " tokens"], grid: Grid, image_id: int, merge: int
@@ -215,10 +207,8 @@ def rope_positions(
 
     Each text token advances all three by one. Positions of an image are its merged grid, offset by the
     position at which it starts; the next text starts after the largest of them. The model's
-    ``get_rope_index`` computes the same, but keeps state in the model and cannot run in a worker.
-
-    Args:
-        merge: patches per side of one token.
+    ``get_rope_index`` computes the same, but keeps state in the model and cannot run in a worker. A token is
+    ``merge`` patches wide and high.
     """
     positions, start, token = [], 0, 0
     for t, h, w in (grid // torch.tensor([1, merge, merge])).tolist():

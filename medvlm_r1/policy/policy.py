@@ -35,7 +35,6 @@ class Policy(nn.Module):
     Rows are prompt-major: ``group_size`` completions of the first prompt, then those of the second.
 
     Args:
-        model, encoder: of one checkpoint.
         layout: of log-probability passes. ``packed`` computes each prompt once; ``repeated`` computes it
             before each of its completions, through transformers' own forward. Both return the same; tests
             compare them.
@@ -174,7 +173,7 @@ class Policy(nn.Module):
     def image_features(
         self, prompts: PromptBatch, model: Model | None = None
     ) -> Float[Tensor, "tokens width"] | None:
-        """Features of the prompts' images in order, by ``model`` or the sampling model; ``None`` if no images."""
+        """Features of the prompts' images, by ``model`` or the sampling model; ``None`` without images."""
         # A frozen tower is equal in all models; that of the sampling model needs no collective.
         if model is None or self.tower_is_frozen:
             model = self.sampling_model

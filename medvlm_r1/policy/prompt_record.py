@@ -25,7 +25,6 @@ class PromptRecord:
     """Prompt, image and completion limits of training and evaluation; has what loading needs of a recipe.
 
     Attributes:
-        prompt: the prompt style.
         min_pixels, max_pixels, image_size, dtype, max_completion_tokens: see
             :class:`~medvlm_r1.policy.loading.load.Recipe`.
         quantized: the model is an adapter that was trained on 4-bit weights.
@@ -72,8 +71,6 @@ def record_from_config(path: str, prompt: str, recipe: str | None = None) -> tup
     """Take prompt and limits from ``conf/prompt`` and ``conf/model``, for a checkpoint without a record.
 
     Args:
-        path: of the checkpoint.
-        prompt: name of a prompt option.
         recipe: name of a model option; by default the one with this path, else ``qwen2_vl_2b``.
 
     Returns:

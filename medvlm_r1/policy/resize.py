@@ -23,14 +23,8 @@ def load_resized(
     """Load an image at the size at which Qwen2-VL's image processor cuts it into patches.
 
     Args:
-        image: one of ``sample``'s.
-        image_size: side in pixels of the square to which it is resized first; ``None`` keeps the aspect
-            ratio.
+        image_size: see :func:`load_image`, which also gives the errors.
         min_pixels, max_pixels: limits of the resized image.
-        cache: of resized images.
-
-    Raises:
-        BadRowError: the image cannot be decoded, or is over 200 times as long as wide.
     """
 
     def resized() -> Image.Image:
@@ -40,8 +34,7 @@ def load_resized(
 
     if cache is None:
         return resized()
-    key = (_VERSION, transformers.__version__, image_size, min_pixels, max_pixels)
-    return cache.get(image, key, resized)
+    return cache.get(image, (_VERSION, transformers.__version__, image_size, min_pixels, max_pixels), resized)
 
 
 def load_image(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:

@@ -18,8 +18,7 @@ WARM_UP = 2  # steps before the capture, in which libraries choose kernels and a
 def cuda_graph(step: Step, rewind: Step) -> Step:
     """Capture ``step``, which must not synchronise with the device, as a CUDA graph; return its replay.
 
-    Args:
-        rewind: undo a step, so that warming up never runs past the last token.
+    ``rewind`` undoes a step, so that warming up never runs past the last token.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -40,11 +39,7 @@ def compiled_cuda_graph(step: Step, rewind: Step) -> Step:
 
 
 class GraphCache:
-    """Captures a decoding step per shape, and replays it.
-
-    Args:
-        capture: (step, rewind) -> replay, as :func:`cuda_graph`.
-    """
+    """Captures a decoding step per shape by ``capture``, such as :func:`cuda_graph`, and replays it."""
 
     def __init__(self, capture: Callable[[Step, Step], Step] = cuda_graph) -> None:
         self.capture = capture

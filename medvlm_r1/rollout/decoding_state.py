@@ -19,8 +19,7 @@ _TENSORS = ("hidden", "active", "latest", "keys", "eos", "ended", "tokens", "log
 class DecodingState:
     """Tokens, log-probabilities and kept mass of all rows, and the hidden states of those that still decode.
 
-    Args:
-        prompt_multiple: keys of the prompts are padded to a multiple of this number of tokens.
+    Keys of the prompts are padded to a multiple of ``prompt_multiple`` tokens.
 
     Attributes:
         active: indices of the rows that still decode, ``[active]``.
@@ -78,8 +77,7 @@ class DecodingState:
     def compact(self, ended: Bool[Tensor, "prompts rows"], in_powers: bool = False) -> None:
         """Drop prompts whose rows have all ended, and keep as many rows per prompt as the fullest has live.
 
-        Args:
-            in_powers: round prompts and rows up to powers of two, so that there are few shapes.
+        ``in_powers`` rounds prompts and rows up to powers of two, so that there are few shapes.
         """
         live = ~ended
         count, group_size = int(live.any(1).sum()), int(live.sum(1).max())

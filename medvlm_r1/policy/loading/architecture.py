@@ -34,16 +34,11 @@ _LANGUAGE = {
 }
 # Fine-tunes have the architecture of their base.
 _FINE_TUNES = {"JZPeterPan/MedVLM-R1": "Qwen/Qwen2-VL-2B-Instruct"}
-_CHARACTERS_PER_TOKEN = 3.8
 PUBLISHED = (*_LANGUAGE, *_FINE_TUNES)
 
 
 def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
-    """Read the configuration of a checkpoint, if possible without the hub.
-
-    Args:
-        path: a local directory, a hub id, or ``embedded``.
-        revision: commit, tag or branch on the hub.
+    """Read the configuration of a checkpoint in a local directory, on the hub, or ``embedded``.
 
     Returns:
         The configuration in the directory or in the hub's cache; else, for the Instruct models of Qwen2-VL
@@ -73,8 +68,7 @@ def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
 def with_depth(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrainedConfig:
     """The same architecture with another number of language layers and vision blocks.
 
-    Args:
-        blocks: a multiple of :func:`block_period` keeps the ratio of windowed to full attention.
+    A multiple of :func:`block_period` blocks keeps the ratio of windowed to full attention.
     """
     changed = type(config).from_dict(config.to_dict())
     changed.text_config.num_hidden_layers = layers
@@ -126,21 +120,15 @@ def _published(path: str) -> PreTrainedConfig:
         "bos_token_id": 151643,
         "eos_token_id": 151645,
     }
-    patches = {"depth": 32, "num_heads": 16, "in_channels": 3}
-    patches |= {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    vision = {"depth": 32, "num_heads": 16, "in_channels": 3}
+    vision |= {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     if newer:
-        vision = {
-            **patches,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "out_hidden_size": width,
-            "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-            "tokens_per_second": 2,
-        }
-        return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **_IDS)
-    vision = {**patches, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": width}
-    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **_IDS)
+        vision |= {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": width}
+        vision |= {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}
+    else:
+        vision |= {"embed_dim": 1280, "mlp_ratio": 4, "hidden_size": width}
+    family = Qwen2_5_VLConfig if newer else Qwen2VLConfig
+    return family(text_config=text, vision_config=vision, tie_word_embeddings=tied, **_IDS)
 
 
 def text_tokens(path: str, revision: str | None, chat: list[dict]) -> tuple[int, bool]:
@@ -153,15 +141,13 @@ def text_tokens(path: str, revision: str | None, chat: list[dict]) -> tuple[int,
         The count, and whether it is the tokenizer's.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
-    cached = (
-        try_to_load_from_cache(path, "tokenizer.json", revision=revision) if path.count("/") == 1 else None
-    )
-    if isinstance(cached, str):
-        folder = Path(cached).parent
+    if path.count("/") == 1:
+        cached = try_to_load_from_cache(path, "tokenizer.json", revision=revision)
+        folder = Path(cached).parent if isinstance(cached, str) else folder
     own = (folder / "tokenizer.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(folder if own else EMBEDDED, trust_remote_code=False)
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     text = text.replace("<|image_pad|>", "")
     if own:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"]), True
-    return round(len(text) / _CHARACTERS_PER_TOKEN), False
+    return round(len(text) / 3.8), False

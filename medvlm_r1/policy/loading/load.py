@@ -4,16 +4,11 @@ import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    Qwen2VLImageProcessorPil,
-)
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
 from medvlm_r1.policy.encode import Encoder
@@ -22,12 +17,14 @@ from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.loading.validate import (
     ADAPTER,
     ADAPTER_WEIGHTS,
+    IMAGE_LIMITS,
     UnusableWeightsError,
     check_image_limits,
     check_tensors,
     read_json,
 )
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.policy.prompt_record import PromptRecord
 
 
 @dataclass(frozen=True)
@@ -86,27 +83,9 @@ class Recipe:
             )
 
 
-@runtime_checkable
-class Limits(Protocol):
-    """The part of a :class:`Recipe` that loading needs."""
-
-    @property
-    def dtype(self) -> Literal["float32", "bfloat16"]: ...
-    @property
-    def min_pixels(self) -> int: ...
-    @property
-    def max_pixels(self) -> int: ...
-    @property
-    def image_size(self) -> int | None: ...
-    @property
-    def max_prompt_tokens(self) -> int: ...
-    @property
-    def gradient_checkpointing(self) -> bool: ...
-
-
 def load_policy(
     path: str,
-    recipe: Limits,
+    recipe: Recipe | PromptRecord,
     revision: str | None = None,
     tuning: Tuning | None = None,
     layout: Literal["packed", "repeated"] = "packed",
@@ -118,7 +97,6 @@ def load_policy(
 
     Args:
         path: a local directory or a hub id.
-        recipe: dtype, pixel limits and prompt limit.
         revision: commit on the hub.
         tuning: which weights are trained; all by default.
         layout: of log-probability passes, see :class:`~medvlm_r1.policy.policy.Policy`.
@@ -131,13 +109,7 @@ def load_policy(
     """
     tuning = tuning or Tuning()
     folder = find_weights(path, revision)
-    check_image_limits(
-        path,
-        folder,
-        min_pixels=recipe.min_pixels,
-        max_pixels=recipe.max_pixels,
-        image_size=recipe.image_size,
-    )
+    check_image_limits(path, folder, {key: getattr(recipe, key) for key in IMAGE_LIMITS})
     base = find_base(folder)
     if base and (tuning.adapter or tuning.quantize):
         raise ValueError(
@@ -159,9 +131,7 @@ def load_policy(
 def load_model(path: str, folder: Path, **options: Any) -> PreTrainedModel:
     """Load the model class of config.json with exactly the tensors of the checkpoint.
 
-    Args:
-        path: name of the checkpoint in messages.
-        options: of ``from_pretrained``.
+    ``path`` is its name in messages; ``options`` are those of ``from_pretrained``.
 
     Raises:
         UnusableWeightsError: tensors are missing, left over or of another shape.
@@ -207,28 +177,19 @@ def merge_adapter_weights(path: str, model: PreTrainedModel, base: Path, folder:
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         in_file = set(file.keys())
     in_model = set(get_peft_model_state_dict(peft_model))
-    check_tensors(
-        path,
-        ADAPTER_WEIGHTS,
-        {
-            "missing_keys": sorted(in_model - in_file),
-            "unexpected_keys": sorted(in_file - in_model),
-            "mismatched_keys": [],
-        },
-    )
+    differing = {"missing_keys": in_model - in_file, "unexpected_keys": in_file - in_model}
+    check_tensors(path, ADAPTER_WEIGHTS, differing)
     # PEFT froze the base's weights; `tuning` chooses again which are trained.
     return peft_model.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
-def load_encoder(folder: Path, recipe: Limits, base: Path | None = None) -> Encoder:
+def load_encoder(folder: Path, recipe: Recipe | PromptRecord, base: Path | None = None) -> Encoder:
     """Load tokenizer and image processor of a local checkpoint, with the recipe's limits.
 
     The class of the image processor is fixed, because ``AutoProcessor`` silently returns only a tokenizer
     without torchvision, and with it a class that resizes to other pixels.
 
     Args:
-        folder: the checkpoint.
-        recipe: pixel limits and prompt limit.
         base: of an adapter; its files are used for those that the adapter's directory lacks.
 
     Raises:

@@ -26,10 +26,8 @@ EMBEDDED = Path(medvlm_r1.__file__).parent / "tiny"
 GPU_BYTES = 1_000_000_000  # larger weights need a GPU: 500 M parameters in bf16
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
-_REMEDIES = (
-    "Give a local copy with model.path=/path/to/checkpoint, or take the embedded model: "
-    "model=tiny data=phantom"
-)
+_TINY = "take the embedded model: model=tiny data=phantom"
+_REMEDIES = f"Give a local copy with model.path=/path/to/checkpoint, or {_TINY}"
 
 
 class MissingWeightsError(FileNotFoundError):
@@ -44,8 +42,7 @@ def check_weights(path: str, revision: str | None, accelerator: str) -> None:
     """Check within seconds, before any download, that a model can be loaded and run.
 
     Args:
-        path: a local directory, a hub id such as ``Qwen/Qwen2-VL-2B-Instruct``, or ``embedded``. For the
-            directory of a PEFT adapter, its base is checked too.
+        path: a local directory (with an adapter, its base is checked too), a hub id, or ``embedded``.
         revision: commit, tag or branch on the hub.
         accelerator: of the trainer; ``cpu`` allows large weights without a GPU.
 
@@ -68,8 +65,7 @@ def check_weights(path: str, revision: str | None, accelerator: str) -> None:
     if size > GPU_BYTES and accelerator != "cpu" and not torch.cuda.is_available():
         raise MissingGPUError(
             f"{path} has {size / 1e9:.1f} GB of weights, and no GPU is visible.\nRun it on a machine "
-            "with a GPU (trainer.accelerator=cpu runs it here, slowly), or take the embedded model: "
-            "model=tiny data=phantom"
+            f"with a GPU (trainer.accelerator=cpu runs it here, slowly), or {_TINY}"
         )
 
 

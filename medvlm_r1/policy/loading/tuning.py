@@ -19,7 +19,6 @@ class Tuning:
 
     Attributes:
         train: ``all`` weights, the ``language_model`` alone, an ``adapter``, or ``nothing``.
-        adapter: the adapter, for ``train="adapter"``.
         quantize: ``nf4`` quantizes the language model's linear layers to 4 bits (QLoRA, arXiv 2305.14314);
             such weights cannot be trained.
         lr_scale: factor of the learning rate for this choice; methods interpolate it.

@@ -15,7 +15,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 RECORD = "medvlm_r1.json"
-_LIMITS = ("min_pixels", "max_pixels", "image_size")
+IMAGE_LIMITS = ("min_pixels", "max_pixels", "image_size")
 
 
 class UnusableWeightsError(ValueError):
@@ -50,7 +50,7 @@ def check_names(where: str, names: Iterable[str]) -> None:
     """Check file names alone, as :func:`check_checkpoint`; ``where`` is the checkpoint's name in messages."""
     names = set(names)
     pickles = sorted(n for n in names if n.endswith(_PICKLES) and n != "training_args.bin")
-    if is_adapter(names):
+    if ADAPTER in names and "config.json" not in names:
         if ADAPTER_WEIGHTS not in names:
             weights = f"only {_some(pickles)}, a pickle, which can run code" if pickles else "no weights"
             raise UnusableWeightsError(
@@ -87,7 +87,7 @@ def check_config(folder: Path) -> None:
     Raises:
         UnusableWeightsError: a file is not JSON, or the model is of another family.
     """
-    if is_adapter(file.name for file in folder.iterdir()):
+    if _is_adapter(folder):
         adapter_base(folder)
         return
     config = read_json(folder / "config.json")
@@ -110,7 +110,7 @@ def check_config(folder: Path) -> None:
 
 def missing_shards(folder: Path) -> list[str]:
     """Names of missing weight files, e.g. after an interrupted download."""
-    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+    if _is_adapter(folder):
         expected = {ADAPTER_WEIGHTS}
     elif (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         expected = {WEIGHTS}
@@ -122,10 +122,9 @@ def missing_shards(folder: Path) -> list[str]:
     return sorted(name for name in expected if not (folder / name).is_file())
 
 
-def is_adapter(names: Iterable[str]) -> bool:
-    """Whether files of these names are a PEFT adapter without its base."""
-    names = set(names)
-    return ADAPTER in names and "config.json" not in names
+def _is_adapter(folder: Path) -> bool:
+    """Whether a directory holds a PEFT adapter without its base."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
 
 
 def adapter_base(folder: Path) -> tuple[str, str | None] | None:
@@ -134,7 +133,7 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     Raises:
         UnusableWeightsError: the adapter names no base.
     """
-    if not is_adapter(file.name for file in folder.iterdir()):
+    if not _is_adapter(folder):
         return None
     config = read_json(folder / ADAPTER)
     base = config.get("base_model_name_or_path")
@@ -146,13 +145,12 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     return base, config.get("revision")
 
 
-def check_image_limits(path: str, folder: Path, **limits: int | None) -> None:
-    """Check that a model gets images of the size on which it was trained.
+def check_image_limits(path: str, folder: Path, limits: Mapping[str, int | None]) -> None:
+    """Check that a model gets images of the size on which it was trained, if ``medvlm_r1.json`` records it.
 
     Args:
         path: name of the checkpoint in messages.
-        folder: of the checkpoint; without ``medvlm_r1.json`` there is no check.
-        limits: ``min_pixels``, ``max_pixels`` and ``image_size`` of this run.
+        limits: :data:`IMAGE_LIMITS` of this run.
 
     Raises:
         ValueError: they differ; the message gives the overrides that make them equal.
@@ -161,9 +159,9 @@ def check_image_limits(path: str, folder: Path, **limits: int | None) -> None:
     if not record.is_file():
         return
     trained = read_json(record)
-    if differing := [k for k in _LIMITS if k in trained and trained[k] != limits[k]]:
-        now = ", ".join(f"{k} {_null(limits[k])}" for k in differing)
-        overrides = " ".join(f"model.recipe.{k}={_null(trained[k])}" for k in differing)
+    if differing := [k for k in IMAGE_LIMITS if k in trained and trained[k] != limits[k]]:
+        now = ", ".join(f"{k} {json.dumps(limits[k])}" for k in differing)
+        overrides = " ".join(f"model.recipe.{k}={json.dumps(trained[k])}" for k in differing)
         raise ValueError(
             f"{path} was trained on images of another size ({RECORD}) than this run's ({now}), which lowers "
             f"its accuracy: add {overrides}"
@@ -174,22 +172,17 @@ def check_tensors(path: str, file: str, loading_info: Mapping[str, Any]) -> None
     """Check that weights fit the model; the libraries initialise missing ones at random.
 
     Args:
-        path: name of the checkpoint in messages.
-        file: name of its weights in messages.
-        loading_info: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, as ``from_pretrained``
-            and peft report them.
+        path, file: names of the checkpoint and of its weights in messages.
+        loading_info: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys`` of ``from_pretrained``.
 
     Raises:
         UnusableWeightsError: tensors are missing, left over or of another shape.
     """
+    kinds = {"missing": "missing", "unexpected": "left over", "mismatched": "of another shape"}
     wrong = [
-        f"{len(loading_info[key])} {problem} ({_some(sorted(map(_tensor, loading_info[key])))})"
-        for key, problem in (
-            ("missing_keys", "missing"),
-            ("unexpected_keys", "left over"),
-            ("mismatched_keys", "of another shape"),
-        )
-        if loading_info[key]
+        f"{len(keys)} {problem} ({_some(sorted(map(_tensor, keys)))})"
+        for kind, problem in kinds.items()
+        if (keys := loading_info.get(f"{kind}_keys"))
     ]
     if wrong:
         remedy = (
@@ -210,16 +203,12 @@ def read_json(path: Path) -> dict[str, Any]:
         UnusableWeightsError: the file is not a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        value = error
-    if not isinstance(value, dict):
-        reason = value if isinstance(value, ValueError) else "it holds no object"
-        # Usually a Git LFS pointer.
-        raise UnusableWeightsError(
-            f"{path.parent}: {path.name} is no JSON ({reason}): copy or download it again"
-        ) from None
-    return value
+        if isinstance(value := json.loads(path.read_text(encoding="utf-8")), dict):
+            return value
+        reason = "it holds no object"
+    except ValueError as error:  # usually a Git LFS pointer
+        reason = error
+    raise UnusableWeightsError(f"{path.parent}: {path.name} is no JSON ({reason}): copy or download it again")
 
 
 def _tensor(key: str | tuple) -> str:
@@ -232,7 +221,3 @@ def _tensor(key: str | tuple) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _null(value: int | None) -> str:
-    return "null" if value is None else str(value)
