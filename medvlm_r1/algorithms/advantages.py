@@ -74,7 +74,6 @@ class GroupRelative:
         return self.relative(rewards.total, group_size)
 
     def relative(self, rewards: Rows, group_size: int) -> Rows:
-        """Advantages of one reward per row."""
         groups = in_groups(rewards, group_size)
         advantages = centred(groups)  # A = r - mean(r)
         if self.scale == "std":
@@ -127,7 +126,6 @@ class Asymmetric:
     positive advantages are then multiplied by min(1, w / alpha).
 
     Attributes:
-        base: the estimator whose advantages are reweighted.
         alpha: share of correct answers from which on correct ones count in full; the authors' code has 0.5
             for medical questions and 1 for mathematics.
     """
@@ -157,11 +155,7 @@ def reverse_cumsum(per_token: PerToken) -> PerToken:
 def masked_mean_std(
     values: PerToken, mask: Bool[Tensor, "rows tokens"], over_ranks: Callable[[Tensor], Tensor] = lambda x: x
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean and unbiased standard deviation of the masked tokens, over all ranks.
-
-    Args:
-        over_ranks: sums a tensor over ranks.
-    """
+    """Mean and unbiased standard deviation of the masked tokens; ``over_ranks`` sums a tensor over ranks."""
     values = torch.where(mask, values, 0.0).double()
     count, total = over_ranks(torch.stack([mask.sum().double(), values.sum()]))
     mean = total / count.clamp(min=1)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +21,8 @@ from torchmetrics import MeanMetric
 from medvlm_r1.algorithms.optim import OptimizerSettings
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.evaluate.journal import Journal
-from medvlm_r1.evaluate.predictions import Prediction
+from medvlm_r1.evaluate.predictions import Prediction, sort_predictions
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import Answer, PromptStyle
@@ -33,14 +33,8 @@ from medvlm_r1.rollout.sampling_noise import NoiseKey
 Item = TypeVar("Item")
 
 # Validation metric -> field of a prediction, averaged over the questions.
-_VALIDATION = {
-    "accuracy": "correct",
-    "accuracy_lenient": "correct_lenient",
-    "well_formed": "well_formed",
-    "answered": "answered",
-    "tokens": "tokens",
-    "truncated": "truncated",
-}
+_VALIDATION = {"accuracy": "correct", "accuracy_lenient": "correct_lenient"}
+_VALIDATION |= {name: name for name in ("well_formed", "answered", "tokens", "truncated")}
 
 
 def rows_of(prompts: Iterable[Item], group_size: int) -> list[Item]:
@@ -54,7 +48,7 @@ class VLMModule(LightningModule):
     Args:
         policy, prompt, engine, rewards, seed: built from the other parts of the configuration.
         max_completion_tokens: limit of an answer in evaluation.
-        optim: optimiser settings; ``None`` evaluates only.
+        optim: ``None`` evaluates only.
         name: of the method in records and tables.
     """
 
@@ -88,12 +82,10 @@ class VLMModule(LightningModule):
 
     @property
     def trains(self) -> bool:
-        """Whether the method has a training step."""
         return self.optim is not None
 
     @property
     def noise_key(self) -> NoiseKey:
-        """Key of the sampling noise of this step."""
         return NoiseKey(self.seed, self.step)
 
     def parse(
@@ -162,13 +154,11 @@ class VLMModule(LightningModule):
         """Answer a batch once under each control."""
         test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
         together: dict[str, list[tuple[Perturbation, EncodedPrompt]]] = {}
-        for perturbation, prompt in (pair for question in questions for pair in question):
-            together.setdefault(perturbation.control, []).append((perturbation, prompt))
-        rows = [
-            row
-            for pairs in together.values()
-            for row in self.evaluate(*zip(*pairs, strict=True), test_set)[0]
-        ]
+        for pair in chain.from_iterable(questions):
+            together.setdefault(pair[0].control, []).append(pair)
+        rows: list[Prediction] = []
+        for pairs in together.values():
+            rows += self.evaluate(*zip(*pairs, strict=True), test_set)[0]
         self.predictions += rows
         self.take_counters()
         if self.journal:
@@ -183,17 +173,11 @@ class VLMModule(LightningModule):
         self.computed = Counter()
         for _, totals in shares:
             self.computed.update(totals)
-        order = {
-            (name, sample.id): place
-            for name, source in self.trainer.datamodule.questions.test.items()
-            for place, sample in enumerate(source)
-        }
-        sets = list(self.trainer.datamodule.questions.test)
-
-        def place(p: Prediction) -> tuple[int, int, int]:
-            return sets.index(p.test_set), CONTROLS.index(p.control), order[p.test_set, p.sample_id]
-
-        self.predictions.sort(key=place)
+        tests = self.trainer.datamodule.questions.test.items()
+        keys = [(name, sample.id) for name, source in tests for sample in source]
+        order = {key: place for place, key in enumerate(keys)}
+        self.predictions.sort(key=lambda p: order[p.test_set, p.sample_id])
+        self.predictions = sort_predictions(self.predictions)
 
     def configure_optimizers(self) -> dict[str, Any]:
         assert self.optim is not None
@@ -240,8 +224,7 @@ class VLMModule(LightningModule):
             computed["tokens_per_second"] = computed["decode_rows"] / computed["seconds_sample"]
         for name, value in computed.items():
             # A seed determines all metrics but seconds, which get a prefix of their own.
-            clock = "second" in name
-            kind, reduce = ("timing", "mean") if clock else ("train", "sum")
+            kind, reduce = ("timing", "mean") if "second" in name else ("train", "sum")
             self.log(f"{kind}/{name}", float(value), sync_dist=True, reduce_fx=reduce)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         self.lr_schedulers().step()
@@ -258,9 +241,8 @@ class VLMModule(LightningModule):
         checkpoint["medvlm_r1_step"] = self.step
         checkpoint["medvlm_r1_totals"] = dict(self.totals)
         trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {
-            name: tensor for name, tensor in checkpoint["state_dict"].items() if name in trained
-        }
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["medvlm_r1_step"]
@@ -268,7 +250,6 @@ class VLMModule(LightningModule):
 
     @property
     def run_name(self) -> str:
-        """Name of the run folder."""
         return Path(self.trainer.default_root_dir).name
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -62,7 +62,7 @@ class MasterWeights(torch.optim.Optimizer):
     about one entry in a hundred would change at all.
 
     Args:
-        parameters: the trained parameters; those in fp32 are their own copies.
+        parameters: those in fp32 are their own copies.
         build: builds the optimiser of the copies from (copies, lr=...).
         lr: peak learning rate.
     """
@@ -80,7 +80,8 @@ class MasterWeights(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the inner optimiser at the rates of ``param_groups``."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        narrow = [(p, m) for p, m in zip(self._parameters(), self.masters, strict=True) if p is not m]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        narrow = [(p, m) for p, m in zip(parameters, self.masters, strict=True) if p is not m]
         for parameter, master in narrow:
             master.grad = None if parameter.grad is None else parameter.grad.float()
         for mine, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
@@ -106,6 +107,3 @@ class MasterWeights(torch.optim.Optimizer):
             master.copy_(saved)
         for group, saved in zip(self.param_groups, state_dict["groups"], strict=True):
             group.update(saved)
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]

@@ -45,7 +45,6 @@ class Trajectory:
 
     @property
     def group_size(self) -> int:
-        """Completions per prompt."""
         return len(self.samples) // len(self.prompts)
 
     @property
@@ -82,7 +81,6 @@ class Trajectory:
         return torch.where(self.rollout.mask, self.old_logprobs - self.ref_logprobs, 0.0)
 
     def with_reward(self, name: str, values: Float[Tensor, " rows"], weight: float = 1.0) -> "Trajectory":
-        """The same with one more reward term."""
         return replace(self, rewards=self.rewards.with_term(name, values, weight))
 
     def rows_of(self, prompts: Sequence[int]) -> Int[Tensor, " rows"]:
@@ -102,10 +100,8 @@ class Trajectory:
 
     def concat(self, other: "Trajectory", pad_id: int) -> "Trajectory":
         """The prompts of both, those of ``other`` last."""
-        terms = {
-            name: torch.cat([values, other.rewards.terms[name]])
-            for name, values in self.rewards.terms.items()
-        }
+        mine, others = self.rewards.terms, other.rewards.terms
+        terms = {name: torch.cat([mine[name], others[name]]) for name in mine}
         return Trajectory(
             self.prompts + other.prompts,
             self.rollout.concat(other.rollout, pad_id),
@@ -125,8 +121,8 @@ class Trajectory:
 
     def micro_batches(self, prompts: Sequence[int], size: int, pad_id: int) -> "list[MicroBatch]":
         """Cut some prompts into micro-batches of ``size`` prompts."""
-        parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        return [MicroBatch.of(self, part, pad_id) for part in parts]
+        starts = range(0, len(prompts), size)
+        return [MicroBatch.of(self, prompts[start : start + size], pad_id) for start in starts]
 
     def per_token(self, score: "Callable[[MicroBatch], PerToken]", size: int, pad_id: int) -> PerToken:
         """Values of all tokens, computed in micro-batches of ``size`` prompts; 0 behind their longest row."""
@@ -141,7 +137,6 @@ class MicroBatch:
 
     Attributes:
         sampling_logprobs: log-probabilities that the sampler recorded.
-        advantages, old_logprobs, ref_logprobs: see :class:`Trajectory`.
         zero_advantage: all advantages are 0 and there is no KL term, so there is no gradient: the micro-batch
             is skipped, and counts in the loss's denominator.
     """

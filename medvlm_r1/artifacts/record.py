@@ -30,6 +30,7 @@ from medvlm_r1.evaluate.predictions import (
 )
 from medvlm_r1.policy.loading.resolve import base_of, loaded_commit
 from medvlm_r1.policy.loading.validate import RECORD
+from medvlm_r1.policy.prompt_record import LIMITS
 from medvlm_r1.report.methods import method_title
 from medvlm_r1.runs.durable import replace_folder, write_whole
 
@@ -72,10 +73,7 @@ def write_artifacts(
     """Write ``predictions.jsonl``, ``skipped.txt``, ``timing.json``, ``model/``, and last ``metrics.json``.
 
     Only ``timing.json`` depends on clock and hardware: the other files are the same for the same seed.
-
-    Args:
-        validation: the last validation's metrics.
-        audit: the findings of the data audit, or ``{}``.
+    ``validation`` has the last validation's metrics, ``audit`` the findings of the data audit, if any.
     """
     controls, not_run = controls_of(config["controls"], module.prompt, served="url" in config["model"])
     questions = module.trainer.datamodule.questions
@@ -124,10 +122,9 @@ def write_artifacts(
 
 
 def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics: dict[str, Any]) -> None:
-    """Save a Hugging Face directory with ``medvlm_r1.json`` and the model card.
+    """Save a Hugging Face directory with the model card and ``medvlm_r1.json``: training, prompt and results.
 
-    ``medvlm_r1.json`` has the training record, the prompt and the results; it names no directory of this
-    machine.
+    No file names a directory of this machine.
     """
     recipe, run = config["model"]["recipe"], metrics["run"]
     base, revision, on_hub = public_base(config["model"]["path"], config["model"]["revision"])
@@ -138,11 +135,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
         "revision": revision,
         "prompt": {key: value for key, value in config["prompt"].items() if key != "_target_"}
         | {"layout": module.prompt.layout, "tags": module.prompt.tags},
-        "min_pixels": recipe["min_pixels"],
-        "max_pixels": recipe["max_pixels"],
-        "image_size": recipe["image_size"],
-        "dtype": recipe["dtype"],
-        "max_completion_tokens": recipe["max_completion_tokens"],
+        **{key: recipe[key] for key in LIMITS},
         "training": {
             "method": run["method"],
             "datasets": [HUB_ID] if locate(config["data"]["_target_"]) is published_data else [],
@@ -194,9 +187,8 @@ def describe_tuning(tuning: dict[str, Any]) -> str:
     if tuning["train"] != "adapter":
         return {"all": "all weights", "language_model": "the language model"}[tuning["train"]]
     adapter = tuning["adapter"]
-    settings = [
-        f"{name} {adapter[key]}" for name, key in (("rank", "r"), ("alpha", "lora_alpha")) if key in adapter
-    ]
+    names = {"r": "rank", "lora_alpha": "alpha"}
+    settings = [f"{name} {adapter[key]}" for key, name in names.items() if key in adapter]
     over = " over a language model in 4 bits (NF4)" if tuning["quantize"] else ""
     return f"an adapter ({', '.join(settings)}){over}"
 
@@ -225,13 +217,9 @@ def hardware() -> str:
 
 def commit() -> str | None:
     """Return the commit of the code, with ``-dirty`` after uncommitted changes; ``None`` outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    run = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        return subprocess.run(command, **run).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -30,7 +30,6 @@ _SHOWN = 5
 
 @exits_on(ValueError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
     description = "Look for leaks, repeated questions, faulty images and shortcuts in question files."
     parser = command_parser("audit", description, EXAMPLES)
     files = {"nargs": "+", "type": Path, "metavar": "FILE"}
@@ -62,8 +61,8 @@ def _audited(args: Namespace) -> Audit:
         faults += more
         if paths and not parts[name]:
             raise BadRowError(f"{paths[0]}: no row can be used; the first: {more[0]}")
-    tests = {name: samples for name, samples in parts.items() if name not in ("train", "validation")}
-    return audit(parts["train"], tests, parts["validation"], faults)
+    train, validation = parts.pop("train"), parts.pop("validation")
+    return audit(train, parts, validation, faults)
 
 
 def show(result: Audit, console: Console) -> None:

@@ -7,8 +7,6 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-Main = Callable[[Sequence[str] | None], int]
-
 
 class CommandError(ValueError):
     """The command cannot be carried out. The message gives the reason and the remedy."""
@@ -27,21 +25,15 @@ def command_parser(name: str, description: str, epilog: str) -> ArgumentParser:
 def folder_parser(name: str, description: str, epilog: str) -> ArgumentParser:
     """Return a parser with run folders and ``--out`` as arguments."""
     parser = command_parser(name, description, epilog)
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="a run folder, or a folder of run folders"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="output folder (default: FOLDER, if there is only one)"
-    )
+    folders = "a run folder, or a folder of run folders"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=folders)
+    out = "output folder (default: FOLDER, if there is only one)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     return parser
 
 
 def output_folder(args: Namespace) -> Path:
-    """Return the folder to write to.
-
-    Raises:
-        CommandError: there are several input folders and no ``--out``.
-    """
+    """Return the folder to write to; CommandError for several input folders without ``--out``."""
     if args.out is None and len(args.folders) > 1:
         raise CommandError("several folders: name the output folder with --out DIR")
     return args.out or args.folders[0]
@@ -52,10 +44,21 @@ def command_line(parser: ArgumentParser, arguments: Sequence[str] | None) -> str
     return f"{parser.prog} {shlex.join(map(str, sys.argv[1:] if arguments is None else arguments))}"
 
 
-def exits_on(*errors: type[Exception]) -> Callable[[Callable[..., int]], Main]:
-    """Decorate ``main``: print a CommandError or one of ``errors`` as one stderr line; return exit code 2."""
+def write_texts(folder: Path, stem: str, **texts: str) -> list[Path]:
+    """Write each text to ``folder/stem.<name of the argument>``; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, text in texts.items():
+        (folder / f"{stem}.{ending}").write_text(text, encoding="utf-8")
+    return [folder / f"{stem}.{ending}" for ending in texts]
 
-    def decorate(main: Callable[..., int]) -> Main:
+
+def exits_on(*errors: type[Exception]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorate ``main``, which runs a command and returns its exit code.
+
+    A CommandError or one of ``errors`` becomes one line on stderr and exit code 2.
+    """
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(main)
         def run(arguments: Sequence[str] | None = None) -> int:
             try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder
+from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder, write_texts
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page.headline import caveat, headline
@@ -38,16 +38,12 @@ Exit code 2: error; stderr gives the reason."""
 
 @exits_on(RunFolderError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = folder_parser(
-        "compare",
-        "Compare finished runs on the same questions: intervals, paired tests, fairness, an HTML page.",
-        EXAMPLES,
+    description = (
+        "Compare finished runs on the same questions: intervals, paired tests, fairness, an HTML page."
     )
-    parser.add_argument(
-        "--baseline",
-        help="experiment, method or row label of the baseline of differences (default: zero_shot)",
-    )
+    parser = folder_parser("compare", description, EXAMPLES)
+    baseline = "experiment, method or row label of the baseline of differences (default: zero_shot)"
+    parser.add_argument("--baseline", help=baseline)
     args = parser.parse_args(arguments)
     out = output_folder(args)
     comparison = compare(args.folders, args.baseline)
@@ -78,10 +74,7 @@ def show(c: Comparison, console: Console) -> None:
 
 def write(c: Comparison, out: Path, command: str) -> list[Path]:
     """Write ``comparison.json``, ``.md``, ``.tex`` and ``.csv``, ``accuracy.png`` and ``report.html``."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"comparison.{ending}" for ending in ("json", "md", "tex", "csv")]
     figures = c.as_dict() | {"controls": control_numbers(c)}
-    paths[0].write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     tables = [accuracy_table(c), difference_table(c) if c.differences else None, control_table(c)]
     tables = [table for table in tables if table]
     parts = [escape_markdown(headline(c)), caveat(c), *map(as_markdown, tables)]
@@ -90,9 +83,14 @@ def write(c: Comparison, out: Path, command: str) -> list[Path]:
         parts.append(f"### Fairness\n\n{lines}")
     parts += [f"Unfinished, left out: {escape_markdown(str(folder))}" for folder in c.unfinished]
     parts.append(f"Made by `{command}`")
-    paths[1].write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
-    paths[2].write_text(f"% made by {command}\n{as_latex(tables, 'comparison')}", encoding="utf-8")
-    paths[3].write_text(as_csv(c), encoding="utf-8")
+    paths = write_texts(
+        out,
+        "comparison",
+        json=json.dumps(figures, indent=1) + "\n",
+        md="\n\n".join(filter(None, parts)) + "\n",
+        tex=f"% made by {command}\n{as_latex(tables, 'comparison')}",
+        csv=as_csv(c),
+    )
     return [*paths, comparison_figure(c, out / "accuracy.png"), write_page(c, out, command)]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,40 +39,25 @@ UPLOADED = (
 
 @exits_on(ModelFolderError, UnusableWeightsError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    export(parser().parse_args(arguments))
-    return 0
-
-
-def parser() -> ArgumentParser:
-    """Return the argument parser."""
     parser = command_parser("export", "Describe a trained model, merge its adapter, upload it.", EXAMPLES)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a run folder, or a model directory")
-    parser.add_argument(
-        "--merge", action="store_true", help="merge the adapter into its base model (in fp32)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="output directory of --merge: a new or an empty one"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="dtype of the merged weights (default: the base's)"
-    )
-    parser.add_argument(
-        "--base", help="directory or hub id of the base model (default: the one that the adapter names)"
-    )
+    merge = "merge the adapter into its base model (in fp32)"
+    parser.add_argument("--merge", action="store_true", help=merge)
+    out = "output directory of --merge: a new or an empty one"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    dtype = "dtype of the merged weights (default: the base's)"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype)
+    base = "directory or hub id of the base model (default: the one that the adapter names)"
+    parser.add_argument("--base", help=base)
     parser.add_argument("--card", action="store_true", help="rewrite README.md from medvlm_r1.json")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload to this repository on the model hub")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
-    return parser
+    export(parser.parse_args(arguments))
+    return 0
 
 
 def export(args: Namespace) -> None:
-    """Carry out the command line. All checks run before the slow part.
-
-    Raises:
-        CommandError: options that do not go together, an output directory in use, a failed upload.
-        ModelFolderError, UnusableWeightsError: the model cannot be read or merged.
-    """
+    """Carry out the command line. All checks, which raise CommandError, run before the slow part."""
     folder = model_folder(args.source)
     model = inspect_folder(folder)
     if args.merge != (args.out is not None):
@@ -102,37 +87,32 @@ def export(args: Namespace) -> None:
 
 
 def model_folder(source: Path) -> Path:
-    """Return ``source/model`` of a run folder, or ``source`` if that is a model directory.
-
-    Raises:
-        CommandError: neither holds a model.
-    """
+    """Return a run folder's ``model``, or ``source`` if it is a model directory; else raise CommandError."""
     for folder in (source / "model", source):
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return folder
-    reason = (
-        "it does not exist" if not source.exists() else "it has no model/, config.json or adapter_config.json"
-    )
-    if (source / "metrics.json").is_file():
-        reason = (
-            "a zero-shot run saves no weights" if not (source / "model").exists() else "its model/ is empty"
-        )
+    if (source / "model").exists() and (source / "metrics.json").is_file():
+        reason = "its model/ is empty"
+    elif (source / "metrics.json").is_file():
+        reason = "a zero-shot run saves no weights"
+    elif source.exists():
+        reason = "it has no model/, config.json or adapter_config.json"
+    else:
+        reason = "it does not exist"
     raise CommandError(f"{source} holds no model: {reason}")
 
 
 def description(model: ModelFolder) -> list[str]:
     """Return the lines that describe a model directory."""
-    lines = [
-        f"{model.path}",
-        f"  kind        {'adapter (PEFT)' if model.kind == 'adapter' else 'all weights'}",
-        f"  parameters  {model.parameters:,} in {model.dtype}",
-        f"  size        {megabytes(model.size)} on disk",
-    ]
-    record = read_record(model.path)
-    if base := model.base or (record or {}).get("base"):
-        revision = model.revision or (record or {}).get("revision")
-        lines.insert(2, f"  base        {base}" + (f" at {revision}" if revision else ""))
-    if record is None:
+    kind = "adapter (PEFT)" if model.kind == "adapter" else "all weights"
+    lines = [f"{model.path}", f"  kind        {kind}"]
+    record = read_record(model.path) or {}
+    if base := model.base or record.get("base"):
+        revision = model.revision or record.get("revision")
+        lines.append(f"  base        {base}" + (f" at {revision}" if revision else ""))
+    lines.append(f"  parameters  {model.parameters:,} in {model.dtype}")
+    lines.append(f"  size        {megabytes(model.size)} on disk")
+    if not record:
         return [*lines, "  prompt      unknown (no medvlm_r1.json)"]
     square = f"square of {record['image_size']} pixels, then " if record.get("image_size") else ""
     return [
@@ -144,11 +124,7 @@ def description(model: ModelFolder) -> list[str]:
 
 
 def read_record(folder: Path) -> dict | None:
-    """Return the contents of ``medvlm_r1.json``, or ``None`` if a directory has none.
-
-    Raises:
-        CommandError: the file is not JSON.
-    """
+    """Return the contents of ``medvlm_r1.json``, or ``None`` without one; CommandError if it is not JSON."""
     path = folder / RECORD
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -166,11 +142,7 @@ def write_card(folder: Path, adapter: bool) -> bool:
 
 
 def check_upload(model: ModelFolder, repo: str, merge: bool) -> None:
-    """Check that an upload can succeed and that others can load its result.
-
-    Raises:
-        CommandError: invalid repository name, an adapter over a local base, no token, or no connection.
-    """
+    """Raise CommandError if an upload cannot succeed, or if others could not load its result."""
     try:
         huggingface_hub.utils.validate_repo_id(repo)
     except HFValidationError as error:
@@ -197,11 +169,7 @@ def files_to_upload(folder: Path) -> list[Path]:
 
 
 def push(model: ModelFolder, repo: str, private: bool) -> None:
-    """List the files, then upload them in one commit.
-
-    Raises:
-        CommandError: the hub rejects the upload.
-    """
+    """List the files, then upload them in one commit; CommandError if the hub rejects it."""
     files = files_to_upload(model.path)
     print(f"uploading to {repo}:")
     for path in files:

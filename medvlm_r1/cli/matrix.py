@@ -5,9 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder
+from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder, write_texts
 from medvlm_r1.report.matrix.assemble import assemble
 from medvlm_r1.report.matrix.cells import Matrices
 from medvlm_r1.report.matrix.tables import heat_map, matrices_csv, matrices_tables
@@ -27,36 +25,30 @@ Exit code 2: error; stderr gives the reason."""
 
 @exits_on(RunFolderError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
     description = "Accuracy by training domain and test domain: tables, intervals, a heat map."
     parser = folder_parser("matrix", description, EXAMPLES)
     args = parser.parse_args(arguments)
     out = output_folder(args)
     matrices = assemble(args.folders)
-    show(matrices, table_console())
+    console = table_console()
+    for table in matrices_tables(matrices):
+        console.print(as_rich(table))
     print("wrote " + ", ".join(map(str, write(matrices, out, command_line(parser, arguments)))))
     return 0
 
 
-def show(matrices: Matrices, console: Console) -> None:
-    """Print every table."""
-    for table in matrices_tables(matrices):
-        console.print(as_rich(table))
-
-
 def write(matrices: Matrices, out: Path, command: str) -> list[Path]:
     """Write the tables in every form and the heat map into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
     tables = matrices_tables(matrices)
-    texts = {
-        "json": json.dumps(matrices.as_dict(), indent=1) + "\n",
-        "md": "\n".join([*map(as_markdown, tables), f"Made by `{command}`\n"]),
-        "tex": f"% made by {command}\n{as_latex(tables, 'matrix')}",
-        "csv": matrices_csv(matrices),
-    }
-    for ending, text in texts.items():
-        (out / f"matrix.{ending}").write_text(text, encoding="utf-8")
-    return [*(out / f"matrix.{ending}" for ending in texts), heat_map(matrices, out / "matrix.png")]
+    paths = write_texts(
+        out,
+        "matrix",
+        json=json.dumps(matrices.as_dict(), indent=1) + "\n",
+        md="\n".join([*map(as_markdown, tables), f"Made by `{command}`\n"]),
+        tex=f"% made by {command}\n{as_latex(tables, 'matrix')}",
+        csv=matrices_csv(matrices),
+    )
+    return [*paths, heat_map(matrices, out / "matrix.png")]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Answer questions with a model: ``python -m medvlm_r1.predict --model DIR --image FILE --question TEXT``."""
 
+import json
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,6 @@ Exit code 2: error; stderr gives the reason.
 
 @exits_on(ValueError, OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
     args = parse(arguments)
     print(DISCLAIMER, file=sys.stderr)
     answer_file(args) if args.questions else answer_one(args)
@@ -71,12 +71,9 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument("--questions", type=Path, metavar="FILE", help="a question file instead")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL output file of --questions")
     parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
-    parser.add_argument(
-        "--prompt", metavar="NAME", help="option of conf/prompt, for a model without medvlm_r1.json"
-    )
-    parser.add_argument(
-        "--recipe", metavar="NAME", help="option of conf/model with the limits for such a model"
-    )
+    name = {"metavar": "NAME"}
+    parser.add_argument("--prompt", help="option of conf/prompt, for a model without medvlm_r1.json", **name)
+    parser.add_argument("--recipe", help="option of conf/model with the limits for such a model", **name)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--batch", type=int, default=8, metavar="N", help="questions per batch (default: %(default)s)"
@@ -94,18 +91,14 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def answer_one(args: Namespace) -> None:
-    """Answer one question and print the answer.
-
-    Raises:
-        ValueError, OSError: an unusable image, question or model.
-    """
+    """Answer one question and print it; ValueError or OSError for an unusable image, question or model."""
     row = {"image": args.image, "question": args.question, "options": args.options}
     question = read_question(row, "question", ImageRoot(".", follow_links=True))
     for _, fault in check_images([question]):
         raise BadRowError(f"{fault}: correct --image")
     (record,) = load(args, [question]).answer([question])
     if args.json:
-        print(record.as_json(indent=2))
+        print(json.dumps(asdict(record), ensure_ascii=False, indent=2))
     else:
         show(record, Console() if sys.stdout.isatty() else Console(width=100))
 
@@ -113,19 +106,19 @@ def answer_one(args: Namespace) -> None:
 def answer_file(args: Namespace) -> None:
     """Answer a file of questions, except those that ``--out`` has answers to.
 
-    Raises:
-        ValueError, OSError: an unusable question file, image, output file or model.
+    ValueError or OSError for an unusable question file, image, output file or model.
     """
     questions = read_questions(args.questions)
     with AnswerFile(args.out, args.model).locked() as file:
         missing = file.missing(questions)
         if missing:
-            model = load(args, missing)
-            with progress(len(missing)) as advance:
+            model, console = load(args, missing), Console(stderr=True)
+            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+                task = bar.add_task("Answering", total=len(missing))
                 for start in range(0, len(missing), args.batch):
                     records = model.answer(missing[start : start + args.batch])
                     file.add(records)
-                    advance(len(records))
+                    bar.advance(task, len(records))
         records = [file.records[question.id] for question in questions]
     reused = len(questions) - len(missing)
     print(f"{args.out}: {len(questions)} answers" + (f" ({reused} reused)" if reused else ""))
@@ -155,11 +148,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def load(args: Namespace, questions: Sequence[Question]) -> "Answerer":
-    """Load the model and print its notes on stderr.
-
-    Raises:
-        ValueError, OSError: see :func:`~medvlm_r1.inference.answerer.load_answerer`.
-    """
+    """Load the model and print its notes on stderr; raises as ``load_answerer`` does."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs missing kernels
     # Imported here because torch takes seconds: --help and a wrong path are reported without it.
     from medvlm_r1.inference.answerer import load_answerer
@@ -182,15 +171,6 @@ def load(args: Namespace, questions: Sequence[Question]) -> "Answerer":
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return model
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr if that is a terminal; yields a function that advances it."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Answering", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def show(record: AnswerRecord, console: Console) -> None:
@@ -231,10 +211,8 @@ def lines(record: AnswerRecord) -> list[tuple[str, str]]:
     if record.confidence is not None:
         condition = "after its own reasoning, not calibrated"
         if record.forced:
-            condition = (
-                f"for {record.confidence_of}, of a forced answer: the completion has no single letter as its "
-                "answer"
-            )
+            reason = "the completion has no single letter as its answer"
+            condition = f"for {record.confidence_of}, of a forced answer: {reason}"
         pairs.append(("confidence", f"{record.confidence:.1%} ({condition})"))
     return pairs
 

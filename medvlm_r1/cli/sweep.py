@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from medvlm_r1.cli.command import command_line, command_parser, exits_on
@@ -28,29 +27,20 @@ Exit code 1: some runs are not finished. Exit code 2: error; stderr gives the re
 
 @exits_on(RunFolderError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
     description = "Runs of a multirun by status, their costs, and the effect of each factor on accuracy."
     parser = command_parser("sweep", description, EXAMPLES)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a multirun")
-    parser.add_argument(
-        "--on",
-        default=MEAN,
-        metavar="TEST_SET",
-        help="test set of the effects, mean (default) or outside (all outside the training domain)",
-    )
+    on = "test set of the effects, mean (default) or outside (all outside the training domain)"
+    parser.add_argument("--on", default=MEAN, metavar="TEST_SET", help=on)
     args = parser.parse_args(arguments)
     sweep = read_sweep(args.folder, args.on)
-    show(sweep, table_console())
-    print("wrote " + ", ".join(map(str, write(sweep, command_line(parser, arguments)))))
-    return 0 if len(sweep.runs) == len(sweep.statuses) else 1
-
-
-def show(sweep: Sweep, console: Console) -> None:
-    """Print the statuses and every table."""
+    console = table_console()
     for line in state_lines(sweep):
         console.print(escape(line), highlight=False)
     for table in sweep_tables(sweep):
         console.print(as_rich(table))
+    print("wrote " + ", ".join(map(str, write(sweep, command_line(parser, arguments)))))
+    return 0 if len(sweep.runs) == len(sweep.statuses) else 1
 
 
 def write(sweep: Sweep, command: str) -> list[Path]:
@@ -72,10 +62,8 @@ def write(sweep: Sweep, command: str) -> list[Path]:
         done = {run.folder.name for run in sweep.runs}
         lines.writerows([name, state] for name, state in sweep.statuses.items() if name not in done)
     if sweep.runs and sweep.effects:
-        paths += [
-            effects_figure(sweep, folder / "effects.png"),
-            parallel_figure(sweep, folder / "parallel.png"),
-        ]
+        paths.append(effects_figure(sweep, folder / "effects.png"))
+        paths.append(parallel_figure(sweep, folder / "parallel.png"))
     return paths
 
 

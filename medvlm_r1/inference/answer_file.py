@@ -21,12 +21,10 @@ class AnswerRecord:
     """One answer; a JSON object, or a line of an answer file.
 
     Attributes:
-        id: of the question.
-        model: path or hub id of the model.
+        model: path or hub id.
         prompt: name of the prompt style.
         images: names of the image files.
-        question: the question.
-        options: the answers to choose from; empty for an open question.
+        options: empty for an open question.
         text: the completion, without special tokens.
         reasoning: text in think tags; ``None`` without tags.
         content: text in answer tags; ``None`` without tags.
@@ -38,7 +36,7 @@ class AnswerRecord:
         confidence_of: the strict letter, else the lenient one, else the most probable one.
         forced: whether the completion has no strict letter, so that the probabilities are those of an answer
             appended to it; ``None`` for an open question.
-        probabilities: probability of each letter; they sum to one.
+        probabilities: of each letter; they sum to one.
         well_formed: whether the text is think tags, then answer tags, nothing else.
         tokens: length of the completion, end of sequence included.
         truncated: whether the completion reached the token limit.
@@ -66,9 +64,6 @@ class AnswerRecord:
     truncated: bool
     gold: str | None
 
-    def as_json(self, indent: int | None = None) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=indent)
-
 
 class AnswerFile:
     """Answers of one model in a JSON-lines file, which a killed process leaves without an incomplete line.
@@ -91,10 +86,9 @@ class AnswerFile:
             AnswerFileError: another process holds the lock, a line is not an answer of this model, or a
                 question has two answers.
         """
-        lock = FileLock(f"{self.path}.lock")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with lock.acquire(timeout=0):
+            with FileLock(f"{self.path}.lock", timeout=0):
                 self._read()
                 yield self
         except Timeout:
@@ -117,7 +111,6 @@ class AnswerFile:
         return [question for question in questions if question.id not in self.records]
 
     def add(self, records: Sequence[AnswerRecord]) -> None:
-        """Append answers."""
         self._log.append(*map(asdict, records))
         self.records.update({record.id: record for record in records})
 

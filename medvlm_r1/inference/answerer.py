@@ -10,7 +10,6 @@ import torch
 from medvlm_r1.data.sample import Question, VQASample
 from medvlm_r1.inference.answer_file import AnswerRecord
 from medvlm_r1.inference.confidence import option_probabilities
-from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.resolve import MissingWeightsError, check_weights, find_weights
 from medvlm_r1.policy.policy import Policy
@@ -34,7 +33,6 @@ class Answerer:
 
     Attributes:
         name: the model's path or hub id, as the user wrote it.
-        policy: the weights.
         prompt_record: prompt, image sizes and token limits.
         notes: one line each; conditions under which answers differ from those of the model's evaluation.
     """
@@ -55,9 +53,14 @@ class Answerer:
         # Without a template for open questions, the trained one serves, even if it asks for a letter.
         prompt = dataclasses.replace(prompt, open=prompt.open or prompt.evaluate)
         prompts = [policy.encoder.encode(question, "evaluate", prompt) for question in questions]
-        for encoded in prompts:
-            self._check_length(encoded)
+        context = policy.model.config.get_text_config().max_position_embeddings
         limit = self.prompt_record.max_completion_tokens
+        for encoded in prompts:
+            if len(encoded.ids) + limit > context:
+                raise ValueError(
+                    f"{encoded.sample.id}: {len(encoded.ids)} tokens of question and images and {limit} of "
+                    f"answer exceed the model's context of {context}: give fewer images"
+                )
         sampling = Sampling(group_size=1, max_tokens=limit, temperature=0.0)
         rollout = SharedPrefixEngine()(policy, prompts, sampling, NoiseKey(0, 0))
         answers = [prompt.parse(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
@@ -72,15 +75,6 @@ class Answerer:
             self._answer_record(question, answers[row], probabilities.get(row), lengths[row], truncated[row])
             for row, question in enumerate(questions)
         ]
-
-    def _check_length(self, prompt: EncodedPrompt) -> None:
-        context = self.policy.model.config.get_text_config().max_position_embeddings
-        limit = self.prompt_record.max_completion_tokens
-        if len(prompt.ids) + limit > context:
-            raise ValueError(
-                f"{prompt.sample.id}: {len(prompt.ids)} tokens of question and images and {limit} of answer "
-                f"exceed the model's context of {context}: give fewer images"
-            )
 
     def _answer_record(
         self,

@@ -15,10 +15,9 @@ that nine in ten such answers are correct.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.policy import Policy
@@ -32,17 +31,23 @@ def option_probabilities(
     """Return each question's probabilities of its options' letters, in order; they sum to one.
 
     Args:
-        policy: the model.
         prompts: encoded questions with options.
         alternatives: for each question, its completion with each letter; their number may differ.
     """
+    tokenizer = policy.encoder.tokenizer
+    # A completion may spell out a special token: tokenise that as text.
+    as_text = {"add_special_tokens": False, "split_special_tokens": True}
     extended, rows, counts = [], [], [len(each.texts) for each in alternatives]
     for prompt, each in zip(prompts, alternatives, strict=True):
-        tokens = _tokens(policy, each)
+        end = [tokenizer.eos_token_id] if each.ends_turn else []
+        tokens = [tokenizer(text, **as_text)["input_ids"] + end for text in each.texts]
         # The common prefix becomes a part of the prompt: only the differing ends need logits.
-        prefix = _common_prefix(tokens)
-        extended.append(_extended(prompt, torch.tensor(tokens[0][:prefix], dtype=torch.long)))
-        ends = [row[prefix:] for row in tokens]
+        columns = takewhile(lambda column: len(set(column)) == 1, zip(*tokens, strict=False))
+        prefix = [column[0] for column in columns]
+        positions = (prompt.positions.max() + 1 + torch.arange(len(prefix))).expand(3, -1)
+        ids = torch.cat([prompt.ids, torch.tensor(prefix, dtype=torch.long)])
+        extended.append(replace(prompt, ids=ids, positions=torch.cat([prompt.positions, positions], dim=1)))
+        ends = [row[len(prefix) :] for row in tokens]
         rows += ends + [[]] * (max(counts) - len(ends))
     length = max(map(len, rows))
     tokens = torch.tensor([row + [policy.pad_id] * (length - len(row)) for row in rows])
@@ -51,27 +56,3 @@ def option_probabilities(
     logprobs = policy.logprobs(collate(extended, policy.pad_id, policy.device), tokens, mask)
     scores = logprobs.masked_fill(~mask, 0.0).double().sum(1).view(len(prompts), max(counts))
     return [row[:count].softmax(0).tolist() for row, count in zip(scores, counts, strict=True)]
-
-
-def _tokens(policy: Policy, alternatives: Alternatives) -> list[list[int]]:
-    tokenizer = policy.encoder.tokenizer
-    end = [tokenizer.eos_token_id] if alternatives.ends_turn else []
-    # A completion may spell out a special token: tokenise that as text.
-    as_text = {"add_special_tokens": False, "split_special_tokens": True}
-    return [tokenizer(text, **as_text)["input_ids"] + end for text in alternatives.texts]
-
-
-def _common_prefix(rows: list[list[int]]) -> int:
-    """Return the number of tokens that all rows start with."""
-    equal = [len(set(column)) == 1 for column in zip(*rows, strict=False)]
-    return [*equal, False].index(False)
-
-
-def _extended(prompt: EncodedPrompt, tokens: Int[Tensor, " tokens"]) -> EncodedPrompt:
-    """Append the first tokens of an answer to a prompt."""
-    positions = prompt.positions.max() + 1 + torch.arange(len(tokens))
-    return replace(
-        prompt,
-        ids=torch.cat([prompt.ids, tokens]),
-        positions=torch.cat([prompt.positions, positions.expand(3, -1)], dim=1),
-    )

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,48 +45,39 @@ class EndpointCompletions:
     truncated: Bool[Tensor, " rows"]
 
 
+@dataclass(eq=False)
 class Endpoint:
     """A served model with the interface of a policy and a rollout engine of its own.
 
-    Args:
+    Attributes:
         url: base of the API, mostly ending in ``/v1``.
         name: name of the model on the server.
-        encoder: converts questions to chats.
         api_key_variable: environment variable with the API key; open servers ignore it.
         concurrency: maximum number of parallel requests.
         retries: retries after a lost connection, a time-out or HTTP 408, 409, 429 and 5xx, with
             exponential backoff from 0.5 to 8 seconds, or the server's Retry-After.
         timeout: limit of one request in seconds.
-        cache: stored responses.
+        counters: all zero, since this process computes nothing.
     """
 
-    def __init__(
-        self,
-        url: str,
-        name: str,
-        encoder: ChatEncoder,
-        api_key_variable: str,
-        concurrency: int,
-        retries: int,
-        timeout: float,
-        cache: EndpointCache,
-    ) -> None:
-        self.url, self.name, self.encoder, self.api_key_variable = url, name, encoder, api_key_variable
-        self.concurrency, self.retries, self.timeout, self.cache = concurrency, retries, timeout, cache
-        self.counters = Counters()  # all zero: this process computes nothing
+    url: str
+    name: str
+    encoder: ChatEncoder
+    api_key_variable: str
+    concurrency: int
+    retries: int
+    timeout: float
+    cache: EndpointCache
+    counters: Counters = field(default_factory=Counters)
 
     def parameters(self) -> Iterator[Tensor]:
         """No parameters: the server has them."""
         return iter(())
 
     def prepare(self) -> None:
-        """No-op: there is no sampling model to update."""
+        """No-op, as the next two: the server has the weights and encodes the images."""
 
-    def enable_vision_cache(self) -> None:
-        """No-op: the server encodes the images."""
-
-    def clear_vision_cache(self) -> None:
-        """No-op: the server encodes the images."""
+    enable_vision_cache = clear_vision_cache = prepare
 
     def engine(
         self, policy: "Endpoint", prompts: Sequence[Chat], sampling: Sampling, draws: NoiseKey
@@ -111,7 +102,9 @@ class Endpoint:
             }
             for prompt in prompts
         ]
-        keys = [digest(request) for request in requests]
+        keys = [
+            hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest() for request in requests
+        ]
         missing = {
             key: (request, prompt.sample.id)
             for key, request, prompt in zip(keys, requests, prompts, strict=True)  # equal requests once
@@ -220,8 +213,3 @@ def connect(
         log.info("%s: %d cached responses of %s are reused", stored.path, len(stored.responses), name)
     encoder = ChatEncoder(recipe.image_size, recipe.min_pixels, recipe.max_pixels)
     return Endpoint(url, name, encoder, api_key_variable, concurrency, retries, timeout, stored)
-
-
-def digest(request: dict[str, Any]) -> str:
-    """Return the SHA-256 of a request: model, messages with images, token limit and temperature."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

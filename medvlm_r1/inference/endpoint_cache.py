@@ -11,13 +11,7 @@ from medvlm_r1.runs.durable import LineLog
 
 @dataclass(frozen=True)
 class CachedResponse:
-    """One response.
-
-    Attributes:
-        text: the completion.
-        tokens: its length by the server's count.
-        truncated: whether it reached the token limit.
-    """
+    """A completion, its length by the server's count, and whether it reached the token limit."""
 
     text: str
     tokens: int

@@ -19,7 +19,7 @@ class Chat:
     """One question as a request to the endpoint.
 
     Attributes:
-        sample: the question, to parse and score the answer.
+        sample: to parse and score the answer.
         messages: in the format of the chat completions API, images as data URLs.
         assistant_prefix: always empty; the API cannot prefill an answer.
     """
@@ -54,7 +54,6 @@ class ChatEncoder:
         """Render the prompt style's messages, with the images as PNG.
 
         Args:
-            assistant_prefix: must be empty; the API cannot prefill an answer.
             memo: resized images of earlier calls by name; this call adds its own.
 
         Raises:
@@ -64,43 +63,28 @@ class ChatEncoder:
         if assistant_prefix:
             raise ValueError(f"the chat completions API cannot prefill an answer with {assistant_prefix!r}")
         memo = {} if memo is None else memo
+
+        def resized(image: ImageHandle) -> Image.Image:
+            if image.name not in memo:
+                if isinstance(image, BlankImage):
+                    memo[image.name] = Image.new("RGB", resized(image.of).size, GREY)
+                else:
+                    limits = (self.image_size, self.min_pixels, self.max_pixels)
+                    memo[image.name] = load_resized(image, sample, *limits, cache)
+            return memo[image.name]
+
         images = iter(sample.images)
-        messages = [
-            {
-                **message,
-                "content": [
-                    self._image_part(next(images), sample, cache, memo) if part["type"] == "image" else part
-                    for part in message["content"]
-                ],
-            }
-            for message in prompt.render(sample, phase)
-        ]
+        messages = prompt.render(sample, phase)
+        for message in messages:
+            message["content"] = [
+                _image_part(resized(next(images))) if part["type"] == "image" else part
+                for part in message["content"]
+            ]
         return Chat(sample, messages)
 
-    def _image_part(
-        self,
-        image: ImageHandle,
-        sample: VQASample,
-        cache: ImageCache | None,
-        memo: dict[str, Image.Image],
-    ) -> dict[str, Any]:
-        png = io.BytesIO()
-        self._resized(image, sample, cache, memo).save(png, "PNG")  # lossless
-        data = base64.b64encode(png.getvalue()).decode()
-        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
-    def _resized(
-        self,
-        image: ImageHandle,
-        sample: VQASample,
-        cache: ImageCache | None,
-        memo: dict[str, Image.Image],
-    ) -> Image.Image:
-        if image.name not in memo:
-            if isinstance(image, BlankImage):
-                size = self._resized(image.of, sample, cache, memo).size
-                memo[image.name] = Image.new("RGB", size, GREY)
-            else:
-                limits = (self.image_size, self.min_pixels, self.max_pixels)
-                memo[image.name] = load_resized(image, sample, *limits, cache)
-        return memo[image.name]
+def _image_part(image: Image.Image) -> dict[str, Any]:
+    png = io.BytesIO()
+    image.save(png, "PNG")  # lossless
+    data = base64.b64encode(png.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

@@ -21,9 +21,8 @@ def check_endpoint(url: str, name: str, api_key_variable: str) -> None:
         ValueError: the package openai is not installed.
     """
     openai = client_library()
-    client = openai.OpenAI(
-        base_url=url, api_key=api_key(api_key_variable), max_retries=1, timeout=CONNECT_SECONDS
-    )
+    key = api_key(api_key_variable)
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=1, timeout=CONNECT_SECONDS)
     try:
         listed = client.models.list()
     except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:

@@ -8,7 +8,6 @@ class Card:
     """One GPU.
 
     Attributes:
-        name: the product.
         memory: bytes; the published GB taken as 1e9, a little less than the driver reports.
         flops: dense bf16 operations per second, with fp32 accumulation.
         tf32_flops: dense TF32 operations per second.
@@ -32,14 +31,3 @@ CARDS = {
     "rtx_4090_24gb": Card("RTX 4090 24 GB", 24e9, 165e12, 82.6e12, 1.008e12),
     "rtx_a6000_48gb": Card("RTX A6000 48 GB", 48e9, 155e12, 77e12, 0.768e12),
 }
-
-
-def find_card(name: str) -> Card:
-    """Return a card by its key in :data:`CARDS`.
-
-    Raises:
-        ValueError: an unknown card.
-    """
-    if name not in CARDS:
-        raise ValueError(f"card is {name!r}: the cards are {', '.join(CARDS)}")
-    return CARDS[name]

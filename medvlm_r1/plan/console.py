@@ -9,19 +9,12 @@ from rich.table import Table
 
 from medvlm_r1.plan.plan import Plan
 
-_WIDTH = 100
-
 
 def show(
     plan: Plan, name: str, remedies: Mapping[Sequence[str], Plan], console: Console | None = None
 ) -> None:
-    """Print one plan.
-
-    Args:
-        name: the run, as the overrides of its command.
-        remedies: overrides that make it fit, with their plans.
-    """
-    console = console or Console(width=_WIDTH, highlight=False)
+    """Print the plan of the run with the overrides ``name``; ``remedies`` are overrides that make it fit."""
+    console = console or Console(width=100, highlight=False)
     workload, card = plan.workload, plan.card
     devices = f"{workload.world_size} x {card.name}" if workload.world_size > 1 else card.name
     console.print(

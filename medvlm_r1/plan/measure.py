@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medvlm_r1.algorithms.losses import PolicyLoss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
-from medvlm_r1.policy.encode import Encoder, PromptBatch
+from medvlm_r1.policy.encode import PromptBatch
 from medvlm_r1.policy.forward.decoding import DecodingLayout
 from medvlm_r1.policy.forward.logprobs import repeat_prompts
 from medvlm_r1.policy.loading.architecture import block_period, meta_model, with_depth
@@ -28,6 +28,7 @@ from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
 
 _COSTS: dict[tuple, "Cost"] = {}
+_encoder = functools.cache(load_encoder)
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,8 @@ class PassShape:
     """Tensor shapes of one pass.
 
     Attributes:
-        prompts: prompts in the batch, one image each.
-        group_size: completions per prompt.
-        prompt: tokens of a prompt, image tokens included.
-        completion: tokens of a completion.
+        prompts: number of prompts, with one image each.
+        prompt, completion: tokens of each; a prompt's include the image's.
         grid: rows and columns of the image's patches.
     """
 
@@ -74,7 +73,6 @@ class Cost:
 
     @property
     def peak(self) -> float:
-        """Maximum of bytes."""
         return max(self.peak_layers, self.peak_head)
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -94,7 +92,6 @@ class Meter:
         tuning: the trainable parameters. 4-bit weights count as 16-bit ones: their kernels do not run on
             meta, and the activations are the same.
         full_depth: measure the full model instead of three shallow ones.
-        layout: layout of log-probability passes.
     """
 
     def __init__(
@@ -117,21 +114,15 @@ class Meter:
         with torch.device("meta"):
             model = self.tuning.apply(meta_model(config, getattr(torch, self.recipe.dtype)))
             # any tokenizer: the plan encodes no text
-            policy = Policy(model.train(), _encoder(), self.layout).to("meta")
-        for (
-            parameter
-        ) in policy.trainable_parameters:  # on meta PEFT does not cast adapters to the weights' dtype
+            policy = Policy(model.train(), _encoder(EMBEDDED, self.recipe), self.layout).to("meta")
+        for parameter in policy.trainable_parameters:  # on meta PEFT does not cast adapters
             parameter.data = parameter.data.to(getattr(torch, self.recipe.dtype))
         if self.recipe.gradient_checkpointing:
             policy.checkpoint_gradients()
         return policy
 
     def training(self, shape: PassShape, grpo: bool) -> Cost:
-        """Forward and backward pass of a micro-batch, which adds to existing gradients.
-
-        Args:
-            grpo: use GRPO's loss, not SFT's.
-        """
+        """Forward and backward pass with GRPO's or SFT's loss, which adds to existing gradients."""
         return self._cost(train_once, shape, grpo)
 
     def scoring(self, shape: PassShape) -> Cost:
@@ -139,10 +130,9 @@ class Meter:
         return self._cost(_score, shape)
 
     def prefill(self, shape: PassShape, shared: bool = True) -> Cost:
-        """Prefill of a rollout; ``peak`` includes the prompts' keys and values.
+        """Prefill of a rollout: one pass per prompt if ``shared``, else one per completion.
 
-        Args:
-            shared: one pass per prompt, as in the shared-prefix engine; otherwise one per completion.
+        ``peak`` includes the prompts' keys and values.
         """
         one = dataclasses.replace(shape, prompts=1)  # linear in the prompts
         return self._cost(_prefill, one, shared) * shape.prompts
@@ -193,8 +183,7 @@ def train_once(
 ) -> Cost:
     """Measure :meth:`Meter.training` of one policy, on any device.
 
-    Args:
-        fused: use a GPU's attention kernels on meta, not torch's plain formula.
+    ``fused`` uses a GPU's attention kernels on meta, not torch's plain formula.
     """
     for parameter in policy.trainable_parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -257,10 +246,3 @@ def _ledger(policy: Policy, prompts: PromptBatch) -> Ledger:
     excluded = [*policy.parameters(), *policy.buffers(), prompts.pixels]
     excluded += [p.grad for p in policy.parameters() if p.grad is not None]
     return Ledger(excluded, wide=len(policy.banned))
-
-
-@functools.cache
-def _encoder() -> Encoder:
-    limits = dict.fromkeys(("grpo_lr", "sft_lr", "epochs", "max_prompt_tokens", "max_completion_tokens"), 1)
-    limits |= dict.fromkeys(("min_pixels", "max_pixels", "prompts_per_step", "group_size"), 1)
-    return load_encoder(EMBEDDED, Recipe(**limits, dtype="float32", micro_batch=1, evaluation_batch=1))

@@ -31,8 +31,6 @@ class MemoryPart:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of one part of the model."""
-
     name: str
     trained: int
     frozen: int
@@ -42,12 +40,9 @@ class Inventory:
     """Numbers and sizes of a model's parameters.
 
     Attributes:
-        counts: parameters of each part.
-        dtype: dtype of the weights.
-        total: all parameters.
+        total: number of all parameters.
         trained: size of each trained parameter.
         tower: parameters of the vision tower.
-        tower_is_frozen: whether none of them is trained.
         quantized: parameters that NF4 quantises; ``largest_quantized``: in the largest of these layers.
         root: parameters outside layers and blocks, which FSDP gathers with the outer module.
         largest_layer: parameters of the largest layer or block.
@@ -112,41 +107,40 @@ def resident(workload: Workload, inventory: Inventory) -> list[MemoryPart]:
     """Memory that does not depend on the batch: weights, copies, moments and gradients."""
     itemsize, trained = inventory.dtype.itemsize, sum(inventory.trained)
     fsdp = workload.strategy == "fsdp"
-    weight_shards = workload.world_size if fsdp else 1
     state_shards = workload.world_size if workload.strategy in ("fsdp", "zero2") else 1
     weights = inventory.weight_bytes(bool(workload.tuning.quantize))
     if fsdp:
         weights += trained * (4 - itemsize)  # FSDP's shards are fp32 and serve as master weights
     has_masters = itemsize < 4 and not fsdp
-    parts = [
-        MemoryPart("CUDA context (assumed)", _in(PHASES, CONTEXT)),
-        MemoryPart("weights", _in(PHASES, weights / weight_shards)),
-    ]
+    parts: list[MemoryPart] = []
+
+    def add(name: str, size: float, *phases: str) -> None:
+        parts.append(MemoryPart(name, dict.fromkeys(phases or PHASES, size)))
+
+    add("CUDA context (assumed)", CONTEXT)
+    add("weights", weights / workload.world_size if fsdp else weights)
     if fsdp:
-        parts.append(MemoryPart("unsharded sampling model", _in(PHASES, inventory.total * itemsize)))
+        add("unsharded sampling model", inventory.total * itemsize)
     if workload.method == "zero_shot":
         return parts
     if has_masters:
-        parts.append(MemoryPart("fp32 master copies", _in(PHASES, 4 * trained / state_shards)))
-    moments = moment_bytes(workload, inventory.trained) / state_shards
-    parts.append(MemoryPart("optimiser's moments", _in(PHASES, moments)))
+        add("fp32 master copies", 4 * trained / state_shards)
+    add("optimiser's moments", moment_bytes(workload, inventory.trained) / state_shards)
     if workload.has_reference and not workload.tuning.adapter:
         copied = inventory.total - (inventory.tower if inventory.tower_is_frozen else 0)
-        parts.append(MemoryPart("reference", _in(PHASES, copied * itemsize)))
-    backward = ("training", "update")
-    gradient = 4 if fsdp else itemsize
-    parts.append(MemoryPart("gradients", _in(backward, gradient * trained / state_shards)))
+        add("reference", copied * itemsize)
+    add("gradients", (4 if fsdp else itemsize) * trained / state_shards, "training", "update")
     if workload.strategy == "ddp":
-        parts.append(MemoryPart("DDP's gradient buckets", _in(backward, itemsize * trained)))
+        add("DDP's gradient buckets", itemsize * trained, "training", "update")
     if fsdp:
         # the outer module and two layers gathered, and the outer module's gradients before reduce-scatter
         gathered = itemsize * (inventory.root + 2 * inventory.largest_layer)
         reduced = (itemsize + 4) * (inventory.root if trained == inventory.total else inventory.largest_layer)
-        parts.append(MemoryPart("gathered weights and gradients", {"training": gathered + reduced}))
+        add("gathered weights and gradients", gathered + reduced, "training")
     # torch's AdamW allocates one fp32 tensor per parameter for its denominators.
     scratch = 4 * trained / state_shards if workload.optimizer.startswith("torch.optim.Adam") else 0.0
     fp32 = 4 * trained / state_shards if has_masters else 0.0
-    parts.append(MemoryPart("fp32 gradients and scratch", {"update": fp32 + scratch}))
+    add("fp32 gradients and scratch", fp32 + scratch, "update")
     return parts
 
 
@@ -178,7 +172,3 @@ def transient(workload: Workload, inventory: Inventory, meter: Meter) -> list[Me
         dequantized = inventory.largest_quantized * inventory.dtype.itemsize
         working = {phase: size + dequantized for phase, size in working.items()}
     return [*parts, MemoryPart("working memory of a pass", working)]
-
-
-def _in(phases: tuple[str, ...], size: float) -> dict[str, float]:
-    return dict.fromkeys(phases, size)

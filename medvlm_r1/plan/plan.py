@@ -23,8 +23,6 @@ BANDWIDTH_SHARE = 0.7
 # Assumed seconds that the host needs to launch one layer of one decoding step.
 LAUNCH_SECONDS = 0.7e-3
 
-Replan = Callable[[Sequence[str]], "Plan"]
-
 
 @dataclass(frozen=True)
 class PhaseCost:
@@ -40,8 +38,6 @@ class Plan:
     """Memory and time of a run.
 
     Attributes:
-        workload: the run.
-        counts: parameters of each part of the model.
         memory: bytes of each part on one device, by phase.
         step: cost of one training step by phase, at mean lengths; empty without training.
         seconds_per_answer: estimate for one evaluation question on one device.
@@ -61,7 +57,6 @@ class Plan:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """The phases of this run."""
         if self.workload.method == "zero_shot":
             return PHASES[-1:]
         skipped = ("sampling", "reference") if self.workload.method == "sft" else ("reference",)
@@ -69,12 +64,10 @@ class Plan:
 
     @property
     def peaks(self) -> dict[str, float]:
-        """Peak bytes of each phase."""
         return {phase: sum(part.bytes.get(phase, 0) for part in self.memory) for phase in self.phases}
 
     @property
     def peak(self) -> float:
-        """Peak bytes of the run."""
         return max(self.peaks.values())
 
     @property
@@ -94,8 +87,7 @@ class Plan:
 def plan(workload: Workload, timed: bool = True) -> Plan:
     """Plan a run by measuring its passes on the meta device; see :mod:`medvlm_r1.plan.measure`.
 
-    Args:
-        timed: estimate times too; otherwise ``step`` is empty and ``seconds_per_answer`` 0.
+    Without ``timed``, ``step`` is empty and ``seconds_per_answer`` 0.
     """
     config = load_config(workload.path, workload.revision)
     meter = Meter(config, workload.recipe, workload.tuning, layout=workload.layout)
@@ -144,7 +136,7 @@ def candidates(workload: Workload) -> list[list[str]]:
     return [list(option) for option in unique if option]
 
 
-def remedies(workload: Workload, replan: Replan) -> dict[tuple[str, ...], Plan]:
+def remedies(workload: Workload, replan: Callable[[Sequence[str]], Plan]) -> dict[tuple[str, ...], Plan]:
     """Plan the candidates; return the first that fits on as many devices, and the first on more."""
     found: dict[bool, tuple[tuple[str, ...], Plan]] = {}
     for overrides in candidates(workload):
@@ -225,9 +217,7 @@ def _notes(workload: Workload, meter: Meter) -> list[str]:
         notes.append("Times exclude communication between devices.")
     if workload.tuning.quantize:
         notes.append("4-bit weights: times exclude dequantisation; activations are those of 16-bit weights.")
-    known = ("torch.optim.AdamW", "torch.optim.SGD")
-    if workload.method != "zero_shot" and not (
-        workload.optimizer.startswith(known) or "8bit" in workload.optimizer
-    ):
+    known = workload.optimizer.startswith(("torch.optim.AdamW", "torch.optim.SGD"))
+    if workload.method != "zero_shot" and not known and "8bit" not in workload.optimizer:
         notes.append(f"The optimiser {workload.optimizer} is unknown to the plan and counted as AdamW.")
     return notes

@@ -11,7 +11,7 @@ from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.medvlm_r1 import medvlm_r1 as published_data
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
-from medvlm_r1.plan.cards import Card, find_card
+from medvlm_r1.plan.cards import CARDS, Card
 from medvlm_r1.plan.measure import PassShape
 from medvlm_r1.policy.loading.architecture import load_config, text_tokens
 from medvlm_r1.policy.loading.load import Recipe
@@ -41,29 +41,23 @@ class Workload:
 
     Attributes:
         path, revision, recipe, tuning: of the model option.
-        method: grpo, sft or zero_shot.
         has_reference: whether GRPO has a KL penalty (beta above 0).
         num_iterations: passes over one rollout.
         updates: optimiser steps per training step.
         scores_old: whether GRPO computes log pi_old before the first update.
         dynamic_sampling_rounds: maximum number of further rounds that replace zero-advantage groups.
         micro_batch: prompts per forward and backward pass on one device.
-        group_size: completions per prompt.
-        max_completion: token limit of a completion in training.
-        max_answer: token limit of a completion in evaluation.
+        max_completion, max_answer: token limit of a completion in training and in evaluation.
         optimizer: import path of its class.
-        momentum: momentum of SGD.
-        layout: layout of log-probability passes.
+        momentum: of SGD.
+        layout: of log-probability passes.
         shares_prefix: whether rollouts read each prompt once instead of once per completion.
-        strategy: single, ddp, fsdp or zero2.
-        world_size: number of devices.
         steps: training steps; ``None`` if the configuration lacks the number of questions.
         evaluations: greedy answers in the run, under all controls; ``None`` likewise.
         text_tokens: tokens of a typical prompt without its image.
         text_is_exact: whether the checkpoint's own tokenizer counted them.
         image_tokens: tokens of the largest image.
         grid: rows and columns of its patches.
-        card: the GPU.
     """
 
     path: str
@@ -115,7 +109,6 @@ class Workload:
         return self.max_completion if self.method == "sft" else max(1, self.max_completion // 2)
 
     def shape(self, prompts: int, group_size: int, completion: int) -> PassShape:
-        """Return the shape of a pass over prompts of this run."""
         return PassShape(prompts, group_size, self.prompt_tokens, completion, self.grid)
 
 
@@ -129,6 +122,8 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
     """
     method, trainer, model = cfg["method"], cfg["trainer"], cfg["model"]
     kind = _method_kind(method["_target_"])
+    if cfg["card"] not in CARDS:
+        raise ValueError(f"card is {cfg['card']!r}: the cards are {', '.join(CARDS)}")
     strategy, world_size = _devices(trainer)
     if recipe.prompts_per_step % world_size:
         raise ValueError(
@@ -149,10 +144,8 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
             "model.recipe.max_pixels"
         )
     sampling, optimizer = method.get("sampling", {}), method.get("optim", {}).get("optimizer", {})
-    max_completion = sampling.get("max_tokens", 0)
-    if kind == "sft":
-        # the target and the end of the turn, at 3.8 characters per token
-        max_completion = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
+    # SFT: the target and the end of the turn, at 3.8 characters per token
+    target = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
     num_iterations = method.get("num_iterations", 1)
     updates = num_iterations * method.get("num_minibatches", 1)
     has_reference = kind == "grpo" and method["beta"] > 0
@@ -171,7 +164,7 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         dynamic_sampling_rounds=method.get("dynamic_sampling_rounds", 0),
         micro_batch=min(method.get("micro_batch", 1), recipe.prompts_per_step // world_size),
         group_size=sampling.get("group_size", 1),
-        max_completion=max_completion,
+        max_completion=target if kind == "sft" else sampling.get("max_tokens", 0),
         max_answer=method["max_completion_tokens"],
         optimizer=optimizer.get("_target_", ""),
         momentum=optimizer.get("momentum", 0.0),
@@ -185,7 +178,7 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         text_is_exact=exact,
         image_tokens=image,
         grid=grid,
-        card=find_card(cfg["card"]),
+        card=CARDS[cfg["card"]],
     )
 
 
@@ -215,8 +208,7 @@ def _devices(trainer: dict[str, Any]) -> tuple[str, int]:
 def _grid(recipe: Recipe, side: int) -> tuple[int, int]:
     """Return rows and columns of patches of the largest image: a rectangle with the maximum of image tokens.
 
-    Args:
-        side: pixels of an image token, per side.
+    An image token has ``side`` pixels per side.
     """
     tokens = recipe.max_pixels // side**2
     if recipe.image_size:
@@ -231,8 +223,7 @@ def _grid(recipe: Recipe, side: int) -> tuple[int, int]:
 def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tuple[int | None, int | None]:
     """Return training steps and answers in evaluation; ``None`` if the configuration lacks the numbers.
 
-    Args:
-        answers: answers per test question, over all controls.
+    ``answers`` is the number of answers per test question, over all controls.
     """
     data, trainer = cfg["data"], cfg["trainer"]
 
@@ -240,13 +231,11 @@ def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tup
         node = data.get(part)
         return node["n"] if isinstance(node, dict) and "n" in node else data.get(f"n_{part}")
 
-    tests = data.get("test")
-    test = None
+    tests, test = data.get("test"), None
     if isinstance(tests, dict) and all(isinstance(node, dict) and "n" in node for node in tests.values()):
-        test = sum(node["n"] for node in tests.values())
+        test = answers * sum(node["n"] for node in tests.values())
     elif locate(data["_target_"]) is published_data:
-        test = _PUBLISHED_TEST
-    test = None if test is None else test * answers
+        test = answers * _PUBLISHED_TEST
     train, validation = size("train"), size("validation")
     if data.get("n_train_per"):  # a number per class; the configuration lacks the number of classes
         train = None
@@ -261,7 +250,7 @@ def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tup
     if test is None or validation is None:
         return steps, None
     interval = trainer["val_check_interval"]
-    validations = steps // max(
-        1, int(steps_per_epoch * interval) if isinstance(interval, float) else interval
-    )
+    if isinstance(interval, float):  # a share of an epoch
+        interval = int(steps_per_epoch * interval)
+    validations = steps // max(1, interval)
     return steps, test + validation * (validations + 2)  # and one before and one after training

@@ -12,7 +12,7 @@ from medvlm_r1.policy.loading.validate import RECORD, read_json
 from medvlm_r1.prompts import PromptStyle
 
 CONF = Path(medvlm_r1.__file__).parents[1] / "conf"
-_LIMITS = ("min_pixels", "max_pixels", "image_size", "dtype", "max_completion_tokens")
+LIMITS = ("min_pixels", "max_pixels", "image_size", "dtype", "max_completion_tokens")
 _STYLE = {"name", "train", "evaluate", "layout", "tags"}
 
 
@@ -54,7 +54,7 @@ def read_record(folder: Path) -> PromptRecord | None:
     record = read_json(folder / RECORD)
     style = record.get("prompt")
     if (
-        (missing := [key for key in ("prompt", *_LIMITS) if key not in record])
+        (missing := [key for key in ("prompt", *LIMITS) if key not in record])
         or not isinstance(style, dict)
         or (missing := sorted(_STYLE - style.keys()))
     ):
@@ -95,7 +95,7 @@ def configured_revision(path: str) -> str | None:
 
 
 def _record(prompt: PromptStyle, limits: Mapping[str, Any], quantized: bool = False) -> PromptRecord:
-    return PromptRecord(prompt, *(limits[key] for key in _LIMITS), quantized=quantized)
+    return PromptRecord(prompt, *(limits[key] for key in LIMITS), quantized=quantized)
 
 
 def _files(group: str) -> list[Path]:
