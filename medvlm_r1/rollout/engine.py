@@ -42,8 +42,10 @@ class Rollout:
 
     def select(self, indices: Int[Tensor, " selected"]) -> "Rollout":
         """Some of the rows, in this order."""
-        tensors = (x[indices] for x in (self.tokens, self.mask, self.logprobs, self.kept_mass))
-        return Rollout(*tensors, [self.texts[row] for row in indices.tolist()], self.truncated[indices])
+        tensors = (self.tokens, self.mask, self.logprobs, self.kept_mass)
+        tokens, mask, logprobs, kept_mass = (x[indices] for x in tensors)
+        texts = [self.texts[row] for row in indices.tolist()]
+        return Rollout(tokens, mask, logprobs, kept_mass, texts, self.truncated[indices])
 
     def concat(self, other: "Rollout", pad_id: int) -> "Rollout":
         """The rows of this rollout, then those of the other, padded to the longer completion."""
@@ -54,8 +56,9 @@ class Rollout:
             return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts])
 
         fills = {"tokens": pad_id, "mask": False, "logprobs": 0.0, "kept_mass": 1.0}
-        tensors = (concat(name, fill) for name, fill in fills.items())
-        return Rollout(*tensors, self.texts + other.texts, torch.cat([self.truncated, other.truncated]))
+        tokens, mask, logprobs, kept_mass = (concat(name, fill) for name, fill in fills.items())
+        truncated = torch.cat([self.truncated, other.truncated])
+        return Rollout(tokens, mask, logprobs, kept_mass, self.texts + other.texts, truncated)
 
 
 @runtime_checkable

@@ -100,8 +100,9 @@ def image_features(
         if device.type != "meta":  # the tower reads its shapes from the grid
             grid = grid.to(device)
         with nullcontext() if store is None else torch.no_grad():
-            pixels = torch.cat([patches[index] for index in indices]).to(device)
-            encoded = model.get_image_features(pixels, grid).pooler_output
+            encoded = model.get_image_features(
+                torch.cat([patches[index] for index in indices]).to(device), grid
+            ).pooler_output
         stored |= dict(zip(missing, encoded, strict=True))
         for digest in missing if store else ():
             # a copy: a view would hold the memory of the batch
