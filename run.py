@@ -59,7 +59,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
             module, data, trainer = build(cfg, questions)
     facts = {"devices": trainer.world_size, "hardware": hardware(), "commit": commit()}
     checkpoint = this.start(cfg, describe(cfg, module, questions), module.trains, **facts)
-    with own_processes(trainer, this.command):
+    with own_processes(trainer, this.job.command):
         if module.trains:
             if checkpoint:
                 log.info("resuming from %s", checkpoint)
@@ -71,11 +71,11 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         with clock.phase("validate"), user_errors(EndpointError):
             validation = select(cfg, module, data, trainer)
         with clock.phase("test"), user_errors(EndpointError):
-            test(cfg, module, data, trainer, this.folder)
+            test(cfg, module, data, trainer, this.job.folder)
     if trainer.is_global_zero:
         config = OmegaConf.to_container(cfg, resolve=True)
-        write_artifacts(this.folder, config, module, validation, clock, findings)
-        write_report(this.folder)
+        write_artifacts(this.job.folder, config, module, validation, clock, findings)
+        write_report(this.job.folder)
     return validation["validation/accuracy"]
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +28,13 @@ log = logging.getLogger("medvlm_r1")
 class Attempt:
     """The work of this process on a run.
 
-    Attributes:
-        result: validation accuracy if the run is finished, nan if another process is working on it, ``None``
-            if there is something to do.
-        command: command line that starts this run alone.
-        record: entry in ``attempts.json``, on rank 0.
+    ``result`` is the validation accuracy if the run is finished, nan if another process is working on it, and
+    ``None`` if there is something to do. On rank 0, ``record`` adds facts to ``attempts.json``.
     """
 
-    folder: Path
-    result: float | None
-    command: list[str]
-    record: status.Attempt | None = None
+    job: Job
+    result: float | None = None
+    record: Callable[..., None] | None = None
 
     def start(self, cfg: DictConfig, title: str, trains: bool, **facts: Any) -> Path | None:
         """Return the checkpoint to resume from; on rank 0, write ``config.yaml`` and facts of the attempt.
@@ -47,14 +43,15 @@ class Attempt:
         """
         from medvlm_r1.callbacks.checkpoint import find_checkpoint
 
+        folder = self.job.folder
         with user_errors():
-            checkpoint = find_checkpoint(self.folder, cfg.ckpt_path, cfg.resume)
+            checkpoint = find_checkpoint(folder, cfg.ckpt_path, cfg.resume)
         if self.record:
-            self.record.record(**facts)
+            self.record(**facts)
             if cfg.overwrite or (cfg.resume and trains and not checkpoint):
-                empty(self.folder)
-            write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            log.info("run %s: %s", self.folder, title)
+                empty(folder)
+            write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            log.info("run %s: %s", folder, title)
         return checkpoint
 
 
@@ -70,25 +67,24 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
     try:
         with user_errors():
             resolve_config(cfg, job)
-        command = [*job.command, *([f"resume={cfg.resume}"] if job.in_multirun and cfg.resume else [])]
         with status.run_lock(job.folder) if rank_zero else nullcontext():
             with user_errors():
                 result = finished_result(cfg, job)
             if result is not None:
-                yield Attempt(job.folder, result, command)
+                yield Attempt(job, result)
                 return
             started = True
             with status.attempt(job.folder) if rank_zero else nullcontext() as record:
                 with user_errors():
                     check_model(cfg)
-                yield Attempt(job.folder, None, command, record)
+                yield Attempt(job, record=record)
     except status.RunIsBusyError as error:
         if not job.in_multirun:
             exit_with_error(str(error))
         if has_other_ranks():
             raise SystemExit(1) from error
         log.info("run %s: left to the process that is working on it", job.folder.name)
-        yield Attempt(job.folder, math.nan, [])
+        yield Attempt(job, math.nan)
     except Exception as error:
         if not rank_zero:
             status.record_failure(job.folder, error)

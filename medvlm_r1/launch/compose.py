@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from medvlm_r1.launch.silence import silence_libraries
@@ -98,14 +98,10 @@ def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], D
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         jobs = BasicSweeper.split_arguments(parsed, None)[0] if multirun else [overrides]
-        composed = []
-        for job in jobs:
-            cfg = hydra.compose("config", overrides=job, return_hydra_config=True)
-            name = run_name(_root_=cfg)
-            with read_write(cfg), open_dict(cfg):
-                del cfg["hydra"]
-            composed.append((job, cfg, name))
-        return composed
+        configs = [hydra.compose("config", overrides=job, return_hydra_config=True) for job in jobs]
+        names = [run_name(_root_=cfg) for cfg in configs]
+        configs = [OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]) for cfg in configs]
+        return list(zip(jobs, configs, names, strict=True))
     except (HydraException, OmegaConfBaseException) as error:
         groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
         known = OmegaConf.create()
@@ -180,5 +176,6 @@ def resolve_config(cfg: DictConfig, job: Job) -> None:
         cfg.rollout = None  # an endpoint is its own engine
     if job.in_multirun and not (cfg.ckpt_path or cfg.overwrite):
         cfg.resume = "auto"
+        job.command.append("resume=auto")
     if cfg.resume or cfg.ckpt_path:
         check_same_run(cfg, job.folder)

@@ -9,8 +9,8 @@ from medvlm_r1.runs import status
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
 
 # Keys that may differ between two attempts of one run: they do not change its result.
-FREE = {*("resume", "retry", "ckpt_path", "overwrite", "run_folder"), "workers", "image_cache", "logger"}
-FREE |= {"callbacks"}
+FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
+FREE += ("run_folder",)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -49,22 +49,21 @@ def check_model(cfg: DictConfig) -> None:
         raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
     if deepspeed and (cfg.select == "best" or cfg.model.recipe.dtype != "bfloat16"):
         raise ValueError("trainer=deepspeed_zero2 wants model.recipe.dtype=bfloat16 and select=last")
-    if not is_endpoint:
+    if is_endpoint:
+        from medvlm_r1.inference.endpoint_client import check_endpoint
+
+        check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
+    else:
         from medvlm_r1.policy.loading.resolve import check_weights
 
         check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
-        return
-    from medvlm_r1.inference.endpoint_client import check_endpoint
-
-    check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
 
 
 def check_same_run(cfg: DictConfig, folder: Path) -> None:
     """Raise ``ValueError`` unless settings and version are those that the run was started with."""
     from medvlm_r1.report.run_folder import flatten  # loads pandas: import it only if it is needed
 
-    path = folder / "config.yaml"
-    if not path.exists():
+    if not (path := folder / "config.yaml").exists():
         return
     old, new = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(path), cfg))
     if renamed_config(old) != old:

@@ -6,9 +6,8 @@ An attempt is one process's work on a run, from its start to its end or kill. A 
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,10 @@ def failure_reason(folder: Path) -> str:
 
 def record_failure(folder: Path, error: Exception) -> None:
     """Write ``error.txt`` unless another process of the run has written it; a full disk is ignored."""
-    message = str(error).strip() or type(error).__name__
-    text = "".join(traceback.format_exception(error))
+    first, *_ = (str(error).strip() or type(error).__name__).splitlines()
     if not (folder / ERROR).exists():
         with suppress(OSError):
-            write_whole(folder / ERROR, f"{message.splitlines()[0]}\n\n{text}")
+            write_whole(folder / ERROR, "".join([first, "\n\n", *traceback.format_exception(error)]))
 
 
 def is_locked(folder: Path) -> bool:
@@ -78,19 +76,6 @@ def is_locked(folder: Path) -> bool:
         return False
 
 
-@dataclass
-class Attempt:
-    """One process's work on a run: the last row of ``attempts.json``."""
-
-    folder: Path
-    rows: list[dict[str, Any]]  # began (s since 1970), devices, hardware, and at the end seconds
-
-    def record(self, **facts: Any) -> None:
-        """Add facts and write ``attempts.json``."""
-        self.rows[-1].update(facts)
-        write_whole(self.folder / ATTEMPTS, json.dumps(self.rows, indent=1) + "\n")
-
-
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Lock the run folder, or raise :class:`RunIsBusyError`; the system releases a killed process's lock."""
@@ -103,23 +88,28 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def attempt(folder: Path) -> Iterator[Attempt]:
-    """Record start, end and failure of an attempt; call it under :func:`run_lock`.
+def attempt(folder: Path) -> Iterator[Callable[..., None]]:
+    """Record start, end (s since 1970) and failure of an attempt; call it under :func:`run_lock`.
 
-    An interrupt or SIGTERM is no failure: the run stays unfinished.
+    Yields a function that records facts. An interrupt or SIGTERM is no failure: the run stays unfinished.
     """
     began = round(time.time(), 3)
-    this = Attempt(folder, [*attempts(folder), {"began": began}])
+    rows = [*attempts(folder), {"began": began}]
+
+    def record(**facts: Any) -> None:
+        rows[-1].update(facts)
+        write_whole(folder / ATTEMPTS, json.dumps(rows, indent=1) + "\n")
+
     (folder / ERROR).unlink(missing_ok=True)
-    this.record()
+    record()
     try:
-        yield this
+        yield record
     except Exception as error:
         record_failure(folder, error)
         raise
     finally:
         with suppress(OSError):  # a full disk must not hide the error that is being raised
-            this.record(seconds=round(time.time() - began, 3))
+            record(seconds=round(time.time() - began, 3))
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
@@ -129,9 +119,6 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
     if rows and "seconds" not in rows[-1]:
         rows[-1]["seconds"] = max(0.0, round(_last_write(folder) - rows[-1]["began"], 3))
     return rows
-
-
-# --- the runs of a sweep ----------------------------------------------------------------------------
 
 
 def record_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:
@@ -161,10 +148,9 @@ def count_statuses(statuses: dict[str, str]) -> str:
 def sweep_summary(sweep: Path) -> str:
     """Number of runs by status, and a line for each run that is not finished."""
     statuses = statuses_of(sweep)
+    reasons = {name: f" ({failure_reason(sweep / name)})" for name in statuses if statuses[name] == FAILED}
     lines = [f"{sweep}: {count_statuses(statuses)}"]
-    for name, status in statuses.items():
-        reason = f" ({failure_reason(sweep / name)})" if status == FAILED else ""
-        lines += [f"  {status}: {name}{reason}"] if status != FINISHED else []
+    lines += [f"  {s}: {name}{reasons.get(name, '')}" for name, s in statuses.items() if s != FINISHED]
     if FAILED in statuses.values():
         lines.append("retry=true runs failed runs again")
     if NOT_STARTED in statuses.values():

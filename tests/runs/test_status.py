@@ -17,8 +17,8 @@ import sys, time
 from pathlib import Path
 from medvlm_r1.runs import durable, status
 folder = Path(sys.argv[1])
-with status.run_lock(folder), status.attempt(folder) as this:
-    this.record(devices=2, hardware="H100")
+with status.run_lock(folder), status.attempt(folder) as record:
+    record(devices=2, hardware="H100")
     (folder / "metrics.csv").write_text("step\\n")
     print("holding", flush=True)
     time.sleep(60)
