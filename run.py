@@ -12,7 +12,6 @@ Torch and Lightning are imported late: --help, misspelt options and missing weig
 """
 
 import logging
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.evaluate.controls import PerturbedQuestions, controls_of
 from medvlm_r1.launch.attempt import Attempt, attempt, exit_codes, write_report
-from medvlm_r1.launch.compose import hydra_arguments
 from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.silence import silence_libraries
 from medvlm_r1.runs.ranks import own_processes
@@ -34,11 +32,7 @@ log = logging.getLogger("medvlm_r1")
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def run(cfg: DictConfig) -> float:
-    """Run one job. If it was started before, resume it; if it is finished, return its result.
-
-    Returns:
-        Validation accuracy of the final weights, for sweepers that optimise.
-    """
+    """Run or resume one job; returns the validation accuracy of the final weights, for Hydra's sweepers."""
     with attempt(cfg) as this:
         return execute(cfg, this) if this.result is None else this.result
 
@@ -57,8 +51,9 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         questions, findings = load(cfg, clock)
         with clock.phase("build"):
             module, data, trainer = build(cfg, questions)
+    log.info("run %s: %s", this.job.folder, describe(cfg, module, questions))
     facts = {"devices": trainer.world_size, "hardware": hardware(), "commit": commit()}
-    checkpoint = this.start(cfg, describe(cfg, module, questions), module.trains, **facts)
+    checkpoint = this.start(cfg, module.trains, facts)
     with own_processes(trainer, this.job.command):
         if module.trains:
             if checkpoint:
@@ -148,8 +143,7 @@ def test(cfg: DictConfig, module: Any, data: Any, trainer: Any, folder: Path) ->
 
 def main() -> None:
     """The command line."""
-    sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    with exit_codes(sys.argv[1:]):
+    with exit_codes():
         run()
 
 

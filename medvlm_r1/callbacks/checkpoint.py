@@ -32,13 +32,9 @@ log = logging.getLogger("medvlm_r1")
 class Checkpoints(Callback):
     """Keep the newest two checkpoints: ``last.ckpt``, and ``before.ckpt``, the one before it.
 
-    Checkpoints are written between two steps, after the validation of the first, so a resumed run starts with
-    the second. A file gets its name once it is on disk. After SIGTERM, the current step and its validation
-    end, a checkpoint is written and training stops.
-
-    Args:
-        folder: folder of the checkpoints, in the run folder.
-        every: steps between two checkpoints.
+    One is written every ``every`` steps into ``folder``, a folder of the run folder: between two steps, after
+    the validation of the first, so a resumed run starts with the second. A file gets its name once it is on
+    disk. After SIGTERM, the current step and its validation end, a checkpoint is written and training stops.
     """
 
     def __init__(self, folder: str | Path, every: int = 25) -> None:
@@ -99,10 +95,9 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             last = self.folder / LAST
             if last.exists() and not self._last_is_damaged:
-                if last.is_dir():
-                    _remove(self.folder / BEFORE)
+                _remove(self.folder / BEFORE)
                 last.replace(self.folder / BEFORE)
-            elif last.is_dir():
+            else:
                 _remove(last)
             partial.replace(last)
             sync(self.folder)
@@ -159,11 +154,11 @@ def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> 
             raise ValueError(f"ckpt_path: there is no {path}")
         if fault := damage(path):
             raise ValueError(f"ckpt_path: {path} is damaged ({fault})")
-        if path.is_file() and _version(path) != VERSION:
-            raise ValueError(
-                f"ckpt_path: an earlier version of medvlm_r1 wrote {path}, and this one cannot resume it: "
-                "finish the run with that version, or leave ckpt_path out"
-            )
+        # a run without this callback has no version, and passes
+        callbacks = {} if path.is_dir() else _load_meta(path).get("callbacks", {})
+        if callbacks.get("Checkpoints", {"version": VERSION}).get("version", 1) != VERSION:
+            remedy = "finish the run with that version, or leave ckpt_path out"
+            raise ValueError(f"ckpt_path: an earlier version of medvlm_r1 wrote {path}: {remedy}")
         return path
     newest = newest_intact(folder / "checkpoints") if resume or ckpt_path else None
     if ckpt_path and not newest:
@@ -203,11 +198,6 @@ def load_weights(module: LightningModule, path: str) -> None:
     """As ``load_state_dict``, but also for weights split over devices."""
     weights = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True, strict=False))
-
-
-def _version(path: Path) -> int:
-    """:data:`VERSION` at the time of writing; that of a run without this callback is unknown, and passes."""
-    return _load_meta(path).get("callbacks", {}).get("Checkpoints", {"version": VERSION}).get("version", 1)
 
 
 def _load_meta(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvlm_r1.launch.compose import Job, UserError, compose_jobs, resolve_config, this_job
+from medvlm_r1.launch.compose import Job, UserError, compose_jobs, hydra_arguments, resolve_config, this_job
 from medvlm_r1.launch.errors import exit_with_error, user_errors
 from medvlm_r1.launch.validate import check_model
 from medvlm_r1.runs import status
@@ -26,21 +27,14 @@ log = logging.getLogger("medvlm_r1")
 
 @dataclass(frozen=True)
 class Attempt:
-    """The work of this process on a run.
-
-    ``result`` is the validation accuracy if the run is finished, nan if another process is working on it, and
-    ``None`` if there is something to do. On rank 0, ``record`` adds facts to ``attempts.json``.
-    """
+    """The work of this process on a run; there is something to do if ``result`` is ``None``."""
 
     job: Job
-    result: float | None = None
-    record: Callable[..., None] | None = None
+    result: float | None = None  # validation accuracy of a finished run; nan if another process works on it
+    record: Callable[..., None] | None = None  # on rank 0, adds facts to attempts.json
 
-    def start(self, cfg: DictConfig, title: str, trains: bool, **facts: Any) -> Path | None:
-        """Return the checkpoint to resume from; on rank 0, write ``config.yaml`` and facts of the attempt.
-
-        A run that starts from scratch empties the folder: until here, a user error deletes nothing.
-        """
+    def start(self, cfg: DictConfig, trains: bool, facts: dict[str, Any]) -> Path | None:
+        """Return the checkpoint to resume from; on rank 0, write ``config.yaml`` and facts of the attempt."""
         from medvlm_r1.callbacks.checkpoint import find_checkpoint
 
         folder = self.job.folder
@@ -48,10 +42,10 @@ class Attempt:
             checkpoint = find_checkpoint(folder, cfg.ckpt_path, cfg.resume)
         if self.record:
             self.record(**facts)
+            # a run starts from scratch: until here, a user error deletes nothing
             if cfg.overwrite or (cfg.resume and trains and not checkpoint):
                 empty(folder)
             write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            log.info("run %s: %s", folder, title)
         return checkpoint
 
 
@@ -132,15 +126,16 @@ def write_report(folder: Path) -> None:
 
 
 @contextmanager
-def exit_codes(arguments: list[str]) -> Iterator[None]:
+def exit_codes() -> Iterator[None]:
     """Check the jobs of a command, run it, and print the statuses of a multirun's runs.
 
     Exit codes: 1 if a run of a multirun failed, 2 for an error that the user can fix, 3 if a plan does not
     fit, 143 after SIGTERM.
     """
+    sys.argv[1:] = hydra_arguments(sys.argv[1:])
     try:
         with user_errors():
-            sweep = compose_jobs(arguments)
+            sweep = compose_jobs(sys.argv[1:])
     except UserError as error:
         exit_with_error(str(error))
     try:

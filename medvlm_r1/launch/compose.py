@@ -4,9 +4,9 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -56,10 +56,9 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def compose_jobs(arguments: list[str]) -> Path | None:
-    """Compose and check every job of a command; with plan=true, print the plans and exit.
+    """Compose and check every job of a command, or with plan=true print the plans and exit.
 
-    Returns:
-        Folder of a multirun, with its ``jobs.json``; ``None`` for a single run.
+    Returns the folder of a multirun, with its ``jobs.json``; ``None`` for a single run.
     """
     if _PRINTS & set(arguments):
         return None
@@ -68,9 +67,8 @@ def compose_jobs(arguments: list[str]) -> Path | None:
     for option in filter(re.compile("hydra/(launcher|sweeper)=").match, arguments):
         check_plugin(*option.split("="))
     jobs: dict[str, list[str]] = {}
-    if any(a.startswith("hydra/sweeper=") for a in arguments):  # it has an override syntax of its own
-        sweep = next((a.partition("=")[2] for a in overrides if a.startswith("sweep=")), None)
-    else:
+    sweep = next((a.partition("=")[2] for a in overrides if a.startswith("sweep=")), None)
+    if not any(a.startswith("hydra/sweeper=") for a in arguments):  # it has an override syntax of its own
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(overrides, multirun)
             if any(cfg.plan for _, cfg, _ in composed):
@@ -144,8 +142,7 @@ def show_plan(overrides: Sequence[str]) -> int:
     return 0 if first.fits else 3
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """The job that Hydra runs in this process."""
 
     folder: Path

@@ -16,8 +16,6 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors of some kinds, by default those that settings or data cause, into a :class:`UserError`."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         cause, node = cause_of(error)
         # only once Lightning is loaded: an error before that must not wait for the import

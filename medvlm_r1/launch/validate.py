@@ -65,20 +65,18 @@ def check_same_run(cfg: DictConfig, folder: Path) -> None:
 
     if not (path := folder / "config.yaml").exists():
         return
+    again = "start it again with overwrite=true"
     old, new = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(path), cfg))
     if renamed_config(old) != old:
         if status.result_of(folder) == status.FINISHED:
             return
         commit = next((f" (commit {a['commit']})" for a in status.attempts(folder) if a.get("commit")), "")
-        raise ValueError(
-            f"{folder}: an earlier version of medvlm_r1{commit} made this run, and this one cannot resume "
-            "it: finish it with that version, or start it again with overwrite=true"
-        )
+        made = f"an earlier version of medvlm_r1{commit} made this run, and this one cannot resume it"
+        raise ValueError(f"{folder}: {made}: finish it with that version, or {again}")
     old, new = flatten(old), flatten(new)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if changed := [key for key in changed if key.split(".")[0] not in FREE]:
         listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed[:4])
         raise ValueError(
-            f"{folder} was started with other settings ({listed}): rerun the command that started it, or "
-            "start it again with overwrite=true"
+            f"{folder} was started with other settings ({listed}): rerun its command, or {again}"
         )

@@ -1,10 +1,6 @@
-"""Names of run folders, as OmegaConf resolvers that ``conf/config.yaml`` calls.
-
-Processes of Hydra launchers import this module too, so it imports nothing heavy.
-"""
+"""Names of run folders, as resolvers of ``conf/config.yaml``; Hydra's launchers load this: keep it light."""
 
 import hashlib
-import itertools
 import os
 import re
 import shutil
@@ -45,17 +41,16 @@ def run_log(folder: str) -> str:
 
 
 def free_folder(folder: Path, reuse: bool) -> Path:
-    """``folder`` if ``reuse``, else the first of folder, folder-2, ... that holds no run.
-
-    A new run is known by its lock. One of several ranks ignores it: rank 0 of the same run may hold it.
-    """
-
-    def is_used(folder: Path) -> bool:
-        left = any((folder / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
-        return left or (not has_other_ranks() and is_locked(folder))
-
-    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(f for f in itertools.chain([folder], numbered) if reuse or not is_used(f))
+    """``folder`` if ``reuse``, else the first of folder, folder-2, ... that holds no run."""
+    number, free = 1, folder
+    while not reuse:
+        has_files = any((free / name).exists() for name in ("metrics.csv", "metrics.json", "checkpoints"))
+        # Only its lock shows a new run. One of several ranks ignores it: its own rank 0 may hold it.
+        if not has_files and (has_other_ranks() or not is_locked(free)):
+            break
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
 
 
 def empty(folder: Path) -> None:

@@ -4,12 +4,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-if TYPE_CHECKING:
-    from lightning import Trainer
 
 # Variables in which torchrun, Lightning and Slurm give the rank of a process or of its node.
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
@@ -18,10 +15,7 @@ _SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "W
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the first process of the first node: the one that writes files and prints.
-
-    Read from the environment, so it works without a trainer; ``trainer.is_global_zero`` is equal to it.
-    """
+    """``trainer.is_global_zero`` before there is a trainer: this process writes files and prints."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
@@ -39,7 +33,7 @@ def devices_in_all(*, _root_: DictConfig) -> int:
 
 
 @contextmanager
-def own_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None]:
+def own_processes(trainer: Any, command: Sequence[str]) -> Iterator[None]:
     """Let Lightning start the other ranks with ``command``; end them and undo its settings afterwards.
 
     By default it uses the command line of this process: in a multirun, that of all jobs or of a launcher.

@@ -1,7 +1,4 @@
-"""Names of earlier versions and their names now.
-
-Old configuration keys still work on the command line in this version, and old run folders stay readable.
-"""
+"""Names of earlier versions: old keys work on the command line, and old run folders stay readable."""
 
 import re
 from collections.abc import Sequence
@@ -53,7 +50,7 @@ METRICS: dict[str, str] = {
     "timing/seconds_redraw": "timing/seconds_dynamic_sampling",
 }
 
-_OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w./]+)(?P<package>@[^=]*)?(?P<value>=.*)?", re.DOTALL)
+_OVERRIDE = re.compile(r"([+~]*)([\w./]+)(@[^=]*)?(=.*)?", re.DOTALL)  # sign, key, package, value
 
 
 def renamed(key: str) -> str:
@@ -76,11 +73,11 @@ def renamed_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return new
 
     for argument in arguments:
-        parts = None if argument.startswith("-") else _OVERRIDE.fullmatch(argument)
-        if parts:
-            package = re.sub(r"[\w.]+", lambda match: rename(match[0]), parts["package"] or "")
-            value = re.sub(r"(?<=\$\{)[\w.]+", lambda match: rename(match[0]), parts["value"] or "")
-            argument = f"{parts['sign']}{rename(parts['key'])}{package}{value}"
+        if match := _OVERRIDE.fullmatch(argument):  # not of an option such as -m
+            sign, key, package, value = match.groups(default="")
+            package = re.sub(r"[\w.]+", lambda name: rename(name[0]), package)
+            value = re.sub(r"(?<=\$\{)[\w.]+", lambda name: rename(name[0]), value)
+            argument = f"{sign}{rename(key)}{package}{value}"
         rewritten.append(argument)
     return rewritten, list(notices.values())
 

@@ -38,10 +38,8 @@ def status_of(folder: Path) -> str:
 
 
 def result_of(folder: Path) -> str | None:
-    """:data:`FINISHED`, :data:`FAILED` or ``None``; the newer of ``metrics.json`` and ``error.txt`` counts.
-
-    With overwrite=true, the old metrics stay until the new run is built.
-    """
+    """:data:`FINISHED`, :data:`FAILED` or ``None``: the newer of ``metrics.json`` and ``error.txt``."""
+    # with overwrite=true, the old metrics stay until the new run is built
     finished, failed = (_modified(folder / name) for name in ("metrics.json", ERROR))
     if finished > failed:
         return FINISHED
@@ -70,10 +68,8 @@ def is_locked(folder: Path) -> bool:
     try:
         with FileLock(folder / LOCK, timeout=0):
             return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that this user may only read
-        return False
+    except OSError as error:  # Timeout, or the user may only read the folder
+        return isinstance(error, Timeout)
 
 
 @contextmanager
@@ -117,7 +113,9 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
     path = next((p for p in (folder / ATTEMPTS, folder / OLD_ATTEMPTS) if p.exists()), None)
     rows = json.loads(path.read_text("utf-8")) if path else []
     if rows and "seconds" not in rows[-1]:
-        rows[-1]["seconds"] = max(0.0, round(_last_write(folder) - rows[-1]["began"], 3))
+        paths = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _AT_START)
+        ended = max((_modified(path) for path in paths if not path.is_dir()), default=0.0)
+        rows[-1]["seconds"] = max(0.0, round(ended - rows[-1]["began"], 3))
     return rows
 
 
@@ -160,12 +158,6 @@ def sweep_summary(sweep: Path) -> str:
 
 def _is_started(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.yaml", ATTEMPTS, OLD_ATTEMPTS, ERROR))
-
-
-def _last_write(folder: Path) -> float:
-    """Time of the last write to a file that is not in :data:`_AT_START`, in s since 1970."""
-    paths = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _AT_START)
-    return max((_modified(path) for path in paths if not path.is_dir()), default=0.0)
 
 
 def _modified(path: Path) -> float:
