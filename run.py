@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.evaluate.controls import PerturbedQuestions, controls_of
+from medvlm_r1.inference.endpoint_client import EndpointError
 from medvlm_r1.launch.attempt import Attempt, attempt, exit_codes, write_report
 from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.silence import silence_libraries
@@ -42,7 +43,6 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     from lightning import seed_everything
 
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
-    from medvlm_r1.inference.endpoint_client import EndpointError
 
     silence_libraries()
     clock = Clock()
@@ -53,7 +53,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
             module, data, trainer = build(cfg, questions)
     log.info("run %s: %s", this.job.folder, describe(cfg, module, questions))
     facts = {"devices": trainer.world_size, "hardware": hardware(), "commit": commit()}
-    checkpoint = this.start(cfg, module.trains, facts)
+    checkpoint = this.start(cfg, module.trains, **facts)
     with own_processes(trainer, this.job.command):
         if module.trains:
             if checkpoint:
@@ -142,7 +142,6 @@ def test(cfg: DictConfig, module: Any, data: Any, trainer: Any, folder: Path) ->
 
 
 def main() -> None:
-    """The command line."""
     with exit_codes():
         run()
 

@@ -6,7 +6,6 @@ ends with the same weights, metrics and predictions, bit for bit, as a run that 
 
 import logging
 import pickle
-import shutil
 import signal
 import threading
 import zipfile
@@ -18,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from medvlm_r1.runs.durable import sync, write_whole
+from medvlm_r1.runs.durable import remove, sync, write_whole
 
 LAST, BEFORE = "last.ckpt", "before.ckpt"
 # Files that grow line by line. A checkpoint holds their text, so that a resumed run does not repeat the lines
@@ -89,16 +88,16 @@ class Checkpoints(Callback):
             if trainer.is_global_zero and partial.is_file():  # DeepSpeed's is a folder
                 sync(partial)
         except OSError as error:
-            _remove(partial)
+            remove(partial)
             failure = f"cannot write the checkpoint of step {module.step} to {self.folder} ({error})"
             raise OSError(error.errno, f"{failure}; earlier checkpoints are intact") from error
         if trainer.is_global_zero:
             last = self.folder / LAST
             if last.exists() and not self._last_is_damaged:
-                _remove(self.folder / BEFORE)
+                remove(self.folder / BEFORE)
                 last.replace(self.folder / BEFORE)
             else:
-                _remove(last)
+                remove(last)
             partial.replace(last)
             sync(self.folder)
         self._last_is_damaged = False
@@ -137,13 +136,6 @@ class Checkpoints(Callback):
             writer = logger.experiment
             if hasattr(writer, "metrics_keys") and "metrics.csv" in files:  # its columns when it appends
                 writer.metrics_keys = files["metrics.csv"].splitlines()[0].split(",")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> Path | None:

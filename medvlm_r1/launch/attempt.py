@@ -33,7 +33,7 @@ class Attempt:
     result: float | None = None  # validation accuracy of a finished run; nan if another process works on it
     record: Callable[..., None] | None = None  # on rank 0, adds facts to attempts.json
 
-    def start(self, cfg: DictConfig, trains: bool, facts: dict[str, Any]) -> Path | None:
+    def start(self, cfg: DictConfig, trains: bool, **facts: Any) -> Path | None:
         """Return the checkpoint to resume from; on rank 0, write ``config.yaml`` and facts of the attempt."""
         from medvlm_r1.callbacks.checkpoint import find_checkpoint
 

@@ -56,10 +56,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def compose_jobs(arguments: list[str]) -> Path | None:
-    """Compose and check every job of a command, or with plan=true print the plans and exit.
-
-    Returns the folder of a multirun, with its ``jobs.json``; ``None`` for a single run.
-    """
+    """Compose and check all jobs, or print their plans and exit; returns a multirun's folder or ``None``."""
     if _PRINTS & set(arguments):
         return None
     overrides = [a for a in arguments if not a.startswith("-") and not a.startswith("hydra")]

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.evaluate.controls import check_controls
+from medvlm_r1.inference.endpoint_client import check_endpoint
 from medvlm_r1.runs import status
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
 
@@ -35,9 +36,8 @@ def check_model(cfg: DictConfig) -> None:
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
     splits, deepspeed = (strategy.endswith(name) for name in ("ModelParallelStrategy", "DeepSpeedStrategy"))
     if trains and is_endpoint:
-        raise ValueError(
-            "an endpoint can be evaluated, not trained: take +experiment=zero_shot or method=zero_shot"
-        )
+        remedy = "take +experiment=zero_shot or method=zero_shot"
+        raise ValueError(f"an endpoint can be evaluated, not trained: {remedy}")
     if trains and cfg.peft.train == "nothing":
         raise ValueError("this peft option trains nothing: take peft=qlora, or method=zero_shot to evaluate")
     if cfg.select == "best" and not (trains and "best" in (cfg.get("callbacks") or {})):
@@ -50,8 +50,6 @@ def check_model(cfg: DictConfig) -> None:
     if deepspeed and (cfg.select == "best" or cfg.model.recipe.dtype != "bfloat16"):
         raise ValueError("trainer=deepspeed_zero2 wants model.recipe.dtype=bfloat16 and select=last")
     if is_endpoint:
-        from medvlm_r1.inference.endpoint_client import check_endpoint
-
         check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
     else:
         from medvlm_r1.policy.loading.resolve import check_weights

@@ -54,6 +54,14 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a folder, or a file if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder where the file system can, to disk."""
     with suppress(OSError) if path.is_dir() else nullcontext():

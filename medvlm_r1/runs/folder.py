@@ -3,11 +3,11 @@
 import hashlib
 import os
 import re
-import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.runs.durable import remove
 from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
 from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked
 
@@ -59,7 +59,7 @@ def empty(folder: Path) -> None:
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name not in (".hydra", "config.yaml", "run.log", LOCK, ATTEMPTS, OLD_ATTEMPTS):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 for resolver in (run_name, new_run_folder, run_log):

@@ -1,7 +1,4 @@
-"""Status of a run: its attempts, the lock on its folder, why it failed; the runs of a sweep.
-
-An attempt is one process's work on a run, from its start to its end or kill. A resumed run has several.
-"""
+"""Status of a run: its attempts (one process's work each), its lock, why it failed; the runs of a sweep."""
 
 import json
 import time
