@@ -1,7 +1,6 @@
 """Alarms: warn when training makes no progress."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,24 @@ from rich.markup import escape
 from medvlm_r1.runs.durable import LineLog
 
 
-@dataclass(eq=False)
 class Alarms(Callback):
     """Warn when training makes no progress, on the console and in ``alarms.jsonl`` of the run folder.
 
     An alarm is raised once, and again only after its cause was absent for a step.
     """
 
-    zero_advantage_steps: int = 10  # consecutive steps in which all groups have equal rewards
-    truncated_fraction: float = 0.5  # of the completions, truncated at the token limit; from 0 to 1
-    # Absolute difference between the log-probabilities of sampling model and trained model, in nats, at the
-    # 99th percentile of tokens. Typical: 1e-5 in fp32, 0.03 in bf16 with random weights.
-    sampling_logp_difference: float = 0.5
-    _steps: int = field(default=0, init=False)  # consecutive zero-advantage steps
-    _active: set[str] = field(default_factory=set, init=False)
+    def __init__(
+        self,
+        zero_advantage_steps: int = 10,  # consecutive steps in which all groups have equal rewards
+        truncated_fraction: float = 0.5,  # of the completions, truncated at the token limit; from 0 to 1
+        # Absolute difference between the log-probabilities of sampling model and trained model, in nats, at
+        # the 99th percentile of tokens. Typical: 1e-5 in fp32, 0.03 in bf16 with random weights.
+        sampling_logp_difference: float = 0.5,
+    ) -> None:
+        self.zero_advantage_steps, self.truncated_fraction = zero_advantage_steps, truncated_fraction
+        self.sampling_logp_difference = sampling_logp_difference
+        self._steps = 0  # consecutive zero-advantage steps
+        self._active: set[str] = set()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int

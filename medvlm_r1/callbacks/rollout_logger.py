@@ -1,6 +1,5 @@
 """Log completions of training and images of questions to the console and the run folder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,23 @@ from medvlm_r1.callbacks.rollout_rows import rollout_rows, save_image, write_row
 from medvlm_r1.data.sample import LETTERS
 
 
-@dataclass(eq=False)
 class RolloutLogger(Callback):
     """Write the completions of each step to ``rollouts/step-N.jsonl``, and print one from time to time.
 
     It needs a ``training_step`` that returns ``{"trajectory": Trajectory}``.
     """
 
-    keep: int = 1000  # latest steps whose completions stay on disk
-    show_every: int = 25  # steps between two completions on the console; 0 shows none
-    images_every: int = 25  # steps between two with images saved for the report; 0 saves the last step's
-    images_per_step: int = 4  # questions
-
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"callbacks.rollouts.keep is {self.keep}: it must be at least 1")
+    def __init__(
+        self,
+        keep: int = 1000,  # latest steps whose completions stay on disk
+        show_every: int = 25,  # steps between two completions on the console; 0 shows none
+        images_every: int = 25,  # steps between two with images saved for the report; 0 saves the last step's
+        images_per_step: int = 4,  # questions
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"callbacks.rollouts.keep is {keep}: it must be at least 1")
+        self.keep, self.show_every = keep, show_every
+        self.images_every, self.images_per_step = images_every, images_per_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,11 +56,11 @@ class RolloutLogger(Callback):
             Console().print(Panel(text, title=title, title_align="left"))
 
 
-@dataclass(eq=False)
 class QuestionImages(Callback):
     """Save the images of the first ``per_test_set`` questions of each test set for the report."""
 
-    per_test_set: int = 6
+    def __init__(self, per_test_set: int = 6) -> None:
+        self.per_test_set = per_test_set
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
