@@ -68,7 +68,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         with clock.phase("test"), user_errors(EndpointError):
             test(cfg, module, data, trainer, this.job.folder)
     if trainer.is_global_zero:
-        config = OmegaConf.to_container(cfg, resolve=True)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
         write_artifacts(this.job.folder, config, module, validation, clock, findings)
         write_report(this.job.folder)
     return validation["validation/accuracy"]

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from rich.console import Console
 from rich.markup import escape
 
@@ -31,7 +31,7 @@ class Alarms(Callback):
         self._active: set[str] = set()
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._steps = 0 if metrics.get("train/active_groups", 1.0) > 0 else self._steps + 1

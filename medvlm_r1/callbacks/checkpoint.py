@@ -141,8 +141,7 @@ class Checkpoints(Callback):
 def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> Path | None:
     """The checkpoint to resume from: the file at ``ckpt_path``, or the newest intact one of a run folder."""
     if ckpt_path not in (None, "last"):
-        path = Path(ckpt_path)
-        if not path.exists():
+        if not (path := Path(ckpt_path)).exists():
             raise ValueError(f"ckpt_path: there is no {path}")
         if fault := damage(path):
             raise ValueError(f"ckpt_path: {path} is damaged ({fault})")

@@ -73,8 +73,7 @@ def compose_jobs(arguments: list[str]) -> Path | None:
         sweep = composed[-1][1].sweep
         for job, cfg, name in composed:
             check_settings(cfg)
-            other = jobs.setdefault(name, list(job))
-            if other != list(job):
+            if (other := jobs.setdefault(name, list(job))) != list(job):
                 both = " and ".join(map(" ".join, (other, job)))
                 raise UserError(f"{both} would share the folder {name}: give each a sweep of its own")
     if not multirun:
@@ -107,8 +106,7 @@ def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], D
 
 def check_plugin(group: str, option: str) -> None:
     """Raise if the package of a launcher or sweeper is missing; the option's file names its pip command."""
-    path = CONF / group / f"{option}.yaml"
-    if not path.exists():
+    if not (path := CONF / group / f"{option}.yaml").exists():
         return  # Hydra's own option, or one that a plugin adds
     try:
         import_module(OmegaConf.load(path)._target_.rpartition(".")[0])

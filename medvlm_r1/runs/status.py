@@ -28,8 +28,7 @@ class RunIsBusyError(ValueError):
 
 def status_of(folder: Path) -> str:
     """One of :data:`STATUSES`."""
-    result = result_of(folder)
-    if result != FINISHED and is_locked(folder):
+    if (result := result_of(folder)) != FINISHED and is_locked(folder):
         return RUNNING
     return result or (UNFINISHED if _is_started(folder) else NOT_STARTED)
 
