@@ -12,6 +12,8 @@ from medvlm_r1.report.fairness import settings
 from medvlm_r1.report.methods import method_order, method_title
 from medvlm_r1.report.run_folder import Run, RunFolderError
 
+FEW_SEEDS = "Intervals resample seeds and image groups; with two or three seeds they can be too narrow."
+
 
 class UnpairedError(RunFolderError):
     """Two runs answered different questions."""

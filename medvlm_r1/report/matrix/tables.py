@@ -79,9 +79,8 @@ def change_table(matrices: Matrices, label: str) -> Table:
         ends = span(mean.interval, signed=True)
         notes.append(f"Mean out of domain: {points} ({ends}), adjusted p {p_text(mean.adjusted)}.")
     if left_out := sorted({*first.trained, *other.trained} - {*shared}):
-        notes.append(
-            f"Left out, as only one of the two matrices has it: {', '.join(map(set_name, left_out))}."
-        )
+        names = ", ".join(map(set_name, left_out))
+        notes.append(f"Left out, as only one of the two matrices has it: {names}.")
     notes += mark_notes([*first.rows.values(), *other.rows.values()])
     return Table(f"{label} minus {first.label}", heads, rows, notes)
 
@@ -93,9 +92,8 @@ def matrices_tables(matrices: Matrices) -> list[Table]:
         *(change_table(matrices, matrix.label) for matrix in matrices.matrices[1:]),
     ]
     if matrices.unfinished:
-        tables[0].notes.append(
-            "Unfinished, left out: " + ", ".join(path.name for path in matrices.unfinished) + "."
-        )
+        names = ", ".join(path.name for path in matrices.unfinished)
+        tables[0].notes.append(f"Unfinished, left out: {names}.")
     return tables
 
 
@@ -127,8 +125,7 @@ def heat_map_svg(matrix: Matrix) -> Markup:
 def _figure(matrices: Sequence[Matrix], palette: Palette) -> Figure:
     test_sets = matrices[0].test_sets
     domains = dict.fromkeys(domain for matrix in matrices for domain in matrix.trained)
-    names = [test for test in test_sets if test in domains]
-    names += [domain for domain in domains if domain not in names]
+    names = list(dict.fromkeys([*(test for test in test_sets if test in domains), *domains]))
     names += [UNTRAINED] if any(UNTRAINED in matrix.rows for matrix in matrices) else []
     size = ((0.72 * len(test_sets) + 0.4) * len(matrices) + 1.4, 0.5 * len(names) + 1.3)
     figure = Figure(figsize=size, layout="constrained")
@@ -171,9 +168,7 @@ def _annotate(axes: Axes, cell: MatrixCell, x: float, y: float) -> None:
 
 
 def _cell(cell: MatrixCell) -> Cell:
-    notes = [span(cell.accuracy)]
-    if cell.in_domain:
-        notes.append("in domain")
+    notes = [span(cell.accuracy)] + ["in domain"] * cell.in_domain
     if cell.prior is not None:
         gain = percent(cell.gain.value, signed=True) if cell.gain else ""
         notes.append(f"prior {percent(cell.prior)} {gain}".rstrip())

@@ -1,5 +1,6 @@
 """The tables of a sweep: statuses and costs, every setting, every effect."""
 
+from medvlm_r1.report.groups import FEW_SEEDS
 from medvlm_r1.report.sweep.summary import Sweep
 from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, rate_cell, set_name, span
 from medvlm_r1.runs.status import FAILED, count_statuses, failure_reason
@@ -66,9 +67,7 @@ def effects_table(sweep: Sweep) -> Table:
     if fewest == 1:
         notes.append("One seed: the intervals cover the choice of questions, not the spread between seeds.")
     elif fewest <= 3:
-        notes.append(
-            "Intervals resample seeds and image groups; with two or three seeds they can be too narrow."
-        )
+        notes.append(FEW_SEEDS)
     return Table("Effects", heads, rows, notes)
 
 

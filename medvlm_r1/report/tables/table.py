@@ -13,7 +13,7 @@ from rich.text import Text
 from medvlm_r1.evaluate.statistics import Interval
 from medvlm_r1.report.comparison import MEAN, OUTSIDE, Comparison, Tested
 from medvlm_r1.report.fairness import Fairness, Setting
-from medvlm_r1.report.groups import RunGroup
+from medvlm_r1.report.groups import FEW_SEEDS, RunGroup
 from medvlm_r1.report.page.audit import LEAK, SHORTCUT, best_shortcuts, leaked_shares, marks
 
 SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", OUTSIDE: "Out of domain"}
@@ -91,9 +91,8 @@ def accuracy_table(c: Comparison) -> Table:
     if len(c.groups) > 1:
         notes.append("Bold: better than every other row of its column after Holm's adjustment.")
         points = percent(max(c.detectable_difference(t) for t in c.test_sets))
-        notes.append(
-            f"Two unpaired runs of this size show {points} points or more per test set at 80 % power."
-        )
+        power = f"show {points} points or more per test set at 80 % power"
+        notes.append(f"Two unpaired runs of this size {power}.")
     notes += mark_notes(c.groups)
     return Table("Accuracy", heads, rows, notes)
 
@@ -135,9 +134,7 @@ def difference_table(c: Comparison) -> Table:
         " tests). Bold: adjusted p below 0.05.",
     ]
     if len(c.runs) > len(c.groups):
-        notes.append(
-            "Intervals resample seeds and image groups; with two or three seeds they can be too narrow."
-        )
+        notes.append(FEW_SEEDS)
     notes += mark_notes(c.groups)
     return Table("Differences", heads, list(rows.values()), notes if c.differences else [])
 
