@@ -115,7 +115,7 @@ def _stroma(tissue: _Tissue, amount: float = 0.5) -> None:
 
 def _rings(
     centres: Points, radii: Float[np.ndarray, "n"], count: int
-) -> tuple[Points, Float[np.ndarray, "..."]]:
+) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m"]]:
     """Return ``count`` points on a circle around each centre, and their angles in radians."""
     turn = np.linspace(0, 2 * math.pi, count + 1)[:-1]
     ring = np.stack([np.cos(turn), np.sin(turn)], -1)

@@ -229,7 +229,9 @@ def _flow(level: dict[str, Column], rng: np.random.Generator, size: int) -> Pict
 # Devices -----------------------------------------------------------------------------------------------
 
 
-def backscattered(reflectivity: Picture, loss: Picture) -> Picture:
+def backscattered(
+    reflectivity: Float[np.ndarray, "z x"], loss: Float[np.ndarray, "z x"]
+) -> Float[np.ndarray, "z x"]:
     """Light returned from each depth, attenuated both ways by the tissue above."""
     step = 112.0 / len(loss)
     return reflectivity * np.exp(-2.0 * step * np.cumsum(loss, axis=0))

@@ -87,7 +87,7 @@ def blobs(
     return full
 
 
-def strokes(lines: list[tuple[Points, float]], size: int, fine: int = 3) -> Picture:
+def strokes(lines: list[tuple[Float[np.ndarray, "_ 2"], float]], size: int, fine: int = 3) -> Picture:
     """Draw polylines (points, width in units): 1 on a line, 0 elsewhere."""
     edge = size * fine
     canvas = Image.new("L", (edge, edge))

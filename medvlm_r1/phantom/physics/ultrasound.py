@@ -185,8 +185,8 @@ class _View:
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         dx, dy = solid.centre[0] - self.middle[0], solid.centre[1] - self.middle[1]
         x, y = _ZOOM * (cos * dx - sin * dy), _ZOOM * (sin * dx + cos * dy) + 2.0
-        radii = tuple(_ZOOM * r for r in solid.radii)
-        return Ellipsoid((x, y, solid.centre[2]), radii, solid.angle + self.angle)
+        a, b, c = (_ZOOM * r for r in solid.radii)
+        return Ellipsoid((x, y, solid.centre[2]), (a, b, c), solid.angle + self.angle)
 
 
 def _inside(tissue: str, solid: Ellipsoid, rng: np.random.Generator) -> list[tuple[str, Ellipsoid]]:
