@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
-from medvlm_r1.data.sample import LETTERS, ImageHandle, Phase, Question
+from medvlm_r1.data.sample import LETTERS, ImageHandle, Phase, Question, VQASample
 from medvlm_r1.policy.resize import load_resized
 from medvlm_r1.prompts import PromptStyle
 
@@ -190,7 +190,7 @@ class Encoder:
             memo[key] = pixels, grid, _digests(pixels, grid)
         return memo[key]
 
-    def encode_target(self, sample: Question, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
+    def encode_target(self, sample: VQASample, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the SFT target, end of turn included."""
         text = prompt.target(sample) + self.tokenizer.eos_token
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
