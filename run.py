@@ -33,7 +33,7 @@ log = logging.getLogger("medvlm_r1")
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def run(cfg: DictConfig) -> float:
-    """Run or resume one job; returns the validation accuracy of the final weights, for Hydra's sweepers."""
+    """Run or resume one job; returns the validation accuracy of the selected weights, for sweepers."""
     with attempt(cfg) as this:
         return execute(cfg, this) if this.result is None else this.result
 
@@ -48,7 +48,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     clock = Clock()
     seed_everything(cfg.seed, workers=True, verbose=False)
     with user_errors():
-        questions, findings = load(cfg, clock)
+        questions, findings = load_questions(cfg, clock)
         with clock.phase("build"):
             module, data, trainer = build(cfg, questions)
     log.info("run %s: %s", this.job.folder, describe(cfg, module, questions))
@@ -74,9 +74,9 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     return validation["validation/accuracy"]
 
 
-def load(cfg: DictConfig, clock: Any) -> tuple[Any, dict[str, Any]]:
+def load_questions(cfg: DictConfig, clock: Any) -> tuple[Any, dict[str, Any]]:
     """Load and audit the questions, before the weights: a bad row should not wait for them."""
-    if cfg.audit:  # it reports more than this warning of the data
+    if cfg.audit:  # the audit reports more than this warning
         warnings.filterwarnings("ignore", message=".* show an image of training")
     with clock.phase("data"):
         questions = instantiate(cfg.data)
@@ -93,7 +93,7 @@ def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
     from medvlm_r1.data.datamodule import VQADataModule
 
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
-    if (sample := questions.open_question) is not None:  # raises if prompt or reward needs lettered options
+    if (sample := questions.open_question) is not None:  # raises if prompt or reward needs letters
         prompt.render(sample, "evaluate")
         rewards.score([prompt.parse("", sample)], [sample])
     controls, not_run = controls_of(cfg.controls, prompt, served="url" in cfg.model)

@@ -3,14 +3,14 @@
 Departures from the papers' released trainers:
 
 1. Rows are prompt-major from sampling to loss, so several prompts may share a device.
-2. One on-policy update per rollout is the default, as in the papers; further updates are clipped against
-   log pi_old, computed before the first of them.
+2. A rollout may have several updates (the papers take one): they are clipped against log pi_old, computed
+   before the first of them.
 3. A prompt above the limit is an error, never cut.
 4. DAPO's dynamic sampling ends after ``dynamic_sampling_rounds`` rounds instead of sampling until the step
    is full. Groups without reward spread that remain get no advantage, and count in the loss's denominator. A
-   group is replaced if its rewards are all equal, over-long shaping aside; the paper replaces groups that are
-   all right or all wrong, which is the same for a reward of 0 or 1. The replacements depend on the number of
-   ranks, since each rank fills its own places.
+   group is replaced if each of its reward terms is constant, over-long shaping aside; the paper replaces
+   groups that are all right or all wrong, which is the same for a reward of 0 or 1. The replacements depend
+   on the number of ranks, since each rank fills its own places.
 """
 
 import math
@@ -99,7 +99,7 @@ class GRPO(VLMModule):
         batches = math.ceil(prompts / self.micro_batch)
         if self.num_minibatches > batches:
             raise ValueError(
-                f"{self.num_minibatches} minibatches of {batches} micro-batches: lower "
+                f"{self.num_minibatches} minibatches cannot share {batches} micro-batches: lower "
                 "method.num_minibatches or method.micro_batch"
             )
         if stage == "fit" and self.kl.beta:
@@ -117,7 +117,7 @@ class GRPO(VLMModule):
         sampled = self.sample(prompts)  # G completions each, parsed and rewarded
         trajectory = self.dynamic_sampling(sampled)  # DAPO; the identity for 0 rounds
         trajectory = self.score_logprobs(trajectory)  # log pi_old and log pi_ref, where something needs them
-        trajectory = self.assign_advantages(trajectory)  # A = (r - mean) / std
+        trajectory = self.assign_advantages(trajectory)  # A = (r - mean) / std for GRPO
         with self.timed("train"):
             minibatches = self.split_minibatches(trajectory)
             updates = [self.update_minibatch(m) for _ in range(self.num_iterations) for m in minibatches]
@@ -162,12 +162,14 @@ class GRPO(VLMModule):
 
     @torch.no_grad()
     def score_logprobs(self, trajectory: Trajectory) -> Trajectory:
-        """Add log pi_old, for several updates or an early KL penalty, and log pi_ref, for any KL penalty."""
-        old, size = self.updates_per_step > 1 or self.kl.precedes_loss, (self.micro_batch, self.policy.pad_id)
+        """Add log pi_old, for several updates or a KL penalty before the loss, and log pi_ref."""
+        several, size = self.updates_per_step > 1, (self.micro_batch, self.policy.pad_id)
         with self.timed("reference"):
             return replace(
                 trajectory,
-                old_logprobs=trajectory.per_token(self.logprobs, *size) if old else None,
+                old_logprobs=trajectory.per_token(self.logprobs, *size)
+                if several or self.kl.before_loss
+                else None,
                 ref_logprobs=trajectory.per_token(self.ref_logprobs, *size) if self.kl.beta else None,
             )
 
@@ -187,8 +189,8 @@ class GRPO(VLMModule):
     def split_minibatches(self, trajectory: Trajectory) -> list[list[MicroBatch]]:
         """Cut a trajectory into minibatches of micro-batches of whole groups.
 
-        Zero-advantage groups go into a last micro-batch that is skipped, unless something couples the groups
-        of a minibatch.
+        Zero-advantage groups go into a last micro-batch that is skipped, unless a KL term gives them a
+        gradient or the split into minibatches counts them.
         """
         pad_id, prompts = self.policy.pad_id, list(range(len(trajectory.prompts)))
         skipped: list[int] = []
@@ -220,7 +222,7 @@ class GRPO(VLMModule):
             old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
             sampling, ref = batch.sampling_logprobs, batch.ref_logprobs
             loss, stats = self.loss(
-                logprobs, old, ref, batch.advantages, batch.mask, self.kl.in_loss, denominator, sampling
+                logprobs, old, ref, batch.advantages, batch.mask, self.kl.loss_weight, denominator, sampling
             )
             self.manual_backward(loss)
             differences.append((old - sampling)[batch.mask].abs())

@@ -31,12 +31,12 @@ class KLPenalty:
             raise ValueError(f"method.kl_placement is {self.placement!r}: use 'loss', 'reward' or 'token'")
 
     @property
-    def in_loss(self) -> float:
+    def loss_weight(self) -> float:
         """Weight of k3 in the loss."""
         return self.beta if self.placement == "loss" else 0.0
 
     @property
-    def precedes_loss(self) -> bool:
+    def before_loss(self) -> bool:
         """Whether rewards or advantages depend on the KL estimate."""
         return self.beta > 0 and self.placement != "loss"
 
