@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test quick lint clean help
+.PHONY: run test quick shapes lint clean help
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO, and a report (CPU, minutes)
@@ -18,7 +18,10 @@ test: $(VENV)/.dev  ## every test (10 minutes on two cores)
 	$(BIN)/ruff check .
 	$(PYTEST)
 
-quick: $(VENV)/.dev  ## the tests that train nothing and start no process; types and shapes in signatures are checked
+quick: $(VENV)/.dev  ## the tests that train nothing and start no process (2 minutes)
+	$(PYTEST) -m "not slow"
+
+shapes: $(VENV)/.dev  ## the quick tests, with types and tensor shapes of every signature checked (4 minutes)
 	$(PYTEST) -m "not slow" --jaxtyping-packages=medvlm_r1,checked.check
 
 lint: $(VENV)/.dev  ## style, format and types

@@ -33,6 +33,9 @@ settings.register_profile("suite", derandomize=True, deadline=None, database=Non
 settings.load_profile("suite")
 
 TESTS = str(Path(__file__).parent)
+# Files that take long without any of ``SLOW``: seconds of CPU, or processes that experiments start.
+SLOW_FILES = ("test_real_size", "test_benchmark", "test_notebooks", "test_many_completions")
+SLOW_FILES += ("test_predict", "test_export")
 # What a test that is ``slow`` calls, itself or in one of its fixtures and helpers.
 SLOW = (command.python, command.run_here, training.fit, subprocess, Trainer)
 
@@ -74,7 +77,8 @@ def is_slow(value, seen) -> bool:
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures = [defs[-1].func for defs in item._fixtureinfo.name2fixturedefs.values()]
-        if any(is_slow(function, set()) for function in (item.function, *fixtures)):
+        slow = item.path.stem in SLOW_FILES
+        if slow or any(is_slow(function, set()) for function in (item.function, *fixtures)):
             item.add_marker("slow")
     place = {f"test_{name}": index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

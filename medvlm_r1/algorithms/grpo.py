@@ -190,11 +190,12 @@ class GRPO(VLMModule):
         """Cut a trajectory into minibatches of micro-batches of whole groups.
 
         Zero-advantage groups go into a last micro-batch that is skipped, unless a KL term gives them a
-        gradient or the split into minibatches counts them.
+        gradient. With several updates none is skipped: passes of other micro-batches than those of log pi_old
+        round differently, and the ratio of the first update would not be 1.
         """
         pad_id, prompts = self.policy.pad_id, list(range(len(trajectory.prompts)))
         skipped: list[int] = []
-        if not (self.kl.beta or self.normalize_advantages or self.num_minibatches > 1):
+        if not (self.kl.beta or self.normalize_advantages or self.updates_per_step > 1):
             active = trajectory.is_active
             # Every rank makes as many passes, and at least one, so that all optimisers step.
             count = max(1, int(self.all_gather(active.sum().to(self.device)).max()))

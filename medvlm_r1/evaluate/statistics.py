@@ -17,7 +17,7 @@ Two design choices:
    that of three about 90 %: resampling cannot replace seeds.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -32,7 +32,7 @@ _CHUNK = 1_000_000  # counts in memory at a time
 LEVEL = 0.95
 
 Groups = Sequence[Hashable] | np.ndarray | None
-Outcomes = Sequence | np.ndarray  # one number or truth value per question
+Outcomes = Collection  # one number or truth value per question
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,9 @@ def resolve_config(cfg: DictConfig, job: Job) -> None:
     if cfg.plan:
         raise ValueError("plan=true needs Hydra's own sweeper")
     check_settings(cfg)
-    if "url" in cfg.model:
+    if job.in_multirun and not cfg.sweep:
+        raise ValueError("a multirun needs a name for its folder: add sweep=NAME")
+    if "url" in cfg.model and "rollout" in cfg:
         cfg.rollout = None  # an endpoint is its own engine
     if job.in_multirun and not (cfg.ckpt_path or cfg.overwrite):
         cfg.resume = "auto"

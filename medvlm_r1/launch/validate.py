@@ -19,6 +19,8 @@ def check_settings(cfg: DictConfig) -> None:
     for old in KEYS:
         if OmegaConf.select(cfg, old, throw_on_resolution_failure=False) is not None:
             raise ValueError(f"`{old}` is now `{renamed(old)}`: rename it in the file that sets it")
+    if not cfg.get("rollout") and "url" not in cfg.model:
+        raise ValueError("rollout is null: a local model needs an engine, such as rollout=shared_prefix")
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     check_controls(cfg.controls, served="url" in cfg.model)

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
+from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.medvlm_r1 import medvlm_r1 as published_data
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
@@ -22,7 +24,7 @@ from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 # A question of typical length, for the number of text tokens.
 _TYPICAL = VQASample(
     id="typical",
-    images=(None,),
+    images=(ImageFile(Path("typical.png")),),  # never opened
     question="What abnormality is visible in the left temporal lobe on this T2-weighted MRI image?",
     options=("Meningioma", "Ischemic stroke", "Arachnoid cyst", "No abnormality"),
     answer="C",

@@ -13,6 +13,8 @@ from medvlm_r1.callbacks.rollout_logger import RolloutLogger
 from medvlm_r1.rewards import RewardTable
 from medvlm_r1.rollout.engine import Rollout
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # trainers are namespaces
+
 FINE = {
     "train/active_groups": 0.5,
     "train/truncated": 0.0,

@@ -122,6 +122,7 @@ def start(folder, *arguments):
 
 
 class TestPictures:
+    @pytest.mark.usefixtures("unchecked")  # the server's conversation stands for a prompt style
     @pytest.mark.parametrize("side", [None, 84])
     def test_are_those_of_a_local_model(self, side, questions, short_style, served, checkpoint):
         """A server with wider limits cuts our PNG into the patches that a local model sees."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.images.validate import check_images
-from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.sample import BadRowError, Question, VQASample
 from medvlm_r1.data.splits import Per, Questions, choose, hold_out
 from medvlm_r1.runs.progress import track
 
@@ -134,7 +134,7 @@ def plain_stem(path: Path | zipfile.Path) -> str:
 
 
 def image_faults(
-    samples: Sequence[VQASample], places: dict[str, str], remedy: str = "replace the file"
+    samples: Sequence[Question], places: dict[str, str], remedy: str = "replace the file"
 ) -> dict[str, str]:
     """Decode all images; return an error message by sample id for each sample with an undecodable image."""
     return {s.id: f"{places[s.id]}: {why}; {remedy}" for s, why in check_images(samples)}

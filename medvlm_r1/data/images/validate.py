@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from medvlm_r1.data.images.content_key import image_key
 from medvlm_r1.data.images.digest_cache import DigestCache
-from medvlm_r1.data.sample import BadRowError, ImageHandle, VQASample
+from medvlm_r1.data.sample import BadRowError, ImageHandle, Question
 from medvlm_r1.runs.progress import track
 
 _MAX_ASPECT_RATIO = 200  # limit of Qwen2-VL's image processor
 WORTH_KEEPING = 200  # images; fewer are decoded at once, and the results are not stored
 
 
-def check_images(samples: Sequence[VQASample]) -> list[tuple[VQASample, str]]:
+def check_images(samples: Sequence[Question]) -> list[tuple[Question, str]]:
     """Decode every image, each one once, however many questions show it.
 
     Skips images that an earlier run decoded and that have not changed since.
