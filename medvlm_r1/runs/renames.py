@@ -86,13 +86,13 @@ def renamed_config(config: dict[str, Any]) -> dict[str, Any]:
     """Rewrite old keys in a nested configuration, such as a run's ``config.yaml``."""
     result: dict[str, Any] = {}
 
-    def insert(node: dict[str, Any], path: tuple[str, ...]) -> None:
+    def insert(node: dict[Any, Any], path: tuple[Any, ...]) -> None:
         for name, value in node.items():
-            here = (*path, str(name))
+            here = (*path, name)  # a logger's own settings may have numbers as keys
             if isinstance(value, dict) and value:
                 insert(value, here)
                 continue
-            dotted = ".".join(here)
+            dotted = ".".join(map(str, here))
             *parents, last = here if renamed(dotted) == dotted else renamed(dotted).split(".")
             target = result
             for parent in parents:

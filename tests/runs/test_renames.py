@@ -70,6 +70,8 @@ def test_renames_in_several_places_of_a_path_add_up(monkeypatch):
 def test_a_configuration_without_old_keys_stays_as_it_is():
     config = {"peft": {"train": "all"}, "data": {"columns": {"a.b": "c", "image": None}, "n": []}, "seed": 0}
     assert renamed_config(config) == config
+    numbers = {"logger": {"own": {"colours": {1: "red"}}}}
+    assert renamed_config(numbers) == numbers
 
 
 def test_every_new_name_is_final():
