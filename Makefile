@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO, and a report (CPU, minutes)
 	$(BIN)/python run.py -m +experiment=zero_shot,sft_600,grpo_600 model=tiny data=phantom \
 		'controls=[image,blank]' sweep=miniature overwrite=true
-	$(BIN)/python -m medvlm_r1.compare outputs/sweeps/miniature
+	$(BIN)/medvlm-r1 compare outputs/sweeps/miniature
 
 test: $(VENV)/.dev  ## every test (10 minutes on two cores)
 	$(BIN)/ruff check .

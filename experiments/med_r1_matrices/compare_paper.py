@@ -2,7 +2,7 @@
 
     python experiments/med_r1_matrices/compare_paper.py experiments/med_r1_matrices/task/matrix.json
 
-Takes the matrix.json of `python -m medvlm_r1.matrix` over several prompts; `paper.json` gives the source of
+Takes the matrix.json of `medvlm-r1 matrix` over several prompts; `paper.json` gives the source of
 the published figures. Means are over cells, the diagonal (in domain) separate from the rest.
 """
 

@@ -2,7 +2,7 @@
 
     python experiments/medvlm_r1_table/compare_paper.py experiments/medvlm_r1_table/comparison.json
 
-Takes the comparison.json of `python -m medvlm_r1.compare`; `paper.json` gives the source of each published
+Takes the comparison.json of `medvlm-r1 compare`; `paper.json` gives the source of each published
 figure.
 """
 

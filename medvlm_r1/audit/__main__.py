@@ -1,4 +1,4 @@
-"""``python -m medvlm_r1.audit``: see :mod:`medvlm_r1.cli.audit`."""
+"""``medvlm-r1 audit``: see :mod:`medvlm_r1.cli.audit`."""
 
 import sys
 

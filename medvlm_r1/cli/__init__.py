@@ -1,1 +1,1 @@
-"""Command lines. Each is ``python -m medvlm_r1.<name>`` and an installed script ``medvlm-r1-<name>``."""
+"""Command lines: ``main.py`` is ``medvlm-r1``, and starts one of the others by its name."""

@@ -1,4 +1,4 @@
-"""Audit question files: ``python -m medvlm_r1.audit --train FILE... --test FILE...``"""
+"""Audit question files: ``medvlm-r1 audit --train FILE... --test FILE...``"""
 
 import json
 import sys
@@ -18,9 +18,9 @@ from medvlm_r1.cli.command import command_parser, exits_on
 from medvlm_r1.data.sample import BadRowError
 
 EXAMPLES = """examples:
-  python -m medvlm_r1.audit --train train.json --test mri.json ct.json
-  python -m medvlm_r1.audit --train train.json --test test.json --images /data/OmniMedVQA --json audit.json
-  python -m medvlm_r1.audit --train xray_train.json --test xray_test.json --modality xray
+  medvlm-r1 audit --train train.json --test mri.json ct.json
+  medvlm-r1 audit --train train.json --test test.json --images /data/OmniMedVQA --json audit.json
+  medvlm-r1 audit --train xray_train.json --test xray_test.json --modality xray
 
 Each test file is a set, named by its stem. Without image files on disk the audit compares paths and texts
 only. Exit code 0: audited, with or without findings; 1: --fail-on-leak, and training contains an image of a

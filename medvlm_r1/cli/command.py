@@ -13,9 +13,9 @@ class CommandError(ValueError):
 
 
 def command_parser(name: str, description: str, epilog: str) -> ArgumentParser:
-    """Return the parser of ``python -m medvlm_r1.<name>``; the epilog keeps its line breaks."""
+    """Return the parser of ``medvlm-r1 <name>``; the epilog keeps its line breaks."""
     return ArgumentParser(
-        prog=f"python -m medvlm_r1.{name}",
+        prog=f"medvlm-r1 {name}",
         description=description,
         epilog=epilog,
         formatter_class=RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""Compare runs: ``python -m medvlm_r1.compare FOLDER...`` prints the table and writes the page."""
+"""Compare runs: ``medvlm-r1 compare FOLDER...`` prints the table and writes the page."""
 
 import json
 import sys
@@ -27,9 +27,9 @@ from medvlm_r1.report.tables.table import (
 )
 
 EXAMPLES = """examples:
-  python -m medvlm_r1.compare outputs/sweeps/main_table
-  python -m medvlm_r1.compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
-  python -m medvlm_r1.compare outputs/sweeps/ablate_beta --baseline sft_600
+  medvlm-r1 compare outputs/sweeps/main_table
+  medvlm-r1 compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
+  medvlm-r1 compare outputs/sweeps/ablate_beta --baseline sft_600
 
 Runs that differ only in the seed share a row. Writes comparison.json, comparison.md,
 comparison.tex (booktabs), comparison.csv, accuracy.png and report.html.

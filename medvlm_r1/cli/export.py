@@ -1,4 +1,4 @@
-"""Describe, merge or upload a trained model: ``python -m medvlm_r1.export SOURCE``."""
+"""Describe, merge or upload a trained model: ``medvlm-r1 export SOURCE``."""
 
 import json
 import sys
@@ -18,9 +18,9 @@ from medvlm_r1.runs.durable import replace_folder
 from medvlm_r1.runs.hub import hub_problem
 
 EXAMPLES = """examples:
-  python -m medvlm_r1.export outputs/runs/grpo_600-seed0
-  python -m medvlm_r1.export outputs/runs/grpo_600-peft=lora-seed0 --merge --out merged
-  python -m medvlm_r1.export merged --push-to-hub NAME/REPO --private
+  medvlm-r1 export outputs/runs/grpo_600-seed0
+  medvlm-r1 export outputs/runs/grpo_600-peft=lora-seed0 --merge --out merged
+  medvlm-r1 export merged --push-to-hub NAME/REPO --private
 
 Without --merge, --card and --push-to-hub the command only describes the model. --push-to-hub uploads the
 model's files (weights, configuration, tokenizer, model card), never checkpoints or predictions.

@@ -1,4 +1,4 @@
-"""Assemble a generalisation matrix: ``python -m medvlm_r1.matrix FOLDER...``."""
+"""Assemble a generalisation matrix: ``medvlm-r1 matrix FOLDER...``."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
 EXAMPLES = """examples:
   python run.py -m +experiment=med_r1_modality model=tiny data=phantom_modality data.domain=mri,ct,xray \\
       'controls=[image,prior]' sweep=modalities
-  python -m medvlm_r1.matrix outputs/sweeps/modalities
+  medvlm-r1 matrix outputs/sweeps/modalities
 
 Each run is trained on one domain (data.domain) and tested on all. Runs that differ only in the seed share a
 cell; each prompt has a matrix of its own. Writes matrix.json, matrix.md, matrix.tex, matrix.csv, matrix.png.

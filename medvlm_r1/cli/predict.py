@@ -1,4 +1,4 @@
-"""Answer questions with a model: ``python -m medvlm_r1.predict --model DIR --image FILE --question TEXT``."""
+"""Answer questions with a model: ``medvlm-r1 predict --model DIR --image FILE --question TEXT``."""
 
 import json
 import logging
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 DISCLAIMER = "For research only. This is not a medical device: no answer may guide the care of a patient."
 EXAMPLES = f"""examples:
-  python -m medvlm_r1.predict --model outputs/runs/grpo_600-seed0 --image brain.png \\
+  medvlm-r1 predict --model outputs/runs/grpo_600-seed0 --image brain.png \\
       --question "What does this image show?" --options "a tumour" "a haemorrhage" "a normal brain"
-  python -m medvlm_r1.predict --model merged --image before.png after.png \\
+  medvlm-r1 predict --model merged --image before.png after.png \\
       --question "Has the lesion grown?" --options yes no --json
-  python -m medvlm_r1.predict --model Qwen/Qwen2-VL-2B-Instruct --prompt medvlm_r1_simple --image ct.png \\
+  medvlm-r1 predict --model Qwen/Qwen2-VL-2B-Instruct --prompt medvlm_r1_simple --image ct.png \\
       --question "Which organ is this?" --options liver spleen
-  python -m medvlm_r1.predict --model merged --questions questions.json --out answers.jsonl
+  medvlm-r1 predict --model merged --questions questions.json --out answers.jsonl
 
 DIR is a run folder, a model directory (whole, merged or PEFT's), `embedded`, or a hub id. A model trained by
 this package brings its prompt, image sizes, dtype and token limits in medvlm_r1.json.

@@ -1,4 +1,4 @@
-"""Summarise a multirun: ``python -m medvlm_r1.sweep FOLDER`` prints statuses, costs and effects."""
+"""Summarise a multirun: ``medvlm-r1 sweep FOLDER`` prints statuses, costs and effects."""
 
 import csv
 import json
@@ -17,8 +17,8 @@ from medvlm_r1.report.sweep.tables import state_lines, sweep_tables
 from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
 
 EXAMPLES = """examples:
-  python -m medvlm_r1.sweep outputs/sweeps/ablate_beta
-  python -m medvlm_r1.sweep outputs/sweeps/ablate_beta --on outside
+  medvlm-r1 sweep outputs/sweeps/ablate_beta
+  medvlm-r1 sweep outputs/sweeps/ablate_beta --on outside
 
 A factor is a key of the command line that takes several values. Writes sweep.json, sweep.md and sweep.csv
 into the folder, and with at least one factor effects.png and parallel.png.

@@ -22,11 +22,10 @@ from medvlm_r1.launch.suggest import suggest
 from medvlm_r1.launch.validate import check_same_run, check_settings
 from medvlm_r1.runs import status
 from medvlm_r1.runs.folder import OUTPUTS, run_name
+from medvlm_r1.runs.places import CONF
 from medvlm_r1.runs.ranks import is_rank_zero
 from medvlm_r1.runs.renames import renamed_overrides
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 # Options with which Hydra prints something and runs no job.
 _PRINTS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--info", "-i", "-sc"}
 
@@ -148,7 +147,7 @@ class Job(NamedTuple):
 def this_job() -> Job:
     cfg = HydraConfig.get()
     in_multirun = cfg.mode is RunMode.MULTIRUN
-    command = [str(ROOT / "run.py"), *cfg.overrides.task] if in_multirun else sys.argv
+    command = ["run", *cfg.overrides.task] if in_multirun else sys.argv
     return Job(Path(cfg.runtime.output_dir), in_multirun, command)
 
 

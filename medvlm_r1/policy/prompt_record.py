@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-import medvlm_r1
 from medvlm_r1.policy.loading.validate import RECORD, read_json
 from medvlm_r1.prompts import PromptStyle
+from medvlm_r1.runs.places import CONF
 
-CONF = Path(medvlm_r1.__file__).parents[1] / "conf"
 LIMITS = ("min_pixels", "max_pixels", "image_size", "dtype", "max_completion_tokens")
 _STYLE = {"name", "train", "evaluate", "layout", "tags"}
 
@@ -77,20 +76,15 @@ def record_from_config(path: str, prompt: str, recipe: str | None = None) -> tup
         The record, and the name of the model option.
 
     Raises:
-        UnknownPromptError: there is no ``conf/``, or no such option.
+        UnknownPromptError: there is no such option.
     """
-    if not CONF.is_dir():
-        raise UnknownPromptError(
-            f"{path} has no {RECORD}, and there are no prompts and limits to choose from at {CONF}: run this "
-            "from the project's repository"
-        )
     recipe = recipe or next((name for name, model in _models() if model.get("path") == path), "qwen2_vl_2b")
     style = {key: value for key, value in _option("prompt", prompt).items() if key in {*_STYLE, "open"}}
     return _record(PromptStyle(**style), _option("model", recipe)["recipe"]), recipe
 
 
 def configured_revision(path: str) -> str | None:
-    """Revision of a hub id in ``conf/model``; ``None`` for another path, or without ``conf/``."""
+    """Revision of a hub id in ``conf/model``; ``None`` for another path."""
     return next((model["revision"] for _, model in _models() if model.get("path") == path), None)
 
 

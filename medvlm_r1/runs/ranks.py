@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,12 +35,15 @@ def devices_in_all(*, _root_: DictConfig) -> int:
 
 @contextmanager
 def own_processes(trainer: Any, command: Sequence[str]) -> Iterator[None]:
-    """Let Lightning start the other ranks with ``command``; end them and undo its settings afterwards.
+    """Let Lightning start the other ranks as ``python -m medvlm_r1.run``; end them and undo its settings.
+
+    Args:
+        command: the name of the program, which is not used, and its arguments.
 
     By default it uses the command line of this process: in a multirun, that of all jobs or of a launcher.
     """
     arguments, environment, program = sys.argv[:], os.environ.copy(), sys.modules["__main__"]
-    spec, program.__spec__ = program.__spec__, None  # or Lightning would start the module of this process
+    spec, program.__spec__ = program.__spec__, find_spec("medvlm_r1.run")  # the module that Lightning starts
     sys.argv[:] = command
     ended = False
     try:

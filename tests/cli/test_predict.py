@@ -161,11 +161,6 @@ class TestAsked:
         assert prompt_record.configured_revision("Qwen/Qwen2-VL-2B-Instruct").startswith("895c3a")
         assert prompt_record.configured_revision("/some/checkpoint") is None
 
-    def test_without_conf_it_is_refused(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(prompt_record, "CONF", tmp_path / "conf")
-        with pytest.raises(prompt_record.UnknownPromptError, match="from the project's repository"):
-            prompt_record.record_from_config("embedded", "medvlm_r1")
-
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):

@@ -272,7 +272,7 @@ class TestAdapters:
         second = tmp_path / "second"
         shutil.copytree(adapter, second)
         change(second / "adapter_config.json", base_model_name_or_path=str(adapter))
-        refused(second, "itself an adapter", "python -m medvlm_r1.export --merge")
+        refused(second, "itself an adapter", "medvlm-r1 export --merge")
 
     def test_whose_tensors_have_other_names(self, adapter):
         """Names of an older transformers: PEFT warns, and loads an adapter without effect."""

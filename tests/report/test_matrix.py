@@ -190,7 +190,7 @@ def test_everything_is_written(sweep, tmp_path, capsys):
     assert {row["trained_on"] for row in rows if row["in_domain"] == "True"} == set(SETS)
     latex = (tmp_path / "matrix.tex").read_text()
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
-    assert "python -m medvlm_r1.matrix" in (tmp_path / "matrix.md").read_text()
+    assert "medvlm-r1 matrix" in (tmp_path / "matrix.md").read_text()
     with Image.open(tmp_path / "matrix.png") as picture:
         assert min(picture.size) > 300
 

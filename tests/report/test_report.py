@@ -322,7 +322,7 @@ def test_page_is_one_file_and_accessible(sweep):
     assert {s["aria-labelledby"] for s in page.all("section")} <= ids
     text = "".join(page.text)
     assert "6 of 16 groups have equal rewards" in text
-    assert f"python -m medvlm_r1.compare {sweep}" in text
+    assert f"medvlm-r1 compare {sweep}" in text
     assert "2 CPU cores" in text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import run
+from medvlm_r1 import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,9 +51,6 @@ def run_here(folder, *arguments, code=0):
     status = 0
     with pytest.MonkeyPatch.context() as patch, chdir(folder), redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
-        patch.setenv(
-            "HYDRA_MAIN_MODULE", "__main__"
-        )  # Hydra then searches conf/ in the folder of the file, not of the module
         torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does
         try:
             run.main()

@@ -114,7 +114,7 @@ def load_policy(
     if base and (tuning.adapter or tuning.quantize):
         raise ValueError(
             f"{path} is an adapter, and peft=... adds another or quantizes its base to 4 bits: merge it "
-            "first, with python -m medvlm_r1.export --merge, and give the merged model as model.path"
+            "first, with medvlm-r1 export --merge, and give the merged model as model.path"
         )
     logging.disable_progress_bar()
     dtype = getattr(torch, recipe.dtype)

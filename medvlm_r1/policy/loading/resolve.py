@@ -162,7 +162,7 @@ def _base(folder: Path) -> tuple[str, str | None] | None:
     if base and (below := Path(base[0])).is_dir() and adapter_base(below):
         raise UnusableWeightsError(
             f"{folder}: {ADAPTER} names {below} as its base, itself an adapter: merge that one first, with "
-            "python -m medvlm_r1.export --merge"
+            "medvlm-r1 export --merge"
         )
     return base
 
