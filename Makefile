@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test quick shapes lint clean help
+.PHONY: run test quick shapes lint docs clean help
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO, and a report (CPU, minutes)
@@ -30,6 +30,9 @@ lint: $(VENV)/.dev  ## style, format and types
 	$(BIN)/pyrefly check --error-stale-baseline || \
 		{ echo "Correct new errors. After a correction of a known one: $(BIN)/pyrefly check --prune-baseline"; exit 1; }
 
+docs: $(VENV)/.docs  ## the documentation, into site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove the environment; outputs stay
 	rm -rf $(VENV)
 
@@ -38,7 +41,8 @@ help:  ## this list
 
 $(VENV)/.run: EXTRA :=
 $(VENV)/.dev: EXTRA := [dev]
-$(VENV)/.run $(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.docs: EXTRA := [docs]
+$(VENV)/.run $(VENV)/.dev $(VENV)/.docs: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@echo "Installing into $(VENV), once: a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
