@@ -1,0 +1,29 @@
+# CUDA 12 with the versions of constraints.txt; the driver must support CUDA 12.6.
+#   docker build --tag medvlm_r1 .
+#   docker run --rm --gpus all --shm-size 8g --volume "$PWD/outputs:/workspace/outputs" medvlm_r1 python run.py
+FROM nvidia/cuda:12.6.3-base-ubuntu24.04
+
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git make python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+# Ubuntu's Python refuses packages (PEP 668), so they go into an environment of the image's own user, ubuntu (1000).
+ENV VENV=/opt/venv
+ENV PATH=$VENV/bin:$PATH
+RUN install --directory --owner=ubuntu --group=ubuntu "$VENV" /workspace /workspace/outputs
+USER 1000
+WORKDIR /workspace
+RUN python3 -m venv "$VENV"
+
+# torch is the largest layer: it is built again only if the constraints change.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
+COPY --chown=ubuntu:ubuntu constraints.txt .
+RUN pip install --no-cache-dir --constraint constraints.txt --extra-index-url "$TORCH_INDEX" torch
+
+# EXTRAS, such as [dicom,nifti,wandb]
+ARG EXTRAS=
+COPY --chown=ubuntu:ubuntu . .
+RUN pip install --no-cache-dir --constraint constraints.txt --editable ".$EXTRAS"
+
+CMD ["medvlm-r1", "--help"]
