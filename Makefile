@@ -1,6 +1,6 @@
 # `make run` and `make test` install what they need on a fresh machine.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # More threads than cores are many times slower.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -24,9 +24,10 @@ quick: $(VENV)/.dev  ## the tests that train nothing and start no process (2 min
 shapes: $(VENV)/.dev  ## the quick tests, with types and tensor shapes of every signature checked (4 minutes)
 	$(PYTEST) -m "not slow" --jaxtyping-packages=medvlm_r1,checked.check
 
-lint: $(VENV)/.dev  ## style, format and types
+lint: $(VENV)/.dev  ## style, format, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/pyrefly check --error-stale-baseline || \
 		{ echo "Correct new errors. After a correction of a known one: $(BIN)/pyrefly check --prune-baseline"; exit 1; }
 

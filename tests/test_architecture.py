@@ -5,6 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "medvlm_r1"
@@ -101,12 +102,42 @@ def test_the_training_loop_fits_on_a_screen():
 
 
 def test_top_level_is_fixed():
-    expected = {"pyproject.toml", "README.md", "Makefile", "run.py", "constraints.txt"}
-    expected |= {"medvlm_r1", "conf", "docs", "experiments", "mkdocs.yml", "tests"}
+    expected = {
+        "pyproject.toml",
+        "README.md",
+        "Makefile",
+        "Dockerfile",
+        "run.py",
+        "constraints.txt",
+        "mkdocs.yml",
+    }
+    expected |= {"medvlm_r1", "conf", "docs", "experiments", "notebooks", "tests"}
+    expected |= {
+        "LICENSE",
+        "CITATION.cff",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "CODE_OF_CONDUCT.md",
+        "SECURITY.md",
+    }
     found = {
         p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")
     }
-    assert found - {"outputs", "site", "notebooks"} == expected
+    assert found - {"outputs", "site"} == expected
+    hidden = {".devcontainer", ".dockerignore", ".gitattributes", ".github", ".pre-commit-config.yaml"}
+    assert hidden <= {p.name for p in ROOT.iterdir()}
+
+
+def test_commit_hooks_have_the_versions_of_make_lint():
+    hooks = {
+        h["repo"]: str(h.get("rev"))
+        for h in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    }
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    assert hooks["https://github.com/astral-sh/ruff-pre-commit"] == f"v{pinned['ruff']}"
+    assert hooks["https://github.com/codespell-project/codespell"] == f"v{pinned['codespell']}"
 
 
 def test_the_package_has_no_other_parts():
