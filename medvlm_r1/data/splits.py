@@ -96,7 +96,9 @@ def hold_out(
         taken.add(group)
     rest = [sample for sample in source if sample.image_group not in taken]
     if len(held_out) < n or not rest:
-        raise ValueError(f"{len(source)} questions are too few to hold out {n} for {what} and train")
+        raise ValueError(
+            f"{len(source)} questions are too few to hold out {n} for {what} and train: lower data.n_{what}"
+        )
     return rest, held_out[:n]
 
 

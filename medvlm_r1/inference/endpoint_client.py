@@ -4,6 +4,8 @@ import logging
 import os
 from types import ModuleType
 
+from medvlm_r1.runs.places import pip_install
+
 CONNECT_SECONDS = 5.0  # of the connection alone; model.timeout limits the whole request
 
 
@@ -42,9 +44,7 @@ def client_library() -> ModuleType:
     try:
         import openai
     except ImportError:
-        raise ValueError(
-            "model=endpoint needs the package openai: pip install 'medvlm_r1[endpoint]'"
-        ) from None
+        raise ValueError(f"model=endpoint needs the package openai: {pip_install('endpoint')}") from None
     for name in ("openai", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return openai

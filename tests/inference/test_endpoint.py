@@ -321,7 +321,7 @@ class TestFailures:
 
     def test_a_package_that_is_not_there(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "openai", None)
-        with pytest.raises(ValueError, match=r"pip install 'medvlm_r1\[endpoint\]'"):
+        with pytest.raises(ValueError, match=r"pip install -e '\.\[endpoint\]'"):
             check_endpoint("http://127.0.0.1:9/v1", NAME, "OPENAI_API_KEY")
 
 

@@ -33,6 +33,7 @@ from medvlm_r1.data.images.volume import (
     montage,
 )
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.runs.places import pip_install
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -102,7 +103,7 @@ def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height widt
             f"is compressed as {syntax.name}, which cannot be read: convert it to Explicit VR Little Endian"
         ) from None
     if not decoder.is_available:
-        raise BadRowError(f"is compressed as {syntax.name}: pip install 'medvlm_r1[dicom]'")
+        raise BadRowError(f"is compressed as {syntax.name}: {pip_install('dicom')}")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1 and not syntax.is_encapsulated:
         return library.pixels.pixel_array(place.path, index=place.frame)  # reads only that frame

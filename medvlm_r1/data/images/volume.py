@@ -15,6 +15,7 @@ from jaxtyping import Real
 from PIL import Image
 
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.runs.places import pip_install
 
 MAX_SLICE = 2**26  # pixels per slice, 8192 x 8192; the largest mammograms have half as many
 MAX_VOLUME = 2**29  # voxels per file or series, 2048 slices of 512 x 512
@@ -210,4 +211,4 @@ def errors_named(path: Path) -> Iterator[None]:
 def require(package: str, extra: str) -> None:
     """Raise a ValueError that names the extra to install, if an optional package is missing."""
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"the data has {extra.upper()} files: pip install 'medvlm_r1[{extra}]'")
+        raise ValueError(f"the data has {extra.upper()} files: {pip_install(extra)}")

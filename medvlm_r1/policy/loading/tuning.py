@@ -8,6 +8,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from medvlm_r1.policy.forward.model import Model
+from medvlm_r1.runs.places import pip_install
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -63,7 +64,7 @@ class Tuning:
             import bitsandbytes  # noqa: F401
         except ImportError:
             raise ValueError(
-                "4-bit weights need the package bitsandbytes: pip install 'medvlm_r1[quantized]'"
+                f"4-bit weights need the package bitsandbytes: {pip_install('quantized')}"
             ) from None
         config = BitsAndBytesConfig(
             load_in_4bit=True,

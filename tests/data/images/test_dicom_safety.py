@@ -226,5 +226,5 @@ from medvlm_r1.data.images.resolve import image_handles
 from medvlm_r1.data.images.volume import Volumes
 list(image_handles("{name}", Path("."), Volumes()))"""
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-        assert f"pip install 'medvlm_r1[{extra}]'" in done.stderr.splitlines()[-1]
+        assert f"pip install -e '.[{extra}]'" in done.stderr.splitlines()[-1]
         assert "BadRowError" not in done.stderr
