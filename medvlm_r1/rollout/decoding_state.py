@@ -13,18 +13,19 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
 
-_TENSORS = ("hidden", "active", "latest", "keys", "eos", "ended", "tokens", "logprobs", "kept_mass")
+_RECORDS = ("tokens", "logprobs", "kept_mass", "entropy")
+_TENSORS = ("hidden", "active", "latest", "keys", "eos", "ended", *_RECORDS)
 
 
 class DecodingState:
-    """Tokens, log-probabilities and kept mass of all rows, and the hidden states of those that still decode.
+    """Records of all rows' tokens, and the hidden states of those rows that still decode.
 
     Keys of the prompts are padded to a multiple of ``prompt_multiple`` tokens.
 
     Attributes:
         active: indices of the rows that still decode, ``[active]``.
         hidden, latest: hidden state of each active row's latest token, ``[active, width]``; the token itself.
-        tokens, logprobs, kept_mass: of all rows, ``[rows, max_tokens]``.
+        tokens, logprobs, kept_mass, entropy: of all rows, ``[rows, max_tokens]``.
         ended: whether a row has generated an end of sequence, ``[rows]``.
     """
 
@@ -48,7 +49,8 @@ class DecodingState:
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.tokens = torch.full((rows, sampling.max_tokens), policy.pad_id, device=device)
         self.logprobs = torch.zeros(rows, sampling.max_tokens, device=device)
-        self.kept_mass = torch.ones(rows, sampling.max_tokens, device=device)
+        self.kept_mass = torch.ones_like(self.logprobs)
+        self.entropy = torch.zeros_like(self.logprobs)
 
     def advance(self) -> None:
         """One step: run the latest tokens through the layers and sample the next ones."""
@@ -60,13 +62,14 @@ class DecodingState:
         """Sample a token for every active row from its hidden state."""
         active, position = self.active, self.decoding.step
         logprobs = self.policy.next_token_logprobs(self.hidden, self.sampling.divisor)
-        scores, kept_mass = gumbel_max_scores(logprobs, self.sampling, self.keys[active], position)
+        scores, kept_mass, entropy = gumbel_max_scores(logprobs, self.sampling, self.keys[active], position)
         sampled = scores.argmax(-1)
         # A row that has ended gets padding until the next compaction.
         self.latest.copy_(torch.where(self.ended[active], self.policy.pad_id, sampled))
         self.tokens[active, position] = self.latest
         self.logprobs[active, position] = logprobs.gather(-1, sampled[:, None])[:, 0]
         self.kept_mass[active, position] = kept_mass
+        self.entropy[active, position] = entropy
         self.ended[active] |= torch.isin(self.latest, self.eos)
 
     def read_ended(self) -> Bool[Tensor, "prompts rows"]:
@@ -104,6 +107,10 @@ class DecodingState:
         self.decoding.use_tensors(tensors[: -len(_TENSORS)])
         for name, tensor in zip(_TENSORS, tensors[-len(_TENSORS) :], strict=True):
             setattr(self, name, tensor)
+
+    def records(self) -> list[Tensor]:
+        """Copies of tokens, log-probabilities, kept mass and entropy, ``[rows, max_tokens]``."""
+        return [getattr(self, name).clone() for name in _RECORDS]
 
     def shallow_copy(self) -> "DecodingState":
         """Another state of the same tensors: replacing them in one does not change the other."""

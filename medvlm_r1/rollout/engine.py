@@ -24,6 +24,7 @@ class Rollout:
         logprobs: log-probability of each token when it was sampled: logits divided by the temperature (by 1
             for greedy decoding), not truncated, vision tokens masked, softmax in fp32.
         kept_mass: probability mass inside top-k and top-p, per token; 1 without truncation.
+        entropy: of the distribution of ``logprobs``, in nats, per token; 0 for greedy decoding.
         texts: decoded completions.
         truncated: whether a row reached the limit without an end of sequence.
     """
@@ -32,6 +33,7 @@ class Rollout:
     mask: Mask
     logprobs: Logprobs
     kept_mass: Logprobs
+    entropy: Logprobs
     texts: list[str]
     truncated: Bool[Tensor, " rows"]
 
@@ -42,10 +44,9 @@ class Rollout:
 
     def select(self, indices: Int[Tensor, " selected"]) -> "Rollout":
         """Some of the rows, in this order."""
-        tensors = (self.tokens, self.mask, self.logprobs, self.kept_mass)
-        tokens, mask, logprobs, kept_mass = (x[indices] for x in tensors)
+        tensors = (self.tokens, self.mask, self.logprobs, self.kept_mass, self.entropy)
         texts = [self.texts[row] for row in indices.tolist()]
-        return Rollout(tokens, mask, logprobs, kept_mass, texts, self.truncated[indices])
+        return Rollout(*(x[indices] for x in tensors), texts, self.truncated[indices])
 
     def concat(self, other: "Rollout", pad_id: int) -> "Rollout":
         """The rows of this rollout, then those of the other, padded to the longer completion."""
@@ -55,10 +56,10 @@ class Rollout:
             parts = [getattr(rollout, name) for rollout in (self, other)]
             return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts])
 
-        fills = {"tokens": pad_id, "mask": False, "logprobs": 0.0, "kept_mass": 1.0}
-        tokens, mask, logprobs, kept_mass = (concat(name, fill) for name, fill in fills.items())
+        fills = {"tokens": pad_id, "mask": False, "logprobs": 0.0, "kept_mass": 1.0, "entropy": 0.0}
+        tensors = {name: concat(name, fill) for name, fill in fills.items()}
         truncated = torch.cat([self.truncated, other.truncated])
-        return Rollout(tokens, mask, logprobs, kept_mass, self.texts + other.texts, truncated)
+        return Rollout(**tensors, texts=self.texts + other.texts, truncated=truncated)
 
 
 @runtime_checkable
@@ -91,11 +92,13 @@ def completion_mask(tokens: Tokens, eos_ids: Sequence[int]) -> Mask:
     return ended.cumsum(1) - ended.long() == 0
 
 
-def build_rollout(policy: Policy, tokens: Tokens, logprobs: Logprobs, kept_mass: Logprobs) -> Rollout:
+def build_rollout(
+    policy: Policy, tokens: Tokens, logprobs: Logprobs, kept_mass: Logprobs, entropy: Logprobs
+) -> Rollout:
     """Cut to the longest completion, with any padding after the end of sequence, and decode the texts."""
     mask = completion_mask(tokens, policy.eos_ids)
     longest = int(mask.sum(1).max())
-    tokens, mask, logprobs, kept_mass = (x[:, :longest] for x in (tokens, mask, logprobs, kept_mass))
+    tokens, mask, *records = (x[:, :longest] for x in (tokens, mask, logprobs, kept_mass, entropy))
     texts = [policy.encoder.decode(row[m]) for row, m in zip(tokens, mask, strict=True)]
     truncated = ~torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device)).any(1)
-    return Rollout(tokens, mask, logprobs, kept_mass, texts, truncated)
+    return Rollout(tokens, mask, *records, texts, truncated)

@@ -29,26 +29,29 @@ class ReferenceEngine:
         sampler = _GumbelMax(keys, sampling, policy.banned)
         batch = collate(prompts, policy.pad_id, policy.device)
         tokens = policy.generate(batch, sampling.group_size, sampling.max_tokens, sampler)
-        records = (sampler.logprobs, sampler.kept_mass)
+        records = (sampler.logprobs, sampler.kept_mass, sampler.entropy)
         return build_rollout(policy, tokens, *(torch.stack(x[: tokens.shape[1]], dim=1) for x in records))
 
 
 @dataclass
 class _GumbelMax:
-    """A logits processor whose argmax is the sample; records each sample's log-probability and kept mass."""
+    """A logits processor whose argmax is the sample; keeps the records of each sample."""
 
     keys: Int[Tensor, " rows"]
     sampling: Sampling
     banned: Bool[Tensor, " vocabulary"]
     logprobs: list[Float[Tensor, " rows"]] = field(default_factory=list)
     kept_mass: list[Float[Tensor, " rows"]] = field(default_factory=list)
+    entropy: list[Float[Tensor, " rows"]] = field(default_factory=list)
 
     def __call__(
         self, tokens: Int[Tensor, "rows length"], logits: Float[Tensor, "rows vocabulary"]
     ) -> Float[Tensor, "rows vocabulary"]:
         scaled = logits.float() / self.sampling.divisor
         logprobs = scaled.masked_fill(self.banned, -torch.inf).log_softmax(-1)
-        scores, kept_mass = gumbel_max_scores(logprobs, self.sampling, self.keys, len(self.logprobs))
+        position = len(self.logprobs)
+        scores, kept_mass, entropy = gumbel_max_scores(logprobs, self.sampling, self.keys, position)
         self.logprobs.append(logprobs.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1))
         self.kept_mass.append(kept_mass)
+        self.entropy.append(entropy)
         return scores

@@ -69,6 +69,5 @@ class SharedPrefixEngine:
                     graphs(state)
                 else:
                     state.advance()
-            # Clones: the static tensors of a captured step are written again by the next rollout.
-            outputs = (x.clone() for x in (state.tokens, state.logprobs, state.kept_mass))
-            return build_rollout(policy, *outputs)
+            # Copies: the static tensors of a captured step are written again by the next rollout.
+            return build_rollout(policy, *state.records())

@@ -126,7 +126,7 @@ def test_advantages_by_token(monkeypatch):
     policy = load_policy("embedded", RECIPE)
     old, reference = torch.zeros(2, 3), torch.tensor([[-1.0, -2.0, 0.0], [-4.0, 9.0, 9.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    rollout = Rollout(mask.long(), mask, old, old, ["", ""], torch.tensor([False, False]))
+    rollout = Rollout(mask.long(), mask, old, old, old, ["", ""], torch.tensor([False, False]))
     trajectory = Trajectory([], rollout, [], [], RewardTable({}, {}), old, reference)
     monkeypatch.setattr(GRPO, "_compute_advantages", lambda *_: torch.tensor([1.0, -1.0]))
     # k1 = old - reference: 1 2 0, and 4 with padding behind it; to come: 3 2 0, and 4

@@ -84,7 +84,7 @@ def test_the_bar_shows_short_names():
 
 def test_old_rollouts_make_room(tmp_path):
     none = torch.zeros(0, 1)
-    rollout = Rollout(none.long(), none.bool(), none, none, [], none[:, 0].bool())
+    rollout = Rollout(none.long(), none.bool(), none, none, none, [], none[:, 0].bool())
     trajectory = Trajectory([], rollout, [], [], RewardTable({"r": none[:, 0]}, {"r": 1.0}), advantages=none)
     logger = RolloutLogger(keep=3, show_every=0)
     trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, estimated_stepping_batches=99)

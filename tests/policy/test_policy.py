@@ -271,6 +271,7 @@ class TestGroupOrder:
             mask=mask,
             logprobs=torch.zeros(tokens.shape),
             kept_mass=torch.ones(tokens.shape),
+            entropy=torch.zeros(tokens.shape),
             texts=[policy.encoder.decode(row[kept]) for row, kept in zip(tokens, mask, strict=True)],
             truncated=torch.zeros(len(tokens), dtype=torch.bool),
         )

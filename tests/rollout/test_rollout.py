@@ -2,15 +2,18 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from medvlm_r1.policy.encode import collate
+from medvlm_r1.policy.forward.logprobs import LAYOUTS
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Sampling, completion_mask
 from medvlm_r1.rollout.reference import ReferenceEngine
-from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_noise, truncate
+from medvlm_r1.rollout.sampling_noise import NoiseKey, entropy, gumbel_noise, truncate
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 CPU = torch.device("cpu")
 ROLL = ReferenceEngine()
@@ -78,6 +81,44 @@ class TestRecordedLogprobs:
                 parameter.mul_(1.5)
         after = ROLL(fresh_policy, [prompts["square"]], GROUP, KEY)
         assert (before.logprobs[:, 0] - after.logprobs[:, 0]).abs().max() > 1e-2
+
+
+class TestEntropy:
+    @pytest.mark.parametrize("changed", [{}, {"temperature": 1.7, "top_k": 5}], ids=str)
+    def test_is_that_of_the_trainers_distribution(self, changed, prompts, random_policy):
+        """By brute force: both layouts score every token of the vocabulary in the place of a sampled one.
+
+        The layers are in fp64: in fp32 the two layouts' own logits differ by more than 1e-6.
+        """
+        model, encoder, place = copy.deepcopy(random_policy.model).double(), random_policy.encoder, 3
+        policy, sampling = Policy(model, encoder), dataclasses.replace(GROUP, group_size=2, **changed)
+        rollouts = [e(policy, [prompts["text"]], sampling, KEY) for e in (ROLL, SharedPrefixEngine())]
+        vocabulary = torch.arange(len(policy.banned))[:, None]
+        before = rollouts[0].tokens[1, :place].expand(len(vocabulary), -1)
+        tokens = torch.cat([before, vocabulary], dim=1)
+        batch, mask = collate([prompts["text"]], policy.pad_id, CPU), torch.ones_like(tokens).bool()
+        for layout in LAYOUTS:
+            with torch.no_grad():
+                scored = Policy(model, encoder, layout).logprobs(batch, tokens, mask, sampling.temperature)
+            logprobs = scored[~policy.banned, -1].double().log_softmax(0)
+            expected = -(logprobs.exp() * logprobs).sum().item()
+            for rollout in rollouts:
+                assert rollout.mask[1, place]
+                assert rollout.entropy[1, place].item() == pytest.approx(expected, abs=1e-6)
+
+    def test_on_paper_and_with_a_large_vocabulary(self):
+        found = entropy(logits_of(0.5, 0.25, 0.25, 0.0))
+        assert found.item() == pytest.approx(1.5 * math.log(2), abs=1e-7)
+        assert entropy(logits_of(0.0, 1.0)).item() == 0
+        logits = torch.randn(4, 151_936, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+            [[0.02], [1.0], [5.0], [20.0]]
+        )
+        exact = torch.distributions.Categorical(logits=logits.double()).entropy()
+        assert (entropy(logits.log_softmax(-1)) - exact).abs().max() < 1e-6
+
+    def test_greedy_decoding_has_none(self, prompts, stopping_policy):
+        greedy = Sampling(max_tokens=4, temperature=0.0)
+        assert (ROLL(stopping_policy, [prompts["square"]], greedy, KEY).entropy == 0).all()
 
 
 class TestDraws:

@@ -43,7 +43,7 @@ def same_draws(one, other, atol=1e-5):
     assert torch.equal(one.mask, other.mask)
     assert one.texts == other.texts
     assert torch.equal(one.truncated, other.truncated)
-    for name in ("logprobs", "kept_mass"):
+    for name in ("logprobs", "kept_mass", "entropy"):
         ours, theirs = getattr(one, name)[one.mask], getattr(other, name)[one.mask]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 

@@ -80,5 +80,5 @@ def drawn(rng: random.Random, step: int, samples: list[VQASample], size: int) ->
     blanks = torch.zeros(tokens.shape)
     texts = [answer.text for answer in answers]
     advantages = GroupRelative().relative(table.total, size)
-    drawn = rollout(logprobs=blanks, kept_mass=blanks + 1, texts=texts)
+    drawn = rollout(logprobs=blanks, kept_mass=blanks + 1, entropy=blanks, texts=texts)
     return rollout_rows(step, Trajectory(samples, drawn, asked, answers, table, advantages=advantages))
