@@ -146,6 +146,9 @@ class Rewards:
             raise ValueError("reward.terms is empty: a run needs at least one reward term")
         if unknown := sorted(set(self.weights) - set(self.terms)):
             raise ValueError(f"reward.weights names {unknown}, but the terms are {sorted(self.terms)}")
+        metrics = {"std"} | {f"{name}_{side}" for name in self.terms for side in ("right", "wrong")}
+        if taken := sorted(metrics & set(self.terms)):
+            raise ValueError(f"train/reward_{taken[0]} is another metric: rename the term in reward.terms")
 
     def score(self, answers: Sequence[Answer], samples: Sequence[VQASample]) -> RewardTable:
         """Score answer ``i`` against sample ``i``.

@@ -243,6 +243,11 @@ class TestWeightedSum:
         with pytest.raises(ValueError, match=r"\['acuracy'\], but the terms are \['accuracy'\]"):
             Rewards({"accuracy": exact_accuracy}, {"acuracy": 1.0})
 
+    @pytest.mark.parametrize("name", ["std", "format_right", "format_wrong"])
+    def test_a_term_with_the_name_of_another_metric_is_refused(self, name):
+        with pytest.raises(ValueError, match=f"train/reward_{name} is another metric: rename the term"):
+            Rewards({"format": exact_accuracy, name: exact_accuracy}, {})
+
     def test_no_term_is_refused(self):
         with pytest.raises(ValueError, match="at least one reward term"):
             Rewards({}, {})

@@ -4,6 +4,7 @@ Zero-shot is this module alone; GRPO and SFT add a ``training_step``.
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -74,6 +75,8 @@ class VLMModule(LightningModule):
         self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
         self.optim = optim
         self.step = 0  # finished training steps: rollouts for GRPO, batches for SFT
+        self.seen: Counter[str] = Counter()  # questions and tokens of training so far, of all ranks
+        self._seen_in_step: Counter[str] = Counter()  # of this rank
         self.totals: Counter[str] = Counter()  # counters of this rank, see :class:`Counters`
         self.computed: Counter[str] = Counter()  # counters of all ranks, after the test
         self.predictions: list[Prediction] = []
@@ -121,6 +124,13 @@ class VLMModule(LightningModule):
         """Shard the weights under a model-parallel strategy."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             self.policy.shard(self.device_mesh["data_parallel"])
+
+    def on_train_start(self) -> None:
+        self._first_step, self._start = self.step, time.monotonic()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget the last step's values: Lightning would log one again if this step logs none."""
+        self.trainer._results.reset(metrics=False, fx="training_step")
 
     def on_validation_start(self) -> None:
         self.policy.prepare()
@@ -187,6 +197,7 @@ class VLMModule(LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         if total == self.trainer.max_steps:  # max_steps counts optimiser updates, the schedule training steps
             total = math.ceil(total / self.updates_per_step)
+        self.total_steps = total
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.lr_at(s, total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
@@ -210,15 +221,32 @@ class VLMModule(LightningModule):
             torch.distributed.all_gather_object(values, value)
         return values
 
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """One value per row of this rank -> those of all ranks in their order, on the host."""
+        return self.all_gather(values.to(self.device)).flatten().cpu()
+
     def log_metrics(self, metrics: Mapping[str, Tensor]) -> None:
-        """Log each metric under ``train/``, averaged over its elements and over ranks."""
-        for name, value in metrics.items():
-            shown = name in ("reward", "kl", "accuracy")
-            # Rewards are scored on the host; NCCL averages over ranks on the device.
-            self.log(f"train/{name}", value.float().mean().to(self.device), prog_bar=shown, sync_dist=True)
+        """Log the mean of each metric over its elements on all ranks under ``train/``; if none, nothing."""
+        sums = [value.float().sum().to(self.device) for value in metrics.values()]  # rewards are on the host
+        counts = torch.tensor([float(value.numel()) for value in metrics.values()], device=self.device)
+        sums, counts = self.all_gather(torch.stack([torch.stack(sums), counts])).view(-1, 2, len(sums)).sum(0)
+        for name, total, count in zip(metrics, sums, counts.tolist(), strict=True):
+            if count:
+                shown = name in ("reward", "kl", "accuracy")
+                self.log(f"train/{name}", total / count, prog_bar=shown)
+
+    def count_seen(self, prompts: Sequence[EncodedPrompt], completion_tokens: int) -> None:
+        """Count questions, and tokens of their prompts and completions, as seen in this step."""
+        tokens = completion_tokens + sum(len(prompt.ids) for prompt in prompts)
+        self._seen_in_step.update(questions=len(prompts), tokens=tokens)
 
     def end_step(self) -> None:
         """End one training step: log its counters, advance the learning rate and the step count."""
+        for name, count in self._seen_in_step.items():
+            self.seen[name] += int(self.all_gather(torch.tensor(count, device=self.device)).sum())
+            # Lightning would round a number to fp32, which is exact up to 2**24 only.
+            self.log(f"train/{name}_seen", torch.tensor(self.seen[name], dtype=torch.float64))
+        self._seen_in_step.clear()
         computed = self.take_counters()  # the same names on every rank, since logging reduces over ranks
         if "seconds_sample" in computed:
             computed["tokens_per_second"] = computed["decode_rows"] / computed["seconds_sample"]
@@ -229,6 +257,10 @@ class VLMModule(LightningModule):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         self.lr_schedulers().step()
         self.step += 1
+        seconds = (time.monotonic() - self._start) / (
+            self.step - self._first_step
+        )  # per step, validations too
+        self.log("timing/seconds_left", seconds * (self.total_steps - self.step))
 
     def take_counters(self) -> dict[str, float]:
         """Counters since the last call; adds them to :attr:`totals`."""
@@ -240,6 +272,7 @@ class VLMModule(LightningModule):
         """Keep the step and only the trained weights; the others are the starting model's."""
         checkpoint["medvlm_r1_step"] = self.step
         checkpoint["medvlm_r1_totals"] = dict(self.totals)
+        checkpoint["medvlm_r1_seen"] = dict(self.seen)
         trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
@@ -247,6 +280,7 @@ class VLMModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["medvlm_r1_step"]
         self.totals = Counter(checkpoint["medvlm_r1_totals"])
+        self.seen = Counter(checkpoint["medvlm_r1_seen"])
 
     @property
     def run_name(self) -> str:

@@ -121,7 +121,9 @@ class GRPO(VLMModule):
         with self.timed("train"):
             minibatches = self.split_minibatches(trajectory)
             updates = [self.update_minibatch(m) for _ in range(self.num_iterations) for m in minibatches]
-        self.log_metrics(step_metrics(sampled, trajectory, updates))
+        lengths = self.gather_rows(sampled.rollout.lengths.float())
+        metrics = step_metrics(sampled, trajectory, updates)
+        self.log_metrics(metrics | {"tokens_p95": lengths.quantile(0.95)})
         self.end_step()
         return {"trajectory": trajectory}
 
@@ -130,6 +132,7 @@ class GRPO(VLMModule):
         with self.timed("sample"):
             rollout = self.engine(self.policy, prompts, self.sampling, self.noise_key)
             samples, answers = self.parse(prompts, rollout.texts)
+        self.count_seen(prompts, int(rollout.lengths.sum()))
         with self.timed("score"):
             rewards = self.rewards.score(answers, samples)
         trajectory = Trajectory(prompts, rollout, samples, answers, rewards)
@@ -245,15 +248,10 @@ class GRPO(VLMModule):
 
     def _compute_advantages(self, trajectory: Trajectory) -> Float[Tensor, " rows"]:
         """Advantages of this rank's rows; the estimator sees the rewards of all ranks."""
-        rewards, correct = trajectory.rewards, trajectory.correct
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        if world > 1:
-
-            def gather(values: Tensor) -> Tensor:
-                return self.all_gather(values.to(self.device)).flatten().cpu()
-
-            rewards, correct = rewards.map(gather), gather(correct.float()).bool()
-        return self.advantages(rewards, correct, self.sampling.group_size).chunk(world)[rank]
+        rewards = trajectory.rewards.map(self.gather_rows)
+        correct = self.gather_rows(trajectory.correct.float()).bool()
+        advantages = self.advantages(rewards, correct, self.sampling.group_size)
+        return advantages.chunk(self.trainer.world_size)[self.trainer.global_rank]
 
     def _denominator(self, minibatch: Sequence[MicroBatch]) -> float | Tensor:
         """Denominator of the loss's sum over rows or tokens.

@@ -49,6 +49,7 @@ class SFT(VLMModule):
                 total += loss.detach()
         with self.timed("update"):
             norm = self.apply_gradients()
+        self.count_seen(prompts, int(count))
         self.log("train/loss", total, prog_bar=True, sync_dist=True)
         self.log("train/loss_tokens", count, sync_dist=True, reduce_fx="sum")
         self.log("train/grad_norm", norm)

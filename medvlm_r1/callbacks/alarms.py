@@ -34,7 +34,7 @@ class Alarms(Callback):
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self._steps = 0 if metrics.get("train/active_groups", 1.0) > 0 else self._steps + 1
+        self._steps = self._steps + 1 if metrics.get("train/frac_zero_advantage") == 1 else 0
         truncated = metrics.get("train/truncated", 0.0)
         kl, loss = metrics.get("train/kl", 0.0), metrics.get("train/loss", 0.0)
         difference = metrics.get("train/sampling_logp_difference_p99", 0.0)

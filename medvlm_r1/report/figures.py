@@ -59,12 +59,14 @@ class Panel:
 # Logged metric -> panel title and unit; every reward term gets a panel of its own.
 CURVES = {
     "train/reward": ("Reward", "mean total per completion"),
+    "train/reward_std": ("Reward spread", "standard deviation in a group"),
+    "train/frac_zero_advantage": ("Zero-advantage groups", "share of prompts"),
+    "train/entropy": ("Entropy", "nats per token"),
     "train/kl": ("KL to the reference", "nats per token"),
     "train/tokens": ("Completion length", "tokens"),
     "train/truncated": ("Truncated", "share of completions"),
     "train/accuracy": ("Accuracy while training", "share of completions"),
     "train/well_formed": ("Well-formed while training", "share of completions"),
-    "train/active_groups": ("Active groups", "share with a gradient"),
     "train/loss": ("Loss", ""),
     "validation/accuracy": ("Validation accuracy", "training domain"),
     "validation/well_formed": ("Validation: well-formed", "share of answers"),
@@ -105,7 +107,8 @@ def curve_panels(c: Comparison) -> list[Panel]:
     Several seeds: a thin line each, and their mean as a thick one.
     """
     logged = {metric for run in c.runs for metric in run.curves.columns}
-    terms = sorted(metric for metric in logged if metric.startswith("train/reward_"))
+    parts = {f"{metric}_{side}" for metric in logged for side in ("right", "wrong")} | CURVES.keys()
+    terms = sorted(m for m in logged - parts if m.startswith("train/reward_"))
     titles = {m: (f"Reward: {m.removeprefix('train/reward_').replace('_', ' ')}", "mean") for m in terms}
     number, panels = colour_numbers(c.groups), []
     for metric, (heading, unit) in ({"train/reward": CURVES["train/reward"]} | titles | CURVES).items():
@@ -211,7 +214,7 @@ def _curves(axes: Axes, groups: Sequence[RunGroup], metric: str, number: dict[st
         mean = _mean_curve(group, metric)
         axes.plot(mean, color=colour, lw=1.8, marker="o" if len(mean) < 12 else None, ms=3.5)
     low, high = axes.get_ylim()
-    if metric.endswith(("accuracy", "well_formed", "truncated", "active_groups")):
+    if metric.endswith(("accuracy", "well_formed", "truncated", "frac_zero_advantage")):
         axes.set_ylim(max(-0.02, low), min(1.02, max(high, 0.1)))
     remove_frame(axes, PAGE)
     axes.grid(axis="y", color=PAGE.rule, lw=0.7)

@@ -14,7 +14,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from medvlm_r1.data.perturbation import PLAIN
-from medvlm_r1.runs.renames import METRICS, renamed, renamed_config, renamed_overrides
+from medvlm_r1.runs.renames import COMPLEMENTS, METRICS, renamed, renamed_config, renamed_overrides
 
 
 class RunFolderError(ValueError):
@@ -111,7 +111,8 @@ class Run:
         table = pd.read_csv(path)
         for old, new in METRICS.items():
             if old in table:  # beside the new column if two versions wrote the file
-                table[new] = table.get(new, table[old]).fillna(table.pop(old))
+                values = 1 - table.pop(old) if old in COMPLEMENTS else table.pop(old)
+                table[new] = table.get(new, values).fillna(values)
         return table
 
     def curve(self, metric: str) -> pd.Series:

@@ -43,12 +43,14 @@ METRICS: dict[str, str] = {
     "train/head_tokens": "train/lm_head_tokens",
     "train/gap_mean": "train/sampling_logp_difference_mean",
     "train/gap_p99": "train/sampling_logp_difference_p99",
-    "train/groups_with_spread": "train/active_groups",
+    "train/groups_with_spread": "train/frac_zero_advantage",
+    "train/active_groups": "train/frac_zero_advantage",
     "train/redrawn": "train/replaced_groups",
     "train/clipped": "train/clip_fraction",
     "train/ratio": "train/importance_ratio",
     "timing/seconds_redraw": "timing/seconds_dynamic_sampling",
 }
+COMPLEMENTS = ("train/groups_with_spread", "train/active_groups")  # of these, the new column is 1 - the old
 
 _OVERRIDE = re.compile(r"([+~]*)([\w./]+)(@[^=]*)?(=.*)?", re.DOTALL)  # sign, key, package, value
 

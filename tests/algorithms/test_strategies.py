@@ -86,6 +86,21 @@ def test_two_processes_make_the_step_of_one(strategy, scenario, seen):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_metrics_are_those_of_all_ranks(strategy, seen):
+    (alone,), ranks = seen["single"]["grpo"], seen[strategy]["grpo"]
+    lengths = torch.tensor([rank["tokens"] for rank in ranks]).flatten().float()
+    for rank in ranks:
+        metrics = rank["metrics"]
+        names = {name for name in metrics if name.startswith(("train/reward", "train/tokens"))}
+        names |= {"train/entropy", "train/advantage_abs", "train/frac_zero_advantage"}
+        assert names >= {"train/reward_std", "train/reward_accuracy_wrong", "train/tokens_seen"}
+        for name in names:
+            assert metrics[name] == pytest.approx(alone["metrics"][name], abs=1e-5), name
+        assert metrics["train/tokens_p95"] == pytest.approx(lengths.quantile(0.95).item())
+        assert metrics["train/questions_seen"] == 4
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_answers_are_those_of_one_process_in_its_order(strategy, seen):
     (alone,) = seen["single"]["grpo"]
     asked = [(row[0], row[2]) for row in alone["answers"] if row[1] == "image"]

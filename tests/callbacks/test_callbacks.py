@@ -16,7 +16,7 @@ from medvlm_r1.rollout.engine import Rollout
 pytestmark = pytest.mark.usefixtures("unchecked")  # trainers are namespaces
 
 FINE = {
-    "train/active_groups": 0.5,
+    "train/frac_zero_advantage": 0.5,
     "train/truncated": 0.0,
     "train/kl": 0.01,
     "train/loss": 0.1,
@@ -46,7 +46,7 @@ def test_a_healthy_run_is_silent(tmp_path, capsys):
 
 
 def test_zero_advantages_for_n_steps(tmp_path):
-    flat = {"train/active_groups": 0.0}
+    flat = {"train/frac_zero_advantage": 1.0}
     rows = alarms_of(tmp_path, flat, flat, {}, flat, flat, flat, flat, zero_advantage_steps=3)
     assert [(row["step"], row["alarm"]) for row in rows] == [(5, "zero_advantage")]
 

@@ -107,6 +107,8 @@ def test_it_ends_as_the_run_that_was_never_stopped(whole, step, tmp_path):
     assert torch.equal(weights(again), weights(whole.module))
     assert [p.text for p in again.predictions] == [p.text for p in whole.module.predictions]
     assert logged(tmp_path) == logged(whole.folder)
+    (*_, last) = (row for row in logged(tmp_path) if row["train/questions_seen"])
+    assert float(last["train/questions_seen"]) == again.seen["questions"] >= 24
 
 
 @pytest.fixture

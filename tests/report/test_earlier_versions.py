@@ -40,7 +40,8 @@ def make_old(folder):
     overrides.append(f"method.inner_epochs={config.method.inner_epochs}")
     OmegaConf.save(overrides, folder / ".hydra/overrides.yaml")
     curves = pd.read_csv(folder / "metrics.csv")
-    curves.assign(**{"train/groups_with_spread": 0.5}).to_csv(folder / "metrics.csv", index=False)
+    curves = curves.drop(columns="train/frac_zero_advantage", errors="ignore")
+    curves.assign(**{"train/groups_with_spread": 0.75}).to_csv(folder / "metrics.csv", index=False)
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["counters"] = {"host_reads": 3, "pass_tokens": 7, "prefill_tokens": 5}
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -56,7 +57,7 @@ def test_an_old_run_is_a_seed_of_the_same_configuration(tmp_path):
     c = compare([tmp_path])
     assert [(group.label, group.seeds) for group in c.groups] == [("SFT", [0]), ("GRPO", [0, 1])]
     assert [f.differences for f in c.fairness] == [()]
-    assert "Active groups" in [panel.title for panel in curve_panels(c)]
+    assert "Zero-advantage groups" in [panel.title for panel in curve_panels(c)]
     assert "GRPO" in write_comparison_report([tmp_path], tmp_path).read_text()
 
 
@@ -66,16 +67,20 @@ def test_names_of_an_old_run_are_those_of_this_version(tmp_path):
     assert run.config["method"]["loss"] == {"clip_low": 0.2}
     assert run.config["callbacks"]["checkpoint"]["dirpath"].endswith("checkpoints")
     assert run.overrides["method.num_iterations"] == "2"
-    assert set(run.curve("train/active_groups")) == {0.5}
+    assert set(run.curve("train/frac_zero_advantage")) == {0.25}
     assert run.metrics["counters"] == {"device_syncs": 3, "forward_tokens": 7, "prefill_tokens": 5}
 
 
 def test_a_metric_that_two_versions_logged_is_one_curve(tmp_path):
     """A run that one version began and another resumed has both columns, each with its own steps."""
     folder = write(tmp_path, 0)
-    old, new = {"step": 1, "train/clipped": 0.1}, {"step": 2, "train/clip_fraction": 0.2}
-    pd.DataFrame([old, new]).to_csv(folder / "metrics.csv", index=False)
-    assert read_run(folder).curve("train/clip_fraction").to_dict() == {1: 0.1, 2: 0.2}
+    oldest = {"step": 0, "train/clipped": 0.1, "train/groups_with_spread": 1.0}
+    old = {"step": 1, "train/clip_fraction": 0.1, "train/active_groups": 0.75}
+    new = {"step": 2, "train/clip_fraction": 0.2, "train/frac_zero_advantage": 0.5}
+    pd.DataFrame([oldest, old, new]).to_csv(folder / "metrics.csv", index=False)
+    run = read_run(folder)
+    assert run.curve("train/clip_fraction").to_dict() == {0: 0.1, 1: 0.1, 2: 0.2}
+    assert run.curve("train/frac_zero_advantage").to_dict() == {0: 0.0, 1: 0.25, 2: 0.5}
 
 
 def test_a_sweep_of_old_runs_has_the_factors_of_this_version(tmp_path, capsys):

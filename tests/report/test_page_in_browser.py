@@ -74,7 +74,8 @@ def expected(folders, groups):
     logged = {
         run: pd.read_csv(run / "metrics.csv").columns for run in folders if (run / "metrics.csv").is_file()
     }
-    shared = set().union(*logged.values()) - {"step", "epoch", "train/lr", "train/loss"}
+    shared = set().union(*logged.values()) - {"step", "epoch", "train/lr", "train/loss", "train/tokens_seen"}
+    shared = {metric for metric in shared if not metric.endswith(("_right", "_wrong"))}
     alarms = sum(len(path.read_text().splitlines()) for run in folders for path in run.glob("alarms.jsonl"))
     scopes = len(SETS) + (1 if domains else 2)  # the test sets, their mean, and the mean out of domain
     pairs = zero_shot * (groups - zero_shot) + grpo * sft
