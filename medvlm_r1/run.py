@@ -12,6 +12,8 @@ Torch and Lightning are imported late: --help, misspelt options and missing weig
 """
 
 import logging
+import os
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.evaluate.controls import PerturbedQuestions, controls_of
 from medvlm_r1.inference.endpoint_client import EndpointError
-from medvlm_r1.launch.attempt import Attempt, attempt, exit_codes, write_report
+from medvlm_r1.launch.attempt import Attempt, attempt, exit_codes, metric_of, write_report
 from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.silence import silence_libraries
 from medvlm_r1.runs.places import CONF
@@ -34,7 +36,7 @@ log = logging.getLogger("medvlm_r1")
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> float:
-    """Run or resume one job; returns the validation accuracy of the selected weights, for sweepers."""
+    """Run or resume one job; returns ``optimized_metric`` of the selected weights, for sweepers."""
     with attempt(cfg) as this:
         return execute(cfg, this) if this.result is None else this.result
 
@@ -60,7 +62,9 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
             if checkpoint:
                 log.info("resuming from %s", checkpoint)
             else:
-                trainer.validate(module, data, verbose=False)  # first point of the curve
+                (first,) = trainer.validate(module, data, verbose=False)  # first point of the curve
+                with user_errors():
+                    metric_of(first, cfg.optimized_metric)
             with clock.phase("fit"):
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             trainer.strategy.optimizers = []  # frees their fp32 copies on the device
@@ -72,7 +76,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         write_artifacts(this.job.folder, config, module, validation, clock, findings)
         write_report(this.job.folder)
-    return validation["validation/accuracy"]
+    return metric_of(validation, cfg.optimized_metric)
 
 
 def load_questions(cfg: DictConfig, clock: Any) -> tuple[Any, dict[str, Any]]:
@@ -143,6 +147,7 @@ def test(cfg: DictConfig, module: Any, data: Any, trainer: Any, folder: Path) ->
 
 
 def main() -> None:
+    sys.path.append(os.getcwd())  # the user's own parts, named by _target_
     with exit_codes():
         run()
 

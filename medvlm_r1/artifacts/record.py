@@ -80,6 +80,8 @@ def write_artifacts(
     predictions = module.predictions
     if PRIOR in controls:
         prior = prior_predictions(questions.train, questions.test, folder.name, module.step)
+        answered = {(row.test_set, row.sample_id) for row in predictions}  # fewer with limit_test_batches
+        prior = [row for row in prior if (row.test_set, row.sample_id) in answered]
         predictions = sort_predictions([*predictions, *prior])
     write_predictions(folder / "predictions.jsonl", predictions)
     trained = module.policy.trainable_parameters if module.trains else []

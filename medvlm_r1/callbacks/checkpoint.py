@@ -7,10 +7,11 @@ ends with the same weights, metrics and predictions, bit for bit, as a run that 
 import logging
 import pickle
 import signal
+import sys
 import threading
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from medvlm_r1.runs.durable import remove, sync, write_whole
+from medvlm_r1.runs.ranks import is_rank_zero
 
 LAST, BEFORE = "last.ckpt", "before.ckpt"
 # Files that grow line by line. A checkpoint holds their text, so that a resumed run does not repeat the lines
@@ -33,7 +35,8 @@ class Checkpoints(Callback):
 
     One is written every ``every`` steps into ``folder``, a folder of the run folder: between two steps, after
     the validation of the first, so a resumed run starts with the second. A file gets its name once it is on
-    disk. After SIGTERM, the current step and its validation end, a checkpoint is written and training stops.
+    disk. After SIGTERM or Ctrl-C, the current step and its validation end, a checkpoint is written and
+    training stops; a second Ctrl-C stops at once.
     """
 
     def __init__(self, folder: str | Path, every: int = 25) -> None:
@@ -42,8 +45,8 @@ class Checkpoints(Callback):
         self.folder, self.every = Path(folder), every
         self._written = 0  # step of the newest checkpoint
         self._between_steps = False  # whether the checkpoint being written is
-        self._terminated = False  # whether SIGTERM has reached this rank
-        self._handler: Any = None  # the SIGTERM handler that this callback's replaces
+        self._signal: int | None = None  # that reached this rank and ends training
+        self._handlers: dict[int, Any] = {}  # the signal handlers that this callback's replaces
         self._loaded: dict[str, Any] | None = None
         self._last_is_damaged = False  # then before.ckpt stays until a newer checkpoint is on disk
 
@@ -54,28 +57,35 @@ class Checkpoints(Callback):
         if module.step > self._written and (stopping or module.step % self.every == 0):
             self.write(trainer, module, between_steps=True)
         if stopping:
-            raise SIGTERMException
+            self._stop()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Lightning's own handler would stop within a validation, which cannot be resumed in the middle.
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, self._terminate)
+            self._handlers = {s: signal.signal(s, self._received) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.write(trainer, module, between_steps=False)
         if self._is_stopping(trainer):
-            raise SIGTERMException
+            self._stop()
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def _is_stopping(self, trainer: Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
 
-    def _terminate(self, *signal_and_frame: Any) -> None:
-        self._terminated = True
+    def _received(self, number: int, frame: Any) -> None:
+        if self._signal == number == signal.SIGINT:
+            self._handlers[number](number, frame)
+        self._signal = number
+        if number == signal.SIGINT and is_rank_zero():
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    def _stop(self) -> NoReturn:
+        raise SIGTERMException(128 + (self._signal or signal.SIGTERM))
 
     def write(self, trainer: Trainer, module: LightningModule, between_steps: bool) -> None:
         """Write ``last.ckpt``; all ranks call it. After an error, earlier checkpoints are intact."""

@@ -1,5 +1,6 @@
 """The Lightning data module: workers encode the questions of training, validation and test."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
 from typing import Any
@@ -137,7 +138,9 @@ class VQADataModule(LightningDataModule):
         return _Share(source, *self._world_and_rank())
 
     def _loader(self, encoded: Dataset, **batching: Any) -> DataLoader:
-        return DataLoader(encoded, num_workers=self.workers, collate_fn=list, **batching)
+        return DataLoader(
+            encoded, num_workers=self.workers, collate_fn=list, worker_init_fn=_ignore_interrupts, **batching
+        )
 
 
 class _Shuffled(DistributedSampler):
@@ -185,3 +188,8 @@ class _EncodedPerturbations(_Encoded):
             (p, self.encode(p.sample, self.phase, assistant_prefix=p.assistant_prefix, memo=memo))
             for p in self.source[index]
         ]
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, and the main process finishes the step that it is in."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

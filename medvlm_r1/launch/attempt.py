@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from medvlm_r1.runs.folder import empty
 from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
 
 log = logging.getLogger("medvlm_r1")
+_SIGNALS = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Attempt:
     """The work of this process on a run; there is something to do if ``result`` is ``None``."""
 
     job: Job
-    result: float | None = None  # validation accuracy of a finished run; nan if another process works on it
+    result: float | None = None  # optimized_metric of a finished run; nan if another process works on it
     record: Callable[..., None] | None = None  # on rank 0, adds facts to attempts.json
 
     def start(self, cfg: DictConfig, trains: bool, **facts: Any) -> Path | None:
@@ -96,7 +98,7 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
 
 
 def finished_result(cfg: DictConfig, job: Job) -> float | None:
-    """Validation accuracy if the run is finished; raises ``ValueError`` if it failed and is not to retry."""
+    """``optimized_metric`` if the run is finished; raises ``ValueError`` if it failed and is not to retry."""
     if not (cfg.resume or cfg.ckpt_path):
         return None
     result = status.result_of(job.folder)
@@ -107,7 +109,17 @@ def finished_result(cfg: DictConfig, job: Job) -> float | None:
     log.info("run %s: finished already (overwrite=true starts it again)", job.folder)
     if is_rank_zero() and not (job.folder / "report.html").exists():  # killed between metrics and report
         write_report(job.folder)
-    return json.loads((job.folder / "metrics.json").read_text())["validation"]["accuracy"]
+    return metric_of(
+        json.loads((job.folder / "metrics.json").read_text())["validation"], cfg.optimized_metric
+    )
+
+
+def metric_of(validation: dict[str, float], name: str) -> float:
+    """Return a metric of the validation by ``optimized_metric``; raises ``ValueError`` for an unknown one."""
+    values = {key if "/" in key else f"validation/{key}": value for key, value in validation.items()}
+    if name not in values:
+        raise ValueError(f"optimized_metric is {name!r}: take one of {', '.join(sorted(values))}")
+    return values[name]
 
 
 def write_report(folder: Path) -> None:
@@ -125,12 +137,17 @@ def write_report(folder: Path) -> None:
     log.info("report: %s", write_run_report(folder))
 
 
+def _interrupt(*signal_and_frame: Any) -> None:
+    """End the process after Ctrl-C; Lightning would turn a KeyboardInterrupt into exit code 1."""
+    raise SystemExit(128 + signal.SIGINT)
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Check the jobs of a command, run it, and print the statuses of a multirun's runs.
 
     Exit codes: 1 if a run of a multirun failed, 2 for an error that the user can fix, 3 if a plan does not
-    fit, 143 after SIGTERM.
+    fit, 130 after Ctrl-C, 143 after SIGTERM.
     """
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
     try:
@@ -138,13 +155,20 @@ def exit_codes() -> Iterator[None]:
             sweep = compose_jobs(sys.argv[1:])
     except UserError as error:
         exit_with_error(str(error))
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, _interrupt) if main_thread else None
     try:
         yield
     except SystemExit as error:
-        if type(error).__name__ == "SIGTERMException":  # Lightning's; its exit code is 0
-            raise SystemExit(128 + signal.SIGTERM) from None
-        raise
+        # Lightning's exception after SIGTERM has no code
+        code = 128 + signal.SIGTERM if type(error).__name__ == "SIGTERMException" else error.code
+        if code in _SIGNALS and is_rank_zero():
+            command = "the same command" if sweep else "the same command with resume=auto"
+            print(f"stopped: {command} continues from the newest checkpoint", file=sys.stderr)
+        raise SystemExit(error.code or code) from None
     finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, handler)
         if sweep and is_rank_zero():
             print(status.sweep_summary(sweep))
     if sweep and status.FAILED in status.statuses_of(sweep).values():  # a search continues after a failure

@@ -2,32 +2,34 @@
 
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from medvlm_r1.launch.help import help_text
 from medvlm_r1.launch.silence import silence_libraries
-from medvlm_r1.launch.suggest import suggest
+from medvlm_r1.launch.suggest import suggest, suggest_quotes
 from medvlm_r1.launch.validate import check_same_run, check_settings
 from medvlm_r1.runs import status
-from medvlm_r1.runs.folder import OUTPUTS, run_name
-from medvlm_r1.runs.places import CONF
+from medvlm_r1.runs.folder import run_name
+from medvlm_r1.runs.places import CONF, pip_install
 from medvlm_r1.runs.ranks import is_rank_zero
 from medvlm_r1.runs.renames import renamed_overrides
-
-# Options with which Hydra prints something and runs no job.
-_PRINTS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--info", "-i", "-sc"}
 
 
 class UserError(CompactHydraException):
@@ -42,65 +44,123 @@ def cause_of(error: Exception) -> tuple[Exception, str | None]:
     return error.__cause__, node and node[1]
 
 
-def hydra_arguments(arguments: list[str]) -> list[str]:
-    """Rewrite arguments for Hydra: old keys, with a line on stderr for each, and GROUP=null as ~GROUP."""
-    arguments, notices = renamed_overrides(arguments)
+def parse_arguments(arguments: Sequence[str]) -> Namespace:
+    """Parse a command line with Hydra's parser, overrides and options in any order."""
+    return get_args_parser().parse_intermixed_args(arguments)
+
+
+def hydra_arguments(arguments: Sequence[str]) -> list[str]:
+    """Rewrite a command line for Hydra.
+
+    Options come first; old keys get their present names, with a line on stderr for each; ``GROUP=null``
+    becomes ``~GROUP``; a group without a default, such as ``experiment``, gets its ``+``.
+    """
+    if "--version" in arguments:
+        print(f"medvlm_r1 {version('medvlm_r1')}, Hydra {hydra.__version__}")
+        raise SystemExit
+    args = parse_arguments(arguments)
+    overrides, notices = renamed_overrides(args.overrides)
     for notice in notices if is_rank_zero() else ():
         print(notice, file=sys.stderr)
-    groups = [argument.removesuffix("=null") for argument in arguments]
-    return [
-        f"~{group}" if group != argument and (CONF / group).is_dir() else argument
-        for group, argument in zip(groups, arguments, strict=True)
-    ]
+    defaults = {
+        group for node in OmegaConf.load(CONF / "config.yaml").defaults if node != "_self_" for group in node
+    }
+
+    def rewrite(override: str) -> str:
+        group, _, option = override.partition("=")
+        if "." in group or not any((folder / group).is_dir() for folder in conf_folders(args)):
+            return override
+        if "/" not in group and group not in defaults:
+            return f"+{override}"
+        return f"~{group}" if option == "null" else override
+
+    options = [argument for argument in arguments if argument not in args.overrides]
+    return options + [rewrite(override) for override in overrides]
 
 
-def compose_jobs(arguments: list[str]) -> Path | None:
+def conf_folders(args: Namespace) -> list[Path]:
+    """Folders with configuration, the user's before the package's."""
+    return [Path(folder) for folder in (args.config_dir, CONF) if folder]
+
+
+@contextmanager
+def initialized_hydra(args: Namespace) -> Iterator[None]:
+    """Let ``hydra.compose`` read the folders of :func:`conf_folders`."""
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        if args.config_dir:
+            loader: Any = GlobalHydra.instance().config_loader()
+            search_path = loader.get_search_path()
+            search_path.prepend("command-line", f"file://{Path(args.config_dir).absolute()}")
+            loader.repository.initialize_sources(search_path)
+        yield
+
+
+def compose_jobs(arguments: Sequence[str]) -> Path | None:
     """Compose and check all jobs, or print their plans and exit; returns a multirun's folder or ``None``."""
-    if _PRINTS & set(arguments):
+    args = parse_arguments(arguments)
+    if args.help:
+        print(help_text(conf_folders(args)))
+        raise SystemExit
+    if args.hydra_help or args.info or args.shell_completion:
         return None
-    overrides = [a for a in arguments if not a.startswith("-") and not a.startswith("hydra")]
-    multirun = bool({"-m", "--multirun"} & set(arguments))
-    for option in filter(re.compile("hydra/(launcher|sweeper)=").match, arguments):
-        check_plugin(*option.split("="))
+    typed = dict(override.partition("=")[::2] for override in args.overrides)
+    for group in ("hydra/launcher", "hydra/sweeper"):
+        if group in typed:
+            check_plugin(group, typed[group])
     jobs: dict[str, list[str]] = {}
-    sweep = next((a.partition("=")[2] for a in overrides if a.startswith("sweep=")), None)
-    if not any(a.startswith("hydra/sweeper=") for a in arguments):  # it has an override syntax of its own
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose(overrides, multirun)
+    sweep, outputs = typed.get("sweep"), typed.get("paths.outputs", "outputs")
+    # a search has an override syntax of its own
+    if not {"hydra/sweeper", "hparams_search", "+hparams_search"} & typed.keys():
+        with initialized_hydra(args):
+            composed = compose(args)
+            if args.cfg:
+                return None
             if any(cfg.plan for _, cfg, _ in composed):
                 raise SystemExit(max(show_plan(job) for job, *_ in composed))
-        sweep = composed[-1][1].sweep
+        sweep, outputs = composed[-1][1].sweep, composed[-1][1].paths.outputs
         for job, cfg, name in composed:
             check_settings(cfg)
             if (other := jobs.setdefault(name, list(job))) != list(job):
                 both = " and ".join(map(" ".join, (other, job)))
                 raise UserError(f"{both} would share the folder {name}: give each a sweep of its own")
-    if not multirun:
+    if not args.multirun:
         return None
     if not sweep:
-        raise UserError("a multirun needs a name for its folder, outputs/sweeps/NAME: add sweep=NAME")
-    folder = OUTPUTS / "sweeps" / sweep
+        raise UserError(f"a multirun needs a name for its folder, {outputs}/sweeps/NAME: add sweep=NAME")
+    folder = Path(outputs) / "sweeps" / sweep
     if is_rank_zero():
         status.record_jobs(folder, jobs)
         print(f"{folder}: {status.count_statuses(status.statuses_of(folder))}")
     return folder
 
 
-def compose(overrides: list[str], multirun: bool) -> list[tuple[Sequence[str], DictConfig, str]]:
+def compose(args: Namespace) -> list[tuple[Sequence[str], DictConfig, str]]:
     """Overrides, configuration and run name of every job of a command."""
+    # Hydra's own settings are composed where it runs the job; its search path is needed here.
+    overrides = [o for o in args.overrides if not o.startswith("hydra") or o.startswith("hydra.searchpath")]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
-        jobs = BasicSweeper.split_arguments(parsed, None)[0] if multirun else [overrides]
+        jobs = BasicSweeper.split_arguments(parsed, None)[0] if args.multirun else [overrides]
         configs = [hydra.compose("config", overrides=job, return_hydra_config=True) for job in jobs]
         names = [run_name(_root_=cfg) for cfg in configs]
         configs = [OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]) for cfg in configs]
         return list(zip(jobs, configs, names, strict=True))
+    except OverrideParseException as error:
+        raise UserError(suggest_quotes(error.override, str(error))) from error
     except (HydraException, OmegaConfBaseException) as error:
-        groups = [o for o in overrides if (CONF / o.lstrip("+").split("=")[0]).is_dir() and "," not in o]
+        folders = conf_folders(args)
+        groups = [o.partition("=")[0].lstrip("+") for o in overrides]
+        chosen = [
+            override
+            for override, group in zip(overrides, groups, strict=True)
+            if "," not in override and any((folder / group).is_dir() for folder in folders)
+        ]
         known = OmegaConf.create()
         with suppress(HydraException, OmegaConfBaseException):
-            known = hydra.compose("config", overrides=groups)
-        raise UserError(suggest(error, known, CONF)) from error
+            known = hydra.compose("config", overrides=chosen)
+        raise UserError(suggest(error, known, folders)) from error
 
 
 def check_plugin(group: str, option: str) -> None:
@@ -110,7 +170,7 @@ def check_plugin(group: str, option: str) -> None:
     try:
         import_module(OmegaConf.load(path)._target_.rpartition(".")[0])
     except ModuleNotFoundError as error:
-        remedy = re.search("pip install .*", path.read_text())[0]
+        remedy = pip_install(re.findall(r"pip install -e '.\[(\w+)", path.read_text())[0])
         raise UserError(f"{group}={option}: {error}; install what it needs with {remedy}") from error
 
 
@@ -147,7 +207,9 @@ class Job(NamedTuple):
 def this_job() -> Job:
     cfg = HydraConfig.get()
     in_multirun = cfg.mode is RunMode.MULTIRUN
-    command = ["run", *cfg.overrides.task] if in_multirun else sys.argv
+    folders = [source.path for source in cfg.runtime.config_sources if source.provider == "command-line"]
+    options = [f"--config-dir={folder}" for folder in folders]
+    command = ["run", *options, *cfg.overrides.task] if in_multirun else sys.argv
     return Job(Path(cfg.runtime.output_dir), in_multirun, command)
 
 

@@ -59,7 +59,13 @@ class Option:
 
     @property
     def summary(self) -> str:
-        return self.comment.partition("\n")[0]
+        return first_sentence(self.comment)
+
+
+def first_sentence(comment: str) -> str:
+    """The comment up to its first full stop, or to the example that it announces."""
+    text = re.split(r",? e\.g\.", " ".join(comment.split()))[0]
+    return re.split(r"(?<!\bDr)\.\s+(?=[A-Z]|python)", text)[0].rstrip(".") + "."
 
 
 @dataclass(frozen=True)

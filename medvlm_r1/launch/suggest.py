@@ -1,6 +1,9 @@
 """Suggest what a misspelt key or option may mean."""
 
+import os
 import re
+import shlex
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,14 +12,61 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.runs.renames import renamed
 
+# Names that TRL, verl, PEFT, Lightning and the Lightning-Hydra template have for keys here.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lr", "learning_rate"), ("method.optim.lr",)),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), ("method.optim.schedule",)),
+    **dict.fromkeys(("warmup", "warmup_ratio", "num_warmup_steps"), ("method.optim.warmup_steps",)),
+    **dict.fromkeys(("gradient_clip_val", "clip_grad", "grad_clip"), ("method.optim.max_grad_norm",)),
+    "max_grad_norm": ("method.optim.max_grad_norm",),
+    "weight_decay": ("optimizer.weight_decay",),
+    **dict.fromkeys(("batch_size", "train_batch_size"), ("model.recipe.prompts_per_step",)),
+    **dict.fromkeys(
+        ("accumulate_grad_batches", "gradient_accumulation_steps", "per_device_train_batch_size"),
+        ("model.recipe.micro_batch", "model.recipe.prompts_per_step"),
+    ),
+    **dict.fromkeys(("eval_batch_size", "per_device_eval_batch_size"), ("model.recipe.evaluation_batch",)),
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "max_epochs"), ("model.recipe.epochs",)),
+    **dict.fromkeys(("steps", "max_steps"), ("trainer.max_steps",)),
+    **dict.fromkeys(("gpus", "n_gpus", "num_gpus", "devices"), ("trainer.devices",)),
+    **dict.fromkeys(("bf16", "fp16", "torch_dtype", "dtype", "precision"), ("model.recipe.dtype",)),
+    **dict.fromkeys(("eval_steps", "eval_interval"), ("trainer.val_check_interval",)),
+    **dict.fromkeys(("save_steps", "every_n_train_steps"), ("callbacks.last.every",)),
+    **dict.fromkeys(("num_generations", "n_samples", "group_size", "g"), ("method.sampling.group_size",)),
+    **dict.fromkeys(
+        ("epsilon", "cliprange", "clip_ratio", "clip_eps"), ("method.loss.clip_low", "method.loss.clip_high")
+    ),
+    **dict.fromkeys(("epsilon_high", "clip_ratio_high"), ("method.loss.clip_high",)),
+    **dict.fromkeys(("kl_coef", "kl_loss_coef", "kl_coeff", "beta"), ("method.beta",)),
+    **dict.fromkeys(("mu", "ppo_epochs", "num_iterations"), ("method.num_iterations",)),
+    **dict.fromkeys(("scale_rewards", "adv_estimator"), ("method.advantages",)),
+    "mask_truncated_completions": ("method.overlong_buffer",),
+    "temperature": ("method.sampling.temperature",),
+    "top_p": ("method.sampling.top_p",),
+    "top_k": ("method.sampling.top_k",),
+    **dict.fromkeys(
+        ("max_completion_length", "max_new_tokens", "max_tokens"), ("model.recipe.max_completion_tokens",)
+    ),
+    "max_prompt_length": ("model.recipe.max_prompt_tokens",),
+    **dict.fromkeys(("reward_funcs", "reward_functions"), ("reward.terms",)),
+    "reward_weights": ("reward.weights",),
+    **dict.fromkeys(("lora_r", "lora_rank", "r"), ("peft.adapter.r",)),
+    "lora_alpha": ("peft.adapter.lora_alpha",),
+    **dict.fromkeys(("model_name_or_path", "model_name", "pretrained"), ("model.path",)),
+    **dict.fromkeys(("output_dir", "log_dir", "save_dir"), ("paths.outputs",)),
+    **dict.fromkeys(("report_to", "wandb"), ("logger",)),
+    **dict.fromkeys(("num_workers", "dataloader_num_workers"), ("workers",)),
+    **dict.fromkeys(("resume_from_checkpoint", "checkpoint"), ("ckpt_path", "resume")),
+}
 
-def suggest(error: Exception, known: DictConfig, conf: Path) -> str:
-    """Hydra's message, with the nearest spelling among the keys of ``known`` or the options in ``conf``."""
+
+def suggest(error: Exception, known: DictConfig, folders: Sequence[Path]) -> str:
+    """Hydra's message, with the nearest among the keys of ``known`` or the options in ``folders``."""
     message = str(error)
     if key := re.search(r"Could not override '([^']+)'", message):
         if (new := renamed(key[1])) != key[1]:
             return f"`{key[1]}` is now `{new}`: rename it in the file that sets it"
-        if (conf / key[1]).is_dir():
+        if any((folder / key[1]).is_dir() for folder in folders):
             added = re.search(r"use (\+\S+)", message)
             return f"{key[1]} has no default to override: add {added[1] if added else f'+{key[1]}=...'}"
         near = nearest(key[1], keys_of(OmegaConf.to_container(known)))
@@ -24,16 +74,35 @@ def suggest(error: Exception, known: DictConfig, conf: Path) -> str:
         return f"there is no key {key[1]!r} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
         group, _, name = option[1].rpartition("/")
-        options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+        options = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
         near = get_close_matches(name, options, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = f"{group}=null leaves it out. " if name in ("none", "off", "false") else hint
         return f"{group} has no option {name!r}: {hint}The options are {', '.join(options)}"
     return message
 
 
+def suggest_quotes(override: str, message: str) -> str:
+    """Show how to quote a value that Hydra's grammar refuses; ``message`` is Hydra's."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[\w./@-]+", key, re.ASCII):
+        return f"{override!r} is no override, which has the form key=value"
+    if value.startswith(("{", "[")):
+        remedy = "put each name with signs other than letters, digits and _ . / - in double quotes"
+        example = """'data.test={ct:"my file, 2.csv"}'"""
+        return f"Hydra cannot read {override} ({message.splitlines()[0]}): {remedy}, as in {example}"
+    escaped = os.path.expanduser(value).replace('"', '\\"')
+    quoted = shlex.quote(f'{key}="{escaped}"')
+    return f"Hydra reads the value of {key} only in quotes: write {quoted}"
+
+
 def nearest(key: str, known: list[str]) -> list[str]:
-    """Up to three near keys: first those of the same group whose last word is near."""
+    """Up to three near keys: by another library's name, else by the last word, first in the same group."""
     group, _, word = key.rpartition(".")
+    if other := [
+        k for k in SYNONYMS.get(word.lower(), ()) if any(n == k or n.startswith(f"{k}.") for n in known)
+    ]:
+        return other
     siblings = [name for name in known if name.startswith(group.split(".")[0] + ".")]
     words = get_close_matches(word, {name.rpartition(".")[2] for name in siblings}, n=1, cutoff=0.7)
     close = [name for name in siblings if name.rpartition(".")[2] in words]

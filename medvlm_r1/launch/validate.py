@@ -6,12 +6,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.evaluate.controls import check_controls
 from medvlm_r1.inference.endpoint_client import check_endpoint
+from medvlm_r1.launch.suggest import SYNONYMS
+from medvlm_r1.launch.types import check_types
 from medvlm_r1.runs import status
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
 
 # Keys that may differ between two attempts of one run: they do not change its result.
 FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
-FREE += ("run_folder",)
+FREE += ("run_folder", "paths", "optimized_metric")
+# Arguments of Lightning's trainer for automatic optimisation, and the keys that do the same here.
+_OWN = {
+    "trainer.gradient_clip_val": "method.optim.max_grad_norm",
+    "trainer.gradient_clip_algorithm": "method.optim.max_grad_norm",
+    "trainer.accumulate_grad_batches": "model.recipe.micro_batch (prompts in one pass) and "
+    "model.recipe.prompts_per_step (prompts in one update)",
+}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -24,6 +33,11 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     check_controls(cfg.controls, served="url" in cfg.model)
+    for name, key in _OWN.items():
+        if OmegaConf.select(cfg, name) is not None:
+            raise ValueError(f"{name} has no effect here, since steps are taken by hand: use {key}")
+    for name in SYNONYMS.keys() & cfg.keys():  # added with +
+        raise ValueError(f"nothing reads the key {name!r}: use {' or '.join(SYNONYMS[name])}")
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume is {cfg.resume!r}: use auto, or leave it out")
     if cfg.overwrite and (cfg.resume or cfg.ckpt_path):
@@ -34,6 +48,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 def check_model(cfg: DictConfig) -> None:
     """Check that the model is available and fits method, peft option and trainer; raises ``ValueError``."""
+    check_types(cfg)
     trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
     splits, deepspeed = (strategy.endswith(name) for name in ("ModelParallelStrategy", "DeepSpeedStrategy"))

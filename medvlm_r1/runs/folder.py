@@ -11,28 +11,31 @@ from medvlm_r1.runs.durable import remove
 from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
 from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked
 
-OUTPUTS = Path("outputs")
 # Overrides that do not change the result stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
 UNNAMED += ("image_cache", "image_cache.folder", "image_cache.limit", "resume", "retry", "ckpt_path")
 UNNAMED += ("model.url", "model.api_key_variable", "model.concurrency", "model.retries", "model.timeout")
-UNNAMED += ("model.cache",)
+UNNAMED += ("model.cache", "paths.outputs", "paths.cache", "optimized_metric")
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """``<experiment>-<overrides>-seed<k>``; without a time, so the same command has the same name."""
+    """``<experiment>-<overrides>-seed<k>``; without a time, so the same command has the same name.
+
+    Hydra reads the name without quotes: ``model=tiny`` becomes ``model_tiny``.
+    """
     choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
     named = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"))[0] not in UNNAMED]
-    slug = re.sub(r"[^\w.=+-]+", "_", "-".join(sorted(o.lstrip("+") for o in named)))
-    if len(slug) > 80:
-        slug = slug[:60] + "-" + hashlib.sha256(slug.encode()).hexdigest()[:8]
+    text = "-".join(sorted(o.lstrip("+") for o in named))
+    slug = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
+    if len(slug) > 80 or not text.isascii():
+        slug = slug[:60] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
     return "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{_root_.seed}"]))
 
 
 def new_run_folder(*, _root_: DictConfig) -> str:
     """Folder of a single run."""
     again = bool(_root_.overwrite or _root_.resume or _root_.ckpt_path)
-    return str(free_folder(OUTPUTS / "runs" / run_name(_root_=_root_), again))
+    return str(free_folder(Path(_root_.paths.outputs) / "runs" / run_name(_root_=_root_), again))
 
 
 def run_log(folder: str) -> str:

@@ -19,7 +19,7 @@ from medvlm_r1.launch.validate import check_model
 CONF = ROOT / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = [
-    (group.name, option.stem)
+    (f"+{group.name}" if group.name in ("debug", "hparams_search") else group.name, option.stem)
     for group in sorted(p for p in CONF.iterdir() if p.is_dir() and p.name != "experiment")
     for option in sorted(group.glob("*.yaml"))
 ]
@@ -161,7 +161,7 @@ def test_the_compared_methods_differ_in_the_method_alone():
         (["seeed=1"], "did you mean seed"),
         (["model=tinny"], "did you mean tiny"),
         (["+experiment=grpo_60"], "did you mean grpo_600"),
-        (["experiment=grpo_600"], "experiment has no default to override: add +experiment=grpo_600"),
+        (["experiment=grpo_60"], "did you mean grpo_600"),
         (["-m", "seed=0,1"], "sweep=NAME"),
         (["-m", "sweep=x", "seed=0", "model=tiny,tinny"], "did you mean tiny"),
         (["data=mcq_json"], "data.train=..."),

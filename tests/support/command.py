@@ -55,7 +55,7 @@ def run_here(folder, *arguments, code=0):
         try:
             run.main()
         except SystemExit as stopped:
-            status = stopped.code
+            status = stopped.code or 0
         finally:
             torch.set_num_threads(threads)
             for logger, level, handlers in saved:

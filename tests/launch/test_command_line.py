@@ -1,0 +1,156 @@
+"""What a user types first: names of other libraries, quoting, --help, --cfg, own configuration folders."""
+
+import shlex
+
+import pytest
+import yaml
+from command import run_here
+
+from medvlm_r1.launch.help import KEYS, help_text
+from medvlm_r1.launch.reference import read_reference
+from medvlm_r1.launch.suggest import SYNONYMS
+from medvlm_r1.runs.places import CONF
+
+
+def printed_configuration(folder, *arguments):
+    return yaml.safe_load(run_here(folder, *arguments, "--cfg", "job", "--resolve").stdout)
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        ("learning_rate=1e-6", "method.optim.lr"),
+        ("lr=1e-6", "method.optim.lr"),
+        ("method.learning_rate=1e-6", "method.optim.lr"),
+        ("num_generations=8", "method.sampling.group_size"),
+        ("method.epsilon=0.2", "method.loss.clip_low or method.loss.clip_high"),
+        ("method.kl_coef=0", "method.beta"),
+        ("max_grad_norm=1", "method.optim.max_grad_norm"),
+        ("data.batch_size=4", "model.recipe.prompts_per_step"),
+        ("trainer.epochs=2", "model.recipe.epochs"),
+        ("trainer.gradient_clip_val=1", "method.optim.max_grad_norm"),
+        ("trainer.accumulate_grad_batches=2", "model.recipe.micro_batch or model.recipe.prompts_per_step"),
+    ],
+)
+@pytest.mark.parametrize("mode", [(), ("--cfg", "job")], ids=["run", "cfg"])
+def test_another_librarys_name_is_answered_with_the_key(typed, key, mode, tmp_path):
+    assert f"did you mean {key}?" in run_here(tmp_path, typed, *mode, code=2).stderr
+
+
+def test_every_synonym_names_a_key_that_exists():
+    reference = read_reference(CONF)
+    options = [reference.top, *(o for group in reference.groups.values() for o in group.options.values())]
+    paths = [key.path.split(".") for option in options for key in option.keys]
+    known = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
+    assert {key for keys in SYNONYMS.values() for key in keys} <= known
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_an_experiment_is_chosen_with_and_without_a_plus(plus, tmp_path):
+    cfg = printed_configuration(tmp_path, f"{plus}experiment=grpo_600", "model=tiny", f"{plus}debug=fast")
+    assert cfg["data"]["_target_"].endswith("medvlm_r1")
+    assert cfg["trainer"]["max_steps"] == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "runs/a=b/model",
+        "scans/é",
+        "扫描/中",
+        "~tilde",
+        "a#1",
+        "a[0]",
+        "x(1)",
+        "a!b",
+        "it's",
+        'say "hi"',
+        "C:\\a=b",
+    ],
+)
+def test_the_quotes_in_the_answer_are_the_ones_that_work(value, tmp_path):
+    refused = run_here(tmp_path, f"data.root={value}", "data=slake", code=2).stderr
+    (remedy,) = shlex.split(refused.partition("write ")[2].splitlines()[0])
+    assert printed_configuration(tmp_path, "data=slake", remedy)["data"]["root"] == value
+
+
+def test_a_refused_dictionary_shows_an_example_of_quotes(tmp_path):
+    refused = run_here(tmp_path, "data=table", "data.test={ct:a,b.csv}", code=2).stderr
+    (remedy,) = shlex.split(refused.partition("as in ")[2].splitlines()[0])
+    cfg = printed_configuration(tmp_path, "data=table", "data.train=a.csv", remedy)
+    assert cfg["data"]["test"] == {"ct": "my file, 2.csv"}
+
+
+def test_a_home_directory_is_spelt_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert """'model.path="/home/ada/x"'""" in run_here(tmp_path, "model.path=~/x", code=2).stderr
+
+
+def test_options_and_overrides_stand_in_any_order(tmp_path):
+    assert printed_configuration(tmp_path, "--cfg", "job", "seed=3", "--resolve", "workers=0")["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.sampling.group_size=2.5", "method.sampling.group_size is 2.5: it must be an integer"),
+        ("model.recipe.dtype=bf16", "model.recipe.dtype is 'bf16': it must be float32 or bfloat16"),
+        ("method.normalize_advantages=1", "method.normalize_advantages is 1: it must be bool"),
+        ("+trainer.gradient_clip_val=1", "use method.optim.max_grad_norm"),
+        ("+trainer.accumulate_grad_batches=2", "use model.recipe.micro_batch"),
+        ("+lr=1e-6", "nothing reads the key 'lr': use method.optim.lr"),
+        ("trainer.max_steps=1.5", "trainer.max_steps is 1.5: it must be an integer"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_before_training(override, message, tmp_path):
+    assert message in run_here(tmp_path, override, code=2).stderr
+
+
+class TestHelp:
+    def test_it_lists_every_option_of_every_group(self):
+        text, groups = help_text([CONF], width=100), read_reference(CONF).groups
+        for group in groups.values():
+            section = text.partition(f"\n{group.name}=\n")[2].partition("\n\n")[0]
+            names = [
+                line[4:].split()[0] for line in section.splitlines() if line[:2] == "  " and line[4] != " "
+            ]
+            assert names == list(group.options), group.name
+
+    def test_it_explains_the_keys_that_are_often_changed(self):
+        text = help_text([CONF], width=100)
+        for key in KEYS:
+            (line,) = [line for line in text.splitlines() if line.split()[:1] == [key]]
+            assert len(line.split()) > 2
+
+    @pytest.mark.parametrize("width", [80, 120])
+    def test_it_fits_the_terminal(self, width):
+        lines = [line for line in help_text([CONF], width=width).splitlines() if "python run.py" not in line]
+        assert max(map(len, lines)) <= max(width, 95)
+
+    def test_it_is_printed(self, tmp_path):
+        assert run_here(tmp_path, "--help").stdout.strip() == help_text([CONF])
+
+
+class TestOwnFolder:
+    @pytest.fixture
+    def own(self, tmp_path):
+        (tmp_path / "conf/experiment").mkdir(parents=True)
+        (tmp_path / "conf/reward").mkdir()
+        (tmp_path / "conf/experiment/mine.yaml").write_text(
+            "# @package _global_\n# Mine.\ndefaults: [override /reward: mine]\nseed: 7\n"
+        )
+        (tmp_path / "conf/reward/mine.yaml").write_text("# My reward.\ndefaults: [accuracy]\n")
+        return tmp_path
+
+    @pytest.mark.parametrize("options", [["--config-dir", "conf"], ["--config-dir=conf"], ["-cd", "conf"]])
+    def test_its_options_are_found(self, own, options):
+        cfg = printed_configuration(own, *options, "experiment=mine")
+        assert (cfg["seed"], list(cfg["reward"]["terms"])) == (7, ["accuracy"])
+
+    def test_its_options_are_listed_and_suggested(self, own):
+        assert "My reward." in run_here(own, "--config-dir", "conf", "--help").stdout
+        assert "did you mean mine" in run_here(own, "--config-dir", "conf", "reward=mien", code=2).stderr
+
+    def test_a_missing_folder_is_an_error(self, own):
+        message = "--config-dir cnof: there is no such folder"
+        assert message in run_here(own, "--config-dir", "cnof", "reward=mine", code=2).stderr
