@@ -102,14 +102,7 @@ class PolicyLoss:
         """
         w = importance_ratio(logprobs - old_logprobs, mask, self.importance_sampling_level)  # pi / pi_old
         advantages = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
-        if self.policy_loss == "clipped":
-            clipped = w.clamp(1 - self.clip_low, 1 + self.clip_high)
-            per_token = -torch.min(w * advantages, clipped * advantages)  # -min[w A, clip(w, 1-e, 1+e) A]
-            is_clipped = w * advantages > clipped * advantages
-        else:
-            bound = 1 + self.clip_high
-            per_token = -w.detach().clamp(max=bound) * advantages * logprobs  # -sg(min(w, 1+e)) A log pi
-            is_clipped = w > bound
+        per_token, is_clipped = self.surrogate(w, advantages, logprobs)
         if self.tis_cap is not None and sampling_logprobs is not None:
             per_token = per_token * (old_logprobs - sampling_logprobs).exp().clamp(max=self.tis_cap)
         kl = torch.zeros_like(logprobs)
@@ -135,6 +128,24 @@ class PolicyLoss:
                 "importance_ratio": torch.where(mask, w, 0.0).sum(),
             }
         return loss, stats
+
+    def surrogate(self, w: PerToken, advantages: Tensor, logprobs: PerToken) -> tuple[PerToken, Mask]:
+        """Compute each token's loss without the KL term; a subclass can put another one here.
+
+        Args:
+            w: importance ratio pi / pi_old; carries the gradient.
+            advantages: one column, or one per token.
+            logprobs: log pi; carries the gradient.
+
+        Returns:
+            The loss, and whether the clip is active, of each token.
+        """
+        if self.policy_loss == "clipped":
+            clipped = w.clamp(1 - self.clip_low, 1 + self.clip_high)
+            # -min[w A, clip(w, 1-e, 1+e) A]
+            return -torch.min(w * advantages, clipped * advantages), w * advantages > clipped * advantages
+        bound = 1 + self.clip_high
+        return -w.detach().clamp(max=bound) * advantages * logprobs, w > bound  # -sg(min(w, 1+e)) A log pi
 
 
 def importance_ratio(log_ratio: PerToken, mask: Mask, level: Level) -> PerToken:

@@ -128,7 +128,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
 
     No file names a directory of this machine.
     """
-    recipe, run = config["model"]["recipe"], metrics["run"]
+    recipe, run, parser = config["model"]["recipe"], metrics["run"], config["prompt"]["_target_"]
     base, revision, on_hub = public_base(config["model"]["path"], config["model"]["revision"])
     record = {
         "run": run["name"],
@@ -136,7 +136,8 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
         "base_on_hub": on_hub,
         "revision": revision,
         "prompt": {key: value for key, value in config["prompt"].items() if key != "_target_"}
-        | {"layout": module.prompt.layout, "tags": module.prompt.tags},
+        | {"layout": module.prompt.layout, "tags": module.prompt.tags}
+        | ({} if parser.startswith("medvlm_r1.") else {"class": parser}),
         **{key: recipe[key] for key in LIMITS},
         "training": {
             "method": run["method"],

@@ -46,7 +46,7 @@ def read_record(folder: Path) -> PromptRecord | None:
 
     Raises:
         UnusableWeightsError: the file is not JSON.
-        UnknownPromptError: keys are missing.
+        UnknownPromptError: keys are missing, or a parser outside this package reads the answers.
     """
     if not (folder / RECORD).is_file():
         return None
@@ -60,6 +60,11 @@ def read_record(folder: Path) -> PromptRecord | None:
         raise UnknownPromptError(
             f"{folder}: {RECORD} lacks {', '.join(missing) or 'a prompt'}: copy the file again, or remove it "
             "and choose a prompt with --prompt"
+        )
+    if parser := style.get("class"):
+        raise UnknownPromptError(
+            f"{folder}: {parser}, a prompt outside this package, reads this model's answers: evaluate it with "
+            f"method=zero_shot model.path={folder} prompt={style['name']} --config-dir CONF"
         )
     quantized = bool((record.get("training") or {}).get("quantize"))
     prompt = PromptStyle(**{key: style[key] for key in _STYLE}, open=style.get("open"))
