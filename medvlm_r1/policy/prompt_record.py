@@ -63,7 +63,7 @@ def read_record(folder: Path) -> PromptRecord | None:
         )
     if parser := style.get("class"):
         raise UnknownPromptError(
-            f"{folder}: {parser}, a prompt outside this package, reads this model's answers: evaluate it with "
+            f"{folder}: {parser}, a prompt outside this package, reads its answers: evaluate it with "
             f"method=zero_shot model.path={folder} prompt={style['name']} --config-dir CONF"
         )
     quantized = bool((record.get("training") or {}).get("quantize"))
