@@ -30,6 +30,7 @@ from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.silence import silence_libraries
 from medvlm_r1.runs.places import CONF
 from medvlm_r1.runs.ranks import own_processes
+from medvlm_r1.tracking.wandb_run import wandb_run
 
 log = logging.getLogger("medvlm_r1")
 
@@ -37,7 +38,7 @@ log = logging.getLogger("medvlm_r1")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> float:
     """Run or resume one job; returns ``optimized_metric`` of the selected weights, for sweepers."""
-    with attempt(cfg) as this:
+    with attempt(cfg) as this, wandb_run(this.job.folder / "logs"):
         return execute(cfg, this) if this.result is None else this.result
 
 
@@ -46,6 +47,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     from lightning import seed_everything
 
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
+    from medvlm_r1.tracking.run import log_end, log_start
 
     silence_libraries()
     clock = Clock()
@@ -57,6 +59,10 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     log.info("run %s: %s", this.job.folder, describe(cfg, module, questions))
     facts = {"devices": trainer.world_size, "hardware": hardware(), "commit": commit()}
     checkpoint = this.start(cfg, module.trains, **facts)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    if this.record:
+        with user_errors():
+            log_start(trainer.loggers, config, findings, trainer.world_size)
     with own_processes(trainer, this.job.command):
         if module.trains:
             if checkpoint:
@@ -73,9 +79,9 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         with clock.phase("test"), user_errors(EndpointError):
             test(cfg, module, data, trainer, this.job.folder)
     if trainer.is_global_zero:
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
         write_artifacts(this.job.folder, config, module, validation, clock, findings)
         write_report(this.job.folder)
+        log_end(trainer.loggers, this.job.folder, cfg.track)
     return metric_of(validation, cfg.optimized_metric)
 
 

@@ -34,7 +34,7 @@ from medvlm_r1.policy.prompt_record import LIMITS
 from medvlm_r1.report.methods import method_title
 from medvlm_r1.runs.durable import replace_folder, write_whole
 
-PACKAGES = ("torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
+PACKAGES = ("medvlm_r1", "torch", "transformers", "lightning", "peft", "hydra-core", "datasets")
 
 
 class Clock:
@@ -99,7 +99,7 @@ def write_artifacts(
         # unknown for an endpoint
         "parameters": sum(p.numel() for p in module.policy.parameters()) or None,
         "parameters_trained": sum(p.numel() for p in trained),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "commit": commit(),
         "select": config["select"],
     }
@@ -209,6 +209,11 @@ def model_name(model: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and the libraries that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def hardware() -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from medvlm_r1.data.images.digest_cache import DigestCache
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.images.validate import WORTH_KEEPING
 from medvlm_r1.data.sample import ImageHandle, VQASample
-from medvlm_r1.data.splits import Questions
+from medvlm_r1.data.splits import Questions, Source
 from medvlm_r1.runs.durable import write_whole
 from medvlm_r1.runs.progress import track
 
@@ -66,16 +67,19 @@ class PreRunAudit:
         return questions, result
 
     def _audit(self, questions: Questions) -> Audit:
+        digests = _image_digests(questions)
         if self.cache is None:
-            return _run(questions)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        path = self.cache / f"{content_key(questions)}.json"
-        with FileLock(f"{path}.lock"):  # of concurrent ranks and runs, one audits
-            if path.is_file():
-                return Audit.from_dict(json.loads(path.read_text(encoding="utf-8")))
             result = _run(questions)
-            write_whole(path, json.dumps(result.as_dict(), ensure_ascii=False))
-        return result
+        else:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            path = self.cache / f"{content_key(questions, digests)}.json"
+            with FileLock(f"{path}.lock"):  # of concurrent ranks and runs, one audits
+                if path.is_file():
+                    result = Audit.from_dict(json.loads(path.read_text(encoding="utf-8")))
+                else:
+                    result = _run(questions)
+                    write_whole(path, json.dumps(result.as_dict(), ensure_ascii=False))
+        return replace(result, data_sha256=data_digests(questions, digests))
 
 
 def _run(questions: Questions) -> Audit:
@@ -83,34 +87,47 @@ def _run(questions: Questions) -> Audit:
     return audit(questions.train, questions.test, questions.validation, questions.skipped)
 
 
-def content_key(questions: Questions) -> str:
-    """Digest of all inputs of an audit: questions, bytes of the images, and :data:`VERSION`."""
-    sets = {"train": questions.train, "validation": questions.validation, **questions.test}
-    handles = unique_images([sample for samples in sets.values() for sample in samples])
-    digests = _content_digests(handles)
+def content_key(questions: Questions, digests: Mapping[str, str | None]) -> str:
+    """Digest of all inputs of an audit: questions, paths and digests of images, and :data:`VERSION`."""
     key = hashlib.sha256(json.dumps([VERSION, questions.skipped]).encode())
-    for name, samples in sets.items():
+    for name, samples in _sets(questions).items():
         line = json.dumps([name, [_line(sample, digests) for sample in samples]])
         key.update(hashlib.sha256(line.encode()).digest())
     return key.hexdigest()[:24]
 
 
-def _line(sample: VQASample, digests: dict[str, str]) -> list:
+def data_digests(questions: Questions, digests: Mapping[str, str | None]) -> dict[str, str]:
+    """Set -> SHA-256 of its questions, answers and image files, in order; the same in another folder."""
+
+    def line(sample: VQASample) -> list:
+        images = [digests[image.name] or image.name for image in sample.images]
+        return [sample.id, sample.question, sample.options, sample.answer, images]
+
+    lines = {name: json.dumps([line(s) for s in samples]) for name, samples in _sets(questions).items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in lines.items()}
+
+
+def _sets(questions: Questions) -> dict[str, Source]:
+    return {"train": questions.train, "validation": questions.validation, **questions.test}
+
+
+def _line(sample: VQASample, digests: Mapping[str, str | None]) -> list:
     fields = {key: value for key, value in vars(sample).items() if key != "images"}
-    return [fields, [[h.name, digests[h.name]] for h in sample.images]]
+    return [fields, [[h.name, " ".join(filter(None, (repr(h), digests[h.name])))] for h in sample.images]]
 
 
-def _content_digests(handles: dict[str, ImageHandle]) -> dict[str, str]:
-    """Content of images without decoding or rendering: digest of a file, parameters of a rendering."""
+def _image_digests(questions: Questions) -> dict[str, str | None]:
+    """Image name -> digest of its file, ``None`` if it is rendered or in an archive; decodes nothing."""
+    handles = unique_images([sample for samples in _sets(questions).values() for sample in samples])
     digests: dict[Path, str] = {}  # slices of a volume share a file
     with DigestCache() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
 
-        def content(handle: ImageHandle) -> str:
+        def digest(handle: ImageHandle) -> str | None:
             if not isinstance(handle, ImageFile | DicomImage | NiftiImage):
-                return repr(handle)
+                return None
             if handle.path not in digests:
                 digests[handle.path] = image_digest(handle, known) or "absent"
-            return f"{handle!r} {digests[handle.path]}"
+            return digests[handle.path]
 
         items = track(handles.items(), "Looking for changed images", len(handles))
-        return {name: content(handle) for name, handle in items}
+        return {name: digest(handle) for name, handle in items}

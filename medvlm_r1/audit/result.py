@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from medvlm_r1.audit.compare_pair import NAMED, NEIGHBOUR
 from medvlm_r1.audit.leaks import Leak, Pair
@@ -35,6 +35,7 @@ class Audit:
     repeated: dict[str, list[tuple[str, str]]]  # set -> ids (first, later) of repeated questions
     shortcuts: dict[str, dict[str, Shortcut]]  # test set -> rule -> score
     dropped: int = 0  # number of training questions dropped for their images
+    data_sha256: dict[str, str] = field(default_factory=dict)  # set -> digest of its questions and images
 
     @property
     def into_tests(self) -> list[Leak]:

@@ -1,5 +1,6 @@
 """Log completions of training and images of questions to the console and the run folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.panel import Panel
 
 from medvlm_r1.callbacks.rollout_rows import rollout_rows, save_image, write_rows
 from medvlm_r1.data.sample import LETTERS
+from medvlm_r1.tracking.completions import send_completions
 
 
 class RolloutLogger(Callback):
@@ -24,11 +26,12 @@ class RolloutLogger(Callback):
         show_every: int = 25,  # steps between two completions on the console; 0 shows none
         images_every: int = 25,  # steps between two with images saved for the report; 0 saves the last step's
         images_per_step: int = 4,  # questions
+        track: Sequence[str] = (),  # of such steps, the loggers get "completions", and with them "images"
     ) -> None:
         if keep < 1:
             raise ValueError(f"callbacks.rollouts.keep is {keep}: it must be at least 1")
         self.keep, self.show_every = keep, show_every
-        self.images_every, self.images_per_step = images_every, images_per_step
+        self.images_every, self.images_per_step, self.track = images_every, images_per_step, track
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,6 +46,10 @@ class RolloutLogger(Callback):
         if is_last or (self.images_every and step % self.images_every == 0):
             for prompt in trajectory.prompts[: self.images_per_step]:
                 save_image(prompt.sample, folder / "images")
+            if "completions" in self.track:
+                images = folder / "images" if "images" in self.track else None
+                shown = rows[: self.images_per_step * trajectory.group_size]
+                send_completions(trainer.loggers, step, shown, images)
         if self.show_every and step % self.show_every == 0:
             row = max(rows, key=lambda row: row["total"])
             options = "  ".join(f"{a}) {o}" for a, o in zip(LETTERS, row["options"], strict=False))

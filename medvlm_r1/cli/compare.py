@@ -8,7 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder, write_texts
+from medvlm_r1.cli.command import (
+    command_line,
+    exits_on,
+    folder_parser,
+    output_folder,
+    write_texts,
+)
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page.headline import caveat, headline
@@ -25,18 +31,20 @@ from medvlm_r1.report.tables.table import (
     fairness_lines,
     table_console,
 )
+from medvlm_r1.tracking.comparison import send_comparison
+from medvlm_r1.tracking.wandb_run import TrackingError
 
 EXAMPLES = """examples:
   medvlm-r1 compare outputs/sweeps/main_table
   medvlm-r1 compare outputs/runs/sft_600-seed0 outputs/runs/grpo_600-seed0 --out outputs/sft_grpo
-  medvlm-r1 compare outputs/sweeps/ablate_beta --baseline sft_600
+  medvlm-r1 compare outputs/sweeps/ablate_beta --baseline sft_600 --wandb medvlm_r1
 
 Runs that differ only in the seed share a row. Writes comparison.json, comparison.md,
 comparison.tex (booktabs), comparison.csv, accuracy.png and report.html.
 Exit code 2: error; stderr gives the reason."""
 
 
-@exits_on(RunFolderError)
+@exits_on(RunFolderError, TrackingError)
 def main(arguments: Sequence[str] | None = None) -> int:
     description = (
         "Compare finished runs on the same questions: intervals, paired tests, fairness, an HTML page."
@@ -44,11 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = folder_parser("compare", description, EXAMPLES)
     baseline = "experiment, method or row label of the baseline of differences (default: zero_shot)"
     parser.add_argument("--baseline", help=baseline)
+    wandb = "also send tables, figure and page, which hold answers and images, to this project of W&B"
+    parser.add_argument("--wandb", metavar="PROJECT", help=wandb)
     args = parser.parse_args(arguments)
     out = output_folder(args)
     comparison = compare(args.folders, args.baseline)
     paths = write(comparison, out, command_line(parser, arguments))
     show(comparison, table_console())
+    if args.wandb:
+        send_comparison(comparison, out, paths, args.wandb)
     print("wrote " + ", ".join(map(str, paths)))
     return 0
 

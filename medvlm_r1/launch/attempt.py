@@ -70,7 +70,7 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
                 yield Attempt(job, result)
                 return
             started = True
-            with status.attempt(job.folder) if rank_zero else nullcontext() as record:
+            with status.attempt(job.folder, cfg.overwrite) if rank_zero else nullcontext() as record:
                 with user_errors():
                     check_model(cfg)
                 yield Attempt(job, record=record)

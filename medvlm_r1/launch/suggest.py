@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvlm_r1.runs.renames import renamed
+from medvlm_r1.runs.renames import OPTIONS, renamed
 
 # Names that TRL, verl, PEFT, Lightning and the Lightning-Hydra template have for keys here.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -74,6 +74,8 @@ def suggest(error: Exception, known: DictConfig, folders: Sequence[Path]) -> str
         return f"there is no key {key[1]!r} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
         group, _, name = option[1].rpartition("/")
+        if new := OPTIONS.get(group, {}).get(name):
+            return f"`{group}={name}` is now `{group}={new}`: rename it in the file that sets it"
         options = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
         near = get_close_matches(name, options, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""

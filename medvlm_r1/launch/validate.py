@@ -1,19 +1,23 @@
 """Check settings before data and weights are loaded."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from medvlm_r1.evaluate.controls import check_controls
 from medvlm_r1.inference.endpoint_client import check_endpoint
 from medvlm_r1.launch.suggest import SYNONYMS
 from medvlm_r1.launch.types import check_types
 from medvlm_r1.runs import status
+from medvlm_r1.runs.places import pip_install
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
 
+# Parts that `track` may list.
+TRACK = ("completions", "images", "files")
 # Keys that may differ between two attempts of one run: they do not change its result.
 FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
-FREE += ("run_folder", "paths", "optimized_metric")
+FREE += ("run_folder", "paths", "optimized_metric", "tags", "track")
 # Arguments of Lightning's trainer for automatic optimisation, and the keys that do the same here.
 _OWN = {
     "trainer.gradient_clip_val": "method.optim.max_grad_norm",
@@ -32,6 +36,7 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError("rollout is null: a local model needs an engine, such as rollout=shared_prefix")
     if cfg.select not in ("last", "best"):
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
+    check_tracking(cfg)
     check_controls(cfg.controls, served="url" in cfg.model)
     for name, key in _OWN.items():
         if OmegaConf.select(cfg, name) is not None:
@@ -44,6 +49,18 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError("overwrite=true deletes the run that resume or ckpt_path needs: give one of them")
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"missing: {', '.join(f'{key}=...' for key in sorted(missing))}")
+
+
+def check_tracking(cfg: DictConfig) -> None:
+    """Check that the loggers' packages are installed, and ``tags`` and ``track``; raises ``ValueError``."""
+    for package in ("wandb", "mlflow"):
+        if package in (cfg.get("logger") or {}) and not find_spec(package):
+            raise ValueError(f"this logger needs the package {package}: {pip_install(package)}")
+    for key in ("tags", "track"):
+        if not isinstance(cfg[key], ListConfig):
+            raise ValueError(f"{key} is {cfg[key]!r}: give a list, '{key}=[a,b]'")
+    if unknown := set(cfg.track) - set(TRACK):
+        raise ValueError(f"track has {', '.join(sorted(unknown))}: choose from {', '.join(TRACK)}")
 
 
 def check_model(cfg: DictConfig) -> None:

@@ -10,7 +10,7 @@ TUNED = ("method.optim.lr",)  # tuned for each method on validation
 BOOKKEEPING = (
     *("run_folder", "sweep", "overwrite", "resume", "ckpt_path", "workers", "image_cache", "controls"),
     *("model.url", "model.api_key_variable", "model.concurrency", "model.retries", "model.timeout"),
-    "model.cache",
+    *("model.cache", "logger", "tags", "track", "callbacks.rollouts.track"),
 )
 SAME_WORK = (
     *("epochs", "prompts_per_step", "max_prompt_tokens", "max_completion_tokens"),

@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.runs.durable import remove
 from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
-from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked
+from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked, tracking_id
 
 # Overrides that do not change the result stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
 UNNAMED += ("image_cache", "image_cache.folder", "image_cache.limit", "resume", "retry", "ckpt_path")
 UNNAMED += ("model.url", "model.api_key_variable", "model.concurrency", "model.retries", "model.timeout")
-UNNAMED += ("model.cache", "paths.outputs", "paths.cache", "optimized_metric")
+UNNAMED += ("model.cache", "paths.outputs", "paths.cache", "optimized_metric", "tags", "track")
 
 
 def run_name(*, _root_: DictConfig) -> str:
@@ -24,7 +24,8 @@ def run_name(*, _root_: DictConfig) -> str:
     Hydra reads the name without quotes: ``model=tiny`` becomes ``model_tiny``.
     """
     choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
-    named = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"))[0] not in UNNAMED]
+    keys = {o: re.split(r"[=@]", o.lstrip("+~"))[0] for o in overrides}
+    named = [o for o, key in keys.items() if key not in UNNAMED and not key.startswith("logger.")]
     text = "-".join(sorted(o.lstrip("+") for o in named))
     slug = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
     if len(slug) > 80 or not text.isascii():
@@ -65,5 +66,14 @@ def empty(folder: Path) -> None:
             remove(path)
 
 
-for resolver in (run_name, new_run_folder, run_log):
+def tracked(key: str, *, _root_: DictConfig) -> str | None:
+    """``name``, ``group`` or ``id`` of the run in W&B and MLflow; no id before its first attempt."""
+    if key == "group":
+        return _root_.sweep or _root_.experiment
+    if not (folder := _root_.run_folder):
+        return None
+    return tracking_id(Path(folder)) if key == "id" else Path(folder).name
+
+
+for resolver in (run_name, new_run_folder, run_log, tracked):
     OmegaConf.register_new_resolver(resolver.__name__, resolver)

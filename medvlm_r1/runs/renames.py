@@ -36,6 +36,8 @@ KEYS: dict[str, str] = {
     "callbacks.images.pictures": "callbacks.images.per_test_set",
     **{f"data.{k}": f"data.rows.{k}" for k in ("on_bad_row", "check_images", "follow_links", "volumes")},
 }
+# Options of a group.
+OPTIONS: dict[str, dict[str, str]] = {"logger": {"csv_tensorboard": "tensorboard"}}
 # Columns of metrics.csv.
 METRICS: dict[str, str] = {
     "train/host_reads": "train/device_syncs",
@@ -66,7 +68,7 @@ def renamed(key: str) -> str:
 
 
 def renamed_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Rewrite old keys in arguments, also in ``${...}``; returns them, and a line for each key renamed."""
+    """Rewrite old keys, also in ``${...}``, and options; returns the arguments, and a line for each name."""
     rewritten, notices = [], {}
 
     def rename(key: str) -> str:
@@ -79,6 +81,10 @@ def renamed_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             sign, key, package, value = match.groups(default="")
             package = re.sub(r"[\w.]+", lambda name: rename(name[0]), package)
             value = re.sub(r"(?<=\$\{)[\w.]+", lambda name: rename(name[0]), value)
+            for old, new in OPTIONS.get(renamed(key), {}).items():
+                value, found = re.subn(rf"\b{old}\b", new, value)
+                if found:
+                    notices[f"{key}={old}"] = f"`{key}={old}` is now `{key}={new}`"
             argument = f"{sign}{rename(key)}{package}{value}"
         rewritten.append(argument)
     return rewritten, list(notices.values())

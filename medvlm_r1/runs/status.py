@@ -1,6 +1,7 @@
 """Status of a run: its attempts (one process's work each), its lock, why it failed; the runs of a sweep."""
 
 import json
+import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -80,13 +81,16 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def attempt(folder: Path) -> Iterator[Callable[..., None]]:
+def attempt(folder: Path, overwrite: bool = False) -> Iterator[Callable[..., None]]:
     """Record start, end (s since 1970) and failure of an attempt; call it under :func:`run_lock`.
+
+    The attempts of a run share an id for W&B and MLflow; with ``overwrite`` a new one begins.
 
     Yields a function that records facts. An interrupt or SIGTERM is no failure: the run stays unfinished.
     """
     began = round(time.time(), 3)
-    rows = [*attempts(folder), {"began": began}]
+    tracking = (not overwrite and tracking_id(folder)) or secrets.token_hex(4)
+    rows = [*attempts(folder), {"began": began, "tracking": tracking}]
 
     def record(**facts: Any) -> None:
         rows[-1].update(facts)
@@ -113,6 +117,11 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
         ended = max((_modified(path) for path in paths if not path.is_dir()), default=0.0)
         rows[-1]["seconds"] = max(0.0, round(ended - rows[-1]["began"], 3))
     return rows
+
+
+def tracking_id(folder: Path) -> str | None:
+    """Id of the run in W&B and MLflow: that of its newest attempt; ``None`` if no attempt has one."""
+    return next((row["tracking"] for row in reversed(attempts(folder)) if "tracking" in row), None)
 
 
 def record_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:

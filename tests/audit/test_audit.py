@@ -20,7 +20,6 @@ from medvlm_r1.audit import Audit, PreRunAudit, audit
 from medvlm_r1.audit.compare_pair import COPIES, NEIGHBOUR, Turn, classify_pair, view
 from medvlm_r1.audit.fingerprints import Fingerprint, candidates, fingerprint, fingerprints
 from medvlm_r1.audit.leaks import repeated_questions
-from medvlm_r1.audit.pre_run import content_key
 from medvlm_r1.audit.question_files import read_files
 from medvlm_r1.audit.shortcuts import shortcuts
 from medvlm_r1.cli.audit import main
@@ -313,7 +312,8 @@ def test_findings_of_a_volume_follow_its_bytes(tmp_path):
         dicom_files.write(path, np.full((3, 30, 30), value, np.uint16))
         slices = [dataclasses.replace(ask(path, k), images=(DicomImage(path, k),)) for k in range(3)]
         parts = [[dataclasses.replace(sample, image_group=sample.id)] for sample in slices]
-        return content_key(Questions(parts[0], parts[1], {"ct": parts[2]}))
+        _, findings = PreRunAudit()(Questions(parts[0], parts[1], {"ct": parts[2]}))
+        return findings.data_sha256["train"]
 
     assert key(1) != key(2)
 
