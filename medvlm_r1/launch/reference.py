@@ -165,12 +165,12 @@ def read_option(path: Path, conf: Path = CONF) -> Option:
 
 
 def _keys(name, value, package: str, around: str, text: str, lines: list[str]) -> Iterator[Key]:
-    """The keys at and below a key; those on one line with their node share its comment, ``around``."""
+    """The keys at and below a key; one without a comment has that of the node around it."""
     path = f"{package}.{name.value}".removeprefix(".")
-    comment = _comment(name, value, lines) or around
+    comment = _comment(name, value, lines) or (around if name.value not in INSTANTIATE else "")
     if isinstance(value, yaml.MappingNode) and value.value:
         for inner, below in value.value:
-            yield from _keys(inner, below, path, comment if value.flow_style else "", text, lines)
+            yield from _keys(inner, below, path, comment, text, lines)
     else:
         written = re.sub(r"\s*\n\s*", " ", text[value.start_mark.index : value.end_mark.index])
         yield Key(path, written, comment)
