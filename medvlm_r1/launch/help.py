@@ -1,11 +1,12 @@
 """The text of ``python run.py --help``: commands, keys that are often changed, all groups and options."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvlm_r1.launch.reference import Group, first_sentence, read_reference
+from medvlm_r1.launch.reference import Group, read_reference
 
 COMMANDS = {
     "": "tiny model, phantom images, on any machine",
@@ -86,3 +87,9 @@ def _table(rows: dict[str, str], width: int) -> str:
             ]
         )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def first_sentence(comment: str) -> str:
+    """The comment up to its first full stop, or to the example that it announces."""
+    text = re.split(r",? e\.g\.", " ".join(comment.split()))[0]
+    return re.split(r"(?<!\bDr)\.\s+(?=[A-Z]|python)", text)[0].rstrip(".") + "."

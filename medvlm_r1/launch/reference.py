@@ -59,13 +59,7 @@ class Option:
 
     @property
     def summary(self) -> str:
-        return first_sentence(self.comment)
-
-
-def first_sentence(comment: str) -> str:
-    """The comment up to its first full stop, or to the example that it announces."""
-    text = re.split(r",? e\.g\.", " ".join(comment.split()))[0]
-    return re.split(r"(?<!\bDr)\.\s+(?=[A-Z]|python)", text)[0].rstrip(".") + "."
+        return self.comment.partition("\n")[0]
 
 
 @dataclass(frozen=True)
