@@ -308,6 +308,35 @@ def test_a_run_killed_while_it_writes_resumes_and_ends_the_same(tmp_path):
     assert "finished already" in run_here(tmp_path / "killed", *COMMAND, "resume=auto").stdout
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+def test_a_signal_ends_the_step_and_the_run_goes_on_later(number, code, tmp_path):
+    def interrupted(stage):
+        callback = (
+            f"+callbacks.interrupt={{_target_: interrupts.Interrupt, signal: {number.value}, stage: {stage}}}"
+        )
+        return run_here(tmp_path, *command, callback, code=code).stderr
+
+    command, run = [*COMMAND, "hydra.run.dir=out", "resume=auto"], tmp_path / "out"
+
+    remedy = "stopped: the same command with resume=auto continues from the newest checkpoint"
+    assert interrupted("fit").splitlines()[-1] == remedy
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["medvlm_r1_step"] == 2
+    assert interrupted("test").splitlines()[-1] == remedy
+    assert status_of(run) == UNFINISHED
+    run_here(tmp_path, *command)
+    assert status_of(run) == FINISHED
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    callback = (
+        f"+callbacks.interrupt={{_target_: interrupts.Interrupt, signal: {signal.SIGINT.value}, times: 2}}"
+    )
+    printed = run_here(tmp_path, *COMMAND, "resume=auto", callback, code=130).stderr
+    assert "stopping after this step; Ctrl-C again stops at once" in printed
+    (run,) = (tmp_path / "outputs/runs").iterdir()
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["medvlm_r1_step"] == 1
+
+
 def test_a_full_disk_is_reported_with_the_remedy(tmp_path):
     full = tmp_path / "out/metrics.json.partial"
     full.parent.mkdir()
