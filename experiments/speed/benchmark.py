@@ -4,6 +4,7 @@
     python experiments/speed/benchmark.py --quick                    a quick test with the embedded model
     python experiments/speed/benchmark.py --device cuda --size 2b --dtype bfloat16
     python experiments/speed/benchmark.py --growth --chart growth.png
+    python experiments/speed/benchmark.py --entropy                  share of a step that is entropy
     python experiments/speed/benchmark.py --flops-2b                 operations of the 2B model, on meta
 
 First the log-probabilities, the loss and the gradient norm of both sides must agree. Then the command times
@@ -50,6 +51,13 @@ def main() -> None:
         from compare import watch
 
         print(json.dumps(watch(size, arguments.alone, arguments.threads)), file=sys.__stdout__)
+        return
+    if arguments.entropy:
+        from compare import entropy_times
+
+        for times in entropy_times(size, arguments):
+            share = times["entropy"] / times["step"]
+            print(f"entropy {times['entropy']:.4f} s of {times['step']:.2f} s, {share:.2%}")
         return
     if arguments.growth:
         from charts import growth_chart
@@ -108,6 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--flops-2b", action="store_true", help="operations of the packed and the repeated layout, 2B model"
     )
+    parser.add_argument("--entropy", action="store_true", help="time the entropy of sampled tokens, CPU only")
     parser.add_argument("--no-memory", action="store_false", dest="memory", help="measure time only")
     parser.add_argument("--json", type=Path, help="output file of the results")
     parser.add_argument("--chart", type=Path, help="output file of the chart")

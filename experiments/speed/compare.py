@@ -4,6 +4,7 @@ import argparse
 import platform
 import statistics
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,7 @@ from trl_side import LR, TRLSide
 from trl_side import VARIANTS as TRL_VARIANTS
 
 from medvlm_r1.artifacts.record import hardware
+from medvlm_r1.rollout import sampling_noise
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "lightning", "accelerate")
 # fp32 sums in another order: absolute for log-probabilities and the loss, relative for the norm.
@@ -60,6 +62,17 @@ def watch(size: Size, name: str, threads: int) -> dict[str, Any]:
     side = side_of(name, size, given_to_all(size, 2))
     side.start(threads)
     return side.watched_step()
+
+
+def entropy_times(size: Size, arguments: argparse.Namespace) -> Iterator[dict[str, float]]:
+    """Yield the seconds of each phase of our steps, with the entropy of sampled tokens as one more phase."""
+    side = side_of("ours", size, given_to_all(size, arguments.warmup + arguments.steps))
+    side.phases.wrap(sampling_noise, "entropy", "entropy")
+    side.start(arguments.threads)
+    for number in range(arguments.warmup + arguments.steps):
+        times = side.timed_step()
+        if number >= arguments.warmup:
+            yield times
 
 
 def given_to_all(size: Size, steps: int) -> Given:
