@@ -26,7 +26,7 @@ LAST, BEFORE = "last.ckpt", "before.ckpt"
 # of steps that it repeats.
 GROWING = ("metrics.csv", "alarms.jsonl")
 # Version of the checkpoint format; it rises when older checkpoints can no longer be resumed.
-VERSION = 2
+VERSION = 3
 log = logging.getLogger("medvlm_r1")
 
 
