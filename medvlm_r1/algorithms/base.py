@@ -221,16 +221,18 @@ class VLMModule(LightningModule):
             torch.distributed.all_gather_object(values, value)
         return values
 
-    def gather_rows(self, values: Tensor) -> Tensor:
-        """One value per row of this rank -> those of all ranks in their order, on the host."""
-        return self.all_gather(values.to(self.device)).flatten().cpu()
+    def gather(self, values: Tensor) -> Tensor:
+        """Stack the tensors of all ranks in the order of the ranks."""
+        gathered = self.all_gather(values.to(self.device))
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, *values.shape)
 
     def log_metrics(self, metrics: Mapping[str, Tensor]) -> None:
         """Log the mean of each metric over its elements on all ranks under ``train/``; if none, nothing."""
         sums = [value.float().sum().to(self.device) for value in metrics.values()]  # rewards are on the host
         counts = torch.tensor([float(value.numel()) for value in metrics.values()], device=self.device)
-        sums, counts = self.all_gather(torch.stack([torch.stack(sums), counts])).view(-1, 2, len(sums)).sum(0)
-        for name, total, count in zip(metrics, sums, counts.tolist(), strict=True):
+        totals = self.gather(torch.stack([torch.stack(sums), counts])).sum(0)
+        for name, total, count in zip(metrics, totals[0], totals[1].tolist(), strict=True):
             if count:
                 shown = name in ("reward", "kl", "accuracy")
                 self.log(f"train/{name}", total / count, prog_bar=shown)
@@ -243,7 +245,7 @@ class VLMModule(LightningModule):
     def end_step(self) -> None:
         """End one training step: log its counters, advance the learning rate and the step count."""
         for name, count in self._seen_in_step.items():
-            self.seen[name] += int(self.all_gather(torch.tensor(count, device=self.device)).sum())
+            self.seen[name] += int(self.gather(torch.tensor(count)).sum())
             # Lightning would round a number to fp32, which is exact up to 2**24 only.
             self.log(f"train/{name}_seen", torch.tensor(self.seen[name], dtype=torch.float64))
         self._seen_in_step.clear()

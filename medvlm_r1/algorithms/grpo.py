@@ -121,7 +121,7 @@ class GRPO(VLMModule):
         with self.timed("train"):
             minibatches = self.split_minibatches(trajectory)
             updates = [self.update_minibatch(m) for _ in range(self.num_iterations) for m in minibatches]
-        lengths = self.gather_rows(sampled.rollout.lengths.float())
+        lengths = self.gather(sampled.rollout.lengths.float())
         metrics = step_metrics(sampled, trajectory, updates)
         self.log_metrics(metrics | {"tokens_p95": lengths.quantile(0.95)})
         self.end_step()
@@ -150,7 +150,7 @@ class GRPO(VLMModule):
         for attempt in range(self.dynamic_sampling_rounds):
             # All ranks' questions, each once: a question gets the same completions within a step.
             tried.update(*self.gather_objects([prompt.sample.id for prompt in other.prompts]))
-            wanted = int(self.all_gather((~trajectory.has_reward_spread).sum().to(self.device)).max())
+            wanted = int(self.gather((~trajectory.has_reward_spread).sum()).max())
             if not wanted:
                 break
             with self.timed("dynamic_sampling"):
@@ -201,7 +201,7 @@ class GRPO(VLMModule):
         if not (self.kl.beta or self.normalize_advantages or self.updates_per_step > 1):
             active = trajectory.is_active
             # Every rank makes as many passes, and at least one, so that all optimisers step.
-            count = max(1, int(self.all_gather(active.sum().to(self.device)).max()))
+            count = max(1, int(self.gather(active.sum()).max()))
             order = active.int().argsort(descending=True, stable=True).tolist()
             prompts, skipped = sorted(order[:count]), sorted(order[count:])
         batches = trajectory.micro_batches(prompts, self.micro_batch, pad_id)
@@ -248,8 +248,8 @@ class GRPO(VLMModule):
 
     def _compute_advantages(self, trajectory: Trajectory) -> Float[Tensor, " rows"]:
         """Advantages of this rank's rows; the estimator sees the rewards of all ranks."""
-        rewards = trajectory.rewards.map(self.gather_rows)
-        correct = self.gather_rows(trajectory.correct.float()).bool()
+        rewards = trajectory.rewards.map(lambda values: self.gather(values).flatten().cpu())
+        correct = self.gather(trajectory.correct.float()).flatten().bool().cpu()
         advantages = self.advantages(rewards, correct, self.sampling.group_size)
         return advantages.chunk(self.trainer.world_size)[self.trainer.global_rank]
 
@@ -267,4 +267,4 @@ class GRPO(VLMModule):
         return self.all_gather(sum(batch.mask.sum() for batch in minibatch)).float().mean()
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return self.all_gather(values).reshape(-1, *values.shape).sum(0)
+        return self.gather(values).sum(0)

@@ -44,9 +44,9 @@ class Rollout:
 
     def select(self, indices: Int[Tensor, " selected"]) -> "Rollout":
         """Some of the rows, in this order."""
-        tensors = (self.tokens, self.mask, self.logprobs, self.kept_mass, self.entropy)
-        texts = [self.texts[row] for row in indices.tolist()]
-        return Rollout(*(x[indices] for x in tensors), texts, self.truncated[indices])
+        names = ("tokens", "mask", "logprobs", "kept_mass", "entropy", "truncated")
+        tensors = {name: getattr(self, name)[indices] for name in names}
+        return Rollout(**tensors, texts=[self.texts[row] for row in indices.tolist()])
 
     def concat(self, other: "Rollout", pad_id: int) -> "Rollout":
         """The rows of this rollout, then those of the other, padded to the longer completion."""
@@ -98,7 +98,8 @@ def build_rollout(
     """Cut to the longest completion, with any padding after the end of sequence, and decode the texts."""
     mask = completion_mask(tokens, policy.eos_ids)
     longest = int(mask.sum(1).max())
-    tokens, mask, *records = (x[:, :longest] for x in (tokens, mask, logprobs, kept_mass, entropy))
+    tensors = (tokens, mask, logprobs, kept_mass, entropy)
+    tokens, mask, logprobs, kept_mass, entropy = (x[:, :longest] for x in tensors)
     texts = [policy.encoder.decode(row[m]) for row, m in zip(tokens, mask, strict=True)]
     truncated = ~torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device)).any(1)
-    return Rollout(tokens, mask, *records, texts, truncated)
+    return Rollout(tokens, mask, logprobs, kept_mass, entropy, texts, truncated)

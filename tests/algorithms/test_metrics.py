@@ -38,6 +38,7 @@ def step(advantages):
     return {name: value.float().mean().item() for name, value in metrics.items()}
 
 
+@pytest.mark.usefixtures("unchecked")  # there are no encoded prompts
 def test_rewards_entropy_and_advantages_of_a_step():
     got = step(advantages=torch.tensor([0.7, -0.7, 0.0, 0.0]))
     assert got["entropy"] == pytest.approx((0.5 + 1.0 + 1.5 + 3.0) / 6)  # of the tokens that were sampled
@@ -48,6 +49,7 @@ def test_rewards_entropy_and_advantages_of_a_step():
     assert (got["reward_format_right"], got["reward_format_wrong"]) == (1, pytest.approx(2.5 / 3))
 
 
+@pytest.mark.usefixtures("unchecked")  # there are no encoded prompts
 def test_advantages_by_token_count_by_token():
     advantages = torch.tensor([[1.0, -2.0, 1.0], [4.0, 0, 0], [0, 0, 0], [0, 0, 0]])
     assert step(advantages)["advantage_abs"] == pytest.approx(8 / 6)
