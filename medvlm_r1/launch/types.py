@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,10 +15,12 @@ _PLAIN = (bool, int, float, str, NoneType)
 def check_types(cfg: DictConfig) -> None:
     """Check all nodes of this package and of Lightning; raises ``ValueError`` with the key and its types.
 
-    Numbers, texts, flags, null and literals are checked; a parameter with another type is not.
+    Numbers, texts, flags, null and literals are checked; a parameter with another type is not. Of nodes from
+    elsewhere, only that their constructor can be imported.
     """
     for path, node in _nodes(OmegaConf.to_container(cfg, resolve=True)):
         if not str(node["_target_"]).startswith(("medvlm_r1.", "lightning.")):
+            _check_import(path, node["_target_"])
             continue
         hints: dict[str, Any] = {}
         with suppress(Exception):  # a missing package, or annotations that only a type checker can read
@@ -30,6 +33,16 @@ def check_types(cfg: DictConfig) -> None:
             if not any(_is(node[name], kind) for kind in kinds):
                 words = " or ".join(word for kind in kinds for word in _words(kind))
                 raise ValueError(f"{path}.{name} is {node[name]!r}: it must be {words}")
+
+
+def _check_import(path: str, target: str) -> None:
+    try:
+        resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path}._target_ is {target!r}: {error} (modules are imported from the current folder, "
+            "PYTHONPATH, or installed packages)"
+        ) from error
 
 
 def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
