@@ -40,7 +40,7 @@ from transformers import Qwen2VLImageProcessorPil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import run  # noqa: E402  (the composition root)
+from medvlm_r1 import run  # noqa: E402  (the composition root)
 from medvlm_r1.launch.silence import silence_libraries  # noqa: E402
 from medvlm_r1.policy.loading.architecture import load_config, meta_model  # noqa: E402
 
