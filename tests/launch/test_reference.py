@@ -58,7 +58,7 @@ def test_every_key_of_a_launcher_or_sweeper_is_listed():
         assert {key.path for key in option.keys} == expected
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.group != "logger"], **ids)
+@pytest.mark.parametrize("option", OPTIONS, **ids)
 def test_an_option_has_a_summary_of_one_line_and_a_comment_for_every_key(option):
     assert re.fullmatch(r".{10,88}[.?]", option.summary), "its file starts with a comment of a short sentence"
     bare = [key.path for key in option.keys if not REFERENCE.comment_of(key)]
