@@ -1,5 +1,6 @@
 """Tables of training completions with pictures and rewards."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from PIL import Image
 
 from medvlm_r1.data.sample import LETTERS
-from medvlm_r1.report.tables.table import escape_markdown
 from medvlm_r1.tracking.mlflow import MLflow
 
 
@@ -71,4 +71,6 @@ def as_markdown(columns: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return value if value == "---" else escape_markdown(" ".join(str(value).split()))
+    # entities, since TensorBoard prints a backslash before < and >
+    special = r"[&<>|`*_\[\]\\]"
+    return re.sub(special, lambda sign: f"&#{ord(sign[0])};", " ".join(str(value).split()))

@@ -17,6 +17,8 @@ from medvlm_r1.tracking.wandb_run import reach, send_artifact
 
 FILES = ("report.html", "metrics.json", "predictions.jsonl")
 _METRICS = ("validation/accuracy", "test/accuracy")  # columns of TensorBoard's table of runs
+# Groups in that table: those that define the result.
+_GROUPS = ("method", "data", "model", "peft", "optimizer", "prompt", "reward", "rollout", "seed", "run")
 _USER = re.compile(r"(?<=://)[^/@\s]+@")  # user and password in an address
 
 
@@ -79,7 +81,9 @@ def _log_to_tensorboard(logger: TensorBoardLogger, params: dict[str, Any]) -> No
     """
     text = OmegaConf.to_yaml(OmegaConf.create(params))
     logger.experiment.add_text("configuration", f"```yaml\n{text}```")
-    plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flatten(params).items()}
+    flat = flatten({group: params[group] for group in _GROUPS if group in params})
+    flat = {key: value for key, value in flat.items() if not key.rpartition(".")[2].startswith("_")}
+    plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat.items()}
     for summary in hparams(plain, dict.fromkeys(_METRICS, 0.0)):
         logger.experiment.file_writer.add_summary(summary)
     logger.experiment.flush()
