@@ -1,0 +1,181 @@
+"""Every command in README.md and docs/ is run, composed or parsed; every printed output is what is printed today.
+
+A page's commands work in one folder, one after another, so that a file which a here-document writes is there for the
+next command. A bash block whose last command's output the page shows has ``<!-- prints -->`` above that output; with
+``<!-- prints after make run -->`` the command needs the results of ``make run``, and ``make check-outputs`` compares it.
+"""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from argparse import ArgumentParser
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from command import ROOT, run_here
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+from markdown import Block, Command, blocks, differences, tokens, written_files
+
+from medvlm_r1.cli import main as cli
+from medvlm_r1.launch import compose
+from medvlm_r1.launch.validate import check_settings
+
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))}
+BLOCKS = [block for name, path in PAGES.items() for block in blocks(name, path.read_text())]
+MINIATURE = os.environ.get("MEDVLM_R1_MINIATURE")  # the folder outputs/ of `make run`
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+TARGETS = re.findall(r"(?m)^([a-z-]+):.*##", (ROOT / "Makefile").read_text())
+RUN = {("python", "run.py"), ("medvlm-r1", "run")}
+# Commands of a shell and of other programs, which no test starts: those that print a file are run.
+PRINTERS = {"head", "cat", "ls"}
+OTHERS = {"cd", "docker", "export", "git", "mlflow", "pre-commit", "ssh", "tensorboard", "vllm", "wandb"}
+FILES = {"bash", "sbatch", "source"}
+
+
+class Parsed(Exception):
+    """The parser accepted the arguments."""
+
+
+def compose_all(arguments: list[str]) -> None:
+    """Compose a command's jobs so that each value of a sweep is in one of them, not every combination."""
+    with redirect_stderr(io.StringIO()) as notices:
+        args = compose.parse_arguments(compose.hydra_arguments(arguments))
+    assert not notices.getvalue(), notices.getvalue()
+    for group in ("hydra/launcher", "hydra/sweeper"):
+        for override in args.overrides:
+            if override.startswith(f"{group}="):
+                name = override.partition("=")[2]
+                assert (compose.CONF / group / f"{name}.yaml").exists(), f"{group} has no option {name}"
+    values = []
+    for parsed in OverridesParser.create().parse_overrides(args.overrides):
+        value = parsed.value()
+        if not parsed.is_sweep_override():
+            values.append([parsed.input_line])
+        elif isinstance(value, IntervalSweep):
+            values.append([f"{parsed.get_key_element()}={value.start}"])
+        else:
+            assert args.multirun, f"{parsed.input_line} has several values: -m is missing"
+            values.append([f"{parsed.get_key_element()}={one}" for one in parsed.sweep_string_iterator()])
+    args.multirun = False
+    with compose.initialized_hydra(args):
+        for job in range(max(map(len, values), default=1)):
+            args.overrides = [choices[min(job, len(choices) - 1)] for choices in values]
+            for _, cfg, _ in compose.compose(args):
+                check_settings(cfg)
+
+
+def check_arguments(command: Command) -> None:
+    """Let the command's own parser read its arguments."""
+    parse = ArgumentParser.parse_args
+
+    def stop(parser, arguments=None, namespace=None):
+        parse(parser, arguments, namespace)
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
+        patch.setattr(ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", ["medvlm-r1"])
+        try:
+            cli.main(command.words[1:])
+        except Parsed:
+            return
+        except SystemExit as stopped:
+            if not stopped.code:  # --help and --version
+                return
+    pytest.fail(f"{command}: {said.getvalue()}")
+
+
+def check(command: Command, folder: Path) -> None:
+    """Run, compose or parse one command; fails for one that this test does not know."""
+    name, *rest = command.words
+    if command.words[:2] in RUN:
+        with chdir(folder):
+            compose_all(rest[1:])
+    elif name == "medvlm-r1":
+        with chdir(folder), redirect_stdout(io.StringIO()):
+            check_arguments(command)
+    elif command.document:
+        assert command.words == ("python", "-"), f"{command} reads a here-document"
+        subprocess.run([sys.executable, "-"], input=command.document, text=True, cwd=folder, check=True)
+    elif name == "make":
+        targets = [word for word in rest if "=" not in word]
+        assert set(targets) <= set(TARGETS), f"{command}: the Makefile has {TARGETS}"
+    elif name == "pip":
+        named = {
+            extra for word in rest for extras in re.findall(r"\[(.+)\]", word) for extra in extras.split(",")
+        }
+        assert named <= EXTRAS.keys(), f"{command}: pyproject.toml has {sorted(EXTRAS)}"
+        assert "-c" not in rest or (ROOT / rest[rest.index("-c") + 1]).exists(), str(command)
+    elif name in FILES or (name == "python" and rest[0].endswith(".py")):
+        is_there = (folder / rest[0]).exists() or (ROOT / rest[0]).exists() or rest[0].startswith(".venv/")
+        assert is_there, f"{command}: there is no {rest[0]}"
+    else:
+        assert name in OTHERS | PRINTERS, f"{command}: this test does not know it"
+
+
+def printed(command: Command, folder: Path) -> str:
+    """Run a command in this process, or a shell's in another; returns its standard output."""
+    name, *rest = command.words
+    if command.words[:2] in RUN:
+        return run_here(folder, *rest[1:]).stdout
+    if name == "medvlm-r1":
+        with chdir(folder), redirect_stdout(io.StringIO()) as out:
+            try:
+                cli.main(rest)
+            except SystemExit as stopped:
+                assert not stopped.code
+        return out.getvalue()
+    assert name in PRINTERS, f"{command}: this test does not run it"
+    return subprocess.run(command.words, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for each page, with what a checkout has, and the files that the page shows."""
+    made: dict[str, Path] = {}
+
+    def folder(page: str) -> Path:
+        if page not in made:
+            made[page] = tmp_path_factory.mktemp("page")
+            for entry in ROOT.iterdir():
+                if entry.name not in ("outputs", "site") and not entry.name.startswith("."):
+                    (made[page] / entry.name).symlink_to(entry)
+            for name, content in written_files(PAGES[page].read_text()).items():
+                (made[page] / name).parent.mkdir(parents=True, exist_ok=True)
+                (made[page] / name).write_text(content)
+            if MINIATURE:
+                shutil.copytree(MINIATURE, made[page] / "outputs")
+        return made[page]
+
+    return folder
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
+def test_every_command_is_one_that_works(block: Block, folders):
+    folder = folders(block.place.rpartition(":")[0])
+    for command in block.commands:
+        check(command, folder)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.prints], ids=lambda block: block.place)
+def test_an_output_is_what_the_command_prints_today(block: Block, folders, monkeypatch):
+    if block.after != "prints" and not MINIATURE:
+        pytest.skip("needs the results of `make run`: make check-outputs")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    folder = folders(block.place.rpartition(":")[0])
+    different = differences(block.prints, printed(block.commands[-1], folder))
+    assert not different, f"{shlex.join(block.commands[-1].words)}\n{different}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_of_commands_are_marked_as_bash(page):
+    known = {"bash", "csv", "json", "jsonl", "python", "text", "toml", "yaml", ""}
+    infos = {token.info for token in tokens(PAGES[page].read_text()) if token.type == "fence"}
+    assert infos <= known, f"{page}: {infos - known}: commands are in bash blocks"
