@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test quick shapes lint docs clean help
+.PHONY: run test quick shapes lint docs check-outputs clean help
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 run: $(VENV)/.run  ## the whole comparison in miniature: zero-shot, SFT and GRPO, and a report (CPU, minutes)
@@ -34,11 +34,14 @@ lint: $(VENV)/.dev  ## style, format, spelling and types
 docs: $(VENV)/.docs  ## the documentation, into site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+check-outputs: $(VENV)/.dev  ## after `make run`: every output that README.md and docs/ show, compared with today's
+	MEDVLM_R1_MINIATURE=outputs $(BIN)/python -m pytest tests/docs
+
 clean:  ## remove the environment; outputs stay
 	rm -rf $(VENV)
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.run: EXTRA :=
 $(VENV)/.dev: EXTRA := [dev]

@@ -1,8 +1,9 @@
-"""Every command in README.md and docs/ is run, composed or parsed; every printed output is what is printed today.
+"""Every command in README.md and docs/ is run, composed or parsed; every printed output is today's.
 
-A page's commands work in one folder, one after another, so that a file which a here-document writes is there for the
-next command. A bash block whose last command's output the page shows has ``<!-- prints -->`` above that output; with
-``<!-- prints after make run -->`` the command needs the results of ``make run``, and ``make check-outputs`` compares it.
+A page's commands work in one folder, one after another, so that a command finds the files of those before it.
+A bash block whose last command's output the page shows has ``<!-- prints -->`` above that output. With
+``<!-- prints after make run -->`` the command needs the results of ``make run``: ``make check-outputs``
+compares it.
 """
 
 import io
@@ -14,14 +15,14 @@ import subprocess
 import sys
 import tomllib
 from argparse import ArgumentParser
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
-from command import ROOT, run_here
+from command import ROOT, environment, run_here
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
-from markdown import Block, Command, blocks, differences, tokens, written_files
+from pages import Block, Command, blocks, differences, tokens, written_files
 
 from medvlm_r1.cli import main as cli
 from medvlm_r1.launch import compose
@@ -31,6 +32,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md"
 BLOCKS = [block for name, path in PAGES.items() for block in blocks(name, path.read_text())]
 MINIATURE = os.environ.get("MEDVLM_R1_MINIATURE")  # the folder outputs/ of `make run`
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+EXAMPLES = ROOT / "docs/examples/own_part"  # the folder in which the page that includes them works
 TARGETS = re.findall(r"(?m)^([a-z-]+):.*##", (ROOT / "Makefile").read_text())
 RUN = {("python", "run.py"), ("medvlm-r1", "run")}
 # Commands of a shell and of other programs, which no test starts: those that print a file are run.
@@ -39,7 +41,7 @@ OTHERS = {"cd", "docker", "export", "git", "mlflow", "pre-commit", "ssh", "tenso
 FILES = {"bash", "sbatch", "source"}
 
 
-class Parsed(Exception):
+class ParsedError(Exception):
     """The parser accepted the arguments."""
 
 
@@ -77,14 +79,14 @@ def check_arguments(command: Command) -> None:
 
     def stop(parser, arguments=None, namespace=None):
         parse(parser, arguments, namespace)
-        raise Parsed
+        raise ParsedError
 
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
         patch.setattr(ArgumentParser, "parse_args", stop)
         patch.setattr(sys, "argv", ["medvlm-r1"])
         try:
             cli.main(command.words[1:])
-        except Parsed:
+        except ParsedError:
             return
         except SystemExit as stopped:
             if not stopped.code:  # --help and --version
@@ -113,6 +115,10 @@ def check(command: Command, folder: Path) -> None:
         }
         assert named <= EXTRAS.keys(), f"{command}: pyproject.toml has {sorted(EXTRAS)}"
         assert "-c" not in rest or (ROOT / rest[rest.index("-c") + 1]).exists(), str(command)
+    elif command.words[:2] == ("python", "-c"):
+        subprocess.run(
+            [sys.executable, *rest], cwd=folder, check=True, env=environment(), stdout=subprocess.DEVNULL
+        )
     elif name in FILES or (name == "python" and rest[0].endswith(".py")):
         is_there = (folder / rest[0]).exists() or (ROOT / rest[0]).exists() or rest[0].startswith(".venv/")
         assert is_there, f"{command}: there is no {rest[0]}"
@@ -120,20 +126,21 @@ def check(command: Command, folder: Path) -> None:
         assert name in OTHERS | PRINTERS, f"{command}: this test does not know it"
 
 
-def printed(command: Command, folder: Path) -> str:
+def printed(command: Command, folder: Path, shown: str) -> str:
     """Run a command in this process, or a shell's in another; returns its standard output."""
     name, *rest = command.words
     if command.words[:2] in RUN:
-        return run_here(folder, *rest[1:]).stdout
+        does_not_fit = 3 if "does not fit" in shown.lower() else 0
+        return run_here(folder, *rest[1:], code=does_not_fit).stdout
     if name == "medvlm-r1":
-        with chdir(folder), redirect_stdout(io.StringIO()) as out:
-            try:
-                cli.main(rest)
-            except SystemExit as stopped:
-                assert not stopped.code
+        with chdir(folder), redirect_stdout(io.StringIO()) as out, suppress(SystemExit):
+            assert not cli.main(rest)
         return out.getvalue()
-    assert name in PRINTERS, f"{command}: this test does not run it"
-    return subprocess.run(command.words, cwd=folder, capture_output=True, text=True, check=True).stdout
+    words = [sys.executable, *rest] if name == "python" else command.words
+    assert name in PRINTERS | {"python"}, f"{command}: this test does not run it"
+    return subprocess.run(
+        words, env=environment(), cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +151,11 @@ def folders(tmp_path_factory):
     def folder(page: str) -> Path:
         if page not in made:
             made[page] = tmp_path_factory.mktemp("page")
-            for entry in ROOT.iterdir():
+            text = PAGES[page].read_text()
+            for entry in (EXAMPLES if "--8<--" in text else ROOT).iterdir():
                 if entry.name not in ("outputs", "site") and not entry.name.startswith("."):
                     (made[page] / entry.name).symlink_to(entry)
-            for name, content in written_files(PAGES[page].read_text()).items():
+            for name, content in written_files(text).items():
                 (made[page] / name).parent.mkdir(parents=True, exist_ok=True)
                 (made[page] / name).write_text(content)
             if MINIATURE:
@@ -170,7 +178,7 @@ def test_an_output_is_what_the_command_prints_today(block: Block, folders, monke
         pytest.skip("needs the results of `make run`: make check-outputs")
     monkeypatch.delenv("COLUMNS", raising=False)
     folder = folders(block.place.rpartition(":")[0])
-    different = differences(block.prints, printed(block.commands[-1], folder))
+    different = differences(block.prints, printed(block.commands[-1], folder, block.prints))
     assert not different, f"{shlex.join(block.commands[-1].words)}\n{different}"
 
 

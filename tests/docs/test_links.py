@@ -4,12 +4,12 @@ import re
 
 import pytest
 from command import ROOT
-from markdown import anchors, inline_code, links
+from pages import anchors, inline_code, links
 
-from medvlm_r1.launch.reference import read_reference
+from medvlm_r1.launch.reference import CONF, read_reference
 
 PAGES = {p.relative_to(ROOT).as_posix(): p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))}
-REFERENCE = read_reference()
+REFERENCE = read_reference(CONF, ROOT / "docs/examples/own_part/conf")
 TOP = {key.path for key in REFERENCE.top.keys}
 KEYS = TOP | {key.path for g in REFERENCE.groups.values() for o in g.options.values() for key in o.keys}
 NODES = {".".join(path.split(".")[:n]) for path in KEYS for n in range(1, path.count(".") + 2)}

@@ -63,9 +63,15 @@ def commands(place: str, text: str, variables: dict[str, str]) -> Iterator[Comma
     """The commands of a block, with known variables filled in."""
     lines = text.replace("\\\n", " ").splitlines()
     while lines:
-        lexer = shlex.shlex(lines.pop(0), posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
-        words, document = list(lexer), ""
+        words, document = None, ""
+        line = lines.pop(0)
+        while words is None:
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            try:
+                words = list(lexer)
+            except ValueError:  # a quotation over several lines
+                line += "\n" + lines.pop(0)
         if "<<" in words:
             at = words.index("<<")
             end = lines.index(words[at + 1])
@@ -114,7 +120,7 @@ def anchors(text: str) -> set[str]:
 
 
 def differences(expected: str, printed: str) -> str:
-    """Empty if the lines were printed; ``...`` stands for any text in a line, on a line of its own for any lines."""
+    """Empty if the lines were printed; ``...`` stands for any text, alone on a line for any lines."""
 
     def pattern(line: str) -> str:
         return ".*".join(map(re.escape, line.rstrip().split("...")))
