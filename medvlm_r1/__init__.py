@@ -27,6 +27,7 @@ predict      answer new questions, with a confidence             ``inference/``
 
 SFT (``algorithms/sft.py``) goes from encode to log-probs and the SFT loss; zero-shot only evaluates, and may
 use a served model (``inference/endpoint.py``). ``callbacks/`` writes checkpoints, rollouts and alarms during
-training. ``plan/`` computes memory and time of a run beforehand. ``runs/`` reads and writes run folders.
-``cli/`` has the commands, ``tiny/`` the embedded model.
+training; ``tracking/`` sends configuration, completions and results to W&B, TensorBoard and MLflow.
+``plan/`` computes memory and time of a run beforehand. ``runs/`` reads and writes run folders. ``cli/`` has
+the commands, ``tiny/`` the embedded model.
 """
