@@ -50,7 +50,7 @@ def blocks(page: str, text: str) -> list[Block]:
             comment := re.fullmatch(r"<!-- (prints.*?) -->\s*", token.content)
         ):
             marker = comment[1]
-        elif token.type == "fence" and token.info == "bash":
+        elif token.type == "fence" and token.info.split()[:1] == ["bash"]:
             place = f"{page}:{token.map[0] + 1}"
             found.append(Block(place, list(commands(place, token.content, variables))))
         elif token.type == "fence" and marker:
