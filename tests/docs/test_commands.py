@@ -1,6 +1,5 @@
 """Every command in README.md and docs/ is run, composed or parsed; every printed output is today's.
 
-A page's commands work in one folder, one after another, so that a command finds the files of those before it.
 A bash block whose last command's output the page shows has ``<!-- prints -->`` above that output. With
 ``<!-- prints after make run -->`` the command needs the results of ``make run``: ``make check-outputs``
 compares it.
@@ -28,7 +27,11 @@ from medvlm_r1.cli import main as cli
 from medvlm_r1.launch import compose
 from medvlm_r1.launch.validate import check_settings
 
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))}
+FIRST = ROOT / "docs/quickstart.md"  # later pages use the files that it writes
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in (FIRST, ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
+}
 BLOCKS = [block for name, path in PAGES.items() for block in blocks(name, path.read_text())]
 MINIATURE = os.environ.get("MEDVLM_R1_MINIATURE")  # the folder outputs/ of `make run`
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -85,12 +88,13 @@ def check_arguments(command: Command) -> None:
         patch.setattr(ArgumentParser, "parse_args", stop)
         patch.setattr(sys, "argv", ["medvlm-r1"])
         try:
-            cli.main(command.words[1:])
+            code = cli.main(command.words[1:])
         except ParsedError:
             return
         except SystemExit as stopped:
-            if not stopped.code:  # --help and --version
-                return
+            code = stopped.code
+    if not code:  # --help and --version
+        return
     pytest.fail(f"{command}: {said.getvalue()}")
 
 
@@ -103,9 +107,6 @@ def check(command: Command, folder: Path) -> None:
     elif name == "medvlm-r1":
         with chdir(folder), redirect_stdout(io.StringIO()):
             check_arguments(command)
-    elif command.document:
-        assert command.words == ("python", "-"), f"{command} reads a here-document"
-        subprocess.run([sys.executable, "-"], input=command.document, text=True, cwd=folder, check=True)
     elif name == "make":
         targets = [word for word in rest if "=" not in word]
         assert set(targets) <= set(TARGETS), f"{command}: the Makefile has {TARGETS}"
@@ -115,6 +116,8 @@ def check(command: Command, folder: Path) -> None:
         }
         assert named <= EXTRAS.keys(), f"{command}: pyproject.toml has {sorted(EXTRAS)}"
         assert "-c" not in rest or (ROOT / rest[rest.index("-c") + 1]).exists(), str(command)
+    elif command.document:
+        pass  # it ran before
     elif command.words[:2] == ("python", "-c"):
         subprocess.run(
             [sys.executable, *rest], cwd=folder, check=True, env=environment(), stdout=subprocess.DEVNULL
@@ -144,46 +147,48 @@ def printed(command: Command, folder: Path, shown: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A folder for each page, with what a checkout has, and the files that the page shows."""
-    made: dict[str, Path] = {}
+def folder(tmp_path_factory):
+    """A folder with what a checkout has, and the files that the pages show or write with here-documents."""
+    made = tmp_path_factory.mktemp("checkout")
+    for entry in ROOT.iterdir():
+        if entry.name not in ("outputs", "site") and not entry.name.startswith("."):
+            (made / entry.name).symlink_to(entry)
+    for page in PAGES.values():
+        for name, content in written_files(page.read_text()).items():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).write_text(content)
+    for command in (command for block in BLOCKS for command in block.commands if command.document):
+        assert command.words == ("python", "-"), f"{command} reads a here-document"
+        subprocess.run([sys.executable, "-"], input=command.document, text=True, cwd=made, check=True)
+    if MINIATURE:
+        shutil.copytree(MINIATURE, made / "outputs")
+    return made
 
-    def folder(page: str) -> Path:
-        if page not in made:
-            made[page] = tmp_path_factory.mktemp("page")
-            text = PAGES[page].read_text()
-            for entry in (EXAMPLES if "--8<--" in text else ROOT).iterdir():
-                if entry.name not in ("outputs", "site") and not entry.name.startswith("."):
-                    (made[page] / entry.name).symlink_to(entry)
-            for name, content in written_files(text).items():
-                (made[page] / name).parent.mkdir(parents=True, exist_ok=True)
-                (made[page] / name).write_text(content)
-            if MINIATURE:
-                shutil.copytree(MINIATURE, made[page] / "outputs")
-        return made[page]
 
-    return folder
+def works_in(block: Block, folder: Path) -> Path:
+    """The folder in which a page's commands work."""
+    return EXAMPLES if block.place.startswith("docs/your_own_part.md") else folder
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
-def test_every_command_is_one_that_works(block: Block, folders):
-    folder = folders(block.place.rpartition(":")[0])
+def test_every_command_is_one_that_works(block: Block, folder):
     for command in block.commands:
-        check(command, folder)
+        check(command, works_in(block, folder))
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.prints], ids=lambda block: block.place)
-def test_an_output_is_what_the_command_prints_today(block: Block, folders, monkeypatch):
+def test_an_output_is_what_the_command_prints_today(block: Block, folder, monkeypatch):
     if block.after != "prints" and not MINIATURE:
         pytest.skip("needs the results of `make run`: make check-outputs")
     monkeypatch.delenv("COLUMNS", raising=False)
-    folder = folders(block.place.rpartition(":")[0])
-    different = differences(block.prints, printed(block.commands[-1], folder, block.prints))
+    shown = printed(block.commands[-1], works_in(block, folder), block.prints)
+    different = differences(block.prints, shown)
     assert not different, f"{shlex.join(block.commands[-1].words)}\n{different}"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_of_commands_are_marked_as_bash(page):
     known = {"bash", "csv", "json", "jsonl", "python", "text", "toml", "yaml", ""}
-    infos = {token.info.partition(" ")[0] for token in tokens(PAGES[page].read_text()) if token.type == "fence"}
+    fences = [token for token in tokens(PAGES[page].read_text()) if token.type == "fence"]
+    infos = {token.info.partition(" ")[0] for token in fences}
     assert infos <= known, f"{page}: {infos - known}: commands are in bash blocks"
