@@ -1,5 +1,6 @@
 """The Lightning data module: workers encode the questions of training, validation and test."""
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
@@ -138,8 +139,15 @@ class VQADataModule(LightningDataModule):
         return _Share(source, *self._world_and_rank())
 
     def _loader(self, encoded: Dataset, **batching: Any) -> DataLoader:
+        # In a process of joblib (hydra/launcher=processes) the default method starts joblib's processes only.
+        context = "fork" if self.workers and multiprocessing.get_start_method() == "loky" else None
         return DataLoader(
-            encoded, num_workers=self.workers, collate_fn=list, worker_init_fn=_ignore_interrupts, **batching
+            encoded,
+            num_workers=self.workers,
+            collate_fn=list,
+            worker_init_fn=_ignore_interrupts,
+            multiprocessing_context=context,
+            **batching,
         )
 
 

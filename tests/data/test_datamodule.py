@@ -1,6 +1,7 @@
 """Questions and the data module: disjoint splits, names, order, shares of the ranks."""
 
 import json
+import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,6 +124,18 @@ def test_order_follows_from_seed_and_epoch_alone():
     assert served()[0] != served(epoch=1)[0]
     ids = [sample for batch in served()[0] for sample, _ in batch]
     assert len(set(ids)) == 32
+
+
+def test_workers_start_in_a_process_of_joblib_too():
+    """``hydra/launcher=processes``: there, the default method to start a process is joblib's own."""
+    import joblib  # noqa: F401  (registers the method)
+
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("loky", force=True)
+    try:
+        assert served(workers=1) == served()
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_phases_choose_the_template():

@@ -43,9 +43,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """The run folder of all parts together."""
-    parts = ("reward=consistent", "prompt=option_text", "data=medmnist", "data.path=toy.npz")
-    parts += ("method=fading_kl", "method/advantages=ranks", "method.num_iterations=2")
-    parts += ("method.loss._target_=my_loss.SoftGate", "model.recipe.prompts_per_step=4")
+    parts = ("experiment=study", "prompt=option_text", "data=medmnist", "data.path=toy.npz")
+    parts += ("method.loss._target_=my_loss.SoftGate", "method.num_iterations=2")
+    parts += ("model.recipe.prompts_per_step=4",)
     run_here(folder, "--config-dir", "conf", *parts, "audit=null", "controls=[image]", "logger=csv")
     return next((folder / "outputs/runs").iterdir())
 
