@@ -22,23 +22,16 @@ class ArrayImage:
 
 def medmnist(path: str, question: str, options: Sequence[str], modality: str) -> Questions:
     """One question per image; label i is the i-th option."""
-    arrays = np.load(path)
+    arrays, source = dict(np.load(path)), Path(path).stem
+    facts = {"modality": modality, "question_type": "classification", "source": source}
+
+    def sample(split: str, i: int) -> VQASample:
+        name = f"{source}-{split}-{i}"
+        image = ArrayImage(name, arrays[f"{split}_images"][i])
+        answer = LETTERS[arrays[f"{split}_labels"][i].item()]
+        return VQASample(name, (image,), question, tuple(options), answer, image_group=name, **facts)
 
     def part(split: str) -> list[VQASample]:
-        names = [f"{Path(path).stem}-{split}-{i}" for i in range(len(arrays[f"{split}_images"]))]
-        rows = zip(names, arrays[f"{split}_images"], arrays[f"{split}_labels"].flat, strict=True)
-        facts = {"modality": modality, "question_type": "classification", "source": Path(path).stem}
-        return [
-            VQASample(
-                name,
-                (ArrayImage(name, pixels),),
-                question,
-                tuple(options),
-                answer=LETTERS[label],
-                image_group=name,
-                **facts,
-            )
-            for name, pixels, label in rows
-        ]
+        return [sample(split, i) for i in range(len(arrays[f"{split}_images"]))]
 
     return Questions(part("train"), part("val"), {modality: part("test")})
