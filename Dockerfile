@@ -1,4 +1,4 @@
-# CUDA 12 with the versions of constraints.txt; the driver must support CUDA 12.6.
+# CUDA 12 with the versions of constraints.txt.
 #   docker build --tag medvlm_r1 .
 #   docker run --rm --gpus all --shm-size 8g --volume "$PWD/outputs:/workspace/outputs" medvlm_r1 python run.py
 FROM nvidia/cuda:12.6.3-base-ubuntu24.04
@@ -17,9 +17,10 @@ WORKDIR /workspace
 RUN python3 -m venv "$VENV"
 
 # torch is the largest layer: it is built again only if the constraints change.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
+# --build-arg TORCH_INDEX=URL names an index with builds of torch for CUDA 12; the default index may have CUDA 13's.
+ARG TORCH_INDEX=
 COPY --chown=ubuntu:ubuntu constraints.txt .
-RUN pip install --no-cache-dir --constraint constraints.txt --extra-index-url "$TORCH_INDEX" torch
+RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 
 # EXTRAS, such as [dicom,nifti,wandb]
 ARG EXTRAS=
