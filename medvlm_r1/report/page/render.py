@@ -33,7 +33,7 @@ def write_run_report(run_folder: Path) -> Path:
 
 def write_comparison_report(folders: Sequence[Path], out: Path, baseline: str | None = None) -> Path:
     """Write ``out/report.html``, and return its path; see :func:`~medvlm_r1.report.comparison.compare`."""
-    command = ["python", "-m", "medvlm_r1.compare", *map(str, folders)]
+    command = ["medvlm-r1", "compare", *map(str, folders)]
     command += ["--baseline", baseline] if baseline else []
     command += [] if [Path(f) for f in folders] == [Path(out)] else ["--out", str(out)]
     return write_page(compare(folders, baseline), Path(out), shlex.join(command))
