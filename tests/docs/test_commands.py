@@ -8,6 +8,7 @@ compares it.
 import io
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from pages import Block, Command, blocks, differences, tokens, written_files
 
 from medvlm_r1.cli import main as cli
 from medvlm_r1.launch import compose
+from medvlm_r1.launch.reference import read_reference
 from medvlm_r1.launch.validate import check_settings
 
 FIRST = ROOT / "docs/quickstart.md"  # later pages use the files that it writes
@@ -33,6 +35,9 @@ PAGES = {
     for path in (FIRST, ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
 }
 BLOCKS = [block for name, path in PAGES.items() for block in blocks(name, path.read_text())]
+# The configuration page continues with the comments in conf/, which have commands too.
+HOOKS = runpy.run_path(str(ROOT / "docs/hooks.py"))
+BLOCKS += blocks("conf", "\n\n".join(HOOKS["configuration"](read_reference())))
 MINIATURE = os.environ.get("MEDVLM_R1_MINIATURE")  # the folder outputs/ of `make run`
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 EXAMPLES = ROOT / "docs/examples/own_part"  # the folder in which the page that includes them works
