@@ -34,7 +34,7 @@ class RolloutLogger(Callback):
         self.images_every, self.images_per_step, self.track = images_every, images_per_step, track
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero or not outputs or "trajectory" not in outputs:
             return

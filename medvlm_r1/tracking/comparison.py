@@ -4,6 +4,7 @@ import hashlib
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.runs.places import pip_install
@@ -25,7 +26,7 @@ def send_comparison(c: Comparison, out: Path, files: Sequence[Path], project: st
     sweeps = {run.config.get("sweep") or run.experiment for run in c.runs}
     group = sweeps.pop() if len(sweeps) == 1 else None
     place = f"{platform.node()} {out.resolve()}"
-    settings = {
+    settings: dict[str, Any] = {
         "project": project,
         "name": f"comparison-{out.name}",
         "id": f"compare-{hashlib.sha256(place.encode()).hexdigest()[:8]}",
@@ -35,8 +36,8 @@ def send_comparison(c: Comparison, out: Path, files: Sequence[Path], project: st
         "resume": "allow",
         "settings": {"console": "off"},
     }
-    columns = ["run", "where", "accuracy", "low", "high", "questions"]
-    data = [
+    columns: list[Any] = ["run", "where", "accuracy", "low", "high", "questions"]
+    data: list[Any] = [
         [label, where, interval.value, interval.low, interval.high, interval.n]
         for label, scopes in c.accuracy.items()
         for where, interval in scopes.items()

@@ -36,7 +36,7 @@ def send_completions(
             if paths:  # one per row: W&B stores equal files once
                 shown = [paths.get(row["sample_id"]) for row in rows]
                 table.add_column("picture", [path and wandb.Image(str(path)) for path in shown])
-            logger.log_metrics({"completions": table}, step=step)
+            logger.experiment.log({"completions": table, "trainer/global_step": step})
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("completions", as_markdown(columns, cells), step)
             for number, path in enumerate(paths.values()):
@@ -49,7 +49,7 @@ def send_completions(
                 logger.experiment.log_artifact(logger.run_id, str(path), "images")
 
 
-def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
     """Column names and cells: question, gold answer, completion, each reward term, total, advantage."""
     terms = list(rows[0]["rewards"]) if rows else []
     columns = ["question", "gold", "completion", "right", *terms, "total", "advantage"]

@@ -46,7 +46,7 @@ class MLflow(MLFlowLogger):
             self._run_id = found[0].info.run_id if found else None
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
+    def log_hyperparams(self, params: Any) -> None:
         """Log the parameters that the MLflow run has not yet, and all of them in full as ``config.yaml``.
 
         MLflow refuses another value of a parameter that it has, and Lightning shortens long ones.
