@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.runs.places import pip_install
+
 _PLAIN = (bool, int, float, str, NoneType)
 
 
@@ -39,6 +41,10 @@ def _check_import(path: str, target: str) -> None:
     try:
         resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
+        if target.startswith("bitsandbytes.") and getattr(error, "name", None) == "bitsandbytes":
+            raise ValueError(
+                f"{target} needs the package bitsandbytes: {pip_install('quantized')}"
+            ) from error
         raise ValueError(
             f"{path}._target_ is {target!r}: {error} (modules are imported from the current folder, "
             "PYTHONPATH, or installed packages)"

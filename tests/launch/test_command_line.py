@@ -1,6 +1,7 @@
 """What a user types first: names of other libraries, quoting, --help, --cfg, own configuration folders."""
 
 import shlex
+import sys
 
 import pytest
 import yaml
@@ -154,3 +155,9 @@ class TestOwnFolder:
     def test_a_missing_folder_is_an_error(self, own):
         message = "--config-dir cnof: there is no such folder"
         assert message in run_here(own, "--config-dir", "cnof", "reward=mine", code=2).stderr
+
+
+def test_a_missing_package_of_an_option_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    printed = run_here(tmp_path, "optimizer=adamw_8bit", code=2).stderr
+    assert "needs the package bitsandbytes: pip install -e '.[quantized]'" in printed
