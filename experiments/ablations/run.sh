@@ -37,4 +37,4 @@ case $name in
         exit ;;
     *) echo "no ablation $name: rewards beta group temperature reasoning questions sft_first all" >&2; exit 2 ;;
 esac
-$medvlm-r1 sweep outputs/sweeps/$sweep
+$python -m medvlm_r1 sweep outputs/sweeps/$sweep

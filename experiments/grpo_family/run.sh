@@ -13,5 +13,5 @@ updates="method.num_minibatches=2 method.micro_batch=4"
 $python run.py -m +experiment=zero_shot $shared
 $python run.py -m +experiment=grpo_600 $shared $updates seed=0,1,2 \
     method=grpo,dr_grpo,dapo,gspo,cispo,rloo,reinforce_pp,gdpo,a_grae
-$medvlm-r1 compare $sweep --baseline grpo
+$python -m medvlm_r1 compare $sweep --baseline grpo
 cp $sweep/{comparison.json,comparison.md,accuracy.png} $here/

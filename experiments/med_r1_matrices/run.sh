@@ -23,4 +23,4 @@ for prompt in $prompts; do
     $python run.py -m +experiment=zero_shot $shared prompt=$prompt reward=$prompt
     $python run.py -m +experiment=med_r1_$by $shared prompt=$prompt reward=$prompt data.domain=$domains
 done
-$medvlm-r1 matrix outputs/sweeps/med_r1_$by --out $here
+$python -m medvlm_r1 matrix outputs/sweeps/med_r1_$by --out $here

@@ -15,5 +15,5 @@ $python $here/trials.py outputs/sweeps/miniature_trials > $here/trials.json
 # 2. Three seeds at the rates of conf/model/tiny.yaml (1e-4 for both, fixed before the trials).
 $python run.py -m +experiment=zero_shot,sft_600,grpo_600 $tiny controls=[image,blank] seed=0,1,2 \
     sweep=miniature_seeds
-$medvlm-r1 compare outputs/sweeps/miniature_seeds
+$python -m medvlm_r1 compare outputs/sweeps/miniature_seeds
 cp outputs/sweeps/miniature_seeds/{comparison.json,comparison.md,accuracy.png} $here/

@@ -13,5 +13,5 @@ $python run.py -m +experiment=zero_shot,sft_600,grpo_600 model=tiny data=mcq_jso
     data.train="$data/train_mri.json" data.n_train=600 \
     "data.test={mri:$data/test_mri.json,ct:$data/test_ct.json,xray:$data/test_xray.json}" \
     seed=0 sweep=real_images_tiny overwrite=true
-$medvlm-r1 compare outputs/sweeps/real_images_tiny
+$python -m medvlm_r1 compare outputs/sweeps/real_images_tiny
 cp outputs/sweeps/real_images_tiny/{comparison.json,comparison.md,accuracy.png} $here/

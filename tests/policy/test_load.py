@@ -217,7 +217,7 @@ class TestAdapters:
     def test_another_on_top_or_four_bits_below_are_refused(self, adapter, tuning):
         config = LoraConfig(r=2, target_modules=["q_proj"])
         tuning = Tuning("adapter", config) if tuning == "lora" else Tuning("nothing", quantize="nf4")
-        with pytest.raises(ValueError, match=r"python -m medvlm_r1\.export --merge"):
+        with pytest.raises(ValueError, match=r"medvlm-r1 export --merge"):
             load_policy(str(adapter), recipe(), tuning=tuning)
 
     def test_its_own_picture_size_counts(self, adapter):
