@@ -62,7 +62,8 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Lightning's own handler would stop within a validation, which cannot be resumed in the middle.
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._received) for s in (signal.SIGTERM, signal.SIGINT)}
+            heard = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
+            self._handlers = {s: signal.signal(s, self._received) for s in heard}
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.write(trainer, module, between_steps=False)
@@ -71,7 +72,7 @@ class Checkpoints(Callback):
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a library in C has set one
         self._handlers = {}
 
     def _is_stopping(self, trainer: Trainer) -> bool:

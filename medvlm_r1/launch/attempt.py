@@ -156,7 +156,8 @@ def exit_codes() -> Iterator[None]:
     except UserError as error:
         exit_with_error(str(error))
     main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, _interrupt) if main_thread else None
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a shell starts `command &` in a script so
+    handler = signal.signal(signal.SIGINT, _interrupt) if main_thread and not ignored else None
     try:
         yield
     except SystemExit as error:
@@ -167,7 +168,7 @@ def exit_codes() -> Iterator[None]:
             print(f"stopped: {command} continues from the newest checkpoint", file=sys.stderr)
         raise SystemExit(error.code or code) from None
     finally:
-        if main_thread:
+        if handler is not None:
             signal.signal(signal.SIGINT, handler)
         if sweep and is_rank_zero():
             print(status.sweep_summary(sweep))

@@ -20,6 +20,7 @@ from hydra.errors import CompactHydraException, HydraException, InstantiationExc
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml.error import MarkedYAMLError
 
 from medvlm_r1.launch.help import help_text
 from medvlm_r1.launch.silence import silence_libraries
@@ -88,6 +89,9 @@ def initialized_hydra(args: Namespace) -> Iterator[None]:
     """Let ``hydra.compose`` read the folders of :func:`conf_folders`."""
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
+    for option in CONF.rglob("*.yaml") if args.config_dir else ():
+        if (own := Path(args.config_dir) / option.relative_to(CONF)).exists():  # Hydra would not read it
+            raise UserError(f"{own}: medvlm_r1 has an option of this name: give yours another one")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         if args.config_dir:
             loader: Any = GlobalHydra.instance().config_loader()
@@ -147,6 +151,10 @@ def compose(args: Namespace) -> list[tuple[Sequence[str], DictConfig, str]]:
         names = [run_name(_root_=cfg) for cfg in configs]
         configs = [OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]) for cfg in configs]
         return list(zip(jobs, configs, names, strict=True))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{place}{error.problem or error.context}") from error
     except OverrideParseException as error:
         raise UserError(suggest_quotes(error.override, str(error))) from error
     except (HydraException, OmegaConfBaseException) as error:

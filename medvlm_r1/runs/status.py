@@ -110,8 +110,7 @@ def attempt(folder: Path, overwrite: bool = False) -> Iterator[Callable[..., Non
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
     """Facts of every attempt, oldest first; ``seconds`` of a killed or running one end at the last write."""
-    path = next((p for p in (folder / ATTEMPTS, folder / OLD_ATTEMPTS) if p.exists()), None)
-    rows = json.loads(path.read_text("utf-8")) if path else []
+    rows = _rows(folder)
     if rows and "seconds" not in rows[-1]:
         paths = (p for p in folder.rglob("*") if p.relative_to(folder).parts[0] not in _AT_START)
         ended = max((_modified(path) for path in paths if not path.is_dir()), default=0.0)
@@ -121,7 +120,7 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
 
 def tracking_id(folder: Path) -> str | None:
     """Id of the run in W&B and MLflow: that of its newest attempt; ``None`` if no attempt has one."""
-    return next((row["tracking"] for row in reversed(attempts(folder)) if "tracking" in row), None)
+    return next((row["tracking"] for row in reversed(_rows(folder)) if "tracking" in row), None)
 
 
 def record_jobs(sweep: Path, jobs: dict[str, list[str]]) -> None:
@@ -159,6 +158,12 @@ def sweep_summary(sweep: Path) -> str:
     if NOT_STARTED in statuses.values():
         lines.append(f"to drop a run that you no longer want, remove it from {sweep / JOBS}")
     return "\n".join(lines)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The attempts as they are on disk."""
+    path = next((p for p in (folder / ATTEMPTS, folder / OLD_ATTEMPTS) if p.exists()), None)
+    return json.loads(path.read_text("utf-8")) if path else []
 
 
 def _is_started(folder: Path) -> bool:

@@ -19,7 +19,7 @@ FILES = ("report.html", "metrics.json", "predictions.jsonl")
 _METRICS = ("validation/accuracy", "test/accuracy")  # columns of TensorBoard's table of runs
 # Groups in that table: those that define the result.
 _GROUPS = ("method", "data", "model", "peft", "optimizer", "prompt", "reward", "rollout", "seed", "run")
-_USER = re.compile(r"(?<=://)[^/@\s]+@")  # user and password in an address
+_USER = re.compile(r"(?<=://)[^/\s]+@")  # user and password in an address
 
 
 def log_start(

@@ -337,6 +337,17 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["medvlm_r1_step"] == 1
 
 
+def test_a_signal_that_the_shell_ignores_stays_ignored(tmp_path):
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        callback = Checkpoints(tmp_path)
+        callback.on_train_start(None, None)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        callback.teardown(None, None, "fit")
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
 def test_a_full_disk_is_reported_with_the_remedy(tmp_path):
     full = tmp_path / "out/metrics.json.partial"
     full.parent.mkdir()

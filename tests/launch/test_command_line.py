@@ -7,6 +7,7 @@ import pytest
 import yaml
 from command import run_here
 
+from medvlm_r1.launch.compose import UserError, compose_jobs
 from medvlm_r1.launch.help import KEYS, help_text
 from medvlm_r1.launch.reference import read_reference
 from medvlm_r1.launch.suggest import SYNONYMS
@@ -151,6 +152,16 @@ class TestOwnFolder:
     def test_its_options_are_listed_and_suggested(self, own):
         assert "My reward." in run_here(own, "--config-dir", "conf", "--help").stdout
         assert "did you mean mine" in run_here(own, "--config-dir", "conf", "reward=mien", code=2).stderr
+
+    def test_an_option_with_a_name_of_the_package_is_refused(self, own):
+        (own / "conf/reward/accuracy.yaml").write_text("# Mine.\n")
+        with pytest.raises(UserError, match=r"conf/reward/accuracy.yaml: .* give yours another one"):
+            compose_jobs(["--config-dir", str(own / "conf")])
+
+    def test_a_mistake_in_yaml_is_named_with_its_line(self, own):
+        (own / "conf/reward/mine.yaml").write_text("# My reward.\nterms: {}\n  weights: {}\n")
+        with pytest.raises(UserError, match=r"conf/reward/mine.yaml, line 3: expected <block end>"):
+            compose_jobs(["--config-dir", str(own / "conf"), "reward=mine"])
 
     def test_a_missing_folder_is_an_error(self, own):
         message = "--config-dir cnof: there is no such folder"

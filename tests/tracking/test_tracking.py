@@ -209,7 +209,7 @@ def test_wandb_without_a_key_is_one_line(tmp_path, monkeypatch):
 
 
 def test_passwords_in_addresses_are_not_logged():
-    config = {"model": {"url": "https://me:secret@host:8000/v1", "tests": ["a@b", "https://host/x"]}}
+    config = {"model": {"url": "https://me:se@cret@host:8000/v1", "tests": ["a@b", "https://host/x"]}}
     assert _without_users(config) == {
         "model": {"url": "https://host:8000/v1", "tests": ["a@b", "https://host/x"]}
     }
