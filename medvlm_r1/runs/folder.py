@@ -30,7 +30,8 @@ def run_name(*, _root_: DictConfig) -> str:
     slug = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
     if len(slug) > 80 or not text.isascii():
         slug = slug[:60] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    return "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{_root_.seed}"]))
+    name = "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{_root_.seed}"]))
+    return name.replace("/", "_")  # of an experiment in a folder of experiments
 
 
 def new_run_folder(*, _root_: DictConfig) -> str:

@@ -20,6 +20,10 @@ def test_names_hold_experiment_overrides_and_seed():
     assert name("seed=3", "overwrite=true", "workers=4", "sweep=x", experiment="sft_600") == "sft_600-seed0"
 
 
+def test_an_experiment_in_a_folder_has_a_flat_name():
+    assert name(experiment="paper/grpo") == "paper_grpo-seed0"
+
+
 def test_plan_and_card_stay_out_of_the_name():
     assert name("plan=true", "card=h100_80gb", experiment="grpo_600") == "grpo_600-seed0"
 

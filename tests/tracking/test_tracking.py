@@ -208,6 +208,12 @@ def test_wandb_without_a_key_is_one_line(tmp_path, monkeypatch):
         reach(lambda: wandb.init(project="p", dir=tmp_path))
 
 
+def test_wandb_does_not_get_the_command_line(folder, files):
+    assert files
+    for path in folder.glob("logs/wandb/offline-run-*/*.wandb"):
+        assert b"callbacks.last.every=2" not in path.read_bytes()
+
+
 def test_passwords_in_addresses_are_not_logged():
     config = {"model": {"url": "https://me:se@cret@host:8000/v1", "tests": ["a@b", "https://host/x"]}}
     assert _without_users(config) == {
