@@ -259,10 +259,8 @@ class VLMModule(LightningModule):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         self.lr_schedulers().step()
         self.step += 1
-        seconds = (time.monotonic() - self._start) / (
-            self.step - self._first_step
-        )  # per step, validations too
-        self.log("timing/seconds_left", seconds * (self.total_steps - self.step))
+        seconds, steps = time.monotonic() - self._start, self.step - self._first_step  # validations too
+        self.log("timing/seconds_left", seconds / steps * (self.total_steps - self.step))
 
     def take_counters(self) -> dict[str, float]:
         """Counters since the last call; adds them to :attr:`totals`."""

@@ -62,8 +62,9 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Lightning's own handler would stop within a validation, which cannot be resumed in the middle.
         if threading.current_thread() is threading.main_thread():
-            heard = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN]
-            self._handlers = {s: signal.signal(s, self._received) for s in heard}
+            both = (signal.SIGTERM, signal.SIGINT)
+            numbers = [s for s in both if signal.getsignal(s) is not signal.SIG_IGN]
+            self._handlers = {s: signal.signal(s, self._received) for s in numbers}
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.write(trainer, module, between_steps=False)

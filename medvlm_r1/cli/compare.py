@@ -8,13 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from medvlm_r1.cli.command import (
-    command_line,
-    exits_on,
-    folder_parser,
-    output_folder,
-    write_texts,
-)
+from medvlm_r1.cli.command import command_line, exits_on, folder_parser, output_folder, write_texts
 from medvlm_r1.report.comparison import Comparison, compare
 from medvlm_r1.report.figures import comparison_figure
 from medvlm_r1.report.page.headline import caveat, headline

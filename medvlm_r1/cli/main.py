@@ -25,7 +25,7 @@ def usage() -> str:
         [
             "usage: medvlm-r1 COMMAND ...",
             "",
-            "Train and judge reasoning vision-language models for medical questions.",
+            "Train and evaluate reasoning vision-language models for medical questions.",
             "",
             "commands:",
             *lines,
