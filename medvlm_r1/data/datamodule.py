@@ -140,7 +140,9 @@ class VQADataModule(LightningDataModule):
 
     def _loader(self, encoded: Dataset, **batching: Any) -> DataLoader:
         # In a process of joblib (hydra/launcher=processes) the default method starts joblib's processes only.
-        context = "fork" if self.workers and multiprocessing.get_start_method() == "loky" else None
+        context = (
+            "fork" if self.workers and multiprocessing.get_start_method(allow_none=True) == "loky" else None
+        )
         return DataLoader(
             encoded,
             num_workers=self.workers,

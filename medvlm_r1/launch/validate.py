@@ -38,6 +38,8 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     check_tracking(cfg)
     check_controls(cfg.controls, served="url" in cfg.model)
+    if not cfg.trainer.get("limit_test_batches", 1):
+        raise ValueError("trainer.limit_test_batches is 0: a run ends with a test, give it at least 1")
     for name, key in _OWN.items():
         if OmegaConf.select(cfg, name) is not None:
             raise ValueError(f"{name} has no effect here, since steps are taken by hand: use {key}")

@@ -1,6 +1,7 @@
 """What the loggers get at the start and at the end of a run; the first rank alone calls this."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from medvlm_r1.report.run_folder import flatten
 from medvlm_r1.tracking.mlflow import MLflow
 from medvlm_r1.tracking.wandb_run import reach, send_artifact
 
+log = logging.getLogger("medvlm_r1")
 FILES = ("report.html", "metrics.json", "predictions.jsonl")
 _METRICS = ("validation/accuracy", "test/accuracy")  # columns of TensorBoard's table of runs
 # Groups in that table: those that define the result.
@@ -45,6 +47,11 @@ def log_start(
     }
     params = _without_users({**config, "run": facts})
     for logger in loggers:
+        if config["track"] and isinstance(logger, WandbLogger | MLflow):
+            sent = f"{', '.join(config['track'])} with questions and answers"
+            log.info(
+                "%s gets %s; track=[] sends the configuration and metrics alone", type(logger).__name__, sent
+            )
         if isinstance(logger, WandbLogger):
             reach(lambda logger=logger: logger.experiment)
         logger.log_hyperparams(params)
@@ -55,7 +62,8 @@ def log_start(
 def log_end(loggers: Sequence[Logger], folder: Path, track: Sequence[str]) -> None:
     """Log the test accuracies and, if ``track`` has ``files``, send :data:`FILES` of the run folder.
 
-    ``metrics.csv`` gets neither: it has the metrics of training.
+    ``metrics.csv`` gets neither: it has the metrics of training. A logger that fails gets a warning: the run
+    is complete on disk.
     """
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     accuracies = {name: interval["value"] for name, interval in metrics["accuracy"].items()}
@@ -65,13 +73,18 @@ def log_end(loggers: Sequence[Logger], folder: Path, track: Sequence[str]) -> No
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             continue
-        logger.log_metrics(values, step=metrics["run"]["steps"])
-        if files and isinstance(logger, WandbLogger):
-            send_artifact(logger.experiment, folder.name, "run", files)
-        if isinstance(logger, MLflow):
-            for path in files:
-                logger.experiment.log_artifact(logger.run_id, str(path))
-        logger.finalize("success")
+        try:
+            logger.log_metrics(values, step=metrics["run"]["steps"])
+            if files and isinstance(logger, WandbLogger):
+                send_artifact(logger.experiment, folder.name, "run", files)
+            if isinstance(logger, MLflow):
+                for path in files:
+                    logger.experiment.log_artifact(logger.run_id, str(path))
+            logger.finalize("success")
+        except Exception as error:
+            log.warning(
+                "%s did not get the results (%s); they are in %s", type(logger).__name__, error, folder
+            )
 
 
 def _log_to_tensorboard(logger: TensorBoardLogger, params: dict[str, Any]) -> None:

@@ -101,6 +101,7 @@ def test_options_and_overrides_stand_in_any_order(tmp_path):
         ("+trainer.gradient_clip_val=1", "use method.optim.max_grad_norm"),
         ("+trainer.accumulate_grad_batches=2", "use model.recipe.micro_batch"),
         ("+lr=1e-6", "nothing reads the key 'lr': use method.optim.lr"),
+        ("+trainer.limit_test_batches=0", "give it at least 1"),
         ("trainer.max_steps=1.5", "trainer.max_steps is 1.5: it must be an integer"),
     ],
 )

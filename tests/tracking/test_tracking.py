@@ -11,6 +11,7 @@ import wandb
 import yaml
 from command import run_here
 from lightning import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -21,7 +22,7 @@ from medvlm_r1.cli.compare import main as compare
 from medvlm_r1.launch.validate import check_tracking
 from medvlm_r1.runs import status
 from medvlm_r1.tracking.completions import as_markdown, table_of
-from medvlm_r1.tracking.run import _without_users
+from medvlm_r1.tracking.run import _without_users, log_end
 from medvlm_r1.tracking.wandb_run import TrackingError, reach
 
 COMMAND = [*SHORT, "data.train.n=32", "trainer.max_steps=4", "workers=0", "resume=auto", "logger=wandb"]
@@ -257,3 +258,14 @@ def test_a_table_of_completions_survives_their_text():
         "| Which | organ? A) liver B) <b> | A | <think>a b</think> | True | 1 | 1 | -0.123456 |"
     )
     assert line.count("|") == 8
+
+
+class Unreachable(TensorBoardLogger):
+    def log_metrics(self, *arguments, **settings):
+        raise ConnectionError("no answer")
+
+
+def test_a_logger_that_fails_at_the_end_leaves_a_complete_run(folder, tmp_path, caplog):
+    log_end([Unreachable(tmp_path), TensorBoardLogger(tmp_path, name="second")], folder, [])
+    assert "Unreachable did not get the results (no answer)" in caplog.text
+    assert list((tmp_path / "second").rglob("events*"))
