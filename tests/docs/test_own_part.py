@@ -136,4 +136,4 @@ def test_a_constructor_that_cannot_be_imported_is_named_with_its_key(folder):
 def test_every_example_file_is_on_the_page():
     page = (ROOT / "docs/your_own_part.md").read_text()
     files = [f.relative_to(PARTS).as_posix() for f in PARTS.rglob("*") if f.suffix in (".py", ".yaml")]
-    assert [file for file in files if f'--8<-- "{file}"' not in page] == []
+    assert [f for f in files if f'title="{f}"\n{(PARTS / f).read_text()}```' not in page] == []
