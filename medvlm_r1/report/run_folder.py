@@ -7,6 +7,7 @@ configuration and of the command line, columns of ``metrics.csv``, counters.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -232,7 +233,9 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     runs, unfinished = {}, []
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise RunFolderError(f"{folder} is not a folder")
+            near = get_close_matches(folder.name, [p.name for p in folder.parent.glob("*/")], n=3, cutoff=0)
+            hint = f"; {folder.parent} has {', '.join(near)}" if near else ""
+            raise RunFolderError(f"{folder} is not a folder{hint}")
         inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.iterdir()))
         if not inside:
             raise RunFolderError(f"{folder} contains no run: give a run folder, or a folder of run folders")
