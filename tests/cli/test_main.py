@@ -3,10 +3,9 @@
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
-from command import ROOT, environment
+from command import ROOT, python
 
 from medvlm_r1.cli.main import COMMANDS, main
 
@@ -68,28 +67,23 @@ def test_the_wheel_holds_every_file_of_the_package(installed):
     assert (installed / "medvlm_r1/py.typed").exists()
 
 
+COMMANDS_IN_TURN = """
+import sys
+from pathlib import Path
+from medvlm_r1.cli.main import main
+main(["run", "debug=fast", "audit=null", "workers=0", *sys.argv[1:]])
+(image, *_) = Path("outputs").glob("runs/*/images/*.png")
+question = ["--question", "Where?", "--options", "heart", "liver"]
+sys.exit(main(["predict", "--model", "embedded", "--prompt", "medvlm_r1", "--image", str(image), *question]))
+"""
+
+
 def test_the_wheel_trains_and_predicts_in_another_folder(installed, tmp_path):
     """Without the repository on the path: configuration, tiny model and page come from the wheel."""
-
-    def command(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "medvlm_r1", *arguments],
-            cwd=tmp_path,
-            env=environment(PYTHONPATH=str(installed)),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    assert str(installed) in command("run", "--info", "searchpath")
     small = ["data.train.n=8", "data.validation.n=4", "controls=[image]"]
     small += [f"data.test.{name}.n=4" for name in ("mri", "ct", "xray")]
-    command("run", "debug=fast", "audit=null", "workers=0", *small)
+    done = python(tmp_path, "-c", COMMANDS_IN_TURN, *small, PYTHONPATH=str(installed))
+    assert "answer" in done.stdout
     (run,) = (tmp_path / "outputs/runs").iterdir()
-    (image, *_) = (run / "images").glob("*.png")
-    question = ["--question", "Where?", "--options", "heart", "liver"]
-    assert "answer" in command(
-        "predict", "--model", "embedded", "--prompt", "medvlm_r1", "--image", image, *question
-    )
-    assert Path(run / "report.html").stat().st_size > 10_000
+    assert str(installed / "medvlm_r1/conf") in (run / ".hydra/hydra.yaml").read_text()
+    assert (run / "report.html").stat().st_size > 10_000

@@ -34,9 +34,12 @@ def printed_configuration(folder, *arguments):
         ("trainer.accumulate_grad_batches=2", "model.recipe.micro_batch or model.recipe.prompts_per_step"),
     ],
 )
-@pytest.mark.parametrize("mode", [(), ("--cfg", "job")], ids=["run", "cfg"])
-def test_another_librarys_name_is_answered_with_the_key(typed, key, mode, tmp_path):
-    assert f"did you mean {key}?" in run_here(tmp_path, typed, *mode, code=2).stderr
+def test_another_librarys_name_is_answered_with_the_key(typed, key, tmp_path):
+    assert f"did you mean {key}?" in run_here(tmp_path, typed, code=2).stderr
+
+
+def test_suggestions_come_with_cfg_too(tmp_path):
+    assert "did you mean method.optim.lr?" in run_here(tmp_path, "lr=1e-6", "--cfg", "job", code=2).stderr
 
 
 def test_every_synonym_names_a_key_that_exists():

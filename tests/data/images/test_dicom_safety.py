@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pydicom
 import pytest
-from command import ROOT, run_alone, run_here
+from command import ROOT, run_here
 from dicom_files import CT, write
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -80,7 +80,7 @@ class TestPrivacy:
         done = run_here(tmp_path, *start, code=2)
         assert "identifies a patient by PatientName, PatientID" in done.stderr
         assert "Zyxwell" not in done.stderr + done.stdout
-        done = run_alone(tmp_path, *start, "data.rows.volumes.allow_identifying=true")
+        done = run_here(tmp_path, *start, "data.rows.volumes.allow_identifying=true")
         assert "Zyxwell" not in done.stderr + done.stdout
         files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
         assert {"report.html", "predictions.jsonl", "last.ckpt"} <= {path.name for path in files}
