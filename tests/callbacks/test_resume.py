@@ -308,6 +308,15 @@ def test_a_run_killed_while_it_writes_resumes_and_ends_the_same(tmp_path):
     assert "finished already" in run_here(tmp_path / "killed", *COMMAND, "resume=auto").stdout
 
 
+@pytest.fixture
+def in_the_foreground():
+    """A shell starts its background jobs, perhaps this process, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
 def test_a_signal_ends_the_step_and_the_run_goes_on_later(number, code, tmp_path):
     def interrupted(stage):
@@ -327,6 +336,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_later(number, code, tmp_path
     assert status_of(run) == FINISHED
 
 
+@pytest.mark.usefixtures("in_the_foreground")
 def test_a_second_interrupt_stops_at_once(tmp_path):
     callback = (
         f"+callbacks.interrupt={{_target_: interrupts.Interrupt, signal: {signal.SIGINT.value}, times: 2}}"
