@@ -73,7 +73,7 @@ def test_wrong_folders_give_one_line_and_exit_code_2(tmp_path, capsys):
     write_run(tmp_path / "small", "sft", n=6)
     write_run(tmp_path / "large", "grpo", n=8)
     for folders, message in (
-        ([tmp_path / "smal"], f"smal is not a folder; {tmp_path} has small"),
+        ([tmp_path / "smallest"], f"smallest is not a folder; {tmp_path} has small"),
         ([tmp_path / "empty"], "contains no run"),
         ([tmp_path / "small", tmp_path / "large"], "--out DIR"),
         (
