@@ -78,14 +78,10 @@ def _table(rows: dict[str, str], width: int) -> str:
     for name, text in rows.items():
         wrapped = textwrap.wrap(text, max(width - first, 20)) or [""]
         head = f"  {name}".ljust(first)
-        lines += (
-            [head.rstrip(), *(" " * first + line for line in wrapped)]
-            if len(head) > first
-            else [
-                head + wrapped[0],
-                *(" " * first + line for line in wrapped[1:]),
-            ]
-        )
+        if len(head) > first:
+            lines.append(head)
+            head = " " * first
+        lines += [head + wrapped[0], *(" " * first + line for line in wrapped[1:])]
     return "\n".join(line.rstrip() for line in lines)
 
 
