@@ -81,7 +81,7 @@ def log_end(loggers: Sequence[Logger], folder: Path, track: Sequence[str]) -> No
                 for path in files:
                     logger.experiment.log_artifact(logger.run_id, str(path))
             logger.finalize("success")
-        except Exception as error:
+        except Exception as error:  # each service has errors of its own
             log.warning(
                 "%s did not get the results (%s); they are in %s", type(logger).__name__, error, folder
             )
