@@ -16,6 +16,7 @@ def silence_libraries() -> None:
         ".*does not have many workers.*",  # one worker keeps two cores busy
         ".*`tensorboardX` has been removed.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*resuming from a checkpoint that ended before the epoch.*",  # VQADataModule restores its place
         ".*`is_gradient_checkpointing` is deprecated.*",  # from peft
     ):
         warnings.filterwarnings("ignore", message)
