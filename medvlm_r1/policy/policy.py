@@ -211,11 +211,15 @@ class Policy(nn.Module):
         embeds = model.get_input_embeddings()(tokens)
         return run_layers(inner_model(model).language_model, embeds, decoding.positions, decoding)
 
+    @property
+    def head_weight(self) -> Float[Tensor, "vocabulary width"]:
+        """Weight of the sampling model's language-model head."""
+        return self.sampling_model.get_output_embeddings().weight
+
     @torch.no_grad()
     def next_token_logprobs(self, hidden: Float[Tensor, "rows width"], temperature: float = 1.0) -> Scores:
         """Log-probabilities of the next token, from the same distribution as :meth:`logprobs`."""
-        head = self.sampling_model.get_output_embeddings().weight
-        return next_token_logprobs(hidden, head, self.banned, temperature)
+        return next_token_logprobs(hidden, self.head_weight, self.banned, temperature)
 
     @torch.no_grad()
     def generate(

@@ -10,8 +10,9 @@ from torch import Tensor
 from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.forward.decoding import DecodingLayout
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.rollout.draw import draw
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
+from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 _RECORDS = ("tokens", "logprobs", "kept_mass", "entropy")
 _TENSORS = ("hidden", "active", "latest", "keys", "eos", "ended", *_RECORDS)
@@ -61,15 +62,14 @@ class DecodingState:
     def sample(self) -> None:
         """Sample a token for every active row from its hidden state."""
         active, position = self.active, self.decoding.step
-        logprobs = self.policy.next_token_logprobs(self.hidden, self.sampling.divisor)
-        scores, kept_mass, entropy = gumbel_max_scores(logprobs, self.sampling, self.keys[active], position)
-        sampled = scores.argmax(-1)
+        policy, keys = self.policy, self.keys[active]
+        drawn = draw(self.hidden, policy.head_weight, policy.banned, self.sampling, keys, position)
         # A row that has ended gets padding until the next compaction.
-        self.latest.copy_(torch.where(self.ended[active], self.policy.pad_id, sampled))
+        self.latest.copy_(torch.where(self.ended[active], policy.pad_id, drawn.tokens))
         self.tokens[active, position] = self.latest
-        self.logprobs[active, position] = logprobs.gather(-1, sampled[:, None])[:, 0]
-        self.kept_mass[active, position] = kept_mass
-        self.entropy[active, position] = entropy
+        self.logprobs[active, position] = drawn.logprobs
+        self.kept_mass[active, position] = drawn.kept_mass
+        self.entropy[active, position] = drawn.entropy
         self.ended[active] |= torch.isin(self.latest, self.eos)
 
     def read_ended(self) -> Bool[Tensor, "prompts rows"]:

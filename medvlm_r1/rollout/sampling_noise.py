@@ -14,7 +14,7 @@ from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 Logprobs = Float[Tensor, "rows vocabulary"]
-Position = int | Int[Tensor, "1"]
+Position = int | Int[Tensor, "#rows"]  # of all rows, or of each
 
 
 @dataclass(frozen=True)

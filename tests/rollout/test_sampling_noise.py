@@ -69,6 +69,12 @@ class TestKey:
         assert torch.equal(noise(samples=("b",), group=2), together[2:4])
         assert torch.equal(noise(samples=("c", "a"), group=2), together[[4, 5, 0, 1]])
 
+    def test_each_row_may_be_at_a_position_of_its_own(self):
+        keys = NoiseKey(0, 0).completion_keys(["a", "b"], 2)
+        positions = torch.tensor([3, 0, 7, 3])
+        rows = [gumbel_noise(keys[i : i + 1], int(p), VOCABULARY) for i, p in enumerate(positions)]
+        assert torch.equal(gumbel_noise(keys, positions, VOCABULARY), torch.cat(rows))
+
     def test_a_larger_group_begins_with_the_smaller(self):
         assert torch.equal(noise(samples=("a",), group=8)[:3], noise(samples=("a",), group=3))
 
