@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medvlm_r1.plan.plan import Plan
+from medvlm_r1.plan.times import PhaseCost
 
 
 def show(
@@ -55,21 +56,30 @@ def _memory(plan: Plan) -> Table:
 
 def _time(plan: Plan) -> Table:
     workload = plan.workload
-    table = _table("Time, an estimate", "one step, on each GPU", "TFLOP", "seconds")
+    table = _table("Time, an estimate", "one step, on each GPU", "TFLOP", "GB moved", "kernels", "seconds")
+
+    def add(name: str, *costs: PhaseCost, style: str | None = None) -> None:
+        flops, traffic, launches, seconds = (
+            sum(getattr(cost, total) for cost in costs)
+            for total in ("flops", "traffic", "launches", "seconds")
+        )
+        cells = f"{flops / 1e12:,.1f}", f"{traffic / 1e9:,.0f}", f"{launches:,.0f}", f"{seconds:,.2f}"
+        table.add_row(name, *cells, style=style)
+
     for cost in plan.step:
-        table.add_row(cost.phase, f"{cost.flops / 1e12:,.1f}", f"{cost.seconds:,.2f}")
-    step = sum(cost.seconds for cost in plan.step)
+        add(cost.phase, cost)
     if plan.step:
         table.add_section()
-        table.add_row("step", f"{sum(c.flops for c in plan.step) / 1e12:,.1f}", f"{step:,.2f}", style="bold")
+        add("step", *plan.step, style="bold")
     if plan.seconds is None:
-        table.add_row("whole run", "", "unknown (the configuration lacks the number of questions)")
+        table.add_row("whole run", "", "", "", "unknown")
         return table
     if workload.steps:
-        table.add_row(f"{workload.steps:,} steps", "", _duration(workload.steps * step))
+        seconds = workload.steps * sum(cost.seconds for cost in plan.step)
+        table.add_row(f"{workload.steps:,} steps", "", "", "", _duration(seconds))
     evaluation = workload.evaluations * plan.seconds_per_answer / workload.world_size
-    table.add_row(f"{workload.evaluations:,} answers in evaluation", "", _duration(evaluation))
-    table.add_row("whole run", "", _duration(plan.seconds), style="bold")
+    table.add_row(f"{workload.evaluations:,} answers in evaluation", "", "", "", _duration(evaluation))
+    table.add_row("whole run", "", "", "", _duration(plan.seconds), style="bold")
     return table
 
 

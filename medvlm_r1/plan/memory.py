@@ -17,8 +17,6 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _BLOCK, _SMALL = 256, 4096
 # Assumed: the CUDA context and the workspaces of its libraries.
 CONTEXT = 1e9
-# Sampling a token, per row and vocabulary entry: four fp32 scores and two int32 hashes.
-_SAMPLING_BYTES = 4 * 4 + 2 * 4
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,6 @@ def resident(workload: Workload, inventory: Inventory) -> list[MemoryPart]:
     """Memory that does not depend on the batch: weights, copies, moments and gradients."""
     itemsize, trained = inventory.dtype.itemsize, sum(inventory.trained)
     fsdp = workload.strategy == "fsdp"
-    state_shards = workload.world_size if workload.strategy in ("fsdp", "zero2") else 1
     weights = inventory.weight_bytes(bool(workload.tuning.quantize))
     if fsdp:
         weights += trained * (4 - itemsize)  # FSDP's shards are fp32 and serve as master weights
@@ -118,18 +115,18 @@ def resident(workload: Workload, inventory: Inventory) -> list[MemoryPart]:
         parts.append(MemoryPart(name, dict.fromkeys(phases or PHASES, size)))
 
     add("CUDA context (assumed)", CONTEXT)
-    add("weights", weights / workload.world_size if fsdp else weights)
+    add("weights", weights / workload.shards)
     if fsdp:
         add("unsharded sampling model", inventory.total * itemsize)
     if workload.method == "zero_shot":
         return parts
     if has_masters:
-        add("fp32 master copies", 4 * trained / state_shards)
-    add("optimiser's moments", moment_bytes(workload, inventory.trained) / state_shards)
+        add("fp32 master copies", 4 * trained / workload.shards)
+    add("optimiser's moments", moment_bytes(workload, inventory.trained) / workload.shards)
     if workload.has_reference and not workload.tuning.adapter:
         copied = inventory.total - (inventory.tower if inventory.tower_is_frozen else 0)
         add("reference", copied * itemsize)
-    add("gradients", (4 if fsdp else itemsize) * trained / state_shards, "training", "update")
+    add("gradients", (4 if fsdp else itemsize) * trained / workload.shards, "training", "update")
     if workload.strategy == "ddp":
         add("DDP's gradient buckets", itemsize * trained, "training", "update")
     if fsdp:
@@ -138,8 +135,8 @@ def resident(workload: Workload, inventory: Inventory) -> list[MemoryPart]:
         reduced = (itemsize + 4) * (inventory.root if trained == inventory.total else inventory.largest_layer)
         add("gathered weights and gradients", gathered + reduced, "training")
     # torch's AdamW allocates one fp32 tensor per parameter for its denominators.
-    scratch = 4 * trained / state_shards if workload.optimizer.startswith("torch.optim.Adam") else 0.0
-    fp32 = 4 * trained / state_shards if has_masters else 0.0
+    scratch = 4 * trained / workload.shards if workload.optimizer.startswith("torch.optim.Adam") else 0.0
+    fp32 = 4 * trained / workload.shards if has_masters else 0.0
     add("fp32 gradients and scratch", fp32 + scratch, "update")
     return parts
 
@@ -148,20 +145,21 @@ def transient(workload: Workload, inventory: Inventory, meter: Meter) -> list[Me
     """Memory of each phase's computation, at the longest prompts and completions."""
     cache, working = {}, {}
     per_token = cache_bytes_per_token(meter.config, inventory.dtype)
-    sampling_bytes = meter.config.text_config.vocab_size * _SAMPLING_BYTES
-    rollouts = {"evaluation": (workload.recipe.evaluation_batch, 1, workload.max_answer)}
+    rollouts = {"evaluation": (workload.recipe.evaluation_batch, workload.answering)}
     if workload.method == "grpo":
-        rollouts["sampling"] = (workload.prompts, workload.group_size, workload.max_completion)
-    for phase, (prompts, group_size, tokens) in rollouts.items():
-        shape = workload.shape(prompts, group_size, tokens)
+        rollouts["sampling"] = (workload.prompts, workload.sampling)
+    for phase, (prompts, sampling) in rollouts.items():
+        shape = workload.shape(prompts, sampling.group_size, sampling.max_tokens)
         copies = prompts if workload.shares_prefix else shape.rows
-        cache[phase] = per_token * (copies * workload.prompt_tokens + shape.rows * tokens)
+        cache[phase] = per_token * (copies * workload.prompt_tokens + shape.rows * sampling.max_tokens)
         # The peak is at the prefill, which has the prompts' part of the cache, or at the last token.
         prefill = meter.prefill(shape, workload.shares_prefix).peak
-        working[phase] = max(prefill, cache[phase] + sampling_bytes * shape.rows) - cache[phase]
+        working[phase] = max(prefill - cache[phase], meter.decode(shape, sampling).peak)
     parts = [MemoryPart("KV cache", cache)]
     if workload.method != "zero_shot":
-        shape = workload.shape(workload.micro_batch, workload.group_size, workload.max_completion)
+        shape = workload.shape(
+            workload.pass_prompts, workload.sampling.group_size, workload.sampling.max_tokens
+        )
         cost = meter.training(shape, workload.method == "grpo")
         parts.append(MemoryPart("activations", {"training": cost.saved - cost.logits}))
         parts.append(MemoryPart("logits", {"training": cost.logits}))

@@ -20,12 +20,21 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 
 
-class Ledger(TorchDispatchMode):
-    """Counts floating-point operations, and bytes of tensor storages created inside the context.
+# Operators that only allocate, and those that read or write as many entries as they return or are given,
+# whatever the size of the tensor that they index.
+_ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_READS_SOME = {"embedding", "gather", "index", "index_select"}
+_WRITES_SOME = {"index_copy", "index_copy_", "index_put", "index_put_", "scatter_", "scatter_add_"}
+_OVERWRITES = {"copy_", "fill_", "zero_"}
 
-    The formulas are those of torch's ``FlopCounterMode``, which does not fit here: its module hooks keep
-    recomputed activations alive. Works on real tensors too. On meta tensors every condition on values is
-    false, so a mask always has padding and no check raises.
+
+class Ledger(TorchDispatchMode):
+    """Counts operations, operand bytes and kernels, and bytes of tensor storages created inside the context.
+
+    An operator counts as one kernel, unless it returns a view or allocates; a kernel reads its inputs and
+    writes its outputs once. The formulas for operations are those of torch's ``FlopCounterMode``, which does
+    not fit here: its module hooks keep recomputed activations alive. Works on real tensors too. On meta
+    tensors every condition on values is false, so a mask always has padding and no check raises.
 
     Args:
         excluded: tensors that the caller counts elsewhere, such as parameters.
@@ -33,6 +42,8 @@ class Ledger(TorchDispatchMode):
 
     Attributes:
         flops: floating-point operations; a multiplication and an addition are two.
+        traffic: bytes that kernels read and write.
+        launches: number of kernels.
         live: bytes alive now.
         live_wide: those of them in wide tensors.
         peak: maximum of ``live`` while no wide tensor was alive.
@@ -42,6 +53,7 @@ class Ledger(TorchDispatchMode):
     def __init__(self, excluded: Iterable[Tensor] = (), wide: int | None = None) -> None:
         super().__init__()
         self.flops = self.live = self.live_wide = self.peak = self.peak_wide = 0
+        self.traffic = self.launches = 0
         self._wide = wide
         self._excluded = {tensor.untyped_storage()._cdata for tensor in excluded}
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -57,10 +69,26 @@ class Ledger(TorchDispatchMode):
         out = func(*args, **kwargs)
         if formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=out)
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self._enter(tensor)
+        results = [t for t in tree_iter(out) if isinstance(t, Tensor)]
+        self._count_kernel(func, tensors, results)
+        for tensor in results:
+            self._enter(tensor)
         return out
+
+    def _count_kernel(self, func, tensors: list[Tensor], results: list[Tensor]) -> None:
+        name = func._overloadpacket.__name__
+        storages = {t.untyped_storage()._cdata for t in tensors}
+        is_view = not func._schema.is_mutable and all(t.untyped_storage()._cdata in storages for t in results)
+        if is_view or name in _ALLOCATES or not results:
+            return
+        self.launches += 1
+        if name in _READS_SOME:
+            tensors = results
+        elif name in _WRITES_SOME:
+            tensors = results = tensors[-1:]
+        elif name in _OVERWRITES:
+            tensors = tensors[1:]
+        self.traffic += sum(_operand_bytes(t) for t in (*tensors, *results))
 
     def _enter(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -82,6 +110,12 @@ class Ledger(TorchDispatchMode):
         size, wide = self._sizes.pop(key)
         self.live -= size
         self.live_wide -= wide
+
+
+def _operand_bytes(tensor: Tensor) -> int:
+    """Bytes of the entries in memory: an expanded dimension has one."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(sizes) * tensor.element_size() if tensor.numel() else 0
 
 
 @contextmanager

@@ -10,27 +10,19 @@ from medvlm_r1.plan.memory import (
     Inventory,
     MemoryPart,
     ParameterCount,
-    moment_bytes,
     resident,
     transient,
 )
+from medvlm_r1.plan.times import (
+    BANDWIDTH_SHARE,
+    GRAPH_SECONDS,
+    LAUNCH_SECONDS,
+    UTILISATION,
+    Clock,
+    PhaseCost,
+)
 from medvlm_r1.plan.workload import Workload
-from medvlm_r1.policy.loading.architecture import cache_bytes_per_token, load_config
-
-# Assumed share of a card's published arithmetic in passes, and of its published bandwidth in updates.
-UTILISATION = 0.4
-BANDWIDTH_SHARE = 0.7
-# Assumed seconds that the host needs to launch one layer of one decoding step.
-LAUNCH_SECONDS = 0.7e-3
-
-
-@dataclass(frozen=True)
-class PhaseCost:
-    """One phase of a training step on one device: floating-point operations and estimated seconds."""
-
-    phase: str
-    flops: float
-    seconds: float
+from medvlm_r1.policy.loading.architecture import load_config
 
 
 @dataclass(frozen=True)
@@ -94,17 +86,16 @@ def plan(workload: Workload, timed: bool = True) -> Plan:
     inventory = Inventory(meter, workload)
     step, seconds_per_answer = (), 0.0
     if timed:
-        step = _step(workload, inventory, meter) if workload.method != "zero_shot" else ()
-        batch = workload.recipe.evaluation_batch
-        _, seconds = _rollout(workload, inventory, meter, batch, 1, workload.max_answer)
-        seconds_per_answer = seconds / batch
+        clock, batch = Clock(workload, inventory, meter), workload.recipe.evaluation_batch
+        step = tuple(clock.step()) if workload.method != "zero_shot" else ()
+        seconds_per_answer = clock.rollout("evaluation", batch, workload.answering).seconds / batch
     return Plan(
         workload=workload,
         counts=tuple(inventory.counts),
         memory=(*resident(workload, inventory), *transient(workload, inventory, meter)),
         step=step,
         seconds_per_answer=seconds_per_answer,
-        notes=tuple(_notes(workload, meter)),
+        notes=tuple(_notes(workload)),
     )
 
 
@@ -146,67 +137,22 @@ def remedies(workload: Workload, replan: Callable[[Sequence[str]], Plan]) -> dic
     return dict(found[more_devices] for more_devices in sorted(found))
 
 
-def _step(workload: Workload, inventory: Inventory, meter: Meter) -> tuple[PhaseCost, ...]:
-    """Cost of one training step on one device, with completions of mean length."""
-    costs = []
-    if workload.method == "grpo":
-        shape = workload.prompts, workload.group_size, workload.max_completion
-        costs.append(PhaseCost("sampling", *_rollout(workload, inventory, meter, *shape)))
-    shape = workload.shape(workload.micro_batch, workload.group_size, workload.mean_completion)
-    scored = int(workload.has_reference) + int(workload.scores_old)
-    if scored:
-        flops = scored * workload.micro_batches * meter.scoring(shape).flops
-        costs.append(PhaseCost("reference", flops, flops / _speed(workload)))
-    passes = workload.micro_batches * workload.num_iterations
-    flops = passes * meter.training(shape, workload.method == "grpo").flops
-    costs.append(PhaseCost("training", flops, flops / _speed(workload)))
-    # An update reads and writes weights, masters, gradients and moments.
-    shards = workload.world_size if workload.strategy in ("fsdp", "zero2") else 1
-    parameters = sum(inventory.trained) * (4 + 2 * inventory.dtype.itemsize)
-    moved = 2 * (moment_bytes(workload, inventory.trained) + parameters) / shards
-    seconds = workload.updates * moved / (BANDWIDTH_SHARE * workload.card.bandwidth)
-    return (*costs, PhaseCost("update", 0.0, seconds))
-
-
-def _rollout(
-    workload: Workload, inventory: Inventory, meter: Meter, prompts: int, group_size: int, limit: int
-) -> tuple[float, float]:
-    """Operations and seconds of one call of the rollout engine, with completions of half the limit."""
-    shape = workload.shape(prompts, group_size, max(1, limit // 2))
-    prefill = meter.prefill(shape, workload.shares_prefix).flops
-    position = shape.completion // 2
-    decode = meter.decode(shape, position).flops
-    copies = prompts if workload.shares_prefix else shape.rows
-    cached = copies * workload.prompt_tokens + shape.rows * position
-    read = inventory.language_bytes(bool(workload.tuning.quantize))
-    read += cached * cache_bytes_per_token(meter.config, inventory.dtype)
-    launch = LAUNCH_SECONDS * meter.config.text_config.num_hidden_layers
-    latency = max(read / workload.card.bandwidth, decode / _speed(workload), launch)
-    flops = prefill + shape.completion * decode
-    return flops, prefill / _speed(workload) + shape.completion * latency
-
-
-def _speed(workload: Workload) -> float:
-    """Assumed operations per second."""
-    card = workload.card
-    return UTILISATION * (card.flops if workload.recipe.dtype == "bfloat16" else card.tf32_flops)
-
-
-def _notes(workload: Workload, meter: Meter) -> list[str]:
+def _notes(workload: Workload) -> list[str]:
     """The assumptions behind the figures."""
     rows, columns = (side // 2 for side in workload.grid)
     image = f"{workload.image_tokens} image tokens ({rows} x {columns}, the largest image)"
     counted = "its tokenizer" if workload.text_is_exact else "3.8 characters a token"
     rate = "bf16" if workload.recipe.dtype == "bfloat16" else "TF32"
-    layers = meter.config.text_config.num_hidden_layers
     notes = [
         f"A prompt is {workload.prompt_tokens} tokens: {image} and {workload.text_tokens} of text (a typical "
         f"question, {counted}).",
         "Memory assumes that every completion reaches the limit. It is counted by running the model's code "
         "on the meta device and excludes fragmentation. A card's GB is taken as 1e9 bytes.",
-        f"Times are an estimate: completions of half the limit on average, {UTILISATION:.0%} of the card's "
-        f"dense {rate} rate, {BANDWIDTH_SHARE:.0%} of its bandwidth in updates, and at least "
-        f"{LAUNCH_SECONDS * layers * 1e3:.1f} ms per decoding step (the host launches {layers} layers).",
+        "Times are estimates, never measured on a GPU, for completions of half the limit on average and the "
+        f"longest of a batch at the limit. A pass takes as long as its operations at {UTILISATION:.0%} of "
+        f"the card's dense {rate} rate, its bytes at {BANDWIDTH_SHARE:.0%} of its bandwidth, or "
+        f"{LAUNCH_SECONDS * 1e6:.0f} us per kernel for the host to launch it; in a CUDA graph, "
+        f"{GRAPH_SECONDS * 1e6:.1f} us per kernel come on top.",
     ]
     if workload.dynamic_sampling_rounds:
         notes.append(
@@ -214,9 +160,12 @@ def _notes(workload: Workload, meter: Meter) -> list[str]:
             f"{workload.dynamic_sampling_rounds} more for zero-advantage groups."
         )
     if workload.world_size > 1:
-        notes.append("Times exclude communication between devices.")
+        notes.append(
+            f"Communication assumes {BANDWIDTH_SHARE:.0%} of {workload.card.link / 1e9:.0f} GB/s between "
+            "devices of one machine, and no overlap with the passes; a network between machines is slower."
+        )
     if workload.tuning.quantize:
-        notes.append("4-bit weights: times exclude dequantisation; activations are those of 16-bit weights.")
+        notes.append("4-bit weights: activations are those of 16-bit weights.")
     known = workload.optimizer.startswith(("torch.optim.AdamW", "torch.optim.SGD"))
     if workload.method != "zero_shot" and not known and "8bit" not in workload.optimizer:
         notes.append(f"The optimiser {workload.optimizer} is unknown to the plan and counted as AdamW.")

@@ -14,11 +14,12 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.medvlm_r1 import medvlm_r1 as published_data
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.plan.cards import CARDS, Card
-from medvlm_r1.plan.measure import PassShape
+from medvlm_r1.plan.passes import PassShape
 from medvlm_r1.policy.loading.architecture import load_config, text_tokens
 from medvlm_r1.policy.loading.load import Recipe
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.prompts import PromptStyle
+from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 # A question of typical length, for the number of text tokens.
@@ -48,8 +49,8 @@ class Workload:
         updates: optimiser steps per training step.
         scores_old: whether GRPO computes log pi_old before the first update.
         dynamic_sampling_rounds: maximum number of further rounds that replace zero-advantage groups.
-        micro_batch: prompts per forward and backward pass on one device.
-        max_completion, max_answer: token limit of a completion in training and in evaluation.
+        micro_batch: prompts per forward and backward pass, at most.
+        sampling, answering: of completions in training (SFT: its target as the limit) and in evaluation.
         optimizer: import path of its class.
         momentum: of SGD.
         layout: of log-probability passes.
@@ -73,14 +74,13 @@ class Workload:
     scores_old: bool
     dynamic_sampling_rounds: int
     micro_batch: int
-    group_size: int
-    max_completion: int
-    max_answer: int
+    sampling: Sampling
+    answering: Sampling
     optimizer: str
     momentum: float
     layout: str
     shares_prefix: bool
-    strategy: Literal["single", "ddp", "fsdp", "zero2"]
+    strategy: Literal["single", "ddp", "fsdp"]
     world_size: int
     steps: int | None
     evaluations: int | None
@@ -101,14 +101,30 @@ class Workload:
         return self.recipe.prompts_per_step // self.world_size
 
     @property
+    def pass_prompts(self) -> int:
+        """Prompts per forward and backward pass on one device."""
+        return min(self.micro_batch, self.prompts)
+
+    @property
     def micro_batches(self) -> int:
         """Forward and backward passes per step and device, in one pass over the rollout."""
-        return math.ceil(self.prompts / self.micro_batch)
+        return math.ceil(self.prompts / self.pass_prompts)
+
+    @property
+    def reference_passes(self) -> int:
+        """Passes over the rollout without gradients: log pi_ref, log pi_old."""
+        return int(self.has_reference) + int(self.scores_old)
+
+    @property
+    def shards(self) -> int:
+        """Devices that share weights, gradients and optimiser state."""
+        return self.world_size if self.strategy == "fsdp" else 1
 
     @property
     def mean_completion(self) -> int:
         """Assumed mean tokens of a completion: half of the limit; SFT's targets are known."""
-        return self.max_completion if self.method == "sft" else max(1, self.max_completion // 2)
+        limit = self.sampling.max_tokens
+        return limit if self.method == "sft" else max(1, limit // 2)
 
     def shape(self, prompts: int, group_size: int, completion: int) -> PassShape:
         return PassShape(prompts, group_size, self.prompt_tokens, completion, self.grid)
@@ -145,9 +161,10 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
             f"max_prompt_tokens={recipe.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
             "model.recipe.max_pixels"
         )
-    sampling, optimizer = method.get("sampling", {}), method.get("optim", {}).get("optimizer", {})
+    optimizer = method.get("optim", {}).get("optimizer", {})
     # SFT: the target and the end of the turn, at 3.8 characters per token
     target = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
+    sampling = {name: value for name, value in method.get("sampling", {}).items() if name != "_target_"}
     num_iterations = method.get("num_iterations", 1)
     updates = num_iterations * method.get("num_minibatches", 1)
     has_reference = kind == "grpo" and method["beta"] > 0
@@ -164,10 +181,9 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         updates=updates,
         scores_old=kind == "grpo" and (updates > 1 or (has_reference and method["kl_placement"] != "loss")),
         dynamic_sampling_rounds=method.get("dynamic_sampling_rounds", 0),
-        micro_batch=min(method.get("micro_batch", 1), recipe.prompts_per_step // world_size),
-        group_size=sampling.get("group_size", 1),
-        max_completion=target if kind == "sft" else sampling.get("max_tokens", 0),
-        max_answer=method["max_completion_tokens"],
+        micro_batch=method.get("micro_batch", 1),
+        sampling=Sampling(max_tokens=target) if kind == "sft" else Sampling(**sampling),
+        answering=Sampling(max_tokens=method["max_completion_tokens"], temperature=0.0),
         optimizer=optimizer.get("_target_", ""),
         momentum=optimizer.get("momentum", 0.0),
         layout=model["layout"],
@@ -201,9 +217,8 @@ def _devices(trainer: dict[str, Any]) -> tuple[str, int]:
     world_size = max(1, count) * trainer["num_nodes"]
     strategy = trainer.get("strategy", "auto")
     name = strategy["_target_"] if isinstance(strategy, dict) else strategy
-    for part, kind in (("ModelParallel", "fsdp"), ("fsdp", "fsdp"), ("eep", "zero2")):
-        if part in name:
-            return kind, world_size
+    if "ModelParallel" in name or "fsdp" in name:
+        return "fsdp", world_size
     return ("ddp" if "ddp" in name or world_size > 1 else "single"), world_size
 
 

@@ -8,7 +8,8 @@ from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from medvlm_r1.plan.measure import Meter, PassShape
+from medvlm_r1.plan.measure import Meter
+from medvlm_r1.plan.passes import PassShape
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.forward import lm_head, logprobs
 from medvlm_r1.policy.forward.lm_head import target_logprobs
