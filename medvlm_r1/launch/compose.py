@@ -191,6 +191,7 @@ def show_plan(overrides: Sequence[str]) -> int:
         return 0
     silence_libraries()
     from medvlm_r1.plan.console import show
+    from medvlm_r1.plan.devices import device_plans
     from medvlm_r1.plan.plan import plan, remedies
     from medvlm_r1.plan.workload import read_workload
 
@@ -200,7 +201,8 @@ def show_plan(overrides: Sequence[str]) -> int:
         return plan(read_workload(OmegaConf.to_container(cfg, resolve=True), *parts), timed)
 
     first = replan([], timed=True)
-    show(first, name, {} if first.fits else remedies(first.workload, replan))
+    smaller = {} if first.fits else remedies(first.workload, replan)
+    show(first, name, smaller, device_plans(first.workload))
     return 0 if first.fits else 3
 
 

@@ -1,5 +1,6 @@
-"""Print a plan as tables, at most 100 columns wide."""
+"""Print a plan as tables, at most 80 columns wide."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -7,15 +8,26 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from medvlm_r1.plan.devices import COUNTS, cheapest, device_hours
 from medvlm_r1.plan.plan import Plan
 from medvlm_r1.plan.times import PhaseCost
+from medvlm_r1.plan.workload import Workload
 
 
 def show(
-    plan: Plan, name: str, remedies: Mapping[Sequence[str], Plan], console: Console | None = None
+    plan: Plan,
+    name: str,
+    remedies: Mapping[Sequence[str], Plan],
+    others: Sequence[Plan] = (),
+    console: Console | None = None,
 ) -> None:
-    """Print the plan of the run with the overrides ``name``; ``remedies`` are overrides that make it fit."""
-    console = console or Console(width=100, highlight=False)
+    """Print the plan of the run with the overrides ``name``.
+
+    Args:
+        remedies: overrides that make it fit.
+        others: the same run on other devices.
+    """
+    console = console or Console(width=min(100, shutil.get_terminal_size((100, 24)).columns), highlight=False)
     workload, card = plan.workload, plan.card
     devices = f"{workload.world_size} x {card.name}" if workload.world_size > 1 else card.name
     console.print(
@@ -24,8 +36,15 @@ def show(
     console.print(_parameters(plan))
     console.print(_memory(plan))
     if plan.fits:
-        console.print(f"[bold green]Fits[/bold green]: {_gb(plan.peak)} of {_gb(card.memory)} GB.\n")
+        console.print(f"[bold green]Fits[/bold green]: {_gb(plan.peak)} of {_gb(card.memory)} GB.")
+    if plan.step:
+        last, best = map(_gb, plan.checkpoints)
+        console.print(f"On disk: last.ckpt {last} GB, best.ckpt {best} GB.")
+    console.print()
     console.print(_time(plan))
+    if len(others) > 1:
+        console.print(_devices(others))
+        _print_refused(workload, console)
     for note in plan.notes:
         console.print(f"[dim]- {escape(note)}[/dim]")
     if not plan.fits:
@@ -75,12 +94,40 @@ def _time(plan: Plan) -> Table:
         table.add_row("whole run", "", "", "", "unknown")
         return table
     if workload.steps:
-        seconds = workload.steps * sum(cost.seconds for cost in plan.step)
-        table.add_row(f"{workload.steps:,} steps", "", "", "", _duration(seconds))
+        seconds = _duration(workload.steps * plan.step_seconds)
+        table.add_row(f"{workload.steps:,} steps", "", "", "", seconds)
     evaluation = workload.evaluations * plan.seconds_per_answer / workload.world_size
     table.add_row(f"{workload.evaluations:,} answers in evaluation", "", "", "", _duration(evaluation))
     table.add_row("whole run", "", "", "", _duration(plan.seconds), style="bold")
     return table
+
+
+def _devices(plans: Sequence[Plan]) -> Table:
+    columns = ("trainer", "devices", "peak, GB", "s per step", "whole run", "GPU-hours")
+    table = _table("Other GPUs of one machine, an estimate", *columns)
+    table.add_column("", no_wrap=True)
+    best = cheapest(plans)
+    for made in plans:
+        run, known = made.workload, made.seconds is not None
+        mark = "cheapest" if made is best else "" if made.fits else "does not fit"
+        cells = (
+            run.strategy,
+            str(run.world_size),
+            _gb(made.peak),
+            f"{made.step_seconds:.2f}" if made.step else "",
+        )
+        total = (_duration(made.seconds), f"{device_hours(made):.2f}") if known else ("unknown", "")
+        table.add_row(*cells, *total, mark, style="bold" if made is best else "" if made.fits else "dim")
+    return table
+
+
+def _print_refused(workload: Workload, console: Console) -> None:
+    prompts = workload.recipe.prompts_per_step
+    if refused := [str(count) for count in COUNTS if prompts % count]:
+        console.print(
+            f"{' or '.join(refused)} devices cannot share {prompts} prompts per step evenly: raise "
+            "model.recipe.prompts_per_step.\n"
+        )
 
 
 def _warning(plan: Plan, remedies: Mapping[Sequence[str], Plan]) -> RenderableType:

@@ -7,6 +7,7 @@ from torch import nn
 
 from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.workload import Workload
+from medvlm_r1.policy.forward.vision import FEATURE_BYTES
 from medvlm_r1.policy.loading.architecture import cache_bytes_per_token
 
 PHASES = ("sampling", "reference", "training", "update", "evaluation")
@@ -117,7 +118,7 @@ def resident(workload: Workload, inventory: Inventory) -> list[MemoryPart]:
     add("CUDA context (assumed)", CONTEXT)
     add("weights", weights / workload.shards)
     if fsdp:
-        add("unsharded sampling model", inventory.total * itemsize)
+        add("full sampling model", inventory.total * itemsize)
     if workload.method == "zero_shot":
         return parts
     if has_masters:
@@ -133,12 +134,35 @@ def resident(workload: Workload, inventory: Inventory) -> list[MemoryPart]:
         # the outer module and two layers gathered, and the outer module's gradients before reduce-scatter
         gathered = itemsize * (inventory.root + 2 * inventory.largest_layer)
         reduced = (itemsize + 4) * (inventory.root if trained == inventory.total else inventory.largest_layer)
-        add("gathered weights and gradients", gathered + reduced, "training")
-    # torch's AdamW allocates one fp32 tensor per parameter for its denominators.
-    scratch = 4 * trained / workload.shards if workload.optimizer.startswith("torch.optim.Adam") else 0.0
-    fp32 = 4 * trained / workload.shards if has_masters else 0.0
-    add("fp32 gradients and scratch", fp32 + scratch, "update")
+        add("gathered layers", gathered + reduced, "training")
+    if has_masters:
+        add("fp32 gradients", 4 * trained, "update")
+    # without fusing, torch's AdamW allocates one fp32 tensor per parameter for its denominators
+    if workload.optimizer.startswith("torch.optim.Adam") and not workload.fused:
+        add("optimiser's scratch", 4 * trained / workload.shards, "update")
     return parts
+
+
+def checkpoint_bytes(workload: Workload, inventory: Inventory) -> tuple[float, float]:
+    """Bytes on disk of last.ckpt, with everything that training needs, and of the trained weights alone."""
+    trained, narrow = sum(inventory.trained), inventory.dtype.itemsize < 4
+    weights = trained * (4 if workload.strategy == "fsdp" else inventory.dtype.itemsize)
+    masters = 4 * trained if narrow and workload.strategy != "fsdp" else 0
+    return weights + masters + moment_bytes(workload, inventory.trained), weights
+
+
+def _image_features(workload: Workload, inventory: Inventory, width: int) -> dict[str, float]:
+    """Bytes of cached image features by phase; see :class:`~medvlm_r1.policy.forward.vision.VisionCache`."""
+    one = workload.image_tokens * width * inventory.dtype.itemsize
+
+    def size(*counts: int | None) -> float:
+        return min(FEATURE_BYTES, one * sum(counts)) if None not in counts else FEATURE_BYTES
+
+    if inventory.tower_is_frozen:
+        return dict.fromkeys(PHASES, size(workload.train_images, workload.other_images))
+    if workload.has_reference and not workload.tuning.adapter:  # features of the reference
+        return dict.fromkeys(PHASES, size(workload.train_images))
+    return {"evaluation": size(workload.other_images)}  # in the test: of the trained weights
 
 
 def transient(workload: Workload, inventory: Inventory, meter: Meter) -> list[MemoryPart]:
@@ -155,7 +179,9 @@ def transient(workload: Workload, inventory: Inventory, meter: Meter) -> list[Me
         # The peak is at the prefill, which has the prompts' part of the cache, or at the last token.
         prefill = meter.prefill(shape, workload.shares_prefix).peak
         working[phase] = max(prefill - cache[phase], meter.decode(shape, sampling).peak)
-    parts = [MemoryPart("KV cache", cache)]
+    width = meter.config.text_config.hidden_size
+    features = _image_features(workload, inventory, width)
+    parts = [MemoryPart("keys and values", cache), MemoryPart("image features", features)]
     if workload.method != "zero_shot":
         shape = workload.shape(
             workload.pass_prompts, workload.sampling.group_size, workload.sampling.max_tokens
@@ -169,4 +195,4 @@ def transient(workload: Workload, inventory: Inventory, meter: Meter) -> list[Me
     if workload.tuning.quantize:  # each product dequantises one layer's weights
         dequantized = inventory.largest_quantized * inventory.dtype.itemsize
         working = {phase: size + dequantized for phase, size in working.items()}
-    return [*parts, MemoryPart("working memory of a pass", working)]
+    return [*parts, MemoryPart("working memory", working)]

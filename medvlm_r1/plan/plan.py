@@ -10,6 +10,7 @@ from medvlm_r1.plan.memory import (
     Inventory,
     MemoryPart,
     ParameterCount,
+    checkpoint_bytes,
     resident,
     transient,
 )
@@ -33,6 +34,7 @@ class Plan:
         memory: bytes of each part on one device, by phase.
         step: cost of one training step by phase, at mean lengths; empty without training.
         seconds_per_answer: estimate for one evaluation question on one device.
+        checkpoints: bytes on disk of last.ckpt and of best.ckpt.
         notes: the assumptions.
     """
 
@@ -41,6 +43,7 @@ class Plan:
     memory: tuple[MemoryPart, ...]
     step: tuple[PhaseCost, ...]
     seconds_per_answer: float
+    checkpoints: tuple[float, float]
     notes: tuple[str, ...]
 
     @property
@@ -67,13 +70,16 @@ class Plan:
         return self.peak <= self.card.memory
 
     @property
+    def step_seconds(self) -> float:
+        return sum(phase.seconds for phase in self.step)
+
+    @property
     def seconds(self) -> float | None:
         """Seconds of the whole run; ``None`` if the configuration lacks the number of questions."""
         run = self.workload
         if run.steps is None or run.evaluations is None:
             return None
-        step = sum(phase.seconds for phase in self.step)
-        return run.steps * step + run.evaluations * self.seconds_per_answer / run.world_size
+        return run.steps * self.step_seconds + run.evaluations * self.seconds_per_answer / run.world_size
 
 
 def plan(workload: Workload, timed: bool = True) -> Plan:
@@ -81,9 +87,18 @@ def plan(workload: Workload, timed: bool = True) -> Plan:
 
     Without ``timed``, ``step`` is empty and ``seconds_per_answer`` 0.
     """
+    return plan_on(workload, *measure_model(workload), timed)
+
+
+def measure_model(workload: Workload) -> tuple[Meter, Inventory]:
+    """The model of a run, which plans of other devices share."""
     config = load_config(workload.path, workload.revision)
     meter = Meter(config, workload.recipe, workload.tuning, layout=workload.layout)
-    inventory = Inventory(meter, workload)
+    return meter, Inventory(meter, workload)
+
+
+def plan_on(workload: Workload, meter: Meter, inventory: Inventory, timed: bool = True) -> Plan:
+    """:func:`plan` with a measured model."""
     step, seconds_per_answer = (), 0.0
     if timed:
         clock, batch = Clock(workload, inventory, meter), workload.recipe.evaluation_batch
@@ -95,6 +110,7 @@ def plan(workload: Workload, timed: bool = True) -> Plan:
         memory=(*resident(workload, inventory), *transient(workload, inventory, meter)),
         step=step,
         seconds_per_answer=seconds_per_answer,
+        checkpoints=checkpoint_bytes(workload, inventory),
         notes=tuple(_notes(workload)),
     )
 

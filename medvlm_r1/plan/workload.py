@@ -52,11 +52,13 @@ class Workload:
         micro_batch: prompts per forward and backward pass, at most.
         sampling, answering: of completions in training (SFT: its target as the limit) and in evaluation.
         optimizer: import path of its class.
+        fused: whether one kernel updates all parameters, on a GPU.
         momentum: of SGD.
         layout: of log-probability passes.
         shares_prefix: whether rollouts read each prompt once instead of once per completion.
         steps: training steps; ``None`` if the configuration lacks the number of questions.
         evaluations: greedy answers in the run, under all controls; ``None`` likewise.
+        train_images, other_images: most different images in training and in evaluation; ``None`` likewise.
         text_tokens: tokens of a typical prompt without its image.
         text_is_exact: whether the checkpoint's own tokenizer counted them.
         image_tokens: tokens of the largest image.
@@ -77,6 +79,7 @@ class Workload:
     sampling: Sampling
     answering: Sampling
     optimizer: str
+    fused: bool
     momentum: float
     layout: str
     shares_prefix: bool
@@ -84,6 +87,8 @@ class Workload:
     world_size: int
     steps: int | None
     evaluations: int | None
+    train_images: int | None
+    other_images: int | None
     text_tokens: int
     text_is_exact: bool
     image_tokens: int
@@ -169,7 +174,7 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
     updates = num_iterations * method.get("num_minibatches", 1)
     has_reference = kind == "grpo" and method["beta"] > 0
     controls, _ = controls_of(cfg["controls"], prompt)
-    steps, evaluations = _counts(cfg, recipe, kind, answers=len(set(controls) - {PRIOR}))
+    counts = _counts(cfg, recipe, kind, answers=len(set(controls) - {PRIOR}))
     return Workload(
         path=model["path"],
         revision=model["revision"],
@@ -185,13 +190,13 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         sampling=Sampling(max_tokens=target) if kind == "sft" else Sampling(**sampling),
         answering=Sampling(max_tokens=method["max_completion_tokens"], temperature=0.0),
         optimizer=optimizer.get("_target_", ""),
+        fused=optimizer.get("fused", False) is not False,  # None is true on a GPU
         momentum=optimizer.get("momentum", 0.0),
         layout=model["layout"],
         shares_prefix=issubclass(locate(cfg["rollout"]["_target_"]), SharedPrefixEngine),
         strategy=strategy,
         world_size=world_size,
-        steps=steps,
-        evaluations=evaluations,
+        **counts,
         text_tokens=text,
         text_is_exact=exact,
         image_tokens=image,
@@ -237,8 +242,8 @@ def _grid(recipe: Recipe, side: int) -> tuple[int, int]:
     return 2, 2
 
 
-def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tuple[int | None, int | None]:
-    """Return training steps and answers in evaluation; ``None`` if the configuration lacks the numbers.
+def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> dict[str, int | None]:
+    """Return steps, evaluations and images of :class:`Workload`.
 
     ``answers`` is the number of answers per test question, over all controls.
     """
@@ -250,24 +255,27 @@ def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> tup
 
     tests, test = data.get("test"), None
     if isinstance(tests, dict) and all(isinstance(node, dict) and "n" in node for node in tests.values()):
-        test = answers * sum(node["n"] for node in tests.values())
+        test = sum(node["n"] for node in tests.values())
     elif locate(data["_target_"]) is published_data:
-        test = answers * _PUBLISHED_TEST
+        test = _PUBLISHED_TEST
     train, validation = size("train"), size("validation")
     if data.get("n_train_per"):  # a number per class; the configuration lacks the number of classes
         train = None
+    known = test is not None and validation is not None
+    others = test + validation if known else None
     if kind == "zero_shot":
-        return 0, test + validation if test is not None and validation is not None else None
+        evaluations = answers * test + validation if known else None
+        return {"steps": 0, "evaluations": evaluations, "train_images": 0, "other_images": others}
+    images = {"train_images": train, "other_images": others}
     if train is None:
-        return None, None
+        return {"steps": None, "evaluations": None, **images}
     steps_per_epoch = train // recipe.prompts_per_step
     steps = steps_per_epoch * trainer["max_epochs"]
     if trainer["max_steps"] > 0:
         steps = min(steps, trainer["max_steps"])
-    if test is None or validation is None:
-        return steps, None
     interval = trainer["val_check_interval"]
     if isinstance(interval, float):  # a share of an epoch
         interval = int(steps_per_epoch * interval)
-    validations = steps // max(1, interval)
-    return steps, test + validation * (validations + 2)  # and one before and one after training
+    validations = steps // max(1, interval) + 2  # and one before and one after training
+    evaluations = answers * test + validation * validations if known else None
+    return {"steps": steps, "evaluations": evaluations, **images}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import math
 import resource
 
@@ -11,12 +12,15 @@ from command import ROOT, run_alone, run_here
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.launch.compose import show_plan
 from medvlm_r1.plan.cards import CARDS
+from medvlm_r1.plan.console import show
+from medvlm_r1.plan.devices import cheapest, device_hours, device_plans
 from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.memory import NF4_BYTES
 from medvlm_r1.plan.meta import Ledger
@@ -98,7 +102,7 @@ def test_the_papers_run_by_hand(paper):
     assert held(paper, "gradients") == ALL * 2
     assert held(paper, "gradients", "sampling") == 0
     assert held(paper, "reference") == ALL * 2
-    assert held(paper, "fp32 gradients and scratch", "update") == ALL * 8
+    assert held(paper, "fp32 gradients", "update") == ALL * 4
     assert trained(paper) == {
         "language model": ALL - TOWER,
         "vision tower": TOWER,
@@ -114,8 +118,12 @@ def test_the_cache_by_hand(paper):
     """Two tensors, 28 layers, 2 heads of 128, 2 bytes; 4 prompts x 4 rows, prompt and 512 tokens."""
     per_token = 2 * 28 * 2 * 128 * 2
     assert per_token == cache_bytes_per_token(load_config(paper.workload.path), torch.bfloat16) == 28_672
-    assert held(paper, "KV cache", "sampling") == per_token * (4 * paper.workload.prompt_tokens + 16 * 512)
-    assert held(paper, "KV cache", "evaluation") == per_token * 16 * (paper.workload.prompt_tokens + 512)
+    assert held(paper, "keys and values", "sampling") == per_token * (
+        4 * paper.workload.prompt_tokens + 16 * 512
+    )
+    assert held(paper, "keys and values", "evaluation") == per_token * 16 * (
+        paper.workload.prompt_tokens + 512
+    )
 
 
 def test_without_kl_there_is_no_reference():
@@ -151,6 +159,38 @@ def test_four_bits_by_hand():
     assert held(whole, "weights") - held(made, "weights") == pytest.approx(linear * (2 - NF4_BYTES))
 
 
+def test_a_fused_optimiser_needs_no_scratch():
+    fused, plain = (planned(PAPER, f"++optimizer.fused={fused}") for fused in ("null", "false"))
+    assert held(plain, "optimiser's scratch", "update") == ALL * 4
+    assert held(fused, "optimiser's scratch", "update") == 0
+    assert plain.peaks["update"] - fused.peaks["update"] == ALL * 4
+
+
+def test_image_features_by_hand():
+    """1536 x 2 bytes an image token; the reference's of 600 questions, those of 900 + 100 in the test."""
+    image = 512 * 1536 * 2
+    names = {"sampling": 600, "training": 600, "evaluation": 600}
+    trained = planned(PAPER)
+    assert {phase: held(trained, "image features", phase) / image for phase in names} == names
+    without = planned(PAPER, "method.beta=0")
+    assert held(without, "image features") == 0
+    frozen = planned(PAPER, "peft=language_model")  # one store for all phases, up to its limit
+    assert (
+        held(frozen, "image features")
+        == held(without, "image features", "evaluation")
+        == 2**30
+        < 1000 * image
+    )
+    unknown = planned(PAPER, "peft=language_model", "data=omnimedvqa")
+    assert held(unknown, "image features") == 2**30
+
+
+def test_checkpoints_by_hand():
+    """Weights in bf16, their fp32 copies and two moments; under FSDP the weights are their own copies."""
+    assert planned(PAPER).checkpoints == (ALL * (2 + 4 + 8), ALL * 2)
+    assert planned(PAPER, "trainer=fsdp", "trainer.devices=2").checkpoints == (ALL * (4 + 8), ALL * 4)
+
+
 def test_optimisers():
     eight = planned(PAPER, "optimizer=adamw_8bit")
     assert held(eight, "optimiser's moments") == pytest.approx(ALL * 2 * (1 + 4 / 256), rel=1e-3)
@@ -170,7 +210,7 @@ def test_fsdp_splits(devices):
     assert held(made, "optimiser's moments") == ALL * 8 / devices
     assert held(made, "gradients") == ALL * 4 / devices
     assert held(made, "fp32 master copies") == 0
-    assert held(made, "unsharded sampling model") == held(made, "reference") == ALL * 2
+    assert held(made, "full sampling model") == held(made, "reference") == ALL * 2
     assert made.workload.prompts == 4 // devices
 
 
@@ -388,6 +428,54 @@ def test_a_subclass_is_planned_as_its_base():
 def test_another_method_is_refused(target):
     with pytest.raises(ValueError, match=f"cannot plan the method {target}"):
         read(PAPER, f"method._target_={target}")
+
+
+# --- other devices -------------------------------------------------------------------------------------
+
+
+def test_other_devices_are_planned_as_if_they_were_asked_for(paper):
+    plans = device_plans(paper.workload)
+    assert [(made.workload.strategy, made.workload.world_size) for made in plans] == [
+        ("single", 1),
+        ("ddp", 2),
+        ("fsdp", 2),
+        ("ddp", 4),
+        ("fsdp", 4),
+    ]
+    assert plans[0] == paper
+    assert plans[4] == planned(PAPER, "trainer=fsdp", "trainer.devices=4", timed=True)
+    hours = [made.workload.world_size * made.seconds / 3600 for made in plans]
+    assert [device_hours(made) for made in plans] == hours == sorted(hours)
+    assert cheapest(plans) is plans[0]
+
+
+def test_the_cheapest_plan_is_one_that_fits(paper):
+    small = device_plans(dataclasses.replace(paper.workload, card=CARDS["l40s_48gb"]))
+    assert [made.fits for made in small] == [False, False, True, False, True]
+    assert cheapest(small) is small[2]
+    assert cheapest(small[:2]) is None
+
+
+def test_fsdp_is_left_out_where_it_cannot_split():
+    plans = device_plans(read(PAPER, "optimizer=adamw_8bit"))
+    assert {made.workload.strategy for made in plans} == {"single", "ddp"}
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_fit_the_terminal(width, paper):
+    console = Console(width=width, record=True, file=io.StringIO())
+    show(
+        planned(PAPER, "trainer=fsdp", "trainer.devices=2", timed=True),
+        "name",
+        {},
+        device_plans(paper.workload),
+        console,
+    )
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    assert next(line.split() for line in lines if line.startswith(" single"))[-1] == "cheapest"
+    assert "8 devices cannot share 4 prompts per step" in "".join(lines)
 
 
 # --- remedies and the command line ---------------------------------------------------------------------
