@@ -3,6 +3,7 @@
 import json
 import sys
 
+import build_run
 import measure
 import torch
 from models import random_model
@@ -32,6 +33,6 @@ def test_the_command_measures_and_checks(tmp_path, monkeypatch):
 def test_a_random_checkpoint_keeps_the_head_tied(encoder):
     """Storage given to two tied matrices separately would make another, larger model."""
     model = random_model(encoder)
-    weights = measure.random_weights(model.config, torch.device("cpu"))
+    weights = build_run.random_weights(model.config, torch.device("cpu"))
     assert weights.lm_head.weight is weights.model.language_model.embed_tokens.weight
     assert sum(p.numel() for p in weights.parameters()) == sum(p.numel() for p in model.parameters())

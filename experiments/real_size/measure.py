@@ -14,56 +14,33 @@ import argparse
 import json
 import math
 import platform
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-import zlib
-from collections import defaultdict
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from genuine import qwen2_tokenizer
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from lightning import Callback, LightningModule, seed_everything
+from lightning import Callback, LightningModule
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import Qwen2VLImageProcessorPil
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
 
-from medvlm_r1 import run  # noqa: E402  (the composition root)
-from medvlm_r1.launch.silence import silence_libraries  # noqa: E402
-from medvlm_r1.policy.loading.architecture import load_config, meta_model  # noqa: E402
+import build_run
+from processes import in_its_own_process
+from timing import StepTimer
 
-silence_libraries()  # before importing the libraries that it silences
-from medvlm_r1.artifacts.record import hardware  # noqa: E402
-from medvlm_r1.data.sample import VQASample  # noqa: E402
-from medvlm_r1.phantom import PhantomSource  # noqa: E402
-from medvlm_r1.policy.encode import collate  # noqa: E402
-from medvlm_r1.prompts import Answer  # noqa: E402
-from medvlm_r1.rewards import Rewards  # noqa: E402
+from medvlm_r1.artifacts.record import hardware
+from medvlm_r1.phantom import PhantomSource
+from medvlm_r1.policy.encode import collate
 
 CASES = ("full-sft", "full-grpo", "lora-sft", "lora-grpo")
 PACKAGES = ("torch", "transformers", "lightning", "peft")
 # One step per epoch, so that a checkpoint between epochs is also one between steps.
 STEPS = 3
-# Methods of the training step and their names in the table.
-PARTS = {
-    "training_step": "step",
-    "sample": "sample",
-    "score_logprobs": "reference",
-    "update_minibatch": "train",
-    "apply_gradients": "update",
-}
 SMALL = ["data.validation.n=1", "data.test.mri.n=16", "data.test.ct.n=1", "data.test.xray.n=1"]
 
 
@@ -72,22 +49,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         scratch = Path(scratch)
         checkpoint = scratch / "random"
-        if arguments.model != "tiny" and "failed" in in_its_own_process(
-            "build", arguments, checkpoint, scratch
-        ):
+        if arguments.model != "tiny" and "failed" in alone("build", arguments, checkpoint, scratch):
             sys.exit("cannot build the random checkpoint")
         results = {
             "hardware": hardware(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "model": arguments.model,
             "overrides": arguments.override,
-            "parity": in_its_own_process("parity", arguments, checkpoint, scratch),
+            "parity": alone("parity", arguments, checkpoint, scratch),
             "cases": {},
         }
         for case in arguments.cases:
-            found = in_its_own_process(case, arguments, checkpoint, scratch)
+            found = alone(case, arguments, checkpoint, scratch)
             if "failed" not in found:
-                found |= in_its_own_process(f"resume:{case}", arguments, checkpoint, scratch)
+                found |= alone(f"resume:{case}", arguments, checkpoint, scratch)
             results["cases"][case] = found
             shutil.rmtree(scratch / case, ignore_errors=True)
     show(results)
@@ -133,7 +108,7 @@ def parse() -> argparse.Namespace:
     if arguments.case:
         case, checkpoint, result = arguments.case
         if case == "build":
-            found = random_checkpoint(checkpoint, arguments)
+            found = {"parameters": build_run.random_checkpoint(checkpoint, arguments.model)}
         elif case == "parity":
             found = parity(checkpoint, arguments)
         elif case.startswith("resume:"):
@@ -146,64 +121,28 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def in_its_own_process(case: str, arguments: argparse.Namespace, checkpoint: Path, scratch: Path) -> Any:
+def alone(case: str, arguments: argparse.Namespace, checkpoint: Path, scratch: Path) -> Any:
     """Run one case in a process of its own, to measure its peak memory."""
     result = scratch / f"{case}.json"
     command = [sys.executable, __file__, "--model", arguments.model, "--override", *arguments.override]
     print(f"{case} ...", flush=True)
-    done = subprocess.run([*command, "--case", case, str(checkpoint), str(result)], check=False)
-    if done.returncode:
-        return {"failed": f"exit code {done.returncode}"}
-    return json.loads(result.read_text())
-
-
-def random_checkpoint(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write a Hugging Face directory with the real configuration and tokenizer, and random bf16 weights."""
-    cfg = composed([f"model={arguments.model}"])
-    config = load_config(cfg.model.path)
-    config.text_config.pad_token_id = 151643
-    weights = random_weights(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    weights.generation_config.update(eos_token_id=[151645, 151643], pad_token_id=151643)
-    weights.save_pretrained(folder)
-    qwen2_tokenizer().save_pretrained(folder)
-    Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, temporal_patch_size=2).save_pretrained(folder)
-    return {"parameters": sum(p.numel() for p in weights.parameters())}
-
-
-def random_weights(config: Any, device: torch.device) -> Any:
-    """Return a bf16 model with normally distributed matrices, standard deviation 0.02."""
-    torch.manual_seed(0)
-    weights = meta_model(config, torch.bfloat16).to_empty(device=device)
-    weights.tie_weights()  # to_empty allocated two tied matrices separately
-    for name, parameter in weights.named_parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-        else:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return weights
-
-
-def composed(overrides: list[str]) -> Any:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=["+experiment=grpo_600", "data=phantom", *overrides])
+    ended = in_its_own_process([*command, "--case", case, checkpoint, result])
+    return {"failed": f"exit code {ended.code}"} if ended.code else json.loads(result.read_text())
 
 
 def configured(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Path, epochs: int) -> Any:
     """Return the configuration of one case: the paper's settings on full-size phantoms."""
     tune, _, method = case.rpartition("-")
-    overrides = [f"model={arguments.model}", f"peft={tune}", f"method={method}", "~callbacks", *SMALL]
+    overrides = [f"model={arguments.model}", f"peft={tune}", f"method={method}", *build_run.PLAIN, *SMALL]
     overrides += [
-        "logger=csv",
-        "workers=0",
         "+trainer.limit_val_batches=0",
-        "+trainer.enable_checkpointing=false",
-        "+trainer.enable_progress_bar=false",
+        "+trainer.limit_test_batches=1",
+        f"trainer.max_epochs={epochs}",
     ]
-    overrides += ["+trainer.limit_test_batches=1", f"trainer.max_epochs={epochs}"]
     if arguments.model != "tiny":
         overrides += [f"model.path={checkpoint}", "model.revision=null"]
         overrides += ["model.recipe.min_pixels=${model.recipe.max_pixels}"]  # phantoms are small
-    cfg = composed([*overrides, *arguments.override])
+    cfg = build_run.composed([*overrides, *arguments.override])
     cfg.data.train.n = cfg.model.recipe.prompts_per_step
     cfg.run_folder, cfg.experiment = str(folder), case
     return cfg
@@ -212,8 +151,8 @@ def configured(case: str, checkpoint: str, arguments: argparse.Namespace, folder
 def steps(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Take optimiser steps, with a checkpoint before the last, and evaluate one batch of each test set."""
     witness = Witness(folder)
-    module, data, trainer = built(configured(case, checkpoint, arguments, folder, STEPS), witness)
-    phases = Phases(module)
+    module, data, trainer = build_run.built(configured(case, checkpoint, arguments, folder, STEPS), witness)
+    phases = StepTimer(module)
     trainer.fit(module, data)
     torch.save(sums(module, trainer), folder / "end.pt")
     seconds = {name: (times[0], times[-1]) for name, times in phases.seconds.items()}
@@ -235,7 +174,9 @@ def steps(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Pat
 def resume(case: str, checkpoint: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Repeat the last step from the checkpoint, in a new process."""
     witness = Witness()
-    module, data, trainer = built(configured(case, checkpoint, arguments, folder / "again", STEPS), witness)
+    module, data, trainer = build_run.built(
+        configured(case, checkpoint, arguments, folder / "again", STEPS), witness
+    )
     trainer.fit(module, data, ckpt_path=folder / "saved.ckpt", weights_only=True)
     saved, expected = (torch.load(folder / f"{name}.pt") for name in ("saved", "end"))
     got = sums(module, trainer)
@@ -250,20 +191,6 @@ def sums(module: LightningModule, trainer: Any) -> Tensor:
     (optimizer,) = trainer.optimizers
     trained = getattr(optimizer, "masters", module.policy.trainable_parameters)
     return torch.stack([tensor.detach().double().sum().cpu() for tensor in trained])
-
-
-def built(cfg: Any, witness: Callback) -> tuple[Any, Any, Any]:
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    module, data, trainer = run.build(cfg, instantiate(cfg.data))
-    if cfg.model.path != "embedded":
-        module.rewards = Rewards({"arbitrary": arbitrary}, {})
-    trainer.callbacks.append(witness)
-    return module, data, trainer
-
-
-def arbitrary(answer: Answer, sample: VQASample) -> float:
-    """An arbitrary reward: random weights earn no real one, and equal rewards give no gradient."""
-    return zlib.crc32(answer.text.encode()) % 5 / 4
 
 
 class Witness(Callback):
@@ -286,75 +213,24 @@ class Witness(Callback):
             torch.save(sums(module, trainer), self.folder / "saved.pt")
 
 
-class Phases:
-    """Measures seconds and peak memory of each part of a training step, with a synchronised clock."""
-
-    def __init__(self, module: LightningModule) -> None:
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.peaks: dict[str, float] = defaultdict(float)
-        self._current: list[str] = []
-        for method, name in PARTS.items():
-            if hasattr(module, method):
-                setattr(module, method, self.wrapped(getattr(module, method), name))
-
-    def wrapped(self, method, name):
-        def timed(*args, **kwargs):
-            with self.timed(name):
-                return method(*args, **kwargs)
-
-        return timed
-
-    @contextmanager
-    def timed(self, name: str):
-        self._note_peak()
-        self._current.append(name)
-        synchronise()
-        start = time.perf_counter()
-        yield
-        synchronise()
-        self.seconds[name].append(round(time.perf_counter() - start, 3))
-        self._note_peak()
-        self._current.pop()
-
-    def _note_peak(self) -> None:
-        """Add the peak since the last call to every current part, and reset it."""
-        peak = peak_memory()
-        for name in self._current:
-            self.peaks[name] = max(self.peaks[name], peak)
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def peak_memory() -> float:
-    """Return bytes: on a GPU the allocator's peak since the last call, on a CPU the process's peak."""
-    if not torch.cuda.is_available():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    return peak
-
-
 @torch.no_grad()
 def parity(checkpoint: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Compare fp32 log-probabilities of a batch of two questions with plain transformers, one by one."""
     cfg = configured("full-sft", checkpoint, arguments, Path("unused"), 1)
     cfg.model.recipe.dtype = "float32"
-    module, _, _ = built(cfg, Witness())
-    policy = module.policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    module, _, _ = build_run.built(cfg, Witness())
+    policy = module.policy.to(build_run.device())
     samples = [PhantomSource(modality, 1, "test")[0] for modality in ("mri", "xray")]
     chosen = [policy.encoder.encode(sample, "train", module.prompt) for sample in samples]
     tokens = torch.randint(0, 600, (2, 32), generator=torch.Generator().manual_seed(0)).to(policy.device)
     ours = policy.logprobs(
         collate(chosen, policy.pad_id, policy.device), tokens, torch.ones_like(tokens).bool()
     )
-    theirs = torch.stack([alone(policy, p, t) for p, t in zip(chosen, tokens, strict=True)])
+    theirs = torch.stack([plain_logprobs(policy, p, t) for p, t in zip(chosen, tokens, strict=True)])
     return {"largest_difference": float((ours - theirs).abs().max()), "mean": float(theirs.mean())}
 
 
-def alone(policy, prompt, completion: Tensor) -> Tensor:
+def plain_logprobs(policy, prompt, completion: Tensor) -> Tensor:
     """Return one completion's log-probabilities by plain transformers, without padding."""
     ids = torch.cat([prompt.ids.to(policy.device), completion])[None]
     logits = policy.model(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "experiments/real_size"), str(ROOT)]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "experiments/common"), str(ROOT)]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from sizes import Size  # noqa: E402

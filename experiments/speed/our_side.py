@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from build_run import reward_of
 from jaxtyping import Int
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import disable_possible_user_warnings
 from phases import Phases
 from side import Computed, Given, Side
-from sizes import STYLE, Size, adapter, encoder, reward_of, twin
+from sizes import STYLE, Size, adapter, encoder, twin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

@@ -1,25 +1,17 @@
 """Measure seconds or operations of a step by phase, and count images and tokens, the same on all sides."""
 
 import functools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
+from timing import clock
 from torch import nn
 
 # encode: chat template, tokenizer, image processing; reference: log-probabilities without gradient;
 # train: forward, loss and backward; update: clipping and optimiser; other: the rest of the step
 PHASES = ("encode", "sample", "reference", "train", "update", "other")
-
-
-def clock() -> float:
-    """Return seconds after synchronising the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Phases:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import trl.trainer.grpo_trainer as grpo_trainer
 import trl.trainer.utils as trl_utils
+from build_run import reward_of
 from datasets import Dataset
 from phases import Phases
 from side import Computed, Given, Side
-from sizes import STYLE, Size, adapter, encoder, reward_of, twin
+from sizes import STYLE, Size, adapter, encoder, twin
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, PrinterCallback, TrainerCallback
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor

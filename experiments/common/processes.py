@@ -1,0 +1,53 @@
+"""Run a command as a process of its own, with a time limit and its output in a file."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        code: exit code; ``None`` if the time limit ended it.
+        seconds: duration.
+    """
+
+    code: int | None
+    seconds: float
+
+
+def in_its_own_process(
+    command: Sequence[object],
+    seconds: float | None = None,
+    log: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> Ended:
+    """Run ``command`` in a process group, which is killed after ``seconds``; its output goes to ``log``."""
+    start = time.monotonic()
+    output = log.open("wb") if log else None
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+        env={**os.environ, **(environment or {})},
+    )
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        # With its children: ranks and data loader workers may outlive the process.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if output:
+            output.close()
+    return Ended(code, round(time.monotonic() - start, 1))
