@@ -235,7 +235,7 @@ def plain_logprobs(policy, prompt, completion: Tensor) -> Tensor:
     ids = torch.cat([prompt.ids.to(policy.device), completion])[None]
     logits = policy.model(
         input_ids=ids,
-        pixel_values=prompt.pixels.to(policy.device),
+        pixel_values=policy.encoder.pixel_values(prompt.pixels.to(policy.device)),
         image_grid_thw=prompt.grid.to(policy.device),
         mm_token_type_ids=(ids == policy.image_id).int(),
         use_cache=False,

@@ -1,6 +1,9 @@
 """The Lightning data module: workers encode the questions of training, validation and test."""
 
+import copyreg
+import io
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
@@ -146,7 +149,8 @@ class VQADataModule(LightningDataModule):
         return DataLoader(
             encoded,
             num_workers=self.workers,
-            collate_fn=list,
+            prefetch_factor=1 if self.workers else None,  # a test batch may hold 100 MB of pixels
+            collate_fn=_Batch,
             worker_init_fn=_ignore_interrupts,
             multiprocessing_context=context,
             **batching,
@@ -198,6 +202,25 @@ class _EncodedPerturbations(_Encoded):
             (p, self.encode(p.sample, self.phase, assistant_prefix=p.assistant_prefix, memo=memo))
             for p in self.source[index]
         ]
+
+
+class _Batch(list):
+    """Encoded questions, which leave their worker as bytes through its pipe.
+
+    By itself torch would send every tensor as an open file in /dev/shm. A tensor of several prompts is sent
+    once.
+    """
+
+    def __reduce__(self) -> tuple[Callable, tuple[bytes]]:
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file, protocol=5)
+        pickler.dispatch_table = copyreg.dispatch_table | {torch.Tensor: _as_array}
+        pickler.dump(list(self))
+        return pickle.loads, (file.getvalue(),)
+
+
+def _as_array(tensor: torch.Tensor) -> tuple[Callable, tuple[np.ndarray]]:
+    return torch.from_numpy, (tensor.numpy(),)
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -81,7 +81,6 @@ class Cost:
 def inputs(policy: Policy, shape: PassShape, device: str = "meta") -> tuple[PromptBatch, Tensor, Tensor]:
     """Return prompts, completion tokens and mask of this shape. Grids and mask stay on the CPU."""
     down, across = shape.grid
-    features = 3 * 2 * 14**2  # colours x frames x pixels of a patch
     image = down * across // 4
     ids = torch.zeros(shape.prompts, shape.prompt, dtype=torch.long, device=device)
     if device != "meta":
@@ -89,7 +88,7 @@ def inputs(policy: Policy, shape: PassShape, device: str = "meta") -> tuple[Prom
     prompts = PromptBatch(
         ids=ids.flatten(),
         positions=torch.zeros(3, ids.numel(), dtype=torch.long, device=device),
-        pixels=torch.zeros(shape.prompts * down * across, features, device=device),
+        pixels=torch.zeros(shape.prompts * down * across, 3 * 14**2, dtype=torch.uint8, device=device),
         grid=torch.tensor([[1, down, across]] * shape.prompts),
         image_digests=tuple(map(str, range(shape.prompts))),
         lengths=(shape.prompt,) * shape.prompts,

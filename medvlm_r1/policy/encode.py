@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -21,10 +22,14 @@ from medvlm_r1.prompts import PromptStyle
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 
 AnyQuestion = TypeVar("AnyQuestion", bound=Question)
-Patches = Float[Tensor, "patches features"]
+Patches = UInt8[Tensor, "patches bytes"]
+"""Colours x rows x columns of each patch; its temporal frames are equal, so one is enough."""
 Grid = Int[Tensor, "images 3"]
 PatchMemo = dict[tuple[str, ...], tuple[Patches, Grid, tuple[str, ...]]]
 """Names of images -> patches, grids and digests."""
+# Options of the image processor: patches of one temporal frame; with 8-bit values.
+_ONE_FRAME = {"do_resize": False, "temporal_patch_size": 1}
+_RAW = {"do_rescale": False, "do_normalize": False}
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class EncodedPrompt(Generic[AnyQuestion]):
     Attributes:
         ids: token ids, with one image token per merged patch.
         positions: temporal, height and width position of each token (M-RoPE).
-        pixels: patches of all images; no rows without an image.
+        pixels: patches of all images; no rows without an image. See :meth:`Encoder.pixel_values`.
         grid: patch grid (t, h, w) of each image.
         image_digests: hash of each image's patches: images with equal digests have equal features.
         assistant_prefix: first text of the answer, given to the model; its tokens are the last of ``ids``.
@@ -101,12 +106,17 @@ class Encoder:
         max_prompt_tokens: a longer prompt is an error; truncation would remove image tokens.
         image_size: side in pixels of the square to which every image is resized first, as in Med-R1; ``None``
             keeps the aspect ratio.
+        color_table: the image processor's rescaled and normalised value of each 8-bit level of each colour.
     """
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: Qwen2VLImageProcessorPil
     max_prompt_tokens: int
     image_size: int | None = None
+    color_table: Float[Tensor, "3 256"] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "color_table", _color_table(self.image_processor))
 
     def encode(
         self,
@@ -173,8 +183,8 @@ class Encoder:
         """Patches, grids and digests of images, from ``memo`` if they are in it."""
         processor = self.image_processor
         if not images:
-            features = 3 * processor.temporal_patch_size * processor.patch_size**2
-            return torch.zeros(0, features), torch.zeros(0, 3, dtype=torch.long), ()
+            pixels = torch.zeros(0, 3 * processor.patch_size**2, dtype=torch.uint8)
+            return pixels, torch.zeros(0, 3, dtype=torch.long), ()
         key = tuple(image.name for image in images)
         if key not in memo:
             if all(isinstance(image, BlankImage) for image in images):
@@ -185,10 +195,17 @@ class Encoder:
                 limits = processor.size
                 sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
                 resized = [load_resized(image, sample, *sides, cache) for image in images]
-            encoded = processor(resized, do_resize=False, return_tensors="pt")
-            pixels, grid = encoded["pixel_values"], encoded["image_grid_thw"]
+            encoded = processor(resized, return_tensors="pt", **_ONE_FRAME, **_RAW)
+            pixels, grid = encoded["pixel_values"].to(torch.uint8), encoded["image_grid_thw"]
             memo[key] = pixels, grid, _digests(pixels, grid)
         return memo[key]
+
+    def pixel_values(self, pixels: Patches) -> Float[Tensor, "patches features"]:
+        """Input of the vision tower, on the device of ``pixels``: the image processor's, bit for bit."""
+        table = self.color_table.to(pixels.device)
+        color = torch.arange(3, device=pixels.device)[:, None]
+        values = table[color, pixels.unflatten(1, (3, -1)).int()]
+        return values[:, :, None].expand(-1, -1, self.image_processor.temporal_patch_size, -1).flatten(1)
 
     def encode_target(self, sample: VQASample, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the SFT target, end of turn included."""
@@ -235,6 +252,21 @@ def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device)
         lengths=tuple(len(p.ids) for p in prompts),
         pad_id=pad_id,
     )
+
+
+def _color_table(processor: Qwen2VLImageProcessorPil) -> Float[Tensor, "3 256"]:
+    """Read the table off an image of all levels."""
+    side = processor.patch_size * processor.merge_size
+    picture = np.resize(np.arange(256, dtype=np.uint8), side**2).reshape(side, side, 1).repeat(3, axis=2)
+    levels, values = (
+        processor(picture, return_tensors="np", **_ONE_FRAME, **options)["pixel_values"].reshape(
+            -1, 3, processor.patch_size**2
+        )
+        for options in (_RAW, {})
+    )
+    table = np.zeros((3, 256), np.float32)
+    table[np.arange(3)[:, None], levels.astype(int)] = values
+    return torch.from_numpy(table)
 
 
 def _digests(pixels: Patches, grid: Grid) -> tuple[str, ...]:

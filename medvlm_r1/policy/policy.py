@@ -178,7 +178,7 @@ class Policy(nn.Module):
         if model is None or self.tower_is_frozen:
             model = self.sampling_model
         store = self.vision_cache.of(model, self.sampling_model, self.copies.reference)
-        features, encoded = image_features(model, prompts, store)
+        features, encoded = image_features(model, prompts, self.encoder, store)
         self.counters["images_encoded"] += encoded
         return features
 

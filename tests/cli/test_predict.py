@@ -84,12 +84,12 @@ def plainly(model, encoder, prompt, each):
         answer = text + ("<|im_end|>" if each.ends_turn else "")
         tokens = encoder.tokenizer(answer, return_tensors="pt")["input_ids"]
         ids = torch.cat([prompt.ids[None], tokens], dim=1)
-        vision = {"pixel_values": prompt.pixels, "image_grid_thw": prompt.grid} if len(prompt.grid) else {}
+        vision = {"pixel_values": encoder.pixel_values(prompt.pixels), "image_grid_thw": prompt.grid}
         kinds = (ids == model.config.image_token_id).int()
         with torch.no_grad():
-            logits = model(input_ids=ids, mm_token_type_ids=kinds, **vision).logits[
-                0, len(prompt.ids) - 1 : -1
-            ]
+            logits = model(
+                input_ids=ids, mm_token_type_ids=kinds, **(vision if len(prompt.grid) else {})
+            ).logits[0, len(prompt.ids) - 1 : -1]
         banned = [encoder.tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", "<|video_pad|>")]
         banned += [encoder.tokenizer.convert_tokens_to_ids(f"<|vision_{end}|>") for end in ("start", "end")]
         logits[:, banned] = -torch.inf

@@ -2,16 +2,21 @@
 
 import json
 import multiprocessing
+import pickle
+import resource
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
-from medvlm_r1.data.datamodule import VQADataModule
+from medvlm_r1.data.datamodule import VQADataModule, _Batch
 from medvlm_r1.data.formats.mcq_json import mcq_json
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.splits import Questions, hold_out
+from medvlm_r1.evaluate.controls import CONTROLS, PerturbedQuestions
 from medvlm_r1.phantom import PhantomSource
 
 
@@ -166,3 +171,33 @@ def test_a_step_needs_enough_questions():
     )
     with pytest.raises(ValueError, match="do not fill a step of 8"):
         VQADataModule(questions, lambda s, phase: s, 8, 3, 0, 0)
+
+
+def test_a_large_test_batch_leaves_its_worker_without_open_files_or_shared_memory(encoder, short_style):
+    """64 questions under all controls, with 256 files open at most: as tensors they would be 1,100 files."""
+    questions = Questions(
+        PhantomSource("mri", 8),
+        PhantomSource("mri", 4, "validation"),
+        {"mri": PhantomSource("mri", 64, "test")},
+    )
+    perturb = partial(PerturbedQuestions, controls=CONTROLS, assistant_prefix="<answer>")
+    encode = partial(encoder.encode, prompt=short_style)
+    there, here = (VQADataModule(questions, encode, 8, 64, 0, workers, perturb) for workers in (1, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        (batch,) = there.test_dataloader()[0]
+        (expected,) = here.test_dataloader()[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    prompts, same = ([prompt for question in b for _, prompt in question] for b in (batch, expected))
+    assert len(prompts) > 64 * 4
+    for ours, theirs in zip(prompts, same, strict=True):
+        assert ours.sample == theirs.sample
+        for name in ("ids", "positions", "pixels", "grid"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+            assert not getattr(ours, name).is_shared()
+    # the perturbations of a question that show the same image share its patches: unchanged, permuted, cut
+    patches = {prompt.pixels.data_ptr(): prompt.pixels.nbytes for prompt in prompts}
+    assert len(patches) < 3.1 * 64
+    assert len(pickle.dumps(_Batch(batch))) < 1.1 * sum(patches.values()) + 2e6

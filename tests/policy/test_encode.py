@@ -70,7 +70,7 @@ class TestEncoding:
         prompt = prompts[name]
         assert prompt.grid.tolist() == grids
         assert len(prompt.pixels) == sum(t * h * w for t, h, w in grids)
-        assert prompt.pixels.shape[1] == 3 * 2 * 14 * 14
+        assert prompt.pixels.shape[1] == 3 * 14 * 14
         assert image_tokens(encoder, prompt.ids).sum() == sum(t * h * w for t, h, w in grids) // 4
 
     def test_pictures_stand_in_the_order_of_the_sample(self, prompts, questions, encoder, short_style):
@@ -196,8 +196,9 @@ class TestStock:
         assert ours.ids.tolist() == theirs["input_ids"][0].tolist()
         if pictures:
             assert ours.grid.tolist() == theirs["image_grid_thw"].tolist()
-            torch.testing.assert_close(ours.pixels, theirs["pixel_values"], rtol=0, atol=1e-6)
-            assert ours.pixels.std() > 0
+            pixels = encoder.pixel_values(ours.pixels)
+            assert torch.equal(pixels, theirs["pixel_values"])
+            assert pixels.std() > 0
         return ours
 
     @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -220,6 +221,27 @@ class TestStock:
             assert "transparency" in opened.info
             self.agree(encoder, stock, about(tmp_path / name), short_style, [opened])
         assert ImageFile(tmp_path / name).load().getpixel((0, 0)) == (255, 255, 255)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.3]}, {"do_normalize": False}],
+    )
+    @pytest.mark.parametrize("size", [(1280, 720), (300, 500)])
+    @pytest.mark.parametrize("limits", [(3136, 401408), (3136, 12845056)])  # Qwen2-VL's, Qwen2.5-VL's
+    def test_pixel_values_are_the_processors_bit_for_bit(
+        self, limits, size, options, encoder, questions, short_style, tmp_path
+    ):
+        path = tmp_path / "a.png"
+        noise(*size).save(path)
+        processor = Qwen2VLImageProcessorPil(min_pixels=limits[0], max_pixels=limits[1], **options)
+        ours = dataclasses.replace(encoder, image_processor=processor, max_prompt_tokens=9999)
+        sample = dataclasses.replace(questions["square"], images=(ImageFile(path),))
+        pixels = ours.encode(sample, "train", short_style).pixels
+        assert pixels.dtype == torch.uint8
+        assert pixels.unique().numel() == 256
+        theirs = processor([Image.open(path)], return_tensors="pt")["pixel_values"]
+        assert torch.equal(ours.pixel_values(pixels), theirs)
+        assert theirs.nbytes == 8 * pixels.nbytes
 
     def test_several_and_none(self, encoder, stock, about, short_style, tmp_path):
         noise(140, 60).save(tmp_path / "a.png")
@@ -327,7 +349,7 @@ class TestSquare:
         assert train.grid.tolist() == evaluate.grid.tolist() == [[1, 28, 28]]
         picture = questions["flat"].images[0].load().resize((384, 384), Image.Resampling.BICUBIC)
         expected = processor([picture], return_tensors="pt")["pixel_values"]
-        torch.testing.assert_close(train.pixels, expected, rtol=0, atol=1e-6)
+        assert torch.equal(square.pixel_values(train.pixels), expected)
 
 
 class TestCollate:

@@ -36,7 +36,7 @@ def alone(model, prompt, completion, encoder, temperature=1.0):
     if len(prompt.grid):
         kinds = (ids == encoder.tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
         vision = {
-            "pixel_values": prompt.pixels,
+            "pixel_values": encoder.pixel_values(prompt.pixels),
             "image_grid_thw": prompt.grid,
             "mm_token_type_ids": kinds,
         }
@@ -194,7 +194,7 @@ class TestGeneration:
             if len(prompt.grid):
                 kinds = (prompt.ids == policy.image_id).int()[None]
                 vision = {
-                    "pixel_values": prompt.pixels,
+                    "pixel_values": policy.encoder.pixel_values(prompt.pixels),
                     "image_grid_thw": prompt.grid,
                     "mm_token_type_ids": kinds,
                 }

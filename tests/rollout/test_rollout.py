@@ -186,7 +186,7 @@ class TestGreedy:
         vision = {}
         if len(prompt.grid):
             vision = {
-                "pixel_values": prompt.pixels,
+                "pixel_values": stopping_policy.encoder.pixel_values(prompt.pixels),
                 "image_grid_thw": prompt.grid,
                 "mm_token_type_ids": (prompt.ids == stopping_policy.image_id).int()[None],
             }

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medvlm_r1.policy.encode import PromptBatch
+from medvlm_r1.policy.encode import Encoder, PromptBatch
 from medvlm_r1.policy.forward.model import Model
 
 FEATURE_BYTES = 2**30  # per model: 500 images of 700 tokens of Qwen2-VL-2B in bf16
@@ -73,7 +73,7 @@ class VisionCache:
 
 
 def image_features(
-    model: Model, prompts: PromptBatch, store: FeatureStore | None
+    model: Model, prompts: PromptBatch, encoder: Encoder, store: FeatureStore | None
 ) -> tuple[Float[Tensor, "tokens width"] | None, int]:
     """Features of all images of the prompts, in order, and the number of images that the tower encoded.
 
@@ -100,9 +100,8 @@ def image_features(
         if device.type != "meta":  # the tower reads its shapes from the grid
             grid = grid.to(device)
         with nullcontext() if store is None else torch.no_grad():
-            encoded = model.get_image_features(
-                torch.cat([patches[index] for index in indices]).to(device), grid
-            ).pooler_output
+            pixels = torch.cat([patches[index] for index in indices]).to(device)
+            encoded = model.get_image_features(encoder.pixel_values(pixels), grid).pooler_output
         stored |= dict(zip(missing, encoded, strict=True))
         for digest in missing if store else ():
             # a copy: a view would hold the memory of the batch
