@@ -103,13 +103,13 @@ def _time(plan: Plan) -> Table:
 
 
 def _devices(plans: Sequence[Plan]) -> Table:
-    columns = ("trainer", "devices", "peak, GB", "s per step", "whole run", "GPU-hours")
+    columns = ("trainer", "devices", "peak, GB", "step, s", "whole run", "GPU-hours")
     table = _table("Other GPUs of one machine, an estimate", *columns)
     table.add_column("", no_wrap=True)
     best = cheapest(plans)
     for made in plans:
         run, known = made.workload, made.seconds is not None
-        mark = "cheapest" if made is best else "" if made.fits else "does not fit"
+        mark = "cheapest" if made is best else "" if made.fits else "too large"
         cells = (
             run.strategy,
             str(run.world_size),

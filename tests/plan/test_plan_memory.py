@@ -1,0 +1,148 @@
+"""Memory of one device, against arithmetic on paper."""
+
+import pytest
+import torch
+from plans import ALL, PAPER, TOWER, held, planned, trained
+
+from medvlm_r1.plan.memory import NF4_BYTES
+from medvlm_r1.policy.loading.architecture import PUBLISHED, cache_bytes_per_token, load_config, meta_model
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    list(
+        zip(
+            PUBLISHED,
+            (ALL, 8_291_375_616, 73_405_560_320, 3_754_622_976, 8_292_166_656, ALL),
+            strict=True,
+        )
+    ),
+)
+def test_the_published_architectures_have_their_published_size(path, parameters):
+    assert sum(p.numel() for p in meta_model(load_config(path), torch.bfloat16).parameters()) == parameters
+
+
+def test_the_papers_run_by_hand(paper):
+    """bf16 weights with fp32 copies, two fp32 moments, a frozen copy as the reference."""
+    assert held(paper, "weights") == ALL * 2 == 4_417_971_200
+    assert held(paper, "fp32 master copies") == ALL * 4
+    assert held(paper, "optimiser's moments") == ALL * 8
+    assert held(paper, "gradients") == ALL * 2
+    assert held(paper, "gradients", "sampling") == 0
+    assert held(paper, "reference") == ALL * 2
+    assert held(paper, "fp32 gradients", "update") == ALL * 4
+    assert trained(paper) == {
+        "language model": ALL - TOWER,
+        "vision tower": TOWER,
+        "adapter": 0,
+        "head": 0,
+    }
+    assert paper.workload.steps == 600 // 4 * 2
+    # validated four times an epoch, before and after; 100 questions each; 900 in the tests
+    assert paper.workload.evaluations == 100 * (2 * 4 + 2) + 5 * 900  # under every control but the prior
+
+
+def test_the_cache_by_hand(paper):
+    """Two tensors, 28 layers, 2 heads of 128, 2 bytes; 4 prompts x 4 rows, prompt and 512 tokens."""
+    per_token = 2 * 28 * 2 * 128 * 2
+    assert per_token == cache_bytes_per_token(load_config(paper.workload.path), torch.bfloat16) == 28_672
+    assert held(paper, "keys and values", "sampling") == per_token * (
+        4 * paper.workload.prompt_tokens + 16 * 512
+    )
+    assert held(paper, "keys and values", "evaluation") == per_token * 16 * (
+        paper.workload.prompt_tokens + 512
+    )
+
+
+def test_without_kl_there_is_no_reference():
+    made = planned(PAPER, "method.beta=0")
+    assert held(made, "reference") == 0
+    assert "reference" not in made.phases
+
+
+def test_a_frozen_tower_is_shared_with_the_reference():
+    made = planned(PAPER, "peft=language_model")
+    assert held(made, "reference") == (ALL - TOWER) * 2
+    assert held(made, "fp32 master copies") == (ALL - TOWER) * 4
+
+
+def test_adapters_by_hand():
+    """Rank 16 on every linear layer: 16 x (inputs + outputs) each, 28 times."""
+    width, inner, narrow = 1536, 8960, 2 * 128
+    attention = 2 * (width + width) + 2 * (width + narrow)  # q and o, k and v
+    adapters = 28 * 16 * (attention + 3 * (width + inner))
+    made = planned(PAPER, "peft=lora")
+    assert trained(made) == {"language model": 0, "vision tower": 0, "adapter": adapters, "head": 0}
+    assert held(made, "weights") == (ALL + adapters) * 2
+    assert held(made, "optimiser's moments") == adapters * 8
+    assert held(made, "reference") == 0
+
+
+def test_four_bits_by_hand():
+    """28 layers of q, o (1536 x 1536), k, v (1536 x 256) and the MLP's three (1536 x 8960)."""
+    linear = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960)
+    made, whole = planned(PAPER, "peft=qlora"), planned(PAPER, "peft=lora")
+    # of 64 weights: 32 bytes, one scale of one byte, and a 256th of four bytes
+    assert NF4_BYTES == (32 + 1 + 4 / 256) / 64 == pytest.approx(0.5159, abs=1e-4)
+    assert held(whole, "weights") - held(made, "weights") == pytest.approx(linear * (2 - NF4_BYTES))
+
+
+def test_a_fused_optimiser_needs_no_scratch():
+    fused, plain = (planned(PAPER, f"++optimizer.fused={fused}") for fused in ("null", "false"))
+    assert held(plain, "optimiser's scratch", "update") == ALL * 4
+    assert held(fused, "optimiser's scratch", "update") == 0
+    assert plain.peaks["update"] - fused.peaks["update"] == ALL * 4
+
+
+def test_image_features_by_hand():
+    """1536 x 2 bytes an image token; the reference's of 600 questions, those of 900 + 100 in the test."""
+    image = 512 * 1536 * 2
+    names = {"sampling": 600, "training": 600, "evaluation": 600}
+    trained = planned(PAPER)
+    assert {phase: held(trained, "image features", phase) / image for phase in names} == names
+    without = planned(PAPER, "method.beta=0")
+    assert held(without, "image features") == 0
+    frozen = planned(PAPER, "peft=language_model")  # one store for all phases, up to its limit
+    assert (
+        held(frozen, "image features")
+        == held(without, "image features", "evaluation")
+        == 2**30
+        < 1000 * image
+    )
+    unknown = planned(PAPER, "peft=language_model", "data=omnimedvqa")
+    assert held(unknown, "image features") == 2**30
+
+
+def test_checkpoints_by_hand():
+    """Weights in bf16, their fp32 copies and two moments; under FSDP the weights are their own copies."""
+    assert planned(PAPER).checkpoints == (ALL * (2 + 4 + 8), ALL * 2)
+    assert planned(PAPER, "trainer=fsdp", "trainer.devices=2").checkpoints == (ALL * (4 + 8), ALL * 4)
+
+
+def test_optimisers():
+    eight = planned(PAPER, "optimizer=adamw_8bit")
+    assert held(eight, "optimiser's moments") == pytest.approx(ALL * 2 * (1 + 4 / 256), rel=1e-3)
+    assert held(planned(PAPER, "optimizer=sgd"), "optimiser's moments") == 0
+
+
+def test_fp32_needs_no_master_copies():
+    made = planned(PAPER, "model.recipe.dtype=float32")
+    assert held(made, "weights") == held(made, "gradients") == ALL * 4
+    assert held(made, "fp32 master copies") == 0
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_fsdp_splits(devices):
+    made = planned(PAPER, "trainer=fsdp", f"trainer.devices={devices}")
+    assert held(made, "weights") == ALL * 4 / devices
+    assert held(made, "optimiser's moments") == ALL * 8 / devices
+    assert held(made, "gradients") == ALL * 4 / devices
+    assert held(made, "fp32 master copies") == 0
+    assert held(made, "full sampling model") == held(made, "reference") == ALL * 2
+    assert made.workload.prompts == 4 // devices
+
+
+def test_ddp_copies():
+    made = planned(PAPER, "trainer=ddp", "trainer.devices=2")
+    assert held(made, "optimiser's moments") == ALL * 8
+    assert held(made, "DDP's gradient buckets") == ALL * 2

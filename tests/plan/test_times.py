@@ -1,0 +1,87 @@
+"""Operand bytes, kernels and seconds."""
+
+import dataclasses
+
+import pytest
+import torch
+from plans import ALL, PAPER, TOWER, planned
+
+from medvlm_r1.plan.cards import CARDS
+from medvlm_r1.plan.measure import Meter
+from medvlm_r1.plan.meta import Ledger
+from medvlm_r1.plan.passes import Cost, PassShape
+from medvlm_r1.plan.times import Clock
+from medvlm_r1.policy.loading.architecture import load_config
+from medvlm_r1.policy.loading.tuning import Tuning
+
+
+def test_kernels_and_their_bytes_by_hand():
+    """Views and allocations are no kernels; an indexed table is read where it is indexed."""
+    x, table = torch.zeros(4, 8, device="meta"), torch.zeros(1000, 8, device="meta")
+    ids = torch.zeros(4, dtype=torch.long, device="meta")
+    with Ledger() as ledger:
+        x.view(8, 4).t()[:, :2].unsqueeze(0), torch.empty(5, device="meta")
+        assert (ledger.launches, ledger.traffic) == (0, 0)
+        x @ x.T  # reads 32 + 32 entries, writes 16
+        x.add_(x[:1].expand(4, 8))  # reads 32 + 8, writes 32
+        table[ids]  # reads 32, writes 32
+        table.index_copy_(0, ids, x)  # the same
+        table.zero_()  # writes 8000
+    assert ledger.launches == 5
+    assert ledger.traffic == 4 * (80 + 72 + 64 + 64 + 8000)
+
+
+def test_a_decoding_step_reads_all_language_weights_and_the_cache(paper):
+    """A further row costs its cache, activations and scores alone."""
+    meter, run = Meter(load_config(paper.workload.path), paper.workload.recipe, Tuning()), paper.workload
+    few, many = (meter.decode(PassShape(n, 1, 512, 256, (4, 4)), run.answering) for n in (2, 66))
+    weights = 2 * (ALL - TOWER)
+    assert weights < few.traffic < 1.1 * weights
+    assert few.launches == many.launches
+    cache, scores = 28_672 * (512 + 256), 151_936 * 4
+    assert cache + 5 * scores < (many.traffic - few.traffic) / 64 < 3 * cache + 30 * scores
+    # the noise of sampling: more kernels and more passes over the scores
+    sampled = meter.decode(
+        PassShape(66, 1, 512, 256, (4, 4)), dataclasses.replace(run.sampling, group_size=1)
+    )
+    assert sampled.launches > many.launches
+    assert sampled.traffic > many.traffic
+
+
+def test_seconds_by_hand(paper):
+    """The slowest of operations, bytes and launches; a graph adds the start of each kernel."""
+    clock = Clock(dataclasses.replace(paper.workload, card=CARDS["h100_80gb"]), None, None)
+    assert clock.seconds(Cost(flops=989e12, traffic=1, launches=1)) == pytest.approx(1 / 0.4)
+    assert clock.seconds(Cost(flops=1, traffic=3.35e12, launches=1)) == pytest.approx(1 / 0.7)
+    assert clock.seconds(Cost(flops=1, traffic=1, launches=1e6)) == pytest.approx(9)
+    assert clock.seconds(Cost(traffic=3.35e12, launches=1e6), recorded=True) == pytest.approx(1 / 0.7 + 1.3)
+
+
+def test_training_is_bound_by_bandwidth():
+    """8 completions of 512 tokens: over 600 GB move, which takes longer than the operations."""
+    made = planned(PAPER, "model.recipe.group_size=8", "card=h100_80gb", timed=True)
+    shape = made.workload.shape(1, 8, 512)
+    meter = Meter(load_config(made.workload.path), made.workload.recipe, Tuning())
+    cost, clock = meter.training(shape, True), Clock(made.workload, None, None)
+    assert clock.seconds(cost) == pytest.approx(cost.traffic / (0.7 * 3.35e12))
+    assert clock.seconds(cost) > 1.2 * cost.flops / (0.4 * 989e12)
+
+
+def test_steps_of_another_engine_are_not_recorded(paper):
+    plain = planned(PAPER, "rollout=reference", timed=True).step[0]
+    assert plain.seconds >= 9e-6 * plain.launches
+    assert plain.seconds > 3 * paper.step[0].seconds
+
+
+def test_communication_by_hand():
+    """DDP: gradients out and back. FSDP: weights twice a pass, fp32 gradients, and the sampling model."""
+
+    def sent(*overrides):
+        step = planned(PAPER, *overrides, "trainer.devices=4", "card=h100_80gb", timed=True).step
+        (cost,) = (cost for cost in step if cost.phase == "communication")
+        assert cost.seconds == pytest.approx(cost.traffic / (0.7 * 450e9))
+        return cost.traffic
+
+    assert sent("trainer=ddp") == 2 * 3 / 4 * ALL * 2
+    assert sent("trainer=fsdp") == 3 / 4 * ALL * (2 * 2 + 4 + 4)
+    assert not [cost for cost in planned(PAPER, timed=True).step if cost.phase == "communication"]
