@@ -1,119 +1,137 @@
-"""The completions of one rollout during decoding."""
+"""The rows of one rollout that decode together."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from medvlm_r1.policy.encode import EncodedPrompt, collate
-from medvlm_r1.policy.forward.decoding import DecodingLayout
+from medvlm_r1.policy.forward.decoding import CacheShape, DecodingLayout, KVCache
+from medvlm_r1.policy.forward.model import inner_model
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.draw import draw
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.sampling_noise import NoiseKey
 
-_RECORDS = ("tokens", "logprobs", "kept_mass", "entropy")
-_TENSORS = ("hidden", "active", "latest", "keys", "eos", "ended", *_RECORDS)
+Rows = Int[Tensor, " rows"]
 
 
 class DecodingState:
-    """Records of all rows' tokens, and the hidden states of those rows that still decode.
+    """Rows that decode together; a row is one completion, and rows are prompt-major.
 
-    Keys of the prompts are padded to a multiple of ``prompt_multiple`` tokens.
+    The first ``prompts * group_size`` rows decode, each at its own position. All tensors stay where they are:
+    prompts are admitted to slots whose completions have ended, and rows are moved in place. So a step can be
+    captured once per shape and replayed in every rollout.
+
+    Args:
+        shape: the most prompts and tokens.
+        memory: of the :class:`KVCache`.
 
     Attributes:
-        active: indices of the rows that still decode, ``[active]``.
-        hidden, latest: hidden state of each active row's latest token, ``[active, width]``; the token itself.
-        tokens, logprobs, kept_mass, entropy: of all rows, ``[rows, max_tokens]``.
-        ended: whether a row has generated an end of sequence, ``[rows]``.
+        prompts, group_size: shape of the rows that decode now.
+        window: tokens per row that attention reads.
+        latest, hidden: each row's latest token, and the hidden state that it was sampled from.
+        steps: position of the latest token in its completion.
+        ended: whether a row has reached an end of sequence or the limit.
+        tokens: completions, ``[rows, max_tokens + 1]``; rows that have ended write to the last column.
+        records: log-probability, kept mass and entropy of each token, ``[3, rows, max_tokens + 1]``.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        prompts: Sequence[EncodedPrompt],
-        sampling: Sampling,
-        key: NoiseKey,
-        prompt_multiple: int = 1,
+        self, policy: Policy, sampling: Sampling, shape: CacheShape, memory: Tensor | None = None
     ) -> None:
-        self.policy, self.sampling, device = policy, sampling, policy.device
-        group_size, rows = sampling.group_size, len(prompts) * sampling.group_size
-        prefix = policy.prefill(collate(prompts, policy.pad_id, device), prompt_multiple)
-        self.decoding = DecodingLayout(prefix, group_size, sampling.max_tokens)
-        self.hidden = prefix.hidden.repeat_interleave(group_size, dim=0)
-        self.active = torch.arange(rows, device=device)
-        self.latest = torch.full_like(self.active, policy.pad_id)
-        self.keys = key.completion_keys([p.sample.id for p in prompts], group_size).to(device)
+        self.policy, self.sampling, self.shape, device = policy, sampling, shape, policy.device
+        model = policy.sampling_model
+        self.cache = KVCache(model.config, shape, model.dtype, device, memory)
+        rows, width = shape.rows, inner_model(model).language_model.config.hidden_size
+        self.index = torch.arange(rows, device=device)
+        self.keys, self.steps = torch.zeros_like(self.index), torch.zeros_like(self.index)
+        self.latest = torch.full_like(self.index, policy.pad_id)
+        self.hidden = torch.zeros(rows, width, dtype=model.dtype, device=device)
+        self.ended = torch.ones(rows, dtype=torch.bool, device=device)
+        self.tokens = torch.full((rows, shape.max_tokens + 1), policy.pad_id, device=device)
+        self.records = torch.zeros(3, rows, shape.max_tokens + 1, device=device)
         self.eos = torch.tensor(policy.eos_ids, device=device)
-        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.tokens = torch.full((rows, sampling.max_tokens), policy.pad_id, device=device)
-        self.logprobs = torch.zeros(rows, sampling.max_tokens, device=device)
-        self.kept_mass = torch.ones_like(self.logprobs)
-        self.entropy = torch.zeros_like(self.logprobs)
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty all slots."""
+        self.prompts, self.group_size, self.window = self.shape.prompts, self.shape.group_size, 1
+        self.ended.fill_(True)
+        self.steps.zero_()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that decode."""
+        return self.prompts * self.group_size
+
+    def admit(self, slots: Sequence[int], prompts: Sequence[EncodedPrompt], keys: Rows) -> None:
+        """Read prompts into slots, and sample the first token of their rows, whose noise keys are ``keys``."""
+        device = self.index.device
+        filled = self.policy.prefill(collate(prompts, self.policy.pad_id, device))
+        into = torch.tensor(slots, device=device)
+        self.cache.store(into, filled)
+        rows = (into[:, None] * self.group_size + self.index[: self.group_size]).flatten()
+        self.keys[rows] = keys.to(device)
+        self.ended[rows] = False
+        self.tokens[rows] = self.policy.pad_id
+        self.records[:, rows] = torch.tensor([0.0, 1.0, 0.0], device=device)[:, None, None]
+        hidden = filled.hidden.repeat_interleave(self.group_size, dim=0)
+        self._sample(rows, hidden, torch.zeros_like(rows))
 
     def advance(self) -> None:
         """One step: run the latest tokens through the layers and sample the next ones."""
-        self.hidden.copy_(self.policy.decode_step(self.latest, self.decoding))
-        self.decoding.step += 1
-        self.sample()
+        layout = DecodingLayout(self.cache, self.steps[: self.rows], self.prompts, self.window)
+        self.sample(self.policy.decode_step(self.latest[: self.rows], layout))
 
-    def sample(self) -> None:
-        """Sample a token for every active row from its hidden state."""
-        active, position = self.active, self.decoding.step
-        policy, keys = self.policy, self.keys[active]
-        drawn = draw(self.hidden, policy.head_weight, policy.banned, self.sampling, keys, position)
-        # A row that has ended gets padding until the next compaction.
-        self.latest.copy_(torch.where(self.ended[active], policy.pad_id, drawn.tokens))
-        self.tokens[active, position] = self.latest
-        self.logprobs[active, position] = drawn.logprobs
-        self.kept_mass[active, position] = drawn.kept_mass
-        self.entropy[active, position] = drawn.entropy
-        self.ended[active] |= torch.isin(self.latest, self.eos)
+    def sample(self, hidden: Float[Tensor, "rows width"]) -> None:
+        """Sample the next token of all rows that decode."""
+        steps = (self.steps[: self.rows] + 1).clamp(max=self.shape.max_tokens - 1)
+        self._sample(slice(self.rows), hidden, steps)
 
-    def read_ended(self) -> Bool[Tensor, "prompts rows"]:
-        """Which active rows have ended, on the host; waits for the device."""
+    def _sample(
+        self, rows: slice | Rows, hidden: Float[Tensor, "rows width"], steps: Rows
+    ) -> None:
+        """Sample the token at position ``steps`` of each row from its hidden state."""
+        limit, policy = self.shape.max_tokens, self.policy
+        drawn = draw(hidden, policy.head_weight, policy.banned, self.sampling, self.keys[rows], steps)
+        ended, index = self.ended[rows], self.index[rows]
+        latest = torch.where(ended, policy.pad_id, drawn.tokens)
+        column = torch.where(ended, limit, steps)
+        self.hidden[rows], self.latest[rows], self.steps[rows] = hidden, latest, steps
+        self.tokens[index, column] = latest
+        self.records[:, index, column] = torch.stack([drawn.logprobs, drawn.kept_mass, drawn.entropy])
+        self.ended[rows] = ended | torch.isin(latest, self.eos) | (steps == limit - 1)
+
+    def read_ended(self) -> Bool[Tensor, " rows"]:
+        """Which rows have ended, on the host; waits for the device."""
         self.policy.counters["device_syncs"] += 1
-        return self.ended[self.active].cpu().view(-1, self.decoding.group_size)
+        return self.ended[: self.rows].cpu()
 
-    def compact(self, ended: Bool[Tensor, "prompts rows"], in_powers: bool = False) -> None:
-        """Drop prompts whose rows have all ended, and keep as many rows per prompt as the fullest has live.
+    def move_to_front(self, prompts: Int[Tensor, " kept"], rows: Int[Tensor, " kept_rows"]) -> None:
+        """Decode only these prompts and rows from now on, with equally many rows per prompt."""
+        prompts, rows = prompts.to(self.index.device), rows.to(self.index.device)
+        self.cache.move_to_front(prompts, rows)
+        for tensor in (self.keys, self.steps, self.latest, self.ended, self.tokens, *self.records):
+            tensor[: len(rows)] = tensor[rows]
+        self.prompts, self.group_size = len(prompts), len(rows) // len(prompts)
 
-        ``in_powers`` rounds prompts and rows up to powers of two, so that there are few shapes.
-        """
-        live = ~ended
-        count, group_size = int(live.any(1).sum()), int(live.sum(1).max())
-        if in_powers:
-            count, group_size = (
-                min(total, 1 << (n - 1).bit_length())
-                for n, total in zip((count, group_size), ended.shape, strict=True)
-            )
-        if count * group_size == live.numel():
-            return
-        # Live ones first; ended ones fill up.
-        prompts = ended.all(1).int().argsort(stable=True)[:count].sort().values
-        order = ended[prompts].int().argsort(dim=1, stable=True)[:, :group_size].sort(dim=1).values
-        rows = (prompts[:, None] * ended.shape[1] + order).flatten().to(self.active.device)
-        self.decoding.select(prompts.to(self.active.device), rows)
-        self.active, self.latest, self.hidden = self.active[rows], self.latest[rows], self.hidden[rows]
+    def snapshot(self) -> list[Tensor]:
+        """Copies of all tensors that a step changes, except keys and values."""
+        return [tensor.clone() for tensor in self._changed()]
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors that a step reads or writes, in a fixed order."""
-        return [*self.decoding.tensors(), *(getattr(self, name) for name in _TENSORS)]
+    def restore(self, snapshot: list[Tensor]) -> None:
+        """Undo steps; the keys and values that they wrote are written again."""
+        for tensor, value in zip(self._changed(), snapshot, strict=True):
+            tensor.copy_(value)
 
-    def use_tensors(self, tensors: list[Tensor]) -> None:
-        """Replace the tensors of :meth:`tensors` by others of equal content."""
-        self.decoding.use_tensors(tensors[: -len(_TENSORS)])
-        for name, tensor in zip(_TENSORS, tensors[-len(_TENSORS) :], strict=True):
-            setattr(self, name, tensor)
+    def _changed(self) -> list[Tensor]:
+        return [self.steps, self.latest, self.hidden, self.ended, self.tokens, self.records]
 
-    def records(self) -> list[Tensor]:
-        """Copies of tokens, log-probabilities, kept mass and entropy, ``[rows, max_tokens]``."""
-        return [getattr(self, name).clone() for name in _RECORDS]
+    def keys_and_values(self, steps: Rows) -> Float[Tensor, "rows layers 2 heads size"]:
+        """Copies of the rows' keys and values at these positions."""
+        return self.cache.suffix[:, :, self.index[: self.rows], :, steps]
 
-    def shallow_copy(self) -> "DecodingState":
-        """Another state of the same tensors: replacing them in one does not change the other."""
-        other = copy.copy(self)
-        other.decoding = copy.copy(self.decoding)
-        return other
+    def clear_keys_and_values(self, steps: Rows) -> None:
+        """Make them not a number: a step that does not write them becomes not a number too."""
+        self.cache.suffix[:, :, self.index[: self.rows], :, steps] = torch.nan

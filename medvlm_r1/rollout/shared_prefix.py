@@ -1,24 +1,36 @@
 """The fast engine: prefill each prompt once, and decode its group of completions from that prefix.
 
-A step runs every active row's latest token through the model and samples the next one. Shapes stay the same
-and the host reads nothing; every ``sync_every`` steps it reads which rows have ended, and drops them or
-stops. On a GPU a step is captured once per shape and replayed.
+A step runs every row's latest token through the model and samples the next one. Shapes stay the same and the
+host reads nothing; every ``sync_every`` steps it reads which rows have ended: other prompts take their place,
+or they are dropped. On a GPU a step is captured once per shape and replayed.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from medvlm_r1.policy.encode import EncodedPrompt
+from medvlm_r1.policy.forward.decoding import CacheShape, KVCache
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.cuda_graphs import GraphCache, compiled_cuda_graph, cuda_graph
 from medvlm_r1.rollout.decoding_state import DecodingState
 from medvlm_r1.rollout.engine import Rollout, Sampling, build_rollout
+from medvlm_r1.rollout.recorder import (
+    PROMPT_MULTIPLE,
+    MismatchError,
+    Recorder,
+    Step,
+    compiled_cuda_graph,
+    cuda_graph,
+)
 from medvlm_r1.rollout.sampling_noise import NoiseKey
+from medvlm_r1.rollout.schedule import Schedule
 
-WINDOW = 32  # attention covers a multiple of this number of a row's tokens, so that few shapes are captured
-PROMPT_MULTIPLE = 64  # the same for prompts, where steps are captured
+WINDOW = 32  # attention covers a multiple of this number of a row's tokens
+RECORDED_WINDOW = 64  # or, where steps are captured, this number times a power of two: few shapes
+log = logging.getLogger("medvlm_r1")
 
 
 @dataclass(frozen=True)
@@ -28,46 +40,104 @@ class SharedPrefixEngine:
     Args:
         sync_every: steps after which the host reads which rows have ended.
         compact: drop rows that have ended; the samples do not depend on it.
+        max_rows: rows that decode together; further prompts wait until others have ended.
+        max_memory_gb: GB (1e9 bytes) of keys and values; further prompts wait too.
+        record: ``auto`` captures steps on a GPU and compares some of their replays with plain steps,
+            ``verify`` compares all, ``off`` captures none.
         compiled: compile captured steps: faster, after a minute per shape.
-        graph_cache: captures and replays steps; by default CUDA graphs on a GPU, none on a CPU.
+        keep_memory: keep keys, values and recordings for the next rollout.
+        capture: captures a step, see :func:`~medvlm_r1.rollout.recorder.cuda_graph`; by default CUDA graphs on
+            a GPU, none on a CPU.
 
     Raises:
-        ValueError: ``sync_every`` is below 1.
+        ValueError: a value is out of range.
     """
 
-    sync_every: int = 16
+    sync_every: int = 8
     compact: bool = True
+    max_rows: int = 128
+    max_memory_gb: float = 6.0
+    record: Literal["auto", "verify", "off"] = "auto"
     compiled: bool = False
-    graph_cache: GraphCache | None = None
-    _cuda_graphs: GraphCache = field(init=False, repr=False, compare=False)
+    keep_memory: bool = True
+    capture: Callable[[Step, Step], Step] | None = None
+    recorder: Recorder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.sync_every < 1:
-            raise ValueError(f"rollout.sync_every is {self.sync_every}: it must be at least 1")
-        graphs = GraphCache(compiled_cuda_graph if self.compiled else cuda_graph)
-        object.__setattr__(self, "_cuda_graphs", graphs)
+        for name in ("sync_every", "max_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_memory_gb <= 0:
+            raise ValueError(f"rollout.max_memory_gb is {self.max_memory_gb}: it must be above 0")
+        if self.record not in ("auto", "verify", "off"):
+            raise ValueError(f"rollout.record is {self.record!r}: use auto, verify or off")
+        capture = self.capture or (compiled_cuda_graph if self.compiled else cuda_graph)
+        object.__setattr__(self, "recorder", Recorder(capture, verify=self.record == "verify"))
 
     @torch.no_grad()
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
     ) -> Rollout:
         """Sample completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
-        graphs = self.graph_cache or (self._cuda_graphs if policy.device.type == "cuda" else None)
+        records = self.recorder.failure is None and self.record != "off"
+        recorder = self.recorder if records and (self.capture or policy.device.type == "cuda") else None
         with policy.sampling_mode():
-            state = DecodingState(policy, prompts, sampling, key, PROMPT_MULTIPLE if graphs else 1)
-            state.sample()
-            for length in range(1, sampling.max_tokens):
-                if length % self.sync_every == 0:
-                    ended = state.read_ended()
-                    if ended.all():
-                        break
-                    if self.compact:
-                        state.compact(ended, in_powers=graphs is not None)
-                state.decoding.set_window(-(-length // WINDOW) * WINDOW)
-                policy.counters["decode_rows"] += len(state.active)
-                if graphs:
-                    graphs(state)
+            try:
+                schedule = self._decode(policy, prompts, sampling, key, recorder)
+            except MismatchError as error:
+                self.recorder.fail(str(error))
+                log.warning(
+                    "a recorded decoding step was wrong (%s): this rollout is sampled again, and the run goes "
+                    "on without recordings, more slowly",
+                    error,
+                )
+                schedule = self._decode(policy, prompts, sampling, key, recorder=None)
+        if not self.keep_memory:
+            self.recorder.forget()
+        return build_rollout(policy, schedule.tokens, *schedule.records)
+
+    def _decode(
+        self,
+        policy: Policy,
+        prompts: Sequence[EncodedPrompt],
+        sampling: Sampling,
+        key: NoiseKey,
+        recorder: Recorder | None,
+    ) -> Schedule:
+        recorded, count = recorder is not None, len(prompts)
+        longest = max(len(prompt.ids) for prompt in prompts)
+        if recorder and (earlier := recorder.shape(sampling)):  # shapes only grow
+            count, longest = max(count, earlier.prompts), max(longest, earlier.prompt_tokens)
+        shape = self.shape(policy, sampling, count, longest, recorded)
+        state = recorder.state(policy, sampling, shape) if recorder else DecodingState(policy, sampling, shape)
+        keys = key.completion_keys([p.sample.id for p in prompts], sampling.group_size)
+        schedule = Schedule(state, prompts, keys, exact=not recorded if self.compact else None)
+        while steps := schedule.next_steps(self.sync_every):
+            for length in steps:
+                state.window = _window(length, sampling.max_tokens, recorded)
+                policy.counters["decode_rows"] += state.rows
+                if recorder:
+                    recorder.step(state)
                 else:
                     state.advance()
-            # Copies: the static tensors of a captured step are written again by the next rollout.
-            return build_rollout(policy, *state.records())
+        return schedule
+
+    def shape(
+        self, policy: Policy, sampling: Sampling, prompts: int, prompt_tokens: int, recorded: bool
+    ) -> CacheShape:
+        """Shape of the rows that decode together: as many prompts as the limits allow, and at least one."""
+        group_size, tokens = sampling.group_size, sampling.max_tokens
+        if recorded:
+            prompt_tokens = -(-prompt_tokens // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+            prompts = 1 << (prompts - 1).bit_length()
+        model = policy.sampling_model
+        one = KVCache.size(model.config, CacheShape(1, group_size, prompt_tokens, tokens)) * model.dtype.itemsize
+        limit = min(self.max_rows // group_size, int(self.max_memory_gb * 1e9 / one))
+        return CacheShape(max(1, min(prompts, limit)), group_size, prompt_tokens, tokens)
+
+
+def _window(length: int, limit: int, recorded: bool) -> int:
+    """Tokens per row that attention reads, for rows of ``length`` tokens."""
+    if not recorded:
+        return min(limit, -(-length // WINDOW) * WINDOW)
+    return min(limit, max(RECORDED_WINDOW, 1 << (length - 1).bit_length()))

@@ -12,11 +12,10 @@ from torch._dynamo.testing import CompileCounter
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.cuda_graphs import GraphCache
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 from medvlm_r1.rollout.sampling_noise import NoiseKey
-from medvlm_r1.rollout.shared_prefix import DecodingState, SharedPrefixEngine
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 CPU = torch.device("cpu")
 KEY = NoiseKey(seed=3, step=5)
@@ -179,7 +178,7 @@ class TestGraphCache:
                 rewind()
             return step
 
-        engine = SharedPrefixEngine(sync_every=4, graph_cache=GraphCache(capture))
+        engine = SharedPrefixEngine(sync_every=4, capture=capture)
         orders = [list(prompts), list(prompts)[::-1], list(prompts)]
         for step, order in enumerate(orders):
             chosen, key = [prompts[name] for name in order], NoiseKey(3, step)
@@ -198,12 +197,12 @@ class TestGraphCache:
             return step
 
         sampling = dataclasses.replace(GROUP, max_tokens=2)
-        engine = SharedPrefixEngine(graph_cache=GraphCache(capture))
+        engine = SharedPrefixEngine(capture=capture)
         chosen = [prompts["square"], prompts["text"]]
         same_draws(engine(policy, chosen, sampling, KEY), FAST(policy, chosen, sampling, KEY))
 
     def test_a_result_is_not_written_over_by_the_next_rollout(self, prompts, policy):
-        engine = SharedPrefixEngine(graph_cache=GraphCache(lambda step, rewind: step))
+        engine = SharedPrefixEngine(capture=lambda step, rewind: step)
         one = engine(policy, [prompts["square"]], GROUP, NoiseKey(0, 0))
         kept = one.tokens.clone()
         engine(policy, [prompts["square"]], GROUP, NoiseKey(0, 1))

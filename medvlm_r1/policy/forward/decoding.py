@@ -1,10 +1,11 @@
 """Decode all completions of several prompts, one token per step, from one copy of each prompt's keys."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from medvlm_r1.policy.forward.attention import AttentionLayout, shared_prefix_attention
 from medvlm_r1.policy.forward.packing import Keys
@@ -25,72 +26,127 @@ class PromptCache:
     positions: Int[Tensor, " prompts"]
     hidden: Float[Tensor, "prompts width"]
 
-    def select(self, prompts: Int[Tensor, " selected"]) -> "PromptCache":
-        """Some of the prompts."""
-        layers = [(keys[prompts], values[prompts]) for keys, values in self.layers]
-        return PromptCache(layers, *(x[prompts] for x in (self.mask, self.positions, self.hidden)))
+
+@dataclass(frozen=True)
+class CacheShape:
+    """Number of prompts, of completions per prompt, and the most tokens of each."""
+
+    prompts: int
+    group_size: int
+    prompt_tokens: int
+    max_tokens: int
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens with keys and values: prompts are stored once per group."""
+        return self.prompts * self.prompt_tokens + self.rows * self.max_tokens
+
+
+class KVCache:
+    """Keys and values of prompts and of their completions, in all layers.
+
+    Rows are prompt-major, ``group_size`` per prompt. The tensors stay where they are: prompts and rows are
+    replaced, or moved to the front, in place. So CUDA graphs can read them in every rollout.
+
+    Args:
+        config: of the model, for the number of layers and the size of keys.
+        memory: of at least :meth:`size` elements and finite; allocated by default.
+
+    Attributes:
+        prefix: keys and values of prompts, ``[layers, 2, prompts, heads, prompt_tokens, size]``.
+        suffix: those of completions, ``[layers, 2, rows, heads, max_tokens, size]``.
+        mask: false at the padding of prompts, ``[prompts, prompt_tokens]``.
+        starts: rotary position of the first token of each prompt's completions, ``[prompts]``.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        shape: CacheShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: Float[Tensor, " elements"] | None = None,
+    ) -> None:
+        self.shape = shape
+        layers, heads, width = _dimensions(config)
+        if memory is None:
+            memory = torch.zeros(self.size(config, shape), dtype=dtype, device=device)
+        sizes = [layers * 2 * n * heads * width for n in (shape.prompts * shape.prompt_tokens, shape.rows * shape.max_tokens)]
+        prefix, suffix = memory[: sum(sizes)].split(sizes)
+        self.prefix = prefix.view(layers, 2, shape.prompts, heads, shape.prompt_tokens, width)
+        self.suffix = suffix.view(layers, 2, shape.rows, heads, shape.max_tokens, width)
+        self.mask = torch.zeros(shape.prompts, shape.prompt_tokens, dtype=torch.bool, device=device)
+        self.starts = torch.zeros(shape.prompts, dtype=torch.long, device=device)
+
+    @staticmethod
+    def size(config: PreTrainedConfig, shape: CacheShape) -> int:
+        """Elements of all keys and values."""
+        layers, heads, width = _dimensions(config)
+        return 2 * layers * heads * width * shape.tokens
+
+    def store(self, prompts: Int[Tensor, " stored"], filled: PromptCache) -> None:
+        """Replace some of the prompts."""
+        length = filled.mask.shape[1]
+        for stored, keys_and_values in zip(self.prefix, filled.layers, strict=True):
+            for own, new in zip(stored, keys_and_values, strict=True):
+                own[prompts, :, :length] = new
+        self.mask[prompts] = False
+        self.mask[prompts, :length] = filled.mask
+        self.starts[prompts] = filled.positions
+
+    def move_to_front(self, prompts: Int[Tensor, " kept"], rows: Int[Tensor, " kept_rows"]) -> None:
+        """Move some prompts and rows to the front, in this order; indices may only repeat behind them."""
+        for kept, tensors in ((prompts, (self.mask, self.starts)), (prompts, self.prefix.flatten(0, 1)), (rows, self.suffix.flatten(0, 1))):
+            for tensor in tensors:
+                tensor[: len(kept)] = tensor[kept]
+
+
+def _dimensions(config: PreTrainedConfig) -> tuple[int, int, int]:
+    text = config.text_config
+    return text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads
 
 
 class DecodingLayout(AttentionLayout):
     """One new token of each row attends to its prompt and to the row's earlier tokens.
 
-    Shapes are the same in every step and the step number is a tensor, so a step can be compiled once and
-    captured as a CUDA graph. Rows are prompt-major, ``group_size`` per prompt, of at most ``max_tokens``.
+    Shapes and addresses are the same in every step, so a step can be compiled and captured as a CUDA graph.
+
+    Args:
+        steps: tokens of each row before the new one, ``[rows]``.
+        prompts: the first ones of the cache, with equally many rows.
+        window: the first tokens of each row that are read; those after the new one are masked.
     """
 
-    def __init__(self, prefix: PromptCache, group_size: int, max_tokens: int) -> None:
-        self.prefix, self.group_size = prefix, group_size
-        keys = prefix.layers[0][0]
-        prompts, heads, _, size = keys.shape
-        # [layer, keys or values, row, head, token, size]: indexing rows or the first tokens gives a view
-        self._suffix = keys.new_zeros(len(prefix.layers), 2, prompts * group_size, heads, max_tokens, size)
-        self.step = torch.zeros(1, dtype=torch.long, device=keys.device)
-        self.set_window(max_tokens)
-
-    def set_window(self, tokens: int) -> None:
-        """Attend to the first ``tokens`` tokens of each row; tokens after the present step are masked."""
-        self._window = torch.arange(min(tokens, self._suffix.shape[4]), device=self._suffix.device)
-
-    @property
-    def window(self) -> int:
-        """Tokens per row in the attention, masked ones included."""
-        return len(self._window)
+    def __init__(self, cache: KVCache, steps: Int[Tensor, " rows"], prompts: int, window: int) -> None:
+        self.cache, self.steps, self.prompts, self.window = cache, steps, prompts, window
+        self.group_size = len(steps) // prompts
+        self.rows = torch.arange(len(steps), device=steps.device)
+        self.prefix_mask = cache.mask[:prompts]
+        mask = torch.arange(window, device=steps.device) <= steps[:, None]
+        self.suffix_mask = mask.view(prompts, self.group_size, 1, 1, window)
 
     @property
     def positions(self) -> Int[Tensor, "3 rows"]:
         """Rotary positions of this step's tokens."""
-        return (self.prefix.positions.repeat_interleave(self.group_size) + self.step).expand(3, -1)
+        starts = self.cache.starts[: self.prompts, None]
+        return (starts + self.steps.view(self.prompts, -1)).flatten().expand(3, -1)
 
     def attend(self, layer, query, key, value, scaling):
-        keys, values = self._suffix[layer]
-        for stored, new in ((keys, key), (values, value)):
-            stored.index_copy_(2, self.step, new[0].transpose(0, 1).unsqueeze(2))
-        prompts, heads, rows = len(self.prefix.mask), keys.shape[1], len(keys)
-        shape = (prompts, self.group_size, heads)
+        rows, heads, size = len(self.steps), key.shape[1], query.shape[-1]
+        stored = self.cache.suffix[layer, :, :rows]
+        for own, new in zip(stored, (key, value), strict=True):
+            own[self.rows, :, self.steps] = new[0].transpose(0, 1)
+        suffix = stored[:, :, :, : self.window].unflatten(1, (self.prompts, self.group_size))
         output = shared_prefix_attention(
-            query[0].transpose(0, 1).reshape(*shape, -1, query.shape[-1]),
-            self.prefix.layers[layer],
-            tuple(x[:, :, : self.window].unflatten(0, shape[:2]) for x in (keys, values)),
-            self.prefix.mask,
-            (self._window <= self.step).unsqueeze(0),
+            query[0].transpose(0, 1).reshape(self.prompts, self.group_size, heads, -1, size),
+            tuple(self.cache.prefix[layer, :, : self.prompts]),
+            tuple(suffix),
+            self.prefix_mask,
+            self.suffix_mask,
             scaling,
         )
-        return output.reshape(rows, -1, query.shape[-1])
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors that a step reads or writes, in a fixed order."""
-        keys_and_values = [x for layer in self.prefix.layers for x in layer]
-        return [*keys_and_values, self.prefix.mask, self.prefix.positions, self._suffix, self.step]
-
-    def use_tensors(self, tensors: list[Tensor]) -> None:
-        """Replace the tensors of :meth:`tensors` by others of equal content."""
-        *keys_and_values, mask, positions, self._suffix, self.step = tensors
-        layers = list(zip(keys_and_values[::2], keys_and_values[1::2], strict=True))
-        self.prefix = replace(self.prefix, layers=layers, mask=mask, positions=positions)
-
-    def select(self, prompts: Int[Tensor, " selected"], rows: Int[Tensor, " rows"]) -> None:
-        """Continue with some prompts and, of each, the same number of rows."""
-        self.group_size = len(rows) // len(prompts)
-        if len(prompts) < len(self.prefix.mask):
-            self.prefix = self.prefix.select(prompts)
-        self._suffix = self._suffix[:, :, rows]
+        return output.reshape(rows, -1, size)
