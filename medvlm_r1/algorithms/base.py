@@ -161,14 +161,10 @@ class VLMModule(LightningModule):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Answer a batch once under each control."""
+        """Answer a batch of questions under all controls."""
         test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
-        together: dict[str, list[tuple[Perturbation, EncodedPrompt]]] = {}
-        for pair in chain.from_iterable(questions):
-            together.setdefault(pair[0].control, []).append(pair)
-        rows: list[Prediction] = []
-        for pairs in together.values():
-            rows += self.evaluate(*zip(*pairs, strict=True), test_set)[0]
+        asked, prompts = zip(*chain.from_iterable(questions), strict=True)
+        rows, _ = self.evaluate(asked, prompts, test_set)
         self.predictions += rows
         self.take_counters()
         if self.journal:

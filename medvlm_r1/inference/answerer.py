@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class Answerer:
     policy: Policy
     prompt_record: PromptRecord
     notes: tuple[str, ...]
+    engine: SharedPrefixEngine = field(default_factory=SharedPrefixEngine, repr=False, compare=False)
 
     def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:
         """Answer a batch of questions greedily, with the engine and the parser of evaluation.
@@ -62,7 +63,7 @@ class Answerer:
                     f"answer exceed the model's context of {context}: give fewer images"
                 )
         sampling = Sampling(group_size=1, max_tokens=limit, temperature=0.0)
-        rollout = SharedPrefixEngine()(policy, prompts, sampling, NoiseKey(0, 0))
+        rollout = self.engine(policy, prompts, sampling, NoiseKey(0, 0))
         answers = [prompt.parse(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
         closed = [row for row, question in enumerate(questions) if question.options]
         probabilities: dict[int, list[float]] = {}

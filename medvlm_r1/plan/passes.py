@@ -10,7 +10,7 @@ from torch import Tensor
 from medvlm_r1.algorithms.losses import PolicyLoss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
 from medvlm_r1.policy.encode import PromptBatch
-from medvlm_r1.policy.forward.decoding import DecodingLayout
+from medvlm_r1.policy.forward.decoding import CacheShape, DecodingLayout, KVCache
 from medvlm_r1.policy.forward.logprobs import repeat_prompts
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.draw import draw
@@ -159,12 +159,16 @@ def prefill(policy: Policy, shape: PassShape, shared: bool) -> Cost:
 def decode(policy: Policy, shape: PassShape, sampling: Sampling) -> Cost:
     """Measure :meth:`Meter.decode` of one policy on the meta device."""
     prompts, _, _ = inputs(policy, shape)
-    with policy.sampling_mode(), Ledger(), fused_attention():
-        decoding = DecodingLayout(policy.prefill(prompts), shape.group_size, shape.completion)
-    keys = prompts.ids.new_zeros(shape.rows)
-    with policy.sampling_mode(), _ledger(policy, prompts, *decoding.tensors()) as ledger:
-        hidden = policy.decode_step(keys, decoding)
-        drawn = draw(hidden, policy.head_weight, policy.banned, sampling, keys, decoding.step)
+    model, size = policy.sampling_model, (shape.prompts, shape.group_size, shape.prompt, shape.completion)
+    cache = KVCache(model.config, CacheShape(*size), model.dtype, policy.device)
+    rows = prompts.ids.new_zeros(shape.rows)
+    with (
+        policy.sampling_mode(),
+        _ledger(policy, prompts, cache.prefix, cache.mask, cache.starts, rows) as ledger,
+    ):
+        layout = DecodingLayout(cache, rows, shape.prompts, shape.completion)
+        hidden = policy.decode_step(rows, layout)
+        drawn = draw(hidden, policy.head_weight, policy.banned, sampling, rows, rows)
         del hidden, drawn
     return Cost.of(ledger)
 

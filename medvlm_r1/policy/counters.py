@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 COUNTS = ("images_encoded", "prefill_tokens", "decode_rows")
-COUNTS += ("device_syncs", "forward_tokens", "lm_head_tokens")
+COUNTS += ("device_syncs", "captures", "replays", "forward_tokens", "lm_head_tokens")
 
 
 class Counters(Counter[str]):
@@ -19,9 +19,10 @@ class Counters(Counter[str]):
     prefill_tokens            prompt tokens of the prefill
     decode_rows               rows times steps of decoding
     device_syncs              times that decoding waited for the device
+    captures, replays         decoding steps captured as CUDA graphs, and replayed
     forward_tokens            tokens through the layers in log-probability passes
     lm_head_tokens            tokens through the LM head in log-probability passes
-    seconds_<phase>           sample, score, reference, train, update
+    seconds_<phase>           sample, score, reference, train, update; check: of replayed steps, in sample
     ========================  ==================================================================
     """
 

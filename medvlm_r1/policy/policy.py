@@ -193,10 +193,10 @@ class Policy(nn.Module):
             self.sampling_model.train(training)
 
     @torch.no_grad()
-    def prefill(self, prompts: PromptBatch, multiple: int = 1) -> PromptCache:
-        """Run each prompt through the layers once; keys are padded to a multiple of ``multiple`` tokens."""
+    def prefill(self, prompts: PromptBatch) -> PromptCache:
+        """Run each prompt through the layers once."""
         model = self.sampling_model
-        layout = PromptLayout(prompts.lengths, self.device, multiple, keep_keys=True)
+        layout = PromptLayout(prompts.lengths, self.device, keep_keys=True)
         embeds = embed(model, prompts, self.image_features(prompts))
         self.counters["prefill_tokens"] += len(embeds)
         hidden = run_layers(inner_model(model).language_model, embeds, prompts.positions, layout)

@@ -66,7 +66,7 @@ class DecodingState:
         return self.prompts * self.group_size
 
     def admit(self, slots: Sequence[int], prompts: Sequence[EncodedPrompt], keys: Rows) -> None:
-        """Read prompts into slots, and sample the first token of their rows, whose noise keys are ``keys``."""
+        """Read prompts into slots, and sample the first token of their rows; ``keys`` are the noise keys."""
         device = self.index.device
         filled = self.policy.prefill(collate(prompts, self.policy.pad_id, device))
         into = torch.tensor(slots, device=device)
@@ -89,9 +89,7 @@ class DecodingState:
         steps = (self.steps[: self.rows] + 1).clamp(max=self.shape.max_tokens - 1)
         self._sample(slice(self.rows), hidden, steps)
 
-    def _sample(
-        self, rows: slice | Rows, hidden: Float[Tensor, "rows width"], steps: Rows
-    ) -> None:
+    def _sample(self, rows: slice | Rows, hidden: Float[Tensor, "rows width"], steps: Rows) -> None:
         """Sample the token at position ``steps`` of each row from its hidden state."""
         limit, policy = self.shape.max_tokens, self.policy
         drawn = draw(hidden, policy.head_weight, policy.banned, self.sampling, self.keys[rows], steps)

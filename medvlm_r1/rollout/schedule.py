@@ -42,11 +42,6 @@ class Schedule:
         self._completions = torch.full((state.prompts, state.group_size), -1)  # of each row; -1 for none
         self._taken = torch.zeros(state.prompts, dtype=torch.long)  # tokens of each slot's rows
 
-    @property
-    def longest(self) -> int:
-        """Most tokens of a row that decodes."""
-        return int(self._taken[(self._completions >= 0).any(1)].max())
-
     def next_steps(self, most: int) -> range:
         """Save the rows that have ended, fill or drop their slots, and plan the next steps.
 
@@ -86,8 +81,8 @@ class Schedule:
         empty = (self._completions < 0).all(1).nonzero().flatten().tolist()
         chosen = [self._waiting.pop() for _ in empty[: len(self._waiting)]]
         for start in range(0, len(chosen), PREFILL):
-            slots, prompts = empty[start:][: PREFILL], chosen[start : start + PREFILL]
-            slots = slots[: len(prompts)]
+            prompts = chosen[start : start + PREFILL]
+            slots = empty[start : start + len(prompts)]
             self.state.admit(slots, [self.prompts[i] for i in prompts], self.keys[prompts].flatten())
             group = torch.arange(self.keys.shape[1])
             self._completions[slots] = torch.tensor(prompts)[:, None] * len(group) + group
@@ -109,7 +104,7 @@ class Schedule:
 
 
 def _smallest(full: CacheShape, needed: tuple[int, int], present: tuple[int, int]) -> tuple[int, int]:
-    """The smallest shape of prompts and group size, halved from the full one in turns, that is large enough."""
+    """The smallest shape (prompts, group size), halved from the full one in turns, that is large enough."""
     shape = present
     prompts, group_size = full.prompts, full.group_size
     for halving in range(HALVINGS):

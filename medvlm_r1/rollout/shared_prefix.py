@@ -46,8 +46,8 @@ class SharedPrefixEngine:
             ``verify`` compares all, ``off`` captures none.
         compiled: compile captured steps: faster, after a minute per shape.
         keep_memory: keep keys, values and recordings for the next rollout.
-        capture: captures a step, see :func:`~medvlm_r1.rollout.recorder.cuda_graph`; by default CUDA graphs on
-            a GPU, none on a CPU.
+        capture: captures a step, as :func:`~medvlm_r1.rollout.recorder.cuda_graph` does, which is the default
+            on a GPU; on a CPU none is captured.
 
     Raises:
         ValueError: a value is out of range.
@@ -81,14 +81,18 @@ class SharedPrefixEngine:
         """Sample completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
         records = self.recorder.failure is None and self.record != "off"
         recorder = self.recorder if records and (self.capture or policy.device.type == "cuda") else None
+        if recorder:
+            policy.counters["seconds_check"] += (
+                0  # ranks may check in different steps, and log the same names
+            )
         with policy.sampling_mode():
             try:
                 schedule = self._decode(policy, prompts, sampling, key, recorder)
             except MismatchError as error:
                 self.recorder.fail(str(error))
                 log.warning(
-                    "a recorded decoding step was wrong (%s): this rollout is sampled again, and the run goes "
-                    "on without recordings, more slowly",
+                    "a captured decoding step was wrong (%s): this rollout is sampled again without captured "
+                    "steps, and so are all later ones, which takes longer",
                     error,
                 )
                 schedule = self._decode(policy, prompts, sampling, key, recorder=None)
@@ -109,7 +113,7 @@ class SharedPrefixEngine:
         if recorder and (earlier := recorder.shape(sampling)):  # shapes only grow
             count, longest = max(count, earlier.prompts), max(longest, earlier.prompt_tokens)
         shape = self.shape(policy, sampling, count, longest, recorded)
-        state = recorder.state(policy, sampling, shape) if recorder else DecodingState(policy, sampling, shape)
+        state = (recorder.state if recorder else DecodingState)(policy, sampling, shape)
         keys = key.completion_keys([p.sample.id for p in prompts], sampling.group_size)
         schedule = Schedule(state, prompts, keys, exact=not recorded if self.compact else None)
         while steps := schedule.next_steps(self.sync_every):
@@ -131,8 +135,8 @@ class SharedPrefixEngine:
             prompt_tokens = -(-prompt_tokens // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
             prompts = 1 << (prompts - 1).bit_length()
         model = policy.sampling_model
-        one = KVCache.size(model.config, CacheShape(1, group_size, prompt_tokens, tokens)) * model.dtype.itemsize
-        limit = min(self.max_rows // group_size, int(self.max_memory_gb * 1e9 / one))
+        one = KVCache.size(model.config, CacheShape(1, group_size, prompt_tokens, tokens))
+        limit = min(self.max_rows // group_size, int(self.max_memory_gb * 1e9 / (one * model.dtype.itemsize)))
         return CacheShape(max(1, min(prompts, limit)), group_size, prompt_tokens, tokens)
 
 

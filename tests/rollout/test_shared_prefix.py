@@ -10,8 +10,10 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from medvlm_r1.policy.encode import collate
+from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.rollout.decoding_state import DecodingState
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 from medvlm_r1.rollout.sampling_noise import NoiseKey
@@ -213,13 +215,16 @@ class TestGraphCache:
         torch._dynamo.reset()
         counter = CompileCounter()
         compiled = torch.compile(DecodingState.advance, backend=counter, fullgraph=True)
+        state = DecodingState(random_policy, GROUP, CacheShape(2, 4, 256, 16))
+        state.window = 16
         for step in (1, 2):
             names = ["square", "flat"] if step == 1 else ["flat", "square"]
-            rows = DecodingState(random_policy, [prompts[n] for n in names], GROUP, NoiseKey(0, step), 64)
+            keys = NoiseKey(0, step).completion_keys(names, 4)
             with torch.no_grad(), random_policy.sampling_mode():
-                rows.sample()
+                state.reset()
+                state.admit([0, 1], [prompts[name] for name in names], keys)
                 for _ in range(3):
-                    compiled(rows)
+                    compiled(state)
         assert counter.frame_count == 1
 
 

@@ -75,8 +75,10 @@ class KVCache:
         layers, heads, width = _dimensions(config)
         if memory is None:
             memory = torch.zeros(self.size(config, shape), dtype=dtype, device=device)
-        sizes = [layers * 2 * n * heads * width for n in (shape.prompts * shape.prompt_tokens, shape.rows * shape.max_tokens)]
-        prefix, suffix = memory[: sum(sizes)].split(sizes)
+        tokens = shape.prompts * shape.prompt_tokens, shape.rows * shape.max_tokens
+        prefix, suffix = memory[: self.size(config, shape)].split(
+            [2 * layers * heads * width * n for n in tokens]
+        )
         self.prefix = prefix.view(layers, 2, shape.prompts, heads, shape.prompt_tokens, width)
         self.suffix = suffix.view(layers, 2, shape.rows, heads, shape.max_tokens, width)
         self.mask = torch.zeros(shape.prompts, shape.prompt_tokens, dtype=torch.bool, device=device)
@@ -99,10 +101,11 @@ class KVCache:
         self.starts[prompts] = filled.positions
 
     def move_to_front(self, prompts: Int[Tensor, " kept"], rows: Int[Tensor, " kept_rows"]) -> None:
-        """Move some prompts and rows to the front, in this order; indices may only repeat behind them."""
-        for kept, tensors in ((prompts, (self.mask, self.starts)), (prompts, self.prefix.flatten(0, 1)), (rows, self.suffix.flatten(0, 1))):
-            for tensor in tensors:
-                tensor[: len(kept)] = tensor[kept]
+        """Move some prompts and rows to the front, in this order."""
+        for tensor in (self.mask, self.starts, *self.prefix.flatten(0, 1)):
+            tensor[: len(prompts)] = tensor[prompts]
+        for tensor in self.suffix.flatten(0, 1):
+            tensor[: len(rows)] = tensor[rows]
 
 
 def _dimensions(config: PreTrainedConfig) -> tuple[int, int, int]:

@@ -25,10 +25,10 @@ Keys = Float[Tensor, "prompts kv_heads longest size"]
 
 
 class Padder:
-    """Converts sequences between one row and a block that is padded to a multiple of ``multiple`` tokens."""
+    """Converts sequences between one row and a padded block."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device, multiple: int = 1) -> None:
-        self.lengths, self.longest = tuple(lengths), -(-max(1, *lengths) // multiple) * multiple
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths, self.longest = tuple(lengths), max(1, *lengths)
         # On the host, without reading from the device: token i of sequence s goes to s * longest + i.
         indices = [torch.arange(n) + s * self.longest for s, n in enumerate(self.lengths)]
         self.indices = torch.cat(indices).to(device)
@@ -57,10 +57,8 @@ class PromptLayout(AttentionLayout):
     ``keep_keys`` appends keys and values to :attr:`layers`, for completions to be decoded later.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], device: torch.device, multiple: int = 1, keep_keys: bool = False
-    ) -> None:
-        self.padder, self.keep_keys = Padder(lengths, device, multiple), keep_keys
+    def __init__(self, lengths: Sequence[int], device: torch.device, keep_keys: bool = False) -> None:
+        self.padder, self.keep_keys = Padder(lengths, device), keep_keys
         self.layers: list[tuple[Keys, Keys]] = []
 
     def attend(self, layer, query, key, value, scaling):
