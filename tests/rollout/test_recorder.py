@@ -1,27 +1,35 @@
 """Captured decoding steps, as on a GPU: addresses, memory, shapes, and the check of replays."""
 
-import dataclasses
+import itertools
 import logging
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tape
 import torch
-from training import RECIPE, SHORT, data_of, fit, phantoms  # noqa: F401
+from lightning import Trainer, seed_everything
+from peft import LoraConfig
+from training import RECIPE, data_of, module_of, phantoms
 
 from medvlm_r1.algorithms.grpo import GRPO
-from medvlm_r1.policy.forward.decoding import CacheShape
+from medvlm_r1.policy.forward.decoding import CacheShape, KVCache
 from medvlm_r1.policy.loading.load import load_policy
+from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.decoding_state import DecodingState
 from medvlm_r1.rollout.engine import Sampling
-from medvlm_r1.rollout.recorder import MOST, compiled
+from medvlm_r1.rollout.recorder import Recorder, compiled
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 KEY = NoiseKey(seed=3, step=5)
 GROUP = Sampling(group_size=4, max_tokens=16)
 GREEDY = Sampling(group_size=1, max_tokens=16, temperature=0.0)
+
+
+ADAPTER = Tuning("adapter", LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
 
 
 def stopping(policy, every=8):
@@ -46,6 +54,23 @@ def same(one, other):
     assert one.texts == other.texts
     assert torch.equal(one.tokens, other.tokens)
     torch.testing.assert_close(one.logprobs[one.mask], other.logprobs[other.mask], rtol=0, atol=1e-5)
+
+
+def run(folder, engine, tuning):
+    """Validate, fit, validate and test, as run.py does."""
+    seed_everything(0, verbose=False)
+    policy = load_policy("embedded", RECIPE, tuning=tuning)
+    module = module_of(GRPO, policy, engine=engine, micro_batch=2)
+    data = data_of(policy, phantoms(), controls=("image", "blank"))
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    off += ("inference_mode", "use_distributed_sampler", "num_sanity_val_steps")
+    short = {"max_steps": 2, "limit_val_batches": 1, "limit_test_batches": 1, "default_root_dir": folder}
+    trainer = Trainer(accelerator="cpu", devices=1, **dict.fromkeys(off, False), **short)
+    trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data)
+    trainer.validate(module, data, verbose=False)
+    trainer.test(module, data, verbose=False)
+    return module
 
 
 class TestAddresses:
@@ -73,18 +98,189 @@ class TestAddresses:
         assert policy.counters["captures"] == 2 * captures
         assert recorded.recorder.failure is None
 
-    @pytest.mark.parametrize("adapter", [False, True], ids=["all", "adapter"])
-    def test_of_validate_fit_validate_test(self, adapter, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("tuning", [None, ADAPTER], ids=["all", "adapter"])
+    def test_of_validate_fit_validate_test(self, tuning, tmp_path, monkeypatch):
         """Lightning's strategies move the module to the host and back after each of them."""
         monkeypatch.setattr(GRPO, "cpu", move)
         runs = []
         for capture in (None, tape.capture):
             engine = SharedPrefixEngine(capture=capture)
-            settings = {"engine": engine, "tuning": ADAPTER if adapter else None, "steps": 2, "n": 8}
-            runs.append(validated(tmp_path / str(capture is None), **settings))
+            runs.append(run(tmp_path, engine, tuning))
             assert engine.recorder.failure is None
         plain, recorded = runs
         assert recorded.totals["captures"] > 0 == plain.totals["captures"]
         assert [p.text for p in recorded.predictions] == [p.text for p in plain.predictions]
         for one, other in zip(plain.policy.parameters(), recorded.policy.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+class Lengths(DecodingState):
+    """Completions end at drawn lengths; no model runs."""
+
+    clock = 0
+
+    def admit(self, slots, prompts, keys):
+        rows = (torch.tensor(slots)[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
+        self.keys[rows] = self.clock + keys - 1  # when they end
+
+    def advance(self):
+        self.clock += 1
+
+    def read_ended(self):
+        return self.keys[: self.rows] <= self.clock
+
+
+class Shapes(Recorder):
+    """Collects the shapes for which steps would be captured."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def step(self, state):
+        self.seen.add((state.shape, state.prompts, state.group_size, state.window))
+        state.advance()
+
+
+def drawn(rng, prompts, group_size):
+    """Prompts of 300 to 720 tokens; lengths log-normal around 170 of at most 512 tokens."""
+    lengths = np.exp(rng.normal(math.log(170), 0.45, prompts * group_size)).clip(20, 512).astype(int)
+    asked = [
+        SimpleNamespace(ids=range(n), sample=SimpleNamespace(id="")) for n in rng.integers(300, 720, prompts)
+    ]
+    return asked, lengths, SimpleNamespace(completion_keys=lambda *_: torch.tensor(lengths))
+
+
+@pytest.mark.usefixtures("unchecked")
+class TestShapes:
+    @pytest.mark.parametrize(("prompts", "group_size"), [(4, 4), (8, 8), (8, 16)])
+    def test_three_hundred_steps_need_few_recordings(self, prompts, group_size, monkeypatch, random_policy):
+        monkeypatch.setattr("medvlm_r1.rollout.recorder.DecodingState", Lengths)
+        recorder, rng = Shapes(), np.random.default_rng(0)
+        for _ in range(300):
+            asked, _, key = drawn(rng, prompts, group_size)
+            sampling = Sampling(group_size=group_size, max_tokens=512)
+            SharedPrefixEngine()._decode(random_policy, asked, sampling, key, recorder)
+        assert 4 < len(recorder.seen) <= 24
+        largest = CacheShape(prompts, group_size, 768, 512)
+        assert recorder.memory_bytes == 4 * KVCache.size(random_policy.model.config, largest)
+
+    @pytest.mark.parametrize("max_rows", [64, 128])
+    def test_evaluation_decodes_few_rows_in_vain(self, max_rows, monkeypatch, random_policy):
+        """900 questions with five answers each, 64 questions a batch."""
+        monkeypatch.setattr("medvlm_r1.rollout.recorder.DecodingState", Lengths)
+        recorder, rng, tokens = Shapes(), np.random.default_rng(0), 0
+        engine = SharedPrefixEngine(max_rows=max_rows)
+        random_policy.counters.clear()
+        for questions in [64] * 14 + [4]:
+            asked, lengths, key = drawn(rng, 5 * questions, 1)
+            engine._decode(random_policy, asked, Sampling(max_tokens=512), key, recorder)
+            tokens += lengths.sum()
+        assert random_policy.counters["decode_rows"] <= 1.15 * tokens
+        assert len(recorder.seen) <= 24
+
+    def test_a_limit_of_memory_makes_prompts_wait(self, prompts, random_policy):
+        policy, chosen = stopping(random_policy), list(prompts.values())
+        one = CacheShape(1, 4, 256, 16)
+        gigabytes = 2.5 * 4 * KVCache.size(policy.model.config, one) / 1e9
+        engine = SharedPrefixEngine(sync_every=4, capture=tape.capture, max_memory_gb=gigabytes)
+        same(engine(policy, chosen, GROUP, KEY), SharedPrefixEngine()(policy, chosen, GROUP, KEY))
+        assert engine.recorder.memory_bytes / 1e9 == pytest.approx(gigabytes * 2 / 2.5)
+
+    def test_memory_can_be_freed_after_each_rollout(self, prompts, random_policy):
+        engine = SharedPrefixEngine(capture=tape.capture, keep_memory=False)
+        random_policy.counters.clear()
+        engine(random_policy, [prompts["square"]], GROUP, KEY)
+        assert engine.recorder.count == engine.recorder.memory_bytes == 0
+        assert random_policy.counters["captures"] > 0
+
+    def test_more_than_eight_shapes_can_be_compiled(self, prompts, random_policy):
+        """torch compiles one function for at most eight shapes by default."""
+        torch._dynamo.reset()
+
+        def capture(step, rewind):
+            return compiled(step, backend="eager")
+
+        engine = SharedPrefixEngine(sync_every=2, capture=capture)
+        policy = stopping(random_policy)
+        for count in itertools.count(1):
+            engine(policy, list(prompts.values())[:count], GROUP, KEY)
+            if policy.counters["captures"] > 8:
+                break
+        assert engine.recorder.failure is None
+
+
+def faulty(fault, every):
+    """A capture whose replays are wrong once in ``every``."""
+    replays = itertools.count(1)
+
+    def capture(step, rewind):
+        def replay():
+            step()
+            if next(replays) % every == 0:
+                fault(step.__self__)
+
+        return replay
+
+    return capture
+
+
+def wrong_token(state):
+    state.latest[0] += 1
+    state.tokens[0, state.steps[0]] += 1
+
+
+def stale_key(state):
+    """As if the step had not written the keys of one layer."""
+    rows = state.index[: state.rows]
+    state.cache.suffix[-1, 0, rows, :, state.steps[rows] - 1] = 0.0
+
+
+def wrong_logprob(state):
+    state.records[0, 0, state.steps[0]] -= 0.5
+
+
+class TestChecks:
+    @pytest.mark.parametrize("fault", [wrong_token, stale_key, wrong_logprob])
+    @pytest.mark.parametrize(("record", "every"), [("verify", 100), ("auto", 1)])
+    def test_a_wrong_replay_is_found_and_the_rollout_is_right(
+        self, fault, record, every, prompts, random_policy, caplog
+    ):
+        chosen = list(prompts.values())
+        engine = SharedPrefixEngine(sync_every=4, capture=faulty(fault, every), record=record)
+        with caplog.at_level(logging.WARNING, "medvlm_r1"):
+            for step in range(12):
+                rollout = engine(random_policy, chosen, GROUP, NoiseKey(3, step))
+                same(
+                    rollout, SharedPrefixEngine(sync_every=4)(random_policy, chosen, GROUP, NoiseKey(3, step))
+                )
+        assert engine.recorder.failure
+        assert caplog.text.count("a captured decoding step was wrong") == 1
+        assert engine.recorder.count == engine.recorder.memory_bytes == 0
+
+    def test_what_checks_cost_is_counted(self, prompts, random_policy):
+        engine = SharedPrefixEngine(capture=tape.capture)
+        random_policy.counters.clear()
+        engine(random_policy, [prompts["square"]], GROUP, KEY)
+        assert 0 < random_policy.counters["seconds_check"] < 60
+        assert random_policy.counters["replays"] == GROUP.max_tokens - 1
+
+    def test_off_captures_nothing(self, prompts, random_policy):
+        engine = SharedPrefixEngine(capture=tape.capture, record="off")
+        random_policy.counters.clear()
+        engine(random_policy, [prompts["square"]], GROUP, KEY)
+        assert random_policy.counters["captures"] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_rows": 0}, "rollout.max_rows is 0: it must be at least 1"),
+        ({"max_memory_gb": 0}, "rollout.max_memory_gb is 0: it must be above 0"),
+        ({"record": "on"}, "rollout.record is 'on': use auto, verify or off"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SharedPrefixEngine(**wrong)
