@@ -1,4 +1,4 @@
-"""A CUDA graph for the CPU: it replays the kernels of a step on the addresses that they were captured with."""
+"""A CUDA graph for the CPU: it replays the kernels of a step on the addresses that it was captured with."""
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
