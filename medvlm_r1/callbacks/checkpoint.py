@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -49,6 +50,10 @@ class Checkpoints(Callback):
         self._handlers: dict[int, Any] = {}  # the signal handlers that this callback's replaces
         self._loaded: dict[str, Any] | None = None
         self._last_is_damaged = False  # then before.ckpt stays until a newer checkpoint is on disk
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = MappedCheckpointIO()
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -150,6 +155,15 @@ class Checkpoints(Callback):
                 writer.metrics_keys = files["metrics.csv"].splitlines()[0].split(",")
 
 
+class MappedCheckpointIO(TorchCheckpointIO):
+    """Maps a checkpoint into memory: the processes of a machine share its pages, and none holds a copy."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+
+
 def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> Path | None:
     """The checkpoint to resume from: the file at ``ckpt_path``, or the newest intact one of a run folder."""
     if ckpt_path not in (None, "last"):
@@ -157,8 +171,13 @@ def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> 
             raise ValueError(f"ckpt_path: there is no {path}")
         if fault := damage(path):
             raise ValueError(f"ckpt_path: {path} is damaged ({fault})")
+        checkpoint = {"optimizer_states": []} if path.is_dir() else _load_meta(path)
+        if "optimizer_states" not in checkpoint:
+            raise ValueError(
+                f"ckpt_path: {path} holds weights without the optimiser: name {LAST} or {BEFORE}"
+            )
         # a run without this callback has no version, and passes
-        callbacks = {} if path.is_dir() else _load_meta(path).get("callbacks", {})
+        callbacks = checkpoint.get("callbacks", {})
         if callbacks.get("Checkpoints", {"version": VERSION}).get("version", 1) != VERSION:
             remedy = "finish the run with that version, or leave ckpt_path out"
             raise ValueError(f"ckpt_path: an earlier version of medvlm_r1 wrote {path}: {remedy}")
@@ -199,7 +218,7 @@ def damage(path: Path) -> str | None:
 
 def load_weights(module: LightningModule, path: str) -> None:
     """As ``load_state_dict``, but also for weights split over devices."""
-    weights = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    weights = MappedCheckpointIO().load_checkpoint(path, weights_only=True)["state_dict"]
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 

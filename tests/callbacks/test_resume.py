@@ -14,16 +14,18 @@ from unittest import mock
 import pytest
 import torch
 from command import ROOT, python, run_here
+from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import OmegaConf
 from torch.distributed.tensor import DTensor
 from training import fit, phantoms
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
-from medvlm_r1.callbacks.checkpoint import Checkpoints, damage, newest_intact
+from medvlm_r1.callbacks.checkpoint import Checkpoints, damage, find_checkpoint, load_weights, newest_intact
 from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.runs.status import FINISHED, UNFINISHED, attempts, status_of
 
@@ -149,6 +151,42 @@ def two_checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     train(SFT, folder)
     return folder / "checkpoints"
+
+
+class Mapped(Callback):
+    """Records which checkpoints are mapped into memory while one is read."""
+
+    def __init__(self):
+        self.files = set()
+
+    def on_load_checkpoint(self, trainer, module, checkpoint):
+        self.files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+
+
+def test_a_checkpoint_is_mapped_into_memory_and_not_copied(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
+    mapped = Mapped()
+    train(SFT, tmp_path, mapped, ckpt_path=folder / "before.ckpt")
+    assert str(folder / "before.ckpt") in mapped.files
+
+
+def test_the_best_checkpoint_holds_weights_alone_and_is_not_resumed_from(tmp_path):
+    best = OmegaConf.load(ROOT / "conf/callbacks/default.yaml").best
+    best.dirpath = str(tmp_path / "checkpoints")
+    best = instantiate(best)
+    module = train(SFT, tmp_path, best, more={"enable_checkpointing": True})
+    path = tmp_path / "checkpoints/best.ckpt"
+    assert best.best_model_path == str(path)
+    trained = sum(p.numel() for p in module.policy.trainable_parameters)
+    assert path.stat().st_size < 4.2 * trained  # fp32; the optimiser's moments would make it 12
+    with pytest.raises(ValueError, match=r"best\.ckpt holds weights without the optimiser: name last\.ckpt"):
+        find_checkpoint(tmp_path, str(path), None)
+    with torch.no_grad():
+        module.policy.trainable_parameters[0].zero_()
+    load_weights(module, path)
+    now = module.state_dict()
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(now[name], value) for name, value in saved.items())
 
 
 def truncated(data):
