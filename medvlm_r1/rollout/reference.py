@@ -6,6 +6,7 @@ with it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,12 +20,28 @@ from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
 
 @dataclass(frozen=True)
 class ReferenceEngine:
-    """Rollouts through transformers' ``generate``."""
+    """Rollouts through transformers' ``generate``.
+
+    Args:
+        max_rows: completions in one call of ``generate``.
+    """
+
+    max_rows: int = 64
 
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
     ) -> Rollout:
         """Sample completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
+        count = max(1, self.max_rows // sampling.group_size)
+        parts = [
+            self._generate(policy, prompts[i : i + count], sampling, key)
+            for i in range(0, len(prompts), count)
+        ]
+        return reduce(partial(Rollout.concat, pad_id=policy.pad_id), parts)
+
+    def _generate(
+        self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
+    ) -> Rollout:
         keys = key.completion_keys([p.sample.id for p in prompts], sampling.group_size).to(policy.device)
         sampler = _GumbelMax(keys, sampling, policy.banned)
         batch = collate(prompts, policy.pad_id, policy.device)

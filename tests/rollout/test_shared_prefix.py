@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.decoding_state import DecodingState
-from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.engine import Rollout, Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
@@ -109,6 +110,31 @@ class TestCompaction:
             expected += int((live > 0).sum() * live.max())
         assert policy.counters["decode_rows"] == expected
         assert int((lengths - 1).sum()) <= expected < 0.8 * lengths.numel() * int(lengths.max())
+
+
+class TestContinuousBatching:
+    """Prompts wait for the slots of those whose completions have ended."""
+
+    @pytest.mark.parametrize("max_rows", [1, 3, 8])
+    @pytest.mark.parametrize("sampling", [GROUP, dataclasses.replace(GROUP, temperature=0.0, group_size=1)])
+    def test_gives_what_one_prompt_at_a_time_gives(self, max_rows, sampling, prompts, policy):
+        chosen = list(prompts.values())
+        together = SharedPrefixEngine(sync_every=3, max_rows=max_rows)(policy, chosen, sampling, KEY)
+        alone = [FAST(policy, [prompt], sampling, KEY) for prompt in chosen]
+        assert together.texts == [text for rollout in alone for text in rollout.texts]
+        same_draws(
+            together,
+            functools.reduce(functools.partial(Rollout.concat, pad_id=policy.pad_id), alone),
+            atol=3e-5,
+        )
+
+    def test_reads_each_prompt_once_and_decodes_few_rows_in_vain(self, prompts, policy):
+        chosen = list(prompts.values()) * 6
+        greedy = dataclasses.replace(GROUP, temperature=0.0, group_size=1, max_tokens=64)
+        rollout = SharedPrefixEngine(sync_every=1, max_rows=4)(policy, chosen, greedy, KEY)
+        assert policy.counters["prefill_tokens"] == sum(len(prompt.ids) for prompt in chosen)
+        answered = int((rollout.lengths - 1).sum())  # the prefill samples the first token
+        assert answered <= policy.counters["decode_rows"] <= 1.15 * answered
 
 
 class TestCounts:
