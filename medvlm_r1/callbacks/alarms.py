@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import Callback, Trainer
 from rich.console import Console
@@ -10,11 +10,22 @@ from rich.markup import escape
 
 from medvlm_r1.runs.durable import LineLog
 
+# Nats at the 99th percentile of tokens. Rounding to bf16 stays far below; reading freed memory is far above.
+BROKEN_SAMPLER = 2.0
+
+
+class BrokenSamplerError(RuntimeError):
+    """Sampling model and trained model are not the same model."""
+
 
 class Alarms(Callback):
     """Warn when training makes no progress, on the console and in ``alarms.jsonl`` of the run folder.
 
     An alarm is raised once, and again only after its cause was absent for a step.
+
+    Raises:
+        BrokenSamplerError: log-probabilities of sampling model and trained model differ by more than
+            :data:`BROKEN_SAMPLER` at 1 % of the tokens, unless ``on_sampler_difference`` is ``warn``.
     """
 
     def __init__(
@@ -24,7 +35,13 @@ class Alarms(Callback):
         # Absolute difference between the log-probabilities of sampling model and trained model, in nats, at
         # the 99th percentile of tokens. Typical: 1e-5 in fp32, 0.03 in bf16 with random weights.
         sampling_logp_difference: float = 0.5,
+        on_sampler_difference: Literal["stop", "warn"] = "stop",
     ) -> None:
+        if on_sampler_difference not in ("stop", "warn"):
+            raise ValueError(
+                f"callbacks.alarms.on_sampler_difference is {on_sampler_difference!r}: use stop or warn"
+            )
+        self.on_sampler_difference = on_sampler_difference
         self.zero_advantage_steps, self.truncated_fraction = zero_advantage_steps, truncated_fraction
         self.sampling_logp_difference = sampling_logp_difference
         self._steps = 0  # consecutive zero-advantage steps
@@ -55,7 +72,7 @@ class Alarms(Callback):
                 "probability 0 under the reference model",
             ),
             "sampling_logp_difference": (
-                difference > self.sampling_logp_difference,
+                not difference <= self.sampling_logp_difference,  # nan is an alarm
                 f"log-probabilities of sampling and trained model differ by {difference:.2g} nats or more at "
                 "1 % of the tokens: set method.loss.tis_cap=2, or check the engine with rollout=reference",
             ),
@@ -70,6 +87,15 @@ class Alarms(Callback):
                 Console().print(f"[bold red]ALARM[/] step {row['step']}: {escape(message)}")
                 LineLog(Path(trainer.default_root_dir) / "alarms.jsonl").append(row)
             (self._active.add if is_active else self._active.discard)(name)
+        # With a loss that is not a number, it is the trained model that is broken.
+        broken = not difference <= BROKEN_SAMPLER and math.isfinite(loss)
+        if broken and self.on_sampler_difference == "stop":
+            raise BrokenSamplerError(
+                f"step {module.step - 1}: log-probabilities of sampling and trained model differ by "
+                f"{difference:.2g} nats or more at 1 % of the tokens, far more than rounding does: try "
+                "rollout.record=off, then rollout=reference, and report which one helps; "
+                "callbacks.alarms.on_sampler_difference=warn goes on"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, "active": sorted(self._active)}

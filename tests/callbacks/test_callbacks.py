@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medvlm_r1.algorithms.trajectory import Trajectory
-from medvlm_r1.callbacks.alarms import Alarms
+from medvlm_r1.callbacks.alarms import Alarms, BrokenSamplerError
 from medvlm_r1.callbacks.progress import Progress
 from medvlm_r1.callbacks.rollout_logger import RolloutLogger
 from medvlm_r1.rewards import RewardTable
@@ -67,6 +67,17 @@ def test_each_cause_is_named_with_its_remedy(tmp_path, capsys, metrics, alarm, r
     assert (row["step"], row["alarm"]) == (1, alarm)
     assert remedy in row["message"]
     assert "ALARM step 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("difference", [2.1, float("nan")])
+def test_a_broken_sampler_stops_the_run(tmp_path, difference):
+    broken = {"train/sampling_logp_difference_p99": difference}
+    with pytest.raises(BrokenSamplerError, match=r"step 1: .* differ by .*: try rollout.record=off"):
+        alarms_of(tmp_path, {}, broken)
+    (row,) = (json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines())
+    assert (row["step"], row["alarm"]) == (1, "sampling_logp_difference")
+    assert len(alarms_of(tmp_path, {}, broken, on_sampler_difference="warn")) == 2  # and goes on
+    alarms_of(tmp_path, {**broken, "train/loss": float("nan")})  # the trained model's fault
 
 
 def test_a_cause_that_returns_is_said_again(tmp_path):
