@@ -15,6 +15,7 @@ from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
 from medvlm_r1.policy.forward import attention
 from medvlm_r1.policy.forward.attention import run_layers
+from medvlm_r1.policy.forward.decode_layers import decode_layers
 from medvlm_r1.policy.forward.decoding import DecodingLayout, PromptCache
 from medvlm_r1.policy.forward.lm_head import next_token_logprobs
 from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, repeat_prompts
@@ -209,7 +210,7 @@ class Policy(nn.Module):
         """Hidden states of each row's latest token; its keys and values go into ``decoding``."""
         model = self.sampling_model
         embeds = model.get_input_embeddings()(tokens)
-        return run_layers(inner_model(model).language_model, embeds, decoding.positions, decoding)
+        return decode_layers(inner_model(model).language_model, embeds, decoding)
 
     @property
     def head_weight(self) -> Float[Tensor, "vocabulary width"]:

@@ -1,5 +1,10 @@
-"""Draw the next token of each row from its hidden state."""
+"""Draw the next token of each row from its hidden state.
 
+On a GPU with Triton, :mod:`~medvlm_r1.rollout.draw_triton` reads the logits once. Elsewhere, and with top-k
+or top-p, torch computes log-probabilities, noise, scores and entropy one after the other.
+"""
+
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -8,6 +13,8 @@ from torch import Tensor
 
 from medvlm_r1.policy.forward.lm_head import next_token_logprobs
 from medvlm_r1.rollout.sampling_noise import Position, Sampling, gumbel_max_scores
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 class Draw(NamedTuple):
@@ -41,7 +48,26 @@ def draw(
         keys: of :meth:`~medvlm_r1.rollout.sampling_noise.NoiseKey.completion_keys`, one per row.
         steps: index of the token in its completion, of each row or of all.
     """
+    if HAS_TRITON and hidden.is_cuda and sampling.top_k == 0 and sampling.top_p == 1:
+        drawn = draw_from_logits(hidden @ head_weight.T, banned, sampling.temperature, keys ^ steps)
+        tokens, logprobs, entropy = drawn
+        return Draw(tokens, logprobs, torch.ones_like(logprobs), entropy)
     logprobs = next_token_logprobs(hidden, head_weight, banned, sampling.divisor)
     scores, kept_mass, entropy = gumbel_max_scores(logprobs, sampling, keys, steps)
     tokens = scores.argmax(-1)
     return Draw(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], kept_mass, entropy)
+
+
+@torch.library.custom_op("medvlm_r1::draw_from_logits", mutates_args=(), device_types="cuda")
+def draw_from_logits(
+    logits: Tensor, banned: Tensor, temperature: float, keys: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernels of :mod:`~medvlm_r1.rollout.draw_triton` as one operator, for ``torch.compile``."""
+    from medvlm_r1.rollout import draw_triton  # imports triton
+
+    return draw_triton.draw_from_logits(logits, banned, temperature, keys)
+
+
+@draw_from_logits.register_fake
+def _(logits: Tensor, banned: Tensor, temperature: float, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(keys), *(torch.empty_like(keys, dtype=torch.float32) for _ in range(2))

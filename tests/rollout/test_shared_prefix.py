@@ -75,7 +75,8 @@ class TestAgreesWithTheReference:
     def test_under_any_sampling(self, changed, prompts, policy):
         chosen = [prompts[name] for name in ("wide", "text", "square")]
         sampling = dataclasses.replace(GROUP, **changed)
-        same_draws(*(engine(policy, chosen, sampling, KEY) for engine in (FAST, ReferenceEngine())))
+        ours, theirs = (engine(policy, chosen, sampling, KEY) for engine in (FAST, ReferenceEngine()))
+        same_draws(ours, theirs, atol=3e-5)
 
     def test_when_every_row_ends_at_once(self, prompts, random_policy):
         policy = stopping(random_policy, every=1)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from medvlm_r1.policy.forward.attention import AttentionLayout, shared_prefix_attention
+from medvlm_r1.policy.forward.decoding_attention import DecodingAttention
 from medvlm_r1.policy.forward.packing import Keys
 
 
@@ -113,7 +113,7 @@ def _dimensions(config: PreTrainedConfig) -> tuple[int, int, int]:
     return text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads
 
 
-class DecodingLayout(AttentionLayout):
+class DecodingLayout:
     """One new token of each row attends to its prompt and to the row's earlier tokens.
 
     Shapes and addresses are the same in every step, so a step can be compiled and captured as a CUDA graph.
@@ -126,11 +126,6 @@ class DecodingLayout(AttentionLayout):
 
     def __init__(self, cache: KVCache, steps: Int[Tensor, " rows"], prompts: int, window: int) -> None:
         self.cache, self.steps, self.prompts, self.window = cache, steps, prompts, window
-        self.group_size = len(steps) // prompts
-        self.rows = torch.arange(len(steps), device=steps.device)
-        self.prefix_mask = cache.mask[:prompts]
-        mask = torch.arange(window, device=steps.device) <= steps[:, None]
-        self.suffix_mask = mask.view(prompts, self.group_size, 1, 1, window)
 
     @property
     def positions(self) -> Int[Tensor, "3 rows"]:
@@ -138,18 +133,8 @@ class DecodingLayout(AttentionLayout):
         starts = self.cache.starts[: self.prompts, None]
         return (starts + self.steps.view(self.prompts, -1)).flatten().expand(3, -1)
 
-    def attend(self, layer, query, key, value, scaling):
-        rows, heads, size = len(self.steps), key.shape[1], query.shape[-1]
-        stored = self.cache.suffix[layer, :, :rows]
-        for own, new in zip(stored, (key, value), strict=True):
-            own[self.rows, :, self.steps] = new[0].transpose(0, 1)
-        suffix = stored[:, :, :, : self.window].unflatten(1, (self.prompts, self.group_size))
-        output = shared_prefix_attention(
-            query[0].transpose(0, 1).reshape(self.prompts, self.group_size, heads, -1, size),
-            tuple(self.cache.prefix[layer, :, : self.prompts]),
-            tuple(suffix),
-            self.prefix_mask,
-            self.suffix_mask,
-            scaling,
-        )
-        return output.reshape(rows, -1, size)
+    def attention(self) -> DecodingAttention:
+        """The attention of this step."""
+        cache = self.cache
+        prefix, suffix = cache.prefix[:, :, : self.prompts], cache.suffix[:, :, : len(self.steps)]
+        return DecodingAttention(prefix, suffix, cache.mask[: self.prompts], self.steps, self.window)

@@ -1,0 +1,57 @@
+"""One token per row through the layers of Qwen2-VL or Qwen2.5-VL.
+
+The pass calls the model's own linear layers, so adapters and quantised weights work. The rest takes half the
+kernels of transformers' forward: most kernels of a step are so small that their number counts.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medvlm_r1.policy.forward.decoding import DecodingLayout
+
+Hidden = Float[Tensor, "rows width"]
+Table = Float[Tensor, "rows 1 size"]
+
+
+def decode_layers(language_model: nn.Module, embeds: Hidden, decoding: DecodingLayout) -> Hidden:
+    """Run all layers and the final norm over one new token per row, whose keys go into ``decoding``.
+
+    Every rounding to 16 bits is one of transformers' forward, except inside the attention.
+    """
+    attention = decoding.attention()
+    cos, sin = _rotary_tables(language_model.rotary_emb, embeds, decoding.positions)
+    hidden, size = embeds, cos.shape[-1]
+    for index, layer in enumerate(language_model.layers):
+        module = layer.self_attn
+        normed = _rms_norm(layer.input_layernorm, hidden)
+        projections = (module.q_proj, module.k_proj, module.v_proj)
+        states = torch.cat([project(normed) for project in projections], -1).unflatten(-1, (-1, size))
+        kv_heads = module.num_key_value_heads
+        rotated = states[:, :-kv_heads]  # queries and keys
+        other_half = rotated.roll(size // 2, -1).mul_(sin)
+        rotated.mul_(cos).add_(other_half)
+        query, key_value = states[:, : -2 * kv_heads], states[:, -2 * kv_heads :].unflatten(1, (2, -1))
+        hidden = hidden + module.o_proj(attention(index, query, key_value, module.scaling))
+        hidden = hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
+    return _rms_norm(language_model.norm, hidden)
+
+
+def _rotary_tables(
+    rotary: nn.Module, embeds: Hidden, positions: Int[Tensor, "3 rows"]
+) -> tuple[Table, Table]:
+    """Cosines, and sines with the sign of ``rotate_half``: negative in the first half.
+
+    Text has the same position on all three axes, so the sections of M-RoPE are those of any axis.
+    """
+    cos, sin = (x.reshape(-1, *x.shape[-2:])[0][:, None] for x in rotary(embeds[None], positions[:, None]))
+    half = sin.shape[-1] // 2
+    return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+
+def _rms_norm(norm: nn.Module, hidden: Hidden) -> Hidden:
+    """RMSNorm, one fused kernel on a GPU, then its weight: rounded in between, as in transformers."""
+    if not type(norm).__name__.endswith("RMSNorm"):
+        return norm(hidden)  # wrapped by PEFT
+    return norm.weight * functional.rms_norm(hidden, hidden.shape[-1:], eps=norm.variance_epsilon)
