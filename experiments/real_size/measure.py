@@ -48,8 +48,10 @@ def main() -> None:
     arguments = parse()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         scratch = Path(scratch)
-        checkpoint = scratch / "random"
-        if arguments.model != "tiny" and "failed" in alone("build", arguments, checkpoint, scratch):
+        checkpoint, built = arguments.checkpoint or scratch / "random", {}
+        if not (arguments.checkpoint or arguments.model == "tiny"):
+            built = alone("build", arguments, checkpoint, scratch)
+        if "failed" in built:
             sys.exit("cannot build the random checkpoint")
         results = {
             "hardware": hardware(),
@@ -96,10 +98,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="qwen2_vl_2b", help="a model option of conf/model")
     parser.add_argument(
         "--cases",
-        nargs="+",
+        nargs="*",
         default=CASES,
         help=f"{', '.join(CASES)}, or another option of conf/peft with -sft or -grpo",
     )
+    parser.add_argument("--checkpoint", type=Path, help="directory of the weights (default: random ones)")
     parser.add_argument("--override", nargs="*", default=[], help="overrides of run.py")
     parser.add_argument("--scratch", type=Path, help="folder for 40 GB of weights and checkpoints")
     parser.add_argument("--json", type=Path, help="output file of the results")
