@@ -92,8 +92,9 @@ def update(policy: Policy, rollout: Rollout, prompts: list) -> None:
     policy.logprobs(batch, tokens, mask)[mask].mean().neg().backward()
     norm = torch.nn.utils.clip_grad_norm_(policy.trainable_parameters, math.inf)
     size = sum(p.detach().float().square().sum() for p in policy.trainable_parameters).sqrt()
-    # A step of a hundredth of the weights' norm: visible in bf16.
-    torch.optim.SGD(policy.trainable_parameters, lr=float(0.01 * size / norm)).step()
+    # A share of the weights' norm that changes samples in bf16 too.
+    share = 0.5 if policy.has_adapter else 0.01
+    torch.optim.SGD(policy.trainable_parameters, lr=float(share * size / norm)).step()
     policy.zero_grad()
 
 

@@ -173,18 +173,13 @@ class SaveAtTheEnd(Callback):
 def kill_and_resume(day: Day) -> Result:
     """Kill a run by SIGKILL after its first checkpoint; the same command resumes it."""
     steps = day.pick(12, 6)
-    sizes = ["data.validation.n=4", "data.test.mri.n=4", "data.test.ct.n=1", "data.test.xray.n=1"]
-    sizes += [f"model.recipe.max_completion_tokens={day.pick(96, 12)}", f"data.train.n={48}"]
     overrides = ["+experiment=grpo_600", *day.model, "data=phantom", "audit=null", "logger=csv"]
-    overrides += [
-        *sizes,
-        f"peft={day.pick('lora', 'full')}",
-        f"trainer.max_steps={steps}",
-        "trainer.max_epochs=-1",
-        "controls=[image]",
-    ]
-    overrides += [f"callbacks.last.every={steps // 3}", "resume=auto", f"workers={day.pick(4, 0)}"]
-    overrides += [f"trainer.accelerator={day.pick('gpu', 'cpu')}", "trainer.val_check_interval=1.0"]
+    overrides += ["data.train.n=48", "data.validation.n=4", "data.test.mri.n=4", "data.test.ct.n=1"]
+    overrides += ["data.test.xray.n=1", "controls=[image]", f"peft={day.pick('lora', 'full')}"]
+    overrides += [f"model.recipe.max_completion_tokens={day.pick(96, 12)}", f"workers={day.pick(4, 0)}"]
+    overrides += [f"trainer.max_steps={steps}", "trainer.max_epochs=-1", "trainer.val_check_interval=1.0"]
+    overrides += [f"callbacks.last.every={steps // 3}", "resume=auto"]
+    overrides += [f"trainer.accelerator={day.pick('gpu', 'cpu')}"]
     killed, first = run_py(day, "kill", *overrides, until="checkpoints/last.ckpt")
     folder = only_run(day, "kill")
     size = sum(path.stat().st_size for path in (folder / "checkpoints").glob("*.ckpt"))
