@@ -102,7 +102,7 @@ class Checkpoints(Callback):
         partial = self.folder / "last.partial"
         try:
             trainer.save_checkpoint(partial)
-            if trainer.is_global_zero and partial.is_file():  # DeepSpeed's is a folder
+            if trainer.is_global_zero:
                 sync(partial)
         except OSError as error:
             remove(partial)
@@ -205,7 +205,7 @@ def newest_intact(folder: Path) -> Path | None:
 def damage(path: Path) -> str | None:
     """What is damaged in a checkpoint, by the checksums of its parts; ``None`` if it is intact."""
     if path.is_dir():
-        return None  # DeepSpeed's; it checks them when it loads them
+        return None  # shards (save_distributed_checkpoint=true), which loading checks
     try:
         with zipfile.ZipFile(path) as parts:
             if (broken := parts.testzip()) is not None:

@@ -70,7 +70,7 @@ def check_model(cfg: DictConfig) -> None:
     check_types(cfg)
     trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
-    splits, deepspeed = (strategy.endswith(name) for name in ("ModelParallelStrategy", "DeepSpeedStrategy"))
+    splits = strategy.endswith("ModelParallelStrategy")
     if trains and is_endpoint:
         remedy = "take +experiment=zero_shot or method=zero_shot"
         raise ValueError(f"an endpoint can be evaluated, not trained: {remedy}")
@@ -83,8 +83,6 @@ def check_model(cfg: DictConfig) -> None:
         raise ValueError(f"{what} cannot be split over devices: take trainer=single or trainer=ddp")
     if splits and "8bit" in cfg.optimizer._target_:
         raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
-    if deepspeed and (cfg.select == "best" or cfg.model.recipe.dtype != "bfloat16"):
-        raise ValueError("trainer=deepspeed_zero2 wants model.recipe.dtype=bfloat16 and select=last")
     if is_endpoint:
         check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
     else:

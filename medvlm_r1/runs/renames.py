@@ -37,7 +37,10 @@ KEYS: dict[str, str] = {
     **{f"data.{k}": f"data.rows.{k}" for k in ("on_bad_row", "check_images", "follow_links", "volumes")},
 }
 # Options of a group.
-OPTIONS: dict[str, dict[str, str]] = {"logger": {"csv_tensorboard": "tensorboard"}}
+OPTIONS: dict[str, dict[str, str]] = {
+    "logger": {"csv_tensorboard": "tensorboard"},
+    "trainer": {"deepspeed_zero2": "fsdp"},
+}
 # Columns of metrics.csv.
 METRICS: dict[str, str] = {
     "train/host_reads": "train/device_syncs",
