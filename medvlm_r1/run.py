@@ -46,6 +46,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     """Build all parts, fit, select weights, test, and write the results; returns as :func:`run` does."""
     from lightning import seed_everything
 
+    from medvlm_r1.algorithms.optim import NonFiniteGradientError
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
     from medvlm_r1.tracking.run import log_end, log_start
 
@@ -71,7 +72,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
                 (first,) = trainer.validate(module, data, verbose=False)  # first point of the curve
                 with user_errors():
                     metric_of(first, cfg.optimized_metric)
-            with clock.phase("fit"):
+            with clock.phase("fit"), user_errors(NonFiniteGradientError):
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             trainer.strategy.optimizers = []  # frees their fp32 copies on the device
         with clock.phase("validate"), user_errors(EndpointError):

@@ -7,19 +7,19 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
-from medvlm_r1.algorithms.optim import OptimizerSettings
+from medvlm_r1.algorithms.optim import OptimizerSettings, SkippedUpdates
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.journal import Journal
@@ -74,6 +74,7 @@ class VLMModule(LightningModule):
         self.policy, self.prompt, self.engine, self.rewards, self.seed = policy, prompt, engine, rewards, seed
         self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
         self.optim = optim
+        self.skipped = SkippedUpdates(optim.max_skipped_updates if optim else 1)
         self.step = 0  # finished training steps: rollouts for GRPO, batches for SFT
         self.seen: Counter[str] = Counter()  # questions and tokens of training so far, of all ranks
         self._seen_in_step: Counter[str] = Counter()  # of this rank
@@ -187,9 +188,7 @@ class VLMModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         assert self.optim is not None
-        # DeepSpeed keeps fp32 copies of its own.
-        copies = not isinstance(self.trainer.strategy, DeepSpeedStrategy)
-        optimizer = self.optim.build(self.policy.trainable_parameters, copies)
+        optimizer = self.optim.build(self.policy.trainable_parameters)
         total = int(self.trainer.estimated_stepping_batches)
         if total == self.trainer.max_steps:  # max_steps counts optimiser updates, the schedule training steps
             total = math.ceil(total / self.updates_per_step)
@@ -197,18 +196,35 @@ class VLMModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.lr_at(s, total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def accumulate(self, loss: Tensor, last: bool) -> None:
+        """Backpropagate a micro-batch's loss; DDP reduces the gradients only in the ``last`` of an update.
+
+        FSDP reduces them in each: without it every device would hold all gradients in fp32, unsharded.
+        """
+        strategy = self.trainer.strategy
+        local = not last and isinstance(strategy, ParallelStrategy)
+        with strategy.block_backward_sync() if local else nullcontext():
+            self.manual_backward(loss)
+
     def apply_gradients(self) -> Tensor:
-        """Clip the gradients, step and zero them; returns their norm before clipping."""
+        """Clip the gradients, step and zero them; returns their norm before clipping.
+
+        Raises:
+            NonFiniteGradientError: the norm was not finite in ``max_skipped_updates`` consecutive updates.
+                Such an update leaves weights and optimiser states as they are, on all ranks.
+        """
         assert self.optim is not None
         optimizer = self.optimizers()
         limit = self.optim.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.policy.trainable_parameters, limit)
-        optimizer.step()
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        finite = self.trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True)
+        self.skipped.count(not finite)
+        if not finite:
+            optimizer.zero_grad()
+        optimizer.step()  # counts; without gradients it changes nothing
         optimizer.zero_grad()
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            # DeepSpeed holds the gradients, and clips them by its own configuration.
-            return torch.tensor(self.trainer.model.get_global_grad_norm())
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm
 
     def gather_objects(self, value: Item) -> list[Item]:
         """Collect a picklable value from every rank, in the order of the ranks."""
@@ -252,6 +268,7 @@ class VLMModule(LightningModule):
             # A seed determines all metrics but seconds, which get a prefix of their own.
             kind, reduce = ("timing", "mean") if "second" in name else ("train", "sum")
             self.log(f"{kind}/{name}", float(value), sync_dist=True, reduce_fx=reduce)
+        self.log("train/skipped_updates", float(self.skipped.total))
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         self.lr_schedulers().step()
         self.step += 1
@@ -269,6 +286,7 @@ class VLMModule(LightningModule):
         checkpoint["medvlm_r1_step"] = self.step
         checkpoint["medvlm_r1_totals"] = dict(self.totals)
         checkpoint["medvlm_r1_seen"] = dict(self.seen)
+        checkpoint["medvlm_r1_skipped"] = (self.skipped.total, self.skipped.consecutive)
         trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
@@ -277,6 +295,7 @@ class VLMModule(LightningModule):
         self.step = checkpoint["medvlm_r1_step"]
         self.totals = Counter(checkpoint["medvlm_r1_totals"])
         self.seen = Counter(checkpoint["medvlm_r1_seen"])
+        self.skipped.total, self.skipped.consecutive = checkpoint.get("medvlm_r1_skipped", (0, 0))
 
     @property
     def run_name(self) -> str:

@@ -221,14 +221,15 @@ class GRPO(VLMModule):
         denominator = self._denominator(minibatch)
         sums: dict[str, Tensor] = {}
         differences = []
-        for batch in (batch for batch in minibatch if not batch.zero_advantage):
+        active = [batch for batch in minibatch if not batch.zero_advantage]
+        for batch in active:
             logprobs = self.logprobs(batch)
             old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
             sampling, ref = batch.sampling_logprobs, batch.ref_logprobs
             loss, stats = self.loss(
                 logprobs, old, ref, batch.advantages, batch.mask, self.kl.loss_weight, denominator, sampling
             )
-            self.manual_backward(loss)
+            self.accumulate(loss, last=batch is active[-1])
             differences.append((old - sampling)[batch.mask].abs())
             for name, value in {**stats, "loss": loss.detach()}.items():
                 sums[name] = sums.get(name, 0) + value

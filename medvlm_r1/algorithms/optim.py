@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,33 +18,47 @@ class OptimizerSettings:
         lr: peak learning rate.
         optimizer: builds the optimiser from (parameters, lr=...).
         lr_scale: factor of ``lr``; adapters need a higher rate than all weights.
+        batch_scale: prompts per step over those that ``lr`` is meant for. The rate is multiplied by its
+            square root: with Adam, that keeps drift and noise per epoch where noise dominates the gradient
+            (arXiv 2205.10287, whose change of the betas is left to the optimiser's settings).
         schedule: decay from the peak to 0 over the run, ``linear`` or ``cosine``, or ``constant``.
         warmup_steps: steps of linear warm-up to the peak.
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
+        max_skipped_updates: consecutive updates that may be skipped because the gradient is not finite; the
+            last of them stops training.
     """
 
     lr: float
     optimizer: Callable[..., torch.optim.Optimizer]
     lr_scale: float = 1.0
+    batch_scale: float = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
+    max_skipped_updates: int = 5
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"optim.schedule is {self.schedule!r}: use 'constant', 'linear' or 'cosine'")
-        if self.lr <= 0 or self.lr_scale <= 0 or self.warmup_steps < 0 or self.max_grad_norm < 0:
-            raise ValueError(
-                f"optim: lr {self.lr} and lr_scale {self.lr_scale} must be positive, warmup_steps "
-                f"{self.warmup_steps} and max_grad_norm {self.max_grad_norm} not negative"
-            )
+        for name in ("lr", "lr_scale", "batch_scale", "max_skipped_updates"):
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"optim.{name} is {value}: it must be positive")
+        for name in ("warmup_steps", "max_grad_norm"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"optim.{name} is {value}: it must not be negative")
 
-    def build(self, parameters: Iterable[nn.Parameter], copies: bool = True) -> torch.optim.Optimizer:
-        """Build the optimiser at the peak rate; ``copies`` gives parameters below fp32 master copies."""
-        parameters = list(parameters)
-        narrow = copies and any(p.dtype != torch.float32 for p in parameters)
-        lr = self.lr * self.lr_scale
-        return MasterWeights(parameters, self.optimizer, lr) if narrow else self.optimizer(parameters, lr=lr)
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Build the optimiser at the peak rate; parameters below fp32 get master copies.
+
+        An optimiser with ``fused=None`` is fused on a GPU, where torch would choose ``foreach``, which needs
+        scratch memory of the size of the fp32 parameters.
+        """
+        lr = self.lr * self.lr_scale * math.sqrt(self.batch_scale)
+        parameters, build = list(parameters), self.optimizer
+        if getattr(build, "keywords", {}).get("fused", False) is None and all(p.is_cuda for p in parameters):
+            build = partial(build, fused=True)
+        narrow = any(p.dtype != torch.float32 for p in parameters)
+        return MasterWeights(parameters, build, lr) if narrow else build(parameters, lr=lr)
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate at ``step`` of ``total``, as a share of the peak."""
@@ -53,6 +68,29 @@ class OptimizerSettings:
         if self.schedule == "linear":
             return 1.0 - done
         return 1.0 if self.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class NonFiniteGradientError(RuntimeError):
+    """The gradient was not finite in too many consecutive updates."""
+
+
+@dataclass
+class SkippedUpdates:
+    """Counts updates skipped because the gradient was not finite; ``limit`` of them in a row are an error."""
+
+    limit: int
+    total: int = 0
+    consecutive: int = 0
+
+    def count(self, skipped: bool) -> None:
+        """Count one update; raises :class:`NonFiniteGradientError` at the limit."""
+        self.total += skipped
+        self.consecutive = self.consecutive + 1 if skipped else 0
+        if self.consecutive >= self.limit:
+            raise NonFiniteGradientError(
+                f"the gradient was not finite in {self.consecutive} consecutive updates, which were skipped: "
+                "lower method.optim.lr, or raise method.optim.max_skipped_updates"
+            )
 
 
 class MasterWeights(torch.optim.Optimizer):
@@ -81,9 +119,10 @@ class MasterWeights(torch.optim.Optimizer):
         """One step of the inner optimiser at the rates of ``param_groups``."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         parameters = [p for group in self.param_groups for p in group["params"]]
-        narrow = [(p, m) for p, m in zip(parameters, self.masters, strict=True) if p is not m]
+        pairs = zip(parameters, self.masters, strict=True)
+        narrow = [(p, m) for p, m in pairs if p is not m and p.grad is not None]
         for parameter, master in narrow:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
+            master.grad = parameter.grad.float()
         for mine, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner["lr"] = mine["lr"]
         self.inner.step()

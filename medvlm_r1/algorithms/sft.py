@@ -45,7 +45,7 @@ class SFT(VLMModule):
                 mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
                 batch = collate(prompts[part], self.policy.pad_id, self.device)
                 loss = sft_loss(self.policy.logprobs(batch, tokens, mask), mask, denominator)
-                self.manual_backward(loss)
+                self.accumulate(loss, last=part.stop >= len(prompts))
                 total += loss.detach()
         with self.timed("update"):
             norm = self.apply_gradients()

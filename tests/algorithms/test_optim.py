@@ -2,13 +2,19 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
+from command import ROOT
+from omegaconf import OmegaConf
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medvlm_r1.algorithms.optim import MasterWeights, OptimizerSettings
+
+ADAMW = OmegaConf.load(ROOT / "conf/optimizer/adamw.yaml")
 
 
 def parameters(dtype=torch.bfloat16, seed=0):
@@ -122,5 +128,22 @@ def test_eight_bit_moments_take_two_bytes_a_parameter_and_nearly_the_same_steps(
 
 def test_the_factor_multiplies_the_rate():
     assert optimisation(lr_scale=10.0).build(parameters()).param_groups[0]["lr"] == pytest.approx(1e-5)
-    with pytest.raises(ValueError, match="lr_scale 0 must be positive"):
+    with pytest.raises(ValueError, match="lr_scale is 0"):
         optimisation(lr_scale=0)
+
+
+def test_the_rate_grows_with_the_square_root_of_the_prompts_per_step():
+    assert optimisation(batch_scale=9.0).build(parameters()).param_groups[0]["lr"] == pytest.approx(3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_adamw_is_fused_on_a_gpu_alone(dtype):
+    adamw = partial(torch.optim.AdamW, **{k: v for k, v in ADAMW.items() if not k.startswith("_")})
+    assert not optimisation(optimizer=adamw).build(parameters(dtype)).defaults["fused"]
+    with FakeTensorMode():
+        on_gpu = [nn.Parameter(torch.empty(3, dtype=dtype, device="cuda"))]
+        optimizer = optimisation(optimizer=adamw).build(on_gpu)
+        assert optimizer.param_groups[0]["fused"] is True
+        refused = partial(adamw, fused=False)  # optimizer.fused=false
+        assert optimisation(optimizer=refused).build(on_gpu).param_groups[0]["fused"] is False
+        assert not optimisation(optimizer=torch.optim.SGD).build(on_gpu).param_groups[0]["fused"]

@@ -64,7 +64,7 @@ def seen(tmp_path_factory):
     return {
         strategy: {
             name: [torch.load(folder / strategy / f"{name}-{rank}.pt") for rank in range(ranks)]
-            for name in (*SCENARIOS, "bfloat16")
+            for name in (*SCENARIOS, "infinite", "bfloat16")
         }
         for strategy, ranks in (("single", 1), ("ddp", 2), ("fsdp", 2))
     }
@@ -83,6 +83,22 @@ def test_two_processes_make_the_step_of_one(strategy, scenario, seen):
             assert rank["metrics"][name] == pytest.approx(alone["metrics"][name], abs=1e-5)
         moved = max((alone["weights"][n] - alone["start"][n]).abs().max() for n in alone["start"])
         assert moved > 1e-3  # a hundred times the tolerance
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ddp_reduces_each_gradient_once_per_update(scenario, seen):
+    """Whatever the number of micro-batches: most scenarios have two per rank."""
+    updates = 2 if scenario in ("normalised", "grpo_two_passes") else 1
+    for rank in seen["ddp"][scenario]:
+        assert rank["reduced"] == updates * sum(g.numel() for g in rank["gradients"].values())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_skip_the_update_in_which_one_has_an_infinite_gradient(strategy, seen):
+    for rank in seen[strategy]["infinite"]:
+        assert rank["metrics"]["train/skipped_updates"] == 1
+        for name, start in rank["start"].items():
+            assert torch.equal(rank["weights"][name], start), name
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -56,7 +56,8 @@ def sgd(parameters, lr):
 
 def module_of(kind, policy, **settings):
     lr, optimizer = settings.pop("lr", 1e-3), settings.pop("optimizer", torch.optim.AdamW)
-    optim = OptimizerSettings(lr=lr, optimizer=optimizer)
+    limits = {k: settings.pop(k) for k in ("max_skipped_updates",) if k in settings}
+    optim = OptimizerSettings(lr=lr, optimizer=optimizer, **limits)
     name = settings.pop("name", "zero_shot" if kind is VLMModule else kind.__name__.lower())
     shared = {"policy": policy, "prompt": PROMPT, "seed": 0, "name": name}
     shared["engine"] = settings.pop("engine", SharedPrefixEngine())

@@ -6,13 +6,15 @@ Every rank writes what it saw to FOLDER/<strategy>/<scenario>-<rank>.pt.
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
 import torch
 from lightning import Callback
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from peft import LoraConfig
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
 from training import RECIPE, fit, phantoms, sgd
 
@@ -25,6 +27,15 @@ from medvlm_r1.evaluate.controls import CONTROLS
 from medvlm_r1.policy.loading.tuning import Tuning
 
 LORA = Tuning("adapter", LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+
+
+class Infinite(SFT):
+    """The gradient of the last rank is not finite."""
+
+    def accumulate(self, loss, last):
+        super().accumulate(loss * math.inf if self.trainer.world_size - self.global_rank == 1 else loss, last)
+
+
 STRATEGIES = {
     "single": dict,
     "ddp": lambda: {"strategy": "ddp", "devices": 2},
@@ -36,8 +47,8 @@ STRATEGIES = {
     },
 }
 SCENARIOS = {
-    "sft": {"kind": SFT},
-    "grpo": {"kind": GRPO, "loss": PolicyLoss(loss_type="token")},
+    "sft": {"kind": SFT, "micro_batch": 1},
+    "grpo": {"kind": GRPO, "loss": PolicyLoss(loss_type="token"), "micro_batch": 1},
     "normalised": {
         "kind": GRPO,
         "loss": PolicyLoss(loss_type="token"),
@@ -62,7 +73,8 @@ SCENARIOS = {
     "grpo_two_passes": {"kind": GRPO, "num_iterations": 2, "micro_batch": 1},
     "lora": {"kind": GRPO, "loss": PolicyLoss(loss_type="token"), "tuning": LORA, "lr": 0.5},
     "language_model": {"kind": GRPO, "tuning": Tuning("language_model")},
-    "pictureless": {"kind": SFT, "pictureless": True},
+    "pictureless": {"kind": SFT, "pictureless": True, "micro_batch": 1},
+    "infinite": {"kind": Infinite},
     "bfloat16": {"kind": SFT, "recipe": dataclasses.replace(RECIPE, dtype="bfloat16")},
 }
 # What the trained model answers is compared once.
@@ -77,14 +89,21 @@ class Witness(Callback):
     """Keeps what the first update was made of, and the weights behind it."""
 
     def __init__(self):
-        self.seen = {}
+        self.seen = {"reduced": 0}
 
     def on_train_start(self, trainer, module):
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy.model.register_comm_hook(None, self.reduce)
         named = dict(module.policy.named_parameters())
         self.seen["start"] = {name: whole(p) for name, p in named.items()}
         self.seen["held"] = {
             name: (p.to_local() if isinstance(p, DTensor) else p).numel() for name, p in named.items()
         }
+
+    def reduce(self, _, bucket):
+        """Count the entries of gradients that DDP reduces over the ranks."""
+        self.seen["reduced"] += bucket.buffer().numel()
+        return allreduce_hook(torch.distributed.group.WORLD, bucket)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         named = module.policy.named_parameters()
@@ -99,10 +118,10 @@ class Witness(Callback):
 
 
 def without_pictures(questions):
-    """Every second question of the first step, all those of rank 1, loses its picture."""
+    """Each micro-batch of one question has a picture on one of two ranks; the first rank's last has none."""
     source = questions.train
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()
-    blind = set(order[1::2])
+    blind = set(order[1:3])
     samples = [
         dataclasses.replace(source[i], images=()) if i in blind else source[i] for i in range(len(source))
     ]
