@@ -51,7 +51,8 @@ class Policy(nn.Module):
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}: use {' or '.join(LAYOUTS)}")
         inner = inner_model(model)
-        inner.language_model.set_attn_implementation(attention.NAME)
+        for part in (inner.language_model, inner.visual):
+            part.set_attn_implementation(attention.NAME)
         self.model = model
         self.encoder = encoder
         self.layout = layout

@@ -6,6 +6,7 @@ With a tensor or ``None`` as the mask, transformers' own function runs.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,8 +44,11 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: AttentionLayout | Tensor | None,
+    layout: Any = None,
     **options,
 ) -> tuple[Tensor, None]:
+    if layout is not None:  # of the vision tower
+        return layout.attend(module, query, key, value, options["scaling"]), None
     if isinstance(attention_mask, AttentionLayout):
         output = attention_mask.attend(module.layer_idx, query, key, value, options["scaling"])
         return output.unsqueeze(0), None

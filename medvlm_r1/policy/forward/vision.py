@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medvlm_r1.policy.encode import Encoder, PromptBatch
 from medvlm_r1.policy.forward.model import Model
+from medvlm_r1.policy.forward.vision_attention import encode_images
 
 FEATURE_BYTES = 2**30  # per model: 500 images of 700 tokens of Qwen2-VL-2B in bf16
 
@@ -96,12 +97,9 @@ def image_features(
     if missing:
         indices = [prompts.image_digests.index(digest) for digest in missing]
         patches = prompts.pixels.split(prompts.grid.prod(1).tolist())
-        grid = prompts.grid[indices]
-        if device.type != "meta":  # the tower reads its shapes from the grid
-            grid = grid.to(device)
         with nullcontext() if store is None else torch.no_grad():
             pixels = torch.cat([patches[index] for index in indices]).to(device)
-            encoded = model.get_image_features(encoder.pixel_values(pixels), grid).pooler_output
+            encoded = encode_images(model, encoder.pixel_values(pixels), prompts.grid[indices])
         stored |= dict(zip(missing, encoded, strict=True))
         for digest in missing if store else ():
             # a copy: a view would hold the memory of the batch
@@ -114,5 +112,4 @@ def _blank_features(model: Model, device: torch.device) -> Float[Tensor, "1 widt
     config = model.config.vision_config
     side = config.spatial_merge_size  # in patches
     pixels = torch.zeros(side**2, 3 * config.temporal_patch_size * config.patch_size**2, device=device)
-    grid = torch.tensor([[1, side, side]], device=device)
-    return torch.cat(model.get_image_features(pixels, grid).pooler_output)
+    return torch.cat(encode_images(model, pixels, torch.tensor([[1, side, side]])))

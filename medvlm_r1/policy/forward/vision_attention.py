@@ -1,0 +1,95 @@
+"""Attention of the vision tower, with lengths that the host knows.
+
+transformers reads the lengths of the pictures back from the device in every block, and calls attention once for
+each picture, or for each window of Qwen2.5-VL. Here the host computes all inputs of the tower that depend on
+the grid, and pictures or windows of equal size share a call.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import pad
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from medvlm_r1.policy.forward.model import Model, inner_model
+
+Heads = Float[Tensor, "1 heads patches size"]
+
+
+class Segments:
+    """Consecutive stretches of patches; each attends to itself."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.order = self.inverse = None
+        runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+        if len(runs) > len(set(lengths)):  # equal lengths come together
+            starts = pad(torch.tensor(lengths).cumsum(0), (1, 0)).tolist()
+            by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+            order = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in by_length])
+            self.order, self.inverse = order.to(device), order.argsort().to(device)
+            runs = sorted(Counter(lengths).items())
+        self.runs = runs
+
+    def attend(
+        self, query: Heads, key: Heads, value: Heads, scaling: float
+    ) -> Float[Tensor, "1 patches heads size"]:
+        """Attention of each stretch to itself, one call for all of one length."""
+        parts = (x.squeeze(0) if self.order is None else x[0, :, self.order] for x in (query, key, value))
+        outputs = [
+            functional.scaled_dot_product_attention(*stretches, scale=scaling).transpose(1, 2).flatten(0, 1)
+            for stretches in zip(*map(self._split, parts), strict=True)
+        ]
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return (output if self.inverse is None else output[self.inverse]).unsqueeze(0)
+
+    def _split(self, x: Float[Tensor, "heads patches size"]) -> list[Tensor]:
+        """One block [stretches, heads, length, size] for each length."""
+        blocks = x.split([length * count for length, count in self.runs], dim=1)
+        return [
+            block.unflatten(1, (count, length)).transpose(0, 1)
+            for block, (length, count) in zip(blocks, self.runs, strict=True)
+        ]
+
+
+class VisionLayout:
+    """Attention of the blocks of one tower to pictures of one grid: to a whole picture, or within windows.
+
+    Attributes:
+        inputs: arguments of ``get_image_features`` beside patches and grid.
+    """
+
+    def __init__(self, model: Model, grid: Int[Tensor, "images 3"], device: torch.device) -> None:
+        tower = inner_model(model).visual
+        merge = tower.spatial_merge_size
+        frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0]).tolist()
+        self.whole, self.windows, self.windowed = Segments(frames, device), None, set()
+        # The tower would split the patches by these: one part, which `attend` divides.
+        undivided = torch.tensor([0, sum(frames)], dtype=torch.int32)
+        positions = get_vision_position_ids(grid, merge).to(device)
+        self.inputs: dict[str, Any] = {"layout": self, "cu_seqlens": undivided, "position_ids": positions}
+        if full := getattr(tower, "fullatt_block_indexes", None):
+            index, ends = get_vision_window_index(grid, merge, tower.window_size, tower.patch_size)
+            self.windows = Segments(ends.diff().tolist(), device)
+            self.windowed = {block.attn for i, block in enumerate(tower.blocks) if i not in full}
+            self.inputs |= {"window_index": index.to(device), "cu_window_seqlens": undivided}
+
+    def attend(
+        self, module: nn.Module, query: Heads, key: Heads, value: Heads, scaling: float
+    ) -> Float[Tensor, "1 patches heads size"]:
+        """Attention of the block whose attention is ``module``."""
+        segments = self.windows if module in self.windowed else self.whole
+        return segments.attend(query, key, value, scaling)
+
+
+def encode_images(
+    model: Model, pixels: Float[Tensor, "patches features"], grid: Int[Tensor, "images 3"]
+) -> list[Float[Tensor, "tokens width"]]:
+    """Features of each image; ``grid`` is on the host, ``pixels`` on the device of the model."""
+    inputs = VisionLayout(model, grid, pixels.device).inputs
+    return model.get_image_features(pixels, grid, **inputs).pooler_output
