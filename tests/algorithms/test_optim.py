@@ -71,6 +71,19 @@ def test_the_copies_take_the_steps_of_fp32():
         assert m.grad is None
 
 
+def test_a_step_without_gradients_changes_nothing():
+    """As after a gradient that was not finite."""
+    params = parameters()
+    optimizer = optimisation(lr=1e-2).build(params)
+    push(params, 0)
+    optimizer.step()
+    before = copy.deepcopy([params, optimizer.masters, list(optimizer.state.values())])
+    optimizer.zero_grad()
+    optimizer.step()
+    after = [params, optimizer.masters, list(optimizer.state.values())]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
 def test_fp32_parameters_need_none():
     assert type(optimisation().build(parameters(torch.float32))) is torch.optim.AdamW
     mixed = [*parameters(), *parameters(torch.float32)]

@@ -1,8 +1,8 @@
 """Attention of the vision tower, with lengths that the host knows.
 
-transformers reads the lengths of the pictures back from the device in every block, and calls attention once for
-each picture, or for each window of Qwen2.5-VL. Here the host computes all inputs of the tower that depend on
-the grid, and pictures or windows of equal size share a call.
+transformers reads the lengths of the pictures back from the device in every block, and calls attention once
+for each picture, or for each window of Qwen2.5-VL. Here the host computes all inputs of the tower that depend
+on the grid, and pictures or windows of equal size share a call.
 """
 
 from collections import Counter
