@@ -31,7 +31,17 @@ ALLOWED = {
     "artifacts": {"algorithms", "data", "evaluate", "policy", "report", "runs"},
     "launch": {"callbacks", "evaluate", "inference", "plan", "policy", "report", "runs"},
     "cli": {"artifacts", "audit", "data", "inference", "policy", "report", "runs", "tracking"},
-    "run": {"artifacts", "callbacks", "data", "evaluate", "inference", "launch", "runs", "tracking"},
+    "run": {
+        "algorithms",
+        "artifacts",
+        "callbacks",
+        "data",
+        "evaluate",
+        "inference",
+        "launch",
+        "runs",
+        "tracking",
+    },
     "__main__": {"cli"},
     # python -m medvlm_r1.NAME
     **{name: {"cli"} for name in ("compare", "export", "matrix", "predict", "sweep")},

@@ -16,7 +16,6 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from medvlm_r1.algorithms.optim import OptimizerSettings, SkippedUpdates
@@ -201,27 +200,21 @@ class VLMModule(LightningModule):
 
         FSDP reduces them in each: without it every device would hold all gradients in fp32, unsharded.
         """
-        strategy = self.trainer.strategy
-        local = not last and isinstance(strategy, ParallelStrategy)
-        with strategy.block_backward_sync() if local else nullcontext():
+        local = not last and isinstance(self.trainer.strategy, ParallelStrategy)
+        with self.trainer.strategy.block_backward_sync() if local else nullcontext():
             self.manual_backward(loss)
 
     def apply_gradients(self) -> Tensor:
         """Clip the gradients, step and zero them; returns their norm before clipping.
 
-        Raises:
-            NonFiniteGradientError: the norm was not finite in ``max_skipped_updates`` consecutive updates.
-                Such an update leaves weights and optimiser states as they are, on all ranks.
+        A norm that is not finite changes no weight and no optimiser state, on any rank, and is counted.
         """
         assert self.optim is not None
         optimizer = self.optimizers()
-        limit = self.optim.max_grad_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.policy.trainable_parameters, limit)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        finite = self.trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True)
-        self.skipped.count(not finite)
-        if not finite:
+        norm = self.optim.clip(self.policy.trainable_parameters)
+        if skip := self.trainer.strategy.reduce_boolean_decision(not norm.isfinite(), all=False):
             optimizer.zero_grad()
+        self.skipped.count(skip)
         optimizer.step()  # counts; without gradients it changes nothing
         optimizer.zero_grad()
         return norm

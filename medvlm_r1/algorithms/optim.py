@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class OptimizerSettings:
             build = partial(build, fused=True)
         narrow = any(p.dtype != torch.float32 for p in parameters)
         return MasterWeights(parameters, build, lr) if narrow else build(parameters, lr=lr)
+
+    def clip(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Clip the gradients to ``max_grad_norm``; returns their norm before it, over all ranks."""
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or math.inf)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate at ``step`` of ``total``, as a share of the peak."""
