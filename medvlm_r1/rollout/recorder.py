@@ -149,30 +149,33 @@ class Recorder:
             self._recordings[key]()
             return
         with counters.timed("check"):
-            before, steps = state.snapshot(), state.steps[: state.rows].clone()
-            state.advance()
-            plain = state.keys_and_values(steps), state.hidden[: state.rows].clone()
-            state.restore(before)
-            if key not in self._recordings:
-                counters["captures"] += 1
-                self._recordings[key] = self.capture(state.advance, lambda: state.restore(before))
-                if len(self._recordings) > MOST:
-                    self._recordings.popitem(last=False)
-            state.clear_keys_and_values(steps)
-            self._recordings[key]()
-            replayed = state.keys_and_values(steps), state.hidden[: state.rows].clone()
-            tolerance = TOLERANCE[state.hidden.dtype]
-            for name, one, other in zip(("keys and values", "hidden states"), plain, replayed, strict=True):
-                difference = float((one - other).abs().max() / one.abs().max())
-                if not difference <= tolerance:  # nan differs
-                    raise MismatchError(f"{name} differ by {difference:.2g} of the largest")
-            # Rounding may change a sample, so the samples are compared given the replay's hidden states.
-            sampled = state.snapshot()
-            state.restore(before)
-            state.sample(replayed[1])
-            for one, other in zip(state.snapshot(), sampled, strict=True):
-                if not torch.allclose(one.float(), other.float(), rtol=0, atol=1e-3):
-                    raise MismatchError("the samples differ")
+            self._check(state, key)
+
+    def _check(self, state: DecodingState, key: tuple) -> None:
+        """Advance by a replay, after a plain step that it must equal; capture the step if it is new."""
+        before, steps = state.snapshot(), state.steps[: state.rows].clone()
+        state.advance()
+        plain = state.keys_and_values(steps), state.hidden[: state.rows].clone()
+        state.restore(before)
+        if key not in self._recordings:
+            state.policy.counters["captures"] += 1
+            self._recordings[key] = self.capture(state.advance, lambda: state.restore(before))
+            if len(self._recordings) > MOST:
+                self._recordings.popitem(last=False)
+        state.clear_keys_and_values(steps)
+        self._recordings[key]()
+        replayed = state.keys_and_values(steps), state.hidden[: state.rows].clone()
+        for name, one, other in zip(("keys and values", "hidden states"), plain, replayed, strict=True):
+            difference = float((one - other).abs().max() / one.abs().max())
+            if not difference <= TOLERANCE[one.dtype]:  # nan differs
+                raise MismatchError(f"{name} differ by {difference:.2g} of the largest")
+        # Rounding may change a sample, so the samples are compared given the replay's hidden states.
+        sampled = state.snapshot()
+        state.restore(before)
+        state.sample(replayed[1])
+        for one, other in zip(state.snapshot(), sampled, strict=True):
+            if not torch.allclose(one.float(), other.float(), rtol=0, atol=1e-3):
+                raise MismatchError("the samples differ")
 
 
 def _addresses(policy: Policy) -> list[int]:
