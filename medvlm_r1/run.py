@@ -48,6 +48,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
 
     from medvlm_r1.algorithms.optim import NonFiniteGradientError
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
+    from medvlm_r1.callbacks.alarms import BrokenSamplerError
     from medvlm_r1.tracking.run import log_end, log_start
 
     silence_libraries()
@@ -72,7 +73,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
                 (first,) = trainer.validate(module, data, verbose=False)  # first point of the curve
                 with user_errors():
                     metric_of(first, cfg.optimized_metric)
-            with clock.phase("fit"), user_errors(NonFiniteGradientError):
+            with clock.phase("fit"), user_errors(NonFiniteGradientError, BrokenSamplerError):
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             trainer.strategy.optimizers = []  # frees their fp32 copies on the device
         with clock.phase("validate"), user_errors(EndpointError):
