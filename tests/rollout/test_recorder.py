@@ -10,6 +10,7 @@ import pytest
 import tape
 import torch
 from lightning import Trainer, seed_everything
+from models import stopping
 from peft import LoraConfig
 from training import RECIPE, data_of, module_of, phantoms
 
@@ -17,7 +18,6 @@ from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.policy.forward.decoding import CacheShape, KVCache
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.tuning import Tuning
-from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.decoding_state import DecodingState
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.recorder import Recorder, compiled
@@ -30,14 +30,6 @@ GREEDY = Sampling(group_size=1, max_tokens=16, temperature=0.0)
 
 
 ADAPTER = Tuning("adapter", LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-
-
-def stopping(policy, every=8):
-    """The same policy, but every ``every``-th token ends a completion, so that lengths differ."""
-    other = Policy(policy.model, policy.encoder, policy.layout)
-    ordinary = min(policy.encoder.tokenizer.all_special_ids)
-    other.eos_ids = sorted({*policy.eos_ids, *range(0, ordinary, every)})
-    return other
 
 
 def move(module):

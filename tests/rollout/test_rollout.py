@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from models import stopping
 
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.forward.logprobs import LAYOUTS
@@ -24,11 +25,7 @@ VISION = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 @pytest.fixture(scope="session")
 def stopping_policy(random_policy) -> Policy:
-    """``random_policy``, but every eighth token ends a completion, so that lengths differ."""
-    policy = Policy(random_policy.model, random_policy.encoder)
-    ordinary = min(policy.encoder.tokenizer.all_special_ids)
-    policy.eos_ids = sorted({*policy.eos_ids, *range(0, ordinary, 8)})
-    return policy
+    return stopping(random_policy)
 
 
 def logits_of(*probabilities):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from models import stopping
 from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
@@ -25,14 +26,6 @@ KEY = NoiseKey(seed=3, step=5)
 GROUP = Sampling(group_size=4, max_tokens=16)
 FAST = SharedPrefixEngine(sync_every=4)
 POLICIES = ["random_policy", "untied_policy", "lora_policy", "policy_2_5"]
-
-
-def stopping(policy, every=8):
-    """The same policy, but every ``every``-th token ends a completion, so that lengths differ."""
-    other = Policy(policy.model, policy.encoder, policy.layout)
-    ordinary = min(policy.encoder.tokenizer.all_special_ids)
-    other.eos_ids = sorted({*policy.eos_ids, *range(0, ordinary, every)})
-    return other
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from medvlm_r1.policy.encode import Encoder
+from medvlm_r1.policy.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,11 @@ def random_model(
         eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")
     )
     return model.train()
+
+
+def stopping(policy, every=8):
+    """The same policy, but every ``every``-th token ends a completion, so that lengths differ."""
+    other = Policy(policy.model, policy.encoder, policy.layout)
+    ordinary = min(policy.encoder.tokenizer.all_special_ids)
+    other.eos_ids = sorted({*policy.eos_ids, *range(0, ordinary, every)})
+    return other
