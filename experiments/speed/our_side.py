@@ -211,7 +211,7 @@ class SteppedGRPO(GRPO):
         super().setup(stage)
         if (reference := self.policy.copies.reference) is not None:
             for mine, given in zip(reference.parameters(), self.frozen.parameters(), strict=True):
-                mine.data = given.data
+                mine.data = given.data.to(mine.device)
 
     def encode(self, samples: list[VQASample]) -> list[EncodedPrompt]:
         return [self.policy.encoder.encode(sample, "train", self.prompt) for sample in samples]

@@ -123,6 +123,7 @@ class VLMModule(LightningModule):
     def configure_model(self) -> None:
         """Shard the weights under a model-parallel strategy."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self.to(self.trainer.strategy.root_device)  # else the host holds a copy of the weights
             self.policy.shard(self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
@@ -133,7 +134,7 @@ class VLMModule(LightningModule):
         self.trainer._results.reset(metrics=False, fx="training_step")
 
     def on_validation_start(self) -> None:
-        self.policy.prepare()
+        self.policy.sync_sampling_model()
 
     def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
         asked = [Perturbation(PLAIN, prompt.sample) for prompt in prompts]
@@ -148,7 +149,7 @@ class VLMModule(LightningModule):
         self.take_counters()  # validation must not count in the next step
 
     def on_test_start(self) -> None:
-        self.policy.prepare()
+        self.policy.sync_sampling_model()
         self.policy.enable_vision_cache()  # several controls show the same ones
         self.predictions.clear()
         if self.journal:

@@ -103,10 +103,8 @@ class GRPO(VLMModule):
                 "method.num_minibatches or method.micro_batch"
             )
         if stage == "fit" and self.kl.beta:
+            self.to(self.trainer.strategy.root_device)  # else the host holds a copy of the weights
             self.policy.freeze_reference()
-
-    def on_fit_start(self) -> None:
-        self.policy.move_copies()
 
     def on_fit_end(self) -> None:
         self.policy.drop_reference()

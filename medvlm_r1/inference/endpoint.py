@@ -74,10 +74,10 @@ class Endpoint:
         """No parameters: the server has them."""
         return iter(())
 
-    def prepare(self) -> None:
+    def sync_sampling_model(self) -> None:
         """No-op, as the next two: the server has the weights and encodes the images."""
 
-    enable_vision_cache = clear_vision_cache = prepare
+    enable_vision_cache = clear_vision_cache = sync_sampling_model
 
     def engine(
         self, policy: "Endpoint", prompts: Sequence[Chat], sampling: Sampling, draws: NoiseKey

@@ -17,7 +17,8 @@ class FrozenCopies:
     """Frozen copies of one model.
 
     ``nn.Module`` does not register the attributes of this object, so the copies stay out of checkpoints, of
-    the optimiser and of the strategy's wrapping. Lightning does not move them either: call :meth:`to`.
+    the optimiser and of the strategy's wrapping. Lightning does not move them either: they stay on the device
+    on which they were made.
 
     Attributes:
         reference: the starting weights; ``None`` before training, and with an adapter, which can be disabled.
@@ -48,11 +49,6 @@ class FrozenCopies:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 copies[name].copy_(parameter.full_tensor())
-
-    def to(self, device: torch.device) -> None:
-        for model in (self.reference, self.sampling):
-            if model is not None:
-                model.to(device)
 
 
 def shard_parameters(policy: nn.Module, model: Model, mesh: DeviceMesh) -> None:

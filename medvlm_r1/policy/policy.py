@@ -114,7 +114,10 @@ class Policy(nn.Module):
             return self(prompts, tokens, mask, temperature)
 
     def freeze_reference(self) -> None:
-        """Make the present weights the reference; without an adapter, copy them (but not a frozen tower)."""
+        """Make the present weights the reference; without an adapter, copy them (but not a frozen tower).
+
+        The copy is made, and stays, on the device of the weights.
+        """
         self.vision_cache.reference.clear()
         if not self.has_adapter:
             self.copies.freeze_reference(self.sampling_model, self.tower_is_frozen)
@@ -131,15 +134,6 @@ class Policy(nn.Module):
     def clear_vision_cache(self) -> None:
         """Drop cached image features, and encode each image in each pass again if the tower is trained."""
         self.vision_cache.clear()
-
-    def move_copies(self) -> None:
-        """Move the frozen copies to the model's device; Lightning moves registered modules only."""
-        self.copies.to(self.device)
-
-    def prepare(self) -> None:
-        """Move and synchronise the copies before an evaluation. A collective."""
-        self.move_copies()
-        self.sync_sampling_model()
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass, except those of a frozen tower."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,17 @@ HUB_PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "processor_class": "Qwen2VLProcessor",
 }
+
+
+def test_weights_in_the_dtype_of_the_run_are_mapped_from_their_file():
+    """The ranks of a host share its pages; none holds a copy before the weights are on the device."""
+    policy = load_policy("embedded", recipe())
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [
+        [int(end, 16) for end in line[0].split("-")] for line in lines if line[-1].endswith(".safetensors")
+    ]
+    for parameter in policy.parameters():
+        assert any(start <= parameter.data_ptr() < end for start, end in spans)
 
 
 class TestTensors:

@@ -7,10 +7,13 @@ each other, and an exchange of any part must change the loss.
 import copy
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from formulas import grpo_loss
+from lightning import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
@@ -407,6 +410,26 @@ class TestReference:
         assert torch.equal(reference[mask], start[mask])
         assert (now - start)[mask].abs().max() > 1e-2
         assert not reference.requires_grad
+
+    def test_the_copy_is_made_on_the_device_of_the_run(self, fresh_policy, short_style):
+        """The host would hold two copies of the weights for each rank."""
+        module = GRPO(
+            policy=fresh_policy,
+            prompt=short_style,
+            engine=ReferenceEngine(),
+            rewards=Rewards({"a": letter_accuracy}, {}),
+            seed=0,
+            max_completion_tokens=4,
+            sampling=Sampling(group_size=2, max_tokens=4),
+            micro_batch=1,
+        )
+        strategy = SingleDeviceStrategy(torch.device("meta"))
+        module.trainer = Trainer(
+            accelerator="cpu", strategy=strategy, logger=False, enable_checkpointing=False
+        )
+        module.trainer.datamodule = SimpleNamespace(prompts_per_step=1)
+        module.setup("fit")
+        assert all(p.is_meta for p in fresh_policy.copies.reference.parameters())
 
     def test_without_one_it_says_so(self, fresh_policy, task):
         with pytest.raises(RuntimeError, match="call freeze_reference"):
