@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from day.base import Day, Result, UnavailableError
+from day.base import Day, Result, UnavailableError, step_itself
 from day.checks import CHECKS, GPUS, SEVERAL, TOTAL, WEIGHTS, Check
 
 from processes import in_its_own_process  # isort: skip  (day.base adds its folder to the path)
@@ -71,19 +71,24 @@ def parse() -> argparse.Namespace:
 
 def day_of(arguments: argparse.Namespace, scratch: Path = Path()) -> Day:
     folders = (arguments.out, arguments.scratch or scratch, arguments.weights, arguments.data)
-    return Day(*(folder and folder.resolve() for folder in folders), rehearsal=arguments.rehearse)
+    folders = [folder and folder.resolve() for folder in folders]
+    return Day(*folders, arguments.rehearse, capture=step_itself if arguments.rehearse else None)
 
 
 def run_all(
-    arguments: argparse.Namespace, checks: Sequence[Check], scratch: Path, gpus: int
+    arguments: argparse.Namespace,
+    checks: Sequence[Check],
+    scratch: Path,
+    gpus: int,
+    program: Path = Path(__file__),
 ) -> dict[str, Any]:
-    """Run the checks one after another; in the rehearsal two at a time."""
+    """Run ``program`` for each check, one after another; in the rehearsal two at a time."""
     start = time.monotonic()
     total = TOTAL + (SEVERAL if gpus > 1 else 0)
 
     def one(check: Check) -> dict[str, Any]:
         left = total - (time.monotonic() - start)
-        found = run_alone(arguments, check, scratch, gpus, left)
+        found = run_alone(arguments, program, check, scratch, gpus, left)
         line = found["reason"] or "; ".join(bound for bound, holds in found["bounds"].items() if not holds)
         print(f"{SYMBOL[found['verdict']]:8}{check.name:24}{found['seconds']:6.0f} s  {line}", flush=True)
         return found
@@ -102,7 +107,7 @@ def run_all(
 
 
 def run_alone(
-    arguments: argparse.Namespace, check: Check, scratch: Path, gpus: int, left: float
+    arguments: argparse.Namespace, program: Path, check: Check, scratch: Path, gpus: int, left: float
 ) -> dict[str, Any]:
     """Run one check as a process of its own."""
     facts = {"name": check.name, "title": check.title, "seconds": 0.0, "seconds_limit": check.seconds}
@@ -113,7 +118,7 @@ def run_alone(
     if reason:
         return facts | asdict(Result("skipped", reason=reason)) | {"log": None}
     log, out = arguments.out / f"{check.name}.log", scratch / f"{check.name}.json"
-    command = [sys.executable, __file__, "--check", check.name, "--result", out, "--out", arguments.out]
+    command = [sys.executable, program, "--check", check.name, "--result", out, "--out", arguments.out]
     command += ["--scratch", scratch, *(["--rehearse"] if arguments.rehearse else [])]
     for option in ("weights", "data"):
         if value := getattr(arguments, option):

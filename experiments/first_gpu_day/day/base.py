@@ -1,9 +1,8 @@
 """The settings of a day, and the result of one check."""
 
-import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,11 +11,19 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments/common")]
 
 Item = TypeVar("Item")
+Step = Callable[[], None]
 Verdict = Literal["passed", "failed", "skipped"]
 
 
 class UnavailableError(Exception):
     """The machine lacks a part that the check needs; the message names it."""
+
+
+def step_itself(step: Step, rewind: Step) -> Step:
+    """A stand-in for a CUDA graph: the step itself."""
+    step()
+    rewind()
+    return step
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Day:
         weights: checkpoint of Qwen2-VL-2B; ``None`` makes one of the genuine size with random weights.
         data: local copy of the paper's questions; ``None`` takes the hub's cache.
         rehearsal: the embedded model on the CPU.
+        capture: captures a decoding step; ``None`` makes CUDA graphs.
     """
 
     folder: Path
@@ -36,6 +44,7 @@ class Day:
     weights: Path | None = None
     data: Path | None = None
     rehearsal: bool = False
+    capture: Callable[[Step, Step], Step] | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -87,8 +96,3 @@ def quantiles(values: Any) -> dict[str, float]:
 def gb(size: float) -> float:
     """Bytes in GB (1e9), rounded."""
     return round(size / 1e9, 3)
-
-
-def read_rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    """A file of one JSON object per line."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

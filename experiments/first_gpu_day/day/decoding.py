@@ -1,6 +1,5 @@
 """Time and launches of a decoding step; the fused draw."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from day.work import encoded, engine_of, policy_of
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.forward.lm_head import next_token_logprobs
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.draw import draw
+from medvlm_r1.rollout.draw import HAS_TRITON, draw
 from medvlm_r1.rollout.engine import RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
 
@@ -124,12 +123,10 @@ def draw_kernel(day: Day) -> Result:
     if not day.rehearsal:
         fastest = all(row["draw ms"] <= 1.05 * row["torch ms"] for row in table)
         bounds["the draw takes no longer than torch"] = fastest
-    return result({"kernel": draw_backend(), "one draw, head included": table}, bounds)
-
-
-def draw_backend() -> str:
-    """The module of the draw's kernel, if Triton is there."""
-    return "Triton" if device().type == "cuda" and importlib.util.find_spec("triton") else "torch"
+    return result(
+        {"kernel": "Triton" if HAS_TRITON and hidden.is_cuda else "torch", "one draw, head included": table},
+        bounds,
+    )
 
 
 def milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:

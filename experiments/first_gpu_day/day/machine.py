@@ -28,7 +28,7 @@ def environment(day: Day) -> Result:
         "CUDA of torch": torch.version.cuda or "none",
         "cuDNN": torch.backends.cudnn.version() or "none",
         "python": platform.python_version(),
-        "packages": {name: installed(name) for name in PACKAGES},
+        "packages": [f"{name} {installed(name)}" for name in PACKAGES],
         "host memory GB": gb(host_memory("MemTotal")),
         "host memory free GB": gb(host_memory("MemAvailable")),
         "CPU cores": len(os.sched_getaffinity(0)),
@@ -103,4 +103,4 @@ def weights(day: Day) -> Result:
     figures["parameters"] = sum(p.numel() for p in module.policy.parameters())
     least, most = day.pick((2.0e9, 2.4e9), (1e6, 2e6))
     inside = least < figures["parameters"] < most
-    return result(figures, {f"between {least:.3g} and {most:.3g} parameters": inside})
+    return result(figures, {f"between {least:,.0f} and {most:,.0f} parameters": inside})

@@ -46,7 +46,7 @@ def render(results: dict[str, Any]) -> str:
         runs=[{"name": f"of {results['started']}"}],
         sections=sections,
         bodies=bodies,
-        style=inline(("page/page.css",)),
+        style=inline(("page/page.css",)) + "\n.findings + h3 { margin-top: 1.2rem; }",
         script="",
         command=results["command"],
     )

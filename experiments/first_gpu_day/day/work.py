@@ -58,16 +58,8 @@ def encoded(policy: Policy, n: int, modality: str = "mri", first: int = 0) -> li
 
 
 def engine_of(day: Day, record: str = "auto", **options: Any) -> SharedPrefixEngine:
-    """The fast engine; in the rehearsal a captured step is the step itself."""
-    capture = {"capture": step_itself} if day.rehearsal else {}
-    return SharedPrefixEngine(record=record, **capture, **options)
-
-
-def step_itself(step, rewind):
-    """A stand-in for a CUDA graph."""
-    step()
-    rewind()
-    return step
+    """The fast engine."""
+    return SharedPrefixEngine(record=record, capture=day.capture, **options)
 
 
 def differences(one: Rollout, other: Rollout) -> dict[str, Any]:
