@@ -78,9 +78,7 @@ def memory(day: Day) -> Result:
         f"1 to {MOST_RECORDINGS} recordings": 0 < recordings <= MOST_RECORDINGS,
     }
     if not day.rehearsal:
-        bounds["no phase's peak is above the plan's by more than 10 %"] = all(
-            row["measured GB"] <= 1.1 * row["planned GB"] for row in peaks
-        )
+        bounds |= within_plan(peaks)
     return result(figures, bounds)
 
 
@@ -97,3 +95,9 @@ def against_plan(cfg: Any, timer: StepTimer) -> list[dict[str, Any]]:
         for part, phase in PHASES.items()
         if phase in planned.peaks and part in timer.peaks
     ]
+
+
+def within_plan(peaks: list[dict[str, Any]]) -> dict[str, bool]:
+    """The bound on the rows of :func:`against_plan`."""
+    within = all(row["measured GB"] <= 1.1 * row["planned GB"] for row in peaks)
+    return {"no phase's peak is above the plan's by more than 10 %": within}
