@@ -26,7 +26,7 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rewards import Rewards
-from medvlm_r1.rollout import sampling_noise
+from medvlm_r1.rollout import draw, sampling_noise
 from medvlm_r1.rollout.engine import Rollout, RolloutEngine, Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
@@ -274,6 +274,7 @@ class ForcedEnds:
 
 def forced_ends(engine: str) -> ForcedEnds:
     """Replace ``gumbel_noise`` by one :class:`ForcedEnds`, in its module and in the engine's."""
+    draw.HAS_TRITON = False  # its kernel computes the noise itself
     if not isinstance(sampling_noise.gumbel_noise, ForcedEnds):
         sampling_noise.gumbel_noise = ForcedEnds(sampling_noise.gumbel_noise)
     module = importlib.import_module(engine)

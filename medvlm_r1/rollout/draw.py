@@ -58,7 +58,7 @@ def draw(
     return Draw(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], kept_mass, entropy)
 
 
-@torch.library.custom_op("medvlm_r1::draw_from_logits", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("medvlm_r1::draw_from_logits", mutates_args=())
 def draw_from_logits(
     logits: Tensor, banned: Tensor, temperature: float, keys: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

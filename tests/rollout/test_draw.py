@@ -23,7 +23,7 @@ NEEDS_TRITON = pytest.mark.skipif(
 # In a process of its own, because Triton reads TRITON_INTERPRET when it is imported.
 INTERPRETED = """
 import sys, torch
-from medvlm_r1.rollout.draw_triton import draw_from_logits
+from medvlm_r1.rollout.draw import draw_from_logits
 cases = torch.load(sys.argv[1])
 torch.save([draw_from_logits(*case) for case in cases], sys.argv[1])
 """
