@@ -34,14 +34,9 @@ settings.load_profile("suite")
 
 TESTS = str(Path(__file__).parent)
 # Files that take long without any of ``SLOW``: seconds of CPU, or processes that experiments start.
-SLOW_FILES = (
-    "test_real_size",
-    "test_first_gpu_day",
-    "test_benchmark",
-    "test_notebooks",
-    "test_many_completions",
-)
-SLOW_FILES += ("test_predict", "test_export", "test_plan", "test_image_cache", "test_saving")
+SLOW_FILES = ("test_real_size", "test_first_gpu_day", "test_benchmark", "test_notebooks")
+SLOW_FILES += ("test_many_completions", "test_predict", "test_export", "test_image_cache", "test_saving")
+SLOW_FILES += ("test_plan", "test_plan_memory", "test_passes", "test_times")
 # What a test that is ``slow`` calls, itself or in one of its fixtures and helpers.
 SLOW = (command.python, command.run_here, training.fit, subprocess, Trainer)
 

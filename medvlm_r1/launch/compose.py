@@ -197,7 +197,8 @@ def show_plan(overrides: Sequence[str]) -> int:
 
     def replan(changes, timed=False):
         cfg = hydra.compose("config", overrides=[*overrides, *changes])
-        parts = [hydra.utils.instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt)]
+        nodes = cfg.model.recipe, cfg.model.tuning, cfg.prompt, cfg.rollout
+        parts = [hydra.utils.instantiate(node) for node in nodes]
         return plan(read_workload(OmegaConf.to_container(cfg, resolve=True), *parts), timed)
 
     first = replan([], timed=True)

@@ -82,7 +82,7 @@ def _time(plan: Plan) -> Table:
             sum(getattr(cost, total) for cost in costs)
             for total in ("flops", "traffic", "launches", "seconds")
         )
-        cells = f"{flops / 1e12:,.1f}", f"{traffic / 1e9:,.0f}", f"{launches:,.0f}", f"{seconds:,.2f}"
+        cells = f"{flops / 1e12:,.1f}", f"{traffic / 1e9:,.0f}", f"{launches / 1e3:,.0f} k", f"{seconds:,.2f}"
         table.add_row(name, *cells, style=style)
 
     for cost in plan.step:
@@ -93,11 +93,12 @@ def _time(plan: Plan) -> Table:
     if plan.seconds is None:
         table.add_row("whole run", "", "", "", "unknown")
         return table
-    if workload.steps:
-        seconds = _duration(workload.steps * plan.step_seconds)
-        table.add_row(f"{workload.steps:,} steps", "", "", "", seconds)
-    evaluation = workload.evaluations * plan.seconds_per_answer / workload.world_size
-    table.add_row(f"{workload.evaluations:,} answers in evaluation", "", "", "", _duration(evaluation))
+    asked = workload.questions
+    if asked.steps:
+        seconds = _duration(asked.steps * plan.step_seconds)
+        table.add_row(f"{asked.steps:,} steps", "", "", "", seconds)
+    answers = f"{asked.evaluations:,} answers in evaluation"
+    table.add_row(answers, "", "", "", _duration(plan.evaluation_seconds))
     table.add_row("whole run", "", "", "", _duration(plan.seconds), style="bold")
     return table
 

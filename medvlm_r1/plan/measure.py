@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from medvlm_r1.plan.passes import Cost, PassShape, decode, prefill, score, train_once
+from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.policy.loading.architecture import block_period, meta_model, with_depth
 from medvlm_r1.policy.loading.load import Recipe, load_encoder
 from medvlm_r1.policy.loading.resolve import EMBEDDED
@@ -79,9 +80,12 @@ class Meter:
         group_size = 1 if shared else shape.group_size
         return self._cost(prefill, dataclasses.replace(shape, group_size=group_size, completion=1), shared)
 
-    def decode(self, shape: PassShape, sampling: Sampling) -> Cost:
-        """One decoding step of all rows; each attends to its prompt and ``shape.completion`` own tokens."""
-        return self._cost(decode, shape, sampling)
+    def decode(self, shape: CacheShape, window: int, sampling: Sampling) -> Cost:
+        """One decoding step of all rows; each attends to its prompt and ``window`` own tokens.
+
+        ``peak`` excludes keys and values.
+        """
+        return self._cost(decode, shape, window, sampling)
 
     def _cost(self, measure: Callable[..., Cost], *args: Any) -> Cost:
         checkpointing = measure is train_once and self.recipe.gradient_checkpointing

@@ -10,10 +10,10 @@ from torch import Tensor
 from medvlm_r1.algorithms.losses import PolicyLoss, sft_loss
 from medvlm_r1.plan.meta import Ledger, fused_attention
 from medvlm_r1.policy.encode import PromptBatch
-from medvlm_r1.policy.forward.decoding import CacheShape, DecodingLayout, KVCache
+from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.policy.forward.logprobs import repeat_prompts
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.draw import draw
+from medvlm_r1.rollout.decoding_state import DecodingState
 from medvlm_r1.rollout.engine import Sampling
 
 
@@ -25,6 +25,7 @@ class PassShape:
         prompts: number of prompts, with one image each.
         prompt, completion: tokens of each; a prompt's include the image's.
         grid: rows and columns of the image's patches.
+        images: number of different ones; 0 for one per prompt.
     """
 
     prompts: int
@@ -32,6 +33,7 @@ class PassShape:
     prompt: int
     completion: int
     grid: tuple[int, int]
+    images: int = 0
 
     @property
     def rows(self) -> int:
@@ -90,7 +92,7 @@ def inputs(policy: Policy, shape: PassShape, device: str = "meta") -> tuple[Prom
         positions=torch.zeros(3, ids.numel(), dtype=torch.long, device=device),
         pixels=torch.zeros(shape.prompts * down * across, 3 * 14**2, dtype=torch.uint8, device=device),
         grid=torch.tensor([[1, down, across]] * shape.prompts),
-        image_digests=tuple(map(str, range(shape.prompts))),
+        image_digests=tuple(str(i % (shape.images or shape.prompts)) for i in range(shape.prompts)),
         lengths=(shape.prompt,) * shape.prompts,
         pad_id=policy.pad_id,
     )
@@ -110,7 +112,7 @@ def train_once(
         parameter.grad = torch.zeros_like(parameter)
     policy.clear_vision_cache()  # cached features would cost nothing in later passes
     batch = inputs(policy, shape, device)
-    with _ledger(policy.train(), batch[0]) as ledger, fused_attention() if fused else nullcontext():
+    with _ledger(policy.train(), batch[0].pixels) as ledger, fused_attention() if fused else nullcontext():
         logprobs = policy.logprobs(*batch)
         saved, logits = ledger.live, ledger.live_wide
         if grpo:
@@ -127,7 +129,7 @@ def score(policy: Policy, shape: PassShape) -> Cost:
     """Measure :meth:`Meter.scoring` of one policy on the meta device."""
     batch = inputs(policy, shape)
     policy.clear_vision_cache()
-    with _ledger(policy, batch[0]) as ledger, fused_attention():
+    with _ledger(policy, batch[0].pixels) as ledger, fused_attention():
         policy.reference_logprobs(*batch) if policy.has_adapter else policy.logprobs(*batch)
     return Cost.of(ledger)
 
@@ -137,7 +139,7 @@ def prefill(policy: Policy, shape: PassShape, shared: bool) -> Cost:
     """Measure :meth:`Meter.prefill` of one policy on the meta device."""
     prompts, _, _ = inputs(policy, shape)
     policy.clear_vision_cache()
-    with policy.sampling_mode(), _ledger(policy, prompts) as ledger, fused_attention():
+    with policy.sampling_mode(), _ledger(policy, prompts.pixels) as ledger, fused_attention():
         if shared:
             prefilled = policy.prefill(prompts)  # keeps the cache alive, as the engine does
             policy.next_token_logprobs(prefilled.hidden)
@@ -156,24 +158,18 @@ def prefill(policy: Policy, shape: PassShape, shared: bool) -> Cost:
 
 
 @torch.no_grad()
-def decode(policy: Policy, shape: PassShape, sampling: Sampling) -> Cost:
+def decode(policy: Policy, shape: CacheShape, window: int, sampling: Sampling) -> Cost:
     """Measure :meth:`Meter.decode` of one policy on the meta device."""
-    prompts, _, _ = inputs(policy, shape)
-    model, size = policy.sampling_model, (shape.prompts, shape.group_size, shape.prompt, shape.completion)
-    cache = KVCache(model.config, CacheShape(*size), model.dtype, policy.device)
-    rows = prompts.ids.new_zeros(shape.rows)
-    with (
-        policy.sampling_mode(),
-        _ledger(policy, prompts, cache.prefix, cache.mask, cache.starts, rows) as ledger,
-    ):
-        layout = DecodingLayout(cache, rows, shape.prompts, shape.completion)
-        hidden = policy.decode_step(rows, layout)
-        drawn = draw(hidden, policy.head_weight, policy.banned, sampling, rows, rows)
-        del hidden, drawn
+    state = DecodingState(policy, sampling, shape)
+    state.window = window
+    held = [value for value in vars(state).values() if isinstance(value, Tensor)]
+    held += [value for value in vars(state.cache).values() if isinstance(value, Tensor)]
+    with policy.sampling_mode(), _ledger(policy, *held) as ledger:
+        state.advance()
     return Cost.of(ledger)
 
 
-def _ledger(policy: Policy, prompts: PromptBatch, *others: Tensor) -> Ledger:
-    excluded = [*policy.parameters(), *policy.buffers(), prompts.pixels, *others]
+def _ledger(policy: Policy, *others: Tensor) -> Ledger:
+    excluded = [*policy.parameters(), *policy.buffers(), *others]
     excluded += [p.grad for p in policy.parameters() if p.grad is not None]
     return Ledger(excluded, wide=len(policy.banned))

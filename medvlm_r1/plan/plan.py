@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from medvlm_r1.plan.cards import Card
+from medvlm_r1.plan.inventory import Inventory, ParameterCount
 from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.memory import (
     PHASES,
-    Inventory,
     MemoryPart,
-    ParameterCount,
     checkpoint_bytes,
     resident,
     transient,
@@ -33,7 +32,7 @@ class Plan:
     Attributes:
         memory: bytes of each part on one device, by phase.
         step: cost of one training step by phase, at mean lengths; empty without training.
-        seconds_per_answer: estimate for one evaluation question on one device.
+        evaluation_seconds: of all evaluations of the run; ``None`` without the number of questions.
         checkpoints: bytes on disk of last.ckpt and of best.ckpt.
         notes: the assumptions.
     """
@@ -42,7 +41,7 @@ class Plan:
     counts: tuple[ParameterCount, ...]
     memory: tuple[MemoryPart, ...]
     step: tuple[PhaseCost, ...]
-    seconds_per_answer: float
+    evaluation_seconds: float | None
     checkpoints: tuple[float, float]
     notes: tuple[str, ...]
 
@@ -76,16 +75,15 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Seconds of the whole run; ``None`` if the configuration lacks the number of questions."""
-        run = self.workload
-        if run.steps is None or run.evaluations is None:
+        if self.evaluation_seconds is None:
             return None
-        return run.steps * self.step_seconds + run.evaluations * self.seconds_per_answer / run.world_size
+        return self.workload.questions.steps * self.step_seconds + self.evaluation_seconds
 
 
 def plan(workload: Workload, timed: bool = True) -> Plan:
     """Plan a run by measuring its passes on the meta device; see :mod:`medvlm_r1.plan.measure`.
 
-    Without ``timed``, ``step`` is empty and ``seconds_per_answer`` 0.
+    Without ``timed``, ``step`` is empty and ``evaluation_seconds`` 0.
     """
     return plan_on(workload, *measure_model(workload), timed)
 
@@ -99,17 +97,17 @@ def measure_model(workload: Workload) -> tuple[Meter, Inventory]:
 
 def plan_on(workload: Workload, meter: Meter, inventory: Inventory, timed: bool = True) -> Plan:
     """:func:`plan` with a measured model."""
-    step, seconds_per_answer = (), 0.0
+    step, evaluation = (), 0.0
     if timed:
-        clock, batch = Clock(workload, inventory, meter), workload.recipe.evaluation_batch
+        clock = Clock(workload, inventory, meter)
         step = tuple(clock.step()) if workload.method != "zero_shot" else ()
-        seconds_per_answer = clock.rollout("evaluation", batch, workload.answering).seconds / batch
+        evaluation = clock.evaluation()
     return Plan(
         workload=workload,
         counts=tuple(inventory.counts),
         memory=(*resident(workload, inventory), *transient(workload, inventory, meter)),
         step=step,
-        seconds_per_answer=seconds_per_answer,
+        evaluation_seconds=evaluation,
         checkpoints=checkpoint_bytes(workload, inventory),
         notes=tuple(_notes(workload)),
     )
@@ -118,14 +116,14 @@ def plan_on(workload: Workload, meter: Meter, inventory: Inventory, timed: bool 
 def candidates(workload: Workload) -> list[list[str]]:
     """Overrides that save memory: first more time, then rounding, then fewer weights, then more devices."""
     quantized = bool(workload.tuning.quantize)
+    fewer_rows = ["rollout.max_memory_gb=1"] if workload.shares_prefix else []
     if workload.method == "zero_shot":
-        sizes = [workload.recipe.evaluation_batch // n for n in (2, 4, 8, 16)]
-        smaller = [[f"model.recipe.evaluation_batch={n}"] for n in sizes if n]
+        smaller = [fewer_rows, ["rollout.max_rows=16"]] if workload.shares_prefix else []
         return smaller + ([] if quantized else [["peft=nf4"], ["peft=nf4", *(smaller or [[]])[-1]]])
     batch = ["model.recipe.micro_batch=1"] if workload.micro_batch > 1 else []
     checkpointing = "model.recipe.gradient_checkpointing=true"
     recompute = [] if workload.recipe.gradient_checkpointing else [checkpointing]
-    slower = [[], batch, recompute, [*batch, *recompute]]
+    slower = [[], fewer_rows, batch, recompute, [*batch, *recompute], [*fewer_rows, *batch, *recompute]]
     options = list(slower)
     if not workload.tuning.adapter:
         if "8bit" not in workload.optimizer and "SGD" not in workload.optimizer:
@@ -138,7 +136,7 @@ def candidates(workload: Workload) -> list[list[str]]:
                 fsdp = ["trainer=fsdp", f"trainer.devices={devices}"]
                 if "8bit" in workload.optimizer:  # FSDP cannot split 8-bit moments
                     fsdp.append("optimizer=adamw")
-                options += [[*fsdp, *option] for option in ([], [*batch, *recompute])]
+                options += [[*fsdp, *option] for option in (slower[0], slower[-1])]
     unique = dict.fromkeys(map(tuple, options))
     return [list(option) for option in unique if option]
 

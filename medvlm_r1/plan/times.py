@@ -1,10 +1,14 @@
 """Seconds of a run's phases, estimated from operations, bytes and kernel launches."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medvlm_r1.plan.inventory import NF4_BYTES, Inventory
 from medvlm_r1.plan.measure import Meter
-from medvlm_r1.plan.memory import NF4_BYTES, Inventory, moment_bytes
+from medvlm_r1.plan.memory import moment_bytes
 from medvlm_r1.plan.passes import Cost
+from medvlm_r1.plan.rollouts import rollout_passes
 from medvlm_r1.plan.workload import Workload
 from medvlm_r1.rollout.engine import Sampling
 
@@ -25,6 +29,12 @@ class PhaseCost:
     traffic: float
     launches: float
     seconds: float
+
+
+def sum_phases(name: str, costs: Sequence[PhaseCost]) -> PhaseCost:
+    """The costs as one."""
+    totals = ("flops", "traffic", "launches", "seconds")
+    return PhaseCost(name, *(sum(getattr(cost, total) for cost in costs) for total in totals))
 
 
 class Clock:
@@ -53,7 +63,7 @@ class Clock:
         run, meter = self.workload, self.meter
         phases = []
         if run.method == "grpo":
-            phases.append(self.rollout("sampling", run.prompts, run.sampling))
+            phases.append(self.rollout("sampling", run.prompts, run.sampling, run.prompts))
         shape = run.shape(run.pass_prompts, run.sampling.group_size, run.mean_completion)
         if scored := run.reference_passes * run.micro_batches:
             phases.append(self._phase("reference", self._dequantized(meter.scoring(shape)), scored))
@@ -65,25 +75,32 @@ class Clock:
         phases.append(self._phase("update", Cost(traffic=self._update_bytes()), run.updates))
         return phases
 
-    def rollout(self, phase: str, prompts: int, sampling: Sampling) -> PhaseCost:
-        """One call of the engine: the longest completion reaches the limit; attention covers half of it on
-        average.
-        """
-        run, meter = self.workload, self.meter
-        shape = run.shape(prompts, sampling.group_size, max(1, sampling.max_tokens // 2))
-        prefill = self._dequantized(meter.prefill(shape, run.shares_prefix))
-        if not run.shares_prefix:  # a prompt for each row
-            shape = run.shape(shape.rows, 1, shape.completion)
-        step = self._dequantized(meter.decode(shape, sampling))
-        first, steps = (
-            self._phase(phase, prefill),
-            self._phase(phase, step, sampling.max_tokens, recorded=run.shares_prefix),
+    def rollout(self, phase: str, prompts: int, sampling: Sampling, images: int) -> PhaseCost:
+        """One call of the engine, with ``images`` different images."""
+        model = self.workload, self.inventory, self.meter
+        passes = rollout_passes(*model, sampling, prompts, images)
+        return sum_phases(
+            phase,
+            [self._phase(phase, self._dequantized(p.cost), p.count, p.recorded) for p in passes],
         )
-        totals = (
-            getattr(first, name) + getattr(steps, name)
-            for name in ("flops", "traffic", "launches", "seconds")
-        )
-        return PhaseCost(phase, *totals)
+
+    def evaluation(self) -> float | None:
+        """Seconds of all evaluations of the run; ``None`` if the number of questions is unknown."""
+        run, batch = self.workload, self.workload.recipe.evaluation_batch
+        asked = run.questions
+        if asked.evaluations is None:
+            return None
+
+        def seconds(questions: int, answers: int) -> float:
+            full, rest = divmod(math.ceil(questions / run.world_size), batch)
+            batches = [(batch, full), (rest, 1)]
+            return sum(
+                count * self.rollout("evaluation", size * answers, run.answering, size).seconds
+                for size, count in batches
+                if size and count
+            )
+
+        return asked.validations * seconds(asked.validation, 1) + seconds(asked.test, asked.answers)
 
     def _phase(self, name: str, cost: Cost, times: float = 1, recorded: bool = False) -> PhaseCost:
         total = cost * times

@@ -11,15 +11,15 @@ from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.sources.medvlm_r1 import medvlm_r1 as published_data
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.plan.cards import CARDS, Card
 from medvlm_r1.plan.passes import PassShape
+from medvlm_r1.plan.questions import Questions, count_questions
 from medvlm_r1.policy.loading.architecture import load_config, text_tokens
 from medvlm_r1.policy.loading.load import Recipe
 from medvlm_r1.policy.loading.tuning import Tuning
 from medvlm_r1.prompts import PromptStyle
-from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.engine import RolloutEngine, Sampling
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 # A question of typical length, for the number of text tokens.
@@ -34,8 +34,6 @@ _TYPICAL = VQASample(
     source="typical",
     image_group="typical",
 )
-# The papers' test file: 300 questions each on MRI, CT and X-ray.
-_PUBLISHED_TEST = 900
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,7 @@ class Workload:
         fused: whether one kernel updates all parameters, on a GPU.
         momentum: of SGD.
         layout: of log-probability passes.
-        shares_prefix: whether rollouts read each prompt once instead of once per completion.
-        steps: training steps; ``None`` if the configuration lacks the number of questions.
-        evaluations: greedy answers in the run, under all controls; ``None`` likewise.
-        train_images, other_images: most different images in training and in evaluation; ``None`` likewise.
+        engine: of rollouts.
         text_tokens: tokens of a typical prompt without its image.
         text_is_exact: whether the checkpoint's own tokenizer counted them.
         image_tokens: tokens of the largest image.
@@ -82,13 +77,10 @@ class Workload:
     fused: bool
     momentum: float
     layout: str
-    shares_prefix: bool
+    engine: RolloutEngine
     strategy: Literal["single", "ddp", "fsdp"]
     world_size: int
-    steps: int | None
-    evaluations: int | None
-    train_images: int | None
-    other_images: int | None
+    questions: Questions
     text_tokens: int
     text_is_exact: bool
     image_tokens: int
@@ -126,16 +118,28 @@ class Workload:
         return self.world_size if self.strategy == "fsdp" else 1
 
     @property
+    def shares_prefix(self) -> bool:
+        """Whether rollouts read each prompt once instead of once per completion."""
+        return isinstance(self.engine, SharedPrefixEngine)
+
+    @property
+    def records(self) -> bool:
+        """Whether decoding steps are replayed as CUDA graphs."""
+        return self.shares_prefix and self.engine.record != "off"
+
+    @property
     def mean_completion(self) -> int:
         """Assumed mean tokens of a completion: half of the limit; SFT's targets are known."""
         limit = self.sampling.max_tokens
         return limit if self.method == "sft" else max(1, limit // 2)
 
-    def shape(self, prompts: int, group_size: int, completion: int) -> PassShape:
-        return PassShape(prompts, group_size, self.prompt_tokens, completion, self.grid)
+    def shape(self, prompts: int, group_size: int, completion: int, images: int = 0) -> PassShape:
+        return PassShape(prompts, group_size, self.prompt_tokens, completion, self.grid, images)
 
 
-def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle) -> Workload:
+def read_workload(
+    cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: PromptStyle, engine: RolloutEngine
+) -> Workload:
     """Read a resolved configuration.
 
     Raises:
@@ -174,7 +178,6 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
     updates = num_iterations * method.get("num_minibatches", 1)
     has_reference = kind == "grpo" and method["beta"] > 0
     controls, _ = controls_of(cfg["controls"], prompt)
-    counts = _counts(cfg, recipe, kind, answers=len(set(controls) - {PRIOR}))
     return Workload(
         path=model["path"],
         revision=model["revision"],
@@ -193,10 +196,10 @@ def read_workload(cfg: dict[str, Any], recipe: Recipe, tuning: Tuning, prompt: P
         fused=optimizer.get("fused", False) is not False,  # None is true on a GPU
         momentum=optimizer.get("momentum", 0.0),
         layout=model["layout"],
-        shares_prefix=issubclass(locate(cfg["rollout"]["_target_"]), SharedPrefixEngine),
+        engine=engine,
         strategy=strategy,
         world_size=world_size,
-        **counts,
+        questions=count_questions(cfg, recipe, kind != "zero_shot", len(set(controls) - {PRIOR})),
         text_tokens=text,
         text_is_exact=exact,
         image_tokens=image,
@@ -240,42 +243,3 @@ def _grid(recipe: Recipe, side: int) -> tuple[int, int]:
             if count % rows == 0 and count // rows <= 4 * rows:
                 return 2 * rows, 2 * count // rows
     return 2, 2
-
-
-def _counts(cfg: dict[str, Any], recipe: Recipe, kind: str, answers: int) -> dict[str, int | None]:
-    """Return steps, evaluations and images of :class:`Workload`.
-
-    ``answers`` is the number of answers per test question, over all controls.
-    """
-    data, trainer = cfg["data"], cfg["trainer"]
-
-    def size(part: str) -> int | None:
-        node = data.get(part)
-        return node["n"] if isinstance(node, dict) and "n" in node else data.get(f"n_{part}")
-
-    tests, test = data.get("test"), None
-    if isinstance(tests, dict) and all(isinstance(node, dict) and "n" in node for node in tests.values()):
-        test = sum(node["n"] for node in tests.values())
-    elif locate(data["_target_"]) is published_data:
-        test = _PUBLISHED_TEST
-    train, validation = size("train"), size("validation")
-    if data.get("n_train_per"):  # a number per class; the configuration lacks the number of classes
-        train = None
-    known = test is not None and validation is not None
-    others = test + validation if known else None
-    if kind == "zero_shot":
-        evaluations = answers * test + validation if known else None
-        return {"steps": 0, "evaluations": evaluations, "train_images": 0, "other_images": others}
-    images = {"train_images": train, "other_images": others}
-    if train is None:
-        return {"steps": None, "evaluations": None, **images}
-    steps_per_epoch = train // recipe.prompts_per_step
-    steps = steps_per_epoch * trainer["max_epochs"]
-    if trainer["max_steps"] > 0:
-        steps = min(steps, trainer["max_steps"])
-    interval = trainer["val_check_interval"]
-    if isinstance(interval, float):  # a share of an epoch
-        interval = int(steps_per_epoch * interval)
-    validations = steps // max(1, interval) + 2  # and one before and one after training
-    evaluations = answers * test + validation * validations if known else None
-    return {"steps": steps, "evaluations": evaluations, **images}

@@ -118,7 +118,7 @@ class SharedPrefixEngine:
         schedule = Schedule(state, prompts, keys, exact=not recorded if self.compact else None)
         while steps := schedule.next_steps(self.sync_every):
             for length in steps:
-                state.window = _window(length, sampling.max_tokens, recorded)
+                state.window = attention_window(length, sampling.max_tokens, recorded)
                 policy.counters["decode_rows"] += state.rows
                 if recorder:
                     recorder.step(state)
@@ -140,7 +140,7 @@ class SharedPrefixEngine:
         return CacheShape(max(1, min(prompts, limit)), group_size, prompt_tokens, tokens)
 
 
-def _window(length: int, limit: int, recorded: bool) -> int:
+def attention_window(length: int, limit: int, recorded: bool) -> int:
     """Tokens per row that attention reads, for rows of ``length`` tokens."""
     if not recorded:
         return min(limit, -(-length // WINDOW) * WINDOW)

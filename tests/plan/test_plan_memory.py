@@ -1,11 +1,21 @@
 """Memory of one device, against arithmetic on paper."""
 
+import dataclasses
+
 import pytest
 import torch
-from plans import ALL, PAPER, TOWER, held, planned, trained
+from plans import ALL, PAPER, TOWER, held, planned, read, trained
 
-from medvlm_r1.plan.memory import NF4_BYTES
+from medvlm_r1.plan.inventory import NF4_BYTES
+from medvlm_r1.plan.measure import Meter
+from medvlm_r1.plan.memory import PHASES
+from medvlm_r1.plan.passes import decode
+from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.policy.loading.architecture import PUBLISHED, cache_bytes_per_token, load_config, meta_model
+from medvlm_r1.policy.loading.load import load_policy
+from medvlm_r1.policy.loading.tuning import Tuning
+from medvlm_r1.rollout.sampling_noise import NoiseKey
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 
 @pytest.mark.parametrize(
@@ -37,21 +47,58 @@ def test_the_papers_run_by_hand(paper):
         "adapter": 0,
         "head": 0,
     }
-    assert paper.workload.steps == 600 // 4 * 2
+    asked = paper.workload.questions
+    assert asked.steps == 600 // 4 * 2
     # validated four times an epoch, before and after; 100 questions each; 900 in the tests
-    assert paper.workload.evaluations == 100 * (2 * 4 + 2) + 5 * 900  # under every control but the prior
+    assert asked.evaluations == 100 * (2 * 4 + 2) + 5 * 900  # under every control but the prior
 
 
-def test_the_cache_by_hand(paper):
-    """Two tensors, 28 layers, 2 heads of 128, 2 bytes; 4 prompts x 4 rows, prompt and 512 tokens."""
+def test_keys_and_values_by_hand(paper):
+    """Two tensors, 28 layers, 2 heads of 128, 2 bytes. 128 rows decode together in the evaluation, the larger
+    rollout; prompts are padded to 768 tokens. The memory stays in all phases.
+    """
     per_token = 2 * 28 * 2 * 128 * 2
     assert per_token == cache_bytes_per_token(load_config(paper.workload.path), torch.bfloat16) == 28_672
-    assert held(paper, "keys and values", "sampling") == per_token * (
-        4 * paper.workload.prompt_tokens + 16 * 512
-    )
-    assert held(paper, "keys and values", "evaluation") == per_token * 16 * (
-        paper.workload.prompt_tokens + 512
-    )
+    assert paper.workload.prompt_tokens <= 768
+    for phase in PHASES:
+        assert held(paper, "keys and values", phase) == per_token * 128 * (768 + 512)
+
+
+def test_memory_of_rollouts_is_limited_and_may_be_freed():
+    limited = planned(PAPER, "rollout.max_memory_gb=1")
+    assert 0.9e9 < held(limited, "keys and values") <= 1e9
+    freed = planned(PAPER, "rollout.keep_memory=false")
+    assert held(freed, "keys and values") == held(freed, "CUDA graphs") == 0
+    # four prompts of four completions in training
+    assert held(freed, "keys and values", "sampling") == 28_672 * (4 * 768 + 16 * 512)
+    assert held(freed, "keys and values", "evaluation") == 28_672 * 128 * (768 + 512)
+    assert held(freed, "CUDA graphs", "sampling") > 16 * 151_936 * 4
+    plain = planned(PAPER, "rollout.record=off")  # prompts are padded to the longest
+    assert held(plain, "keys and values", "evaluation") == 28_672 * 128 * (plain.workload.prompt_tokens + 512)
+    assert held(plain, "CUDA graphs", "evaluation") == 0
+
+
+def test_the_engine_allocates_the_keys_and_values_of_the_plan(questions, short_style):
+    overrides = ["model=tiny", "model.recipe.evaluation_batch=4", "model.recipe.max_completion_tokens=4"]
+    made = planned(*overrides)
+    run = made.workload
+    policy = load_policy("embedded", run.recipe)
+    asked = [
+        policy.encoder.encode(dataclasses.replace(questions["square"], id=str(i)), "test", short_style)
+        for i in range(4 * run.questions.answers)
+    ]
+    engine = SharedPrefixEngine(capture=lambda step, rewind: step)
+    engine(policy, asked, run.answering, NoiseKey(0, 0))
+    engine(policy, asked[: run.prompts], run.sampling, NoiseKey(0, 0))
+    assert engine.recorder.memory_bytes == held(made, "keys and values")
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_decoding_step_on_meta_needs_the_memory_of_a_real_one(greedy):
+    run = read("model=tiny")
+    policy, meta = load_policy("embedded", run.recipe), Meter(load_config("embedded"), run.recipe, Tuning())
+    size = CacheShape(4, 8, 256, 32), 32, run.answering if greedy else run.sampling
+    assert meta.decode(*size).peak == pytest.approx(decode(policy, *size).peak, rel=0.1)
 
 
 def test_without_kl_there_is_no_reference():

@@ -22,7 +22,7 @@ TINY = PassShape(prompts=2, group_size=3, prompt=40, completion=8, grid=(8, 8))
 def read(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=list(overrides))
-        parts = [instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt)]
+        parts = [instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt, cfg.rollout)]
         return read_workload(OmegaConf.to_container(cfg, resolve=True), *parts)
 
 
