@@ -18,7 +18,7 @@ from sizes import GENUINE, adapter, encoder, of_words
 from transformers import PreTrainedConfig
 
 from medvlm_r1.algorithms.losses import PolicyLoss
-from medvlm_r1.plan.meta import fused_attention
+from medvlm_r1.plan.meta import gpu_kernels
 from medvlm_r1.policy.encode import Encoder, collate
 from medvlm_r1.policy.loading.architecture import load_config, meta_model
 from medvlm_r1.policy.loading.tuning import Tuning
@@ -77,7 +77,7 @@ def one_pass(
     prompts = collate([of_words(PROMPT, encoder)] * PROMPTS, policy.pad_id, torch.device("cpu"))
     # The mask stays on the CPU, where the layout reads the lengths.
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    with Watch([], Phases()) as watch, fused_attention():
+    with Watch([], Phases()) as watch, gpu_kernels():
         logprobs = policy.logprobs(prompts, torch.zeros_like(mask, dtype=torch.long), mask)
         forward = watch.flops
         loss, _ = PolicyLoss()(

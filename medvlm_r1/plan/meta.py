@@ -26,6 +26,8 @@ _ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_st
 _READS_SOME = {"embedding", "gather", "index", "index_select"}
 _WRITES_SOME = {"index_copy", "index_copy_", "index_put", "index_put_", "scatter_", "scatter_add_"}
 _OVERWRITES = {"copy_", "fill_", "zero_"}
+# Operators of several kernels.
+_KERNELS = {"isin": 3, "draw_from_logits": 2}
 
 
 class Ledger(TorchDispatchMode):
@@ -68,7 +70,9 @@ class Ledger(TorchDispatchMode):
                 args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
         out = func(*args, **kwargs)
         if formula := flop_registry.get(func._overloadpacket):
-            self.flops += formula(*args, **kwargs, out_val=out)
+            # products with an out_dtype: torch's formula takes their dtype for the shape of the result
+            operands = tensors if func._overloadname == "dtype" else args
+            self.flops += formula(*operands, **kwargs, out_val=out)
         results = [t for t in tree_iter(out) if isinstance(t, Tensor)]
         self._count_kernel(func, tensors, results)
         for tensor in results:
@@ -81,7 +85,9 @@ class Ledger(TorchDispatchMode):
         is_view = not func._schema.is_mutable and all(t.untyped_storage()._cdata in storages for t in results)
         if is_view or name in _ALLOCATES or not results:
             return
-        self.launches += 1
+        self.launches += _KERNELS.get(name, 1)
+        if name == "cat" and results[0].ndim > 4:  # more dimensions than one kernel takes
+            self.launches += len(tensors) - 1
         if name in _READS_SOME:
             tensors = results
         elif name in _WRITES_SOME:
@@ -119,14 +125,14 @@ def _operand_bytes(tensor: Tensor) -> int:
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Compute attention on meta tensors with the kernels of a GPU.
+def gpu_kernels() -> Iterator[None]:
+    """Compute attention and torch's RMSNorm on meta tensors with the kernels of a GPU.
 
-    On meta torch falls back to the plain formula, which stores the attention matrix. A GPU uses the
+    On meta torch falls back to plain formulas; that of attention stores the attention matrix. A GPU uses the
     memory-efficient kernel for fp32 or with a mask, and FlashAttention otherwise. A function mode would
-    miss the recomputation of checkpointing in the backward pass, so this replaces the function itself.
+    miss the recomputation of checkpointing in the backward pass, so this replaces the functions themselves.
     """
-    plain = functional.scaled_dot_product_attention
+    plain, plain_norm = functional.scaled_dot_product_attention, functional.rms_norm
 
     def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **others):
         if not query.is_meta:
@@ -143,8 +149,13 @@ def fused_attention() -> Iterator[None]:
         efficient = aten._scaled_dot_product_efficient_attention
         return efficient(query, key, value, attn_mask, needs_lse, dropout_p, is_causal, scale=scale)[0]
 
-    functional.scaled_dot_product_attention = attend
+    def normalise(x, normalized_shape, weight=None, eps=None):
+        if not x.is_meta:
+            return plain_norm(x, normalized_shape, weight, eps)
+        return x.neg() if weight is None else x * weight  # like the fused norm: one kernel
+
+    functional.scaled_dot_product_attention, functional.rms_norm = attend, normalise
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = plain
+        functional.scaled_dot_product_attention, functional.rms_norm = plain, plain_norm

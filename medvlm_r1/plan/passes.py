@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medvlm_r1.algorithms.losses import PolicyLoss, sft_loss
-from medvlm_r1.plan.meta import Ledger, fused_attention
+from medvlm_r1.plan.meta import Ledger, gpu_kernels
 from medvlm_r1.policy.encode import PromptBatch
 from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.policy.forward.logprobs import repeat_prompts
@@ -112,7 +112,7 @@ def train_once(
         parameter.grad = torch.zeros_like(parameter)
     policy.clear_vision_cache()  # cached features would cost nothing in later passes
     batch = inputs(policy, shape, device)
-    with _ledger(policy.train(), batch[0].pixels) as ledger, fused_attention() if fused else nullcontext():
+    with _ledger(policy.train(), batch[0].pixels) as ledger, gpu_kernels() if fused else nullcontext():
         logprobs = policy.logprobs(*batch)
         saved, logits = ledger.live, ledger.live_wide
         if grpo:
@@ -129,7 +129,7 @@ def score(policy: Policy, shape: PassShape) -> Cost:
     """Measure :meth:`Meter.scoring` of one policy on the meta device."""
     batch = inputs(policy, shape)
     policy.clear_vision_cache()
-    with _ledger(policy, batch[0].pixels) as ledger, fused_attention():
+    with _ledger(policy, batch[0].pixels) as ledger, gpu_kernels():
         policy.reference_logprobs(*batch) if policy.has_adapter else policy.logprobs(*batch)
     return Cost.of(ledger)
 
@@ -139,7 +139,7 @@ def prefill(policy: Policy, shape: PassShape, shared: bool) -> Cost:
     """Measure :meth:`Meter.prefill` of one policy on the meta device."""
     prompts, _, _ = inputs(policy, shape)
     policy.clear_vision_cache()
-    with policy.sampling_mode(), _ledger(policy, prompts.pixels) as ledger, fused_attention():
+    with policy.sampling_mode(), _ledger(policy, prompts.pixels) as ledger, gpu_kernels():
         if shared:
             prefilled = policy.prefill(prompts)  # keeps the cache alive, as the engine does
             policy.next_token_logprobs(prefilled.hidden)
@@ -164,7 +164,7 @@ def decode(policy: Policy, shape: CacheShape, window: int, sampling: Sampling) -
     state.window = window
     held = [value for value in vars(state).values() if isinstance(value, Tensor)]
     held += [value for value in vars(state.cache).values() if isinstance(value, Tensor)]
-    with policy.sampling_mode(), _ledger(policy, *held) as ledger:
+    with policy.sampling_mode(), _ledger(policy, *held) as ledger, gpu_kernels():
         state.advance()
     return Cost.of(ledger)
 

@@ -48,7 +48,8 @@ def draw(
         keys: of :meth:`~medvlm_r1.rollout.sampling_noise.NoiseKey.completion_keys`, one per row.
         steps: index of the token in its completion, of each row or of all.
     """
-    if HAS_TRITON and hidden.is_cuda and sampling.top_k == 0 and sampling.top_p == 1:
+    has_kernel = hidden.is_meta or (hidden.is_cuda and HAS_TRITON)  # on meta, the plan counts a GPU's kernels
+    if has_kernel and sampling.top_k == 0 and sampling.top_p == 1:
         drawn = draw_from_logits(hidden @ head_weight.T, banned, sampling.temperature, keys ^ steps)
         tokens, logprobs, entropy = drawn
         return Draw(tokens, logprobs, torch.ones_like(logprobs), entropy)

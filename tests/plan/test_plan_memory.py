@@ -72,20 +72,20 @@ def test_memory_of_rollouts_is_limited_and_may_be_freed():
     # four prompts of four completions in training
     assert held(freed, "keys and values", "sampling") == 28_672 * (4 * 768 + 16 * 512)
     assert held(freed, "keys and values", "evaluation") == 28_672 * 128 * (768 + 512)
-    assert held(freed, "CUDA graphs", "sampling") > 16 * 151_936 * 4
+    assert held(freed, "CUDA graphs", "sampling") > 16 * 151_936 * 2
     plain = planned(PAPER, "rollout.record=off")  # prompts are padded to the longest
     assert held(plain, "keys and values", "evaluation") == 28_672 * 128 * (plain.workload.prompt_tokens + 512)
     assert held(plain, "CUDA graphs", "evaluation") == 0
 
 
 def test_the_engine_allocates_the_keys_and_values_of_the_plan(questions, short_style):
-    overrides = ["model=tiny", "model.recipe.evaluation_batch=4", "model.recipe.max_completion_tokens=4"]
-    made = planned(*overrides)
+    sizes = {"prompts_per_step": 2, "group_size": 3, "evaluation_batch": 2, "max_completion_tokens": 4}
+    made = planned("model=tiny", *(f"model.recipe.{name}={size}" for name, size in sizes.items()))
     run = made.workload
     policy = load_policy("embedded", run.recipe)
     asked = [
         policy.encoder.encode(dataclasses.replace(questions["square"], id=str(i)), "test", short_style)
-        for i in range(4 * run.questions.answers)
+        for i in range(2 * run.questions.answers)
     ]
     engine = SharedPrefixEngine(capture=lambda step, rewind: step)
     engine(policy, asked, run.answering, NoiseKey(0, 0))

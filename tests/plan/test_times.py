@@ -45,14 +45,14 @@ def test_a_decoding_step_reads_all_language_weights_and_the_cache(paper):
 
     few, many = step(2, run.answering), step(66, run.answering)
     weights = 2 * (ALL - TOWER)
-    assert weights < few.traffic < 1.1 * weights
-    assert few.launches == many.launches
-    cache, scores = 28_672 * (512 + 256), 151_936 * 4
-    assert cache + 5 * scores < (many.traffic - few.traffic) / 64 < 2 * cache + 30 * scores
-    # the noise of sampling: more kernels and more passes over the scores
-    sampled = step(66, dataclasses.replace(run.sampling, group_size=1))
-    assert sampled.launches > many.launches
-    assert sampled.traffic > many.traffic
+    assert weights < few.traffic < 1.05 * weights
+    assert few.launches == many.launches < 1100
+    cache, logits = 28_672 * (512 + 256), 151_936 * 2
+    assert cache + 2 * logits < (many.traffic - few.traffic) / 64 < 2 * cache + 2 * logits
+    # one kernel draws the tokens; with top-p, torch goes over the vocabulary many times
+    truncated = step(66, dataclasses.replace(run.sampling, group_size=1, top_p=0.9))
+    assert truncated.launches > many.launches + 20
+    assert truncated.traffic > many.traffic + 66 * 20 * logits
 
 
 def passes_of(made, prompts, images=1, sampling=None):
@@ -120,7 +120,7 @@ def test_training_is_bound_by_bandwidth():
 def test_steps_of_another_engine_are_not_recorded(paper):
     plain = planned(PAPER, "rollout=reference", timed=True).step[0]
     assert plain.seconds >= 9e-6 * plain.launches
-    assert plain.seconds > 3 * paper.step[0].seconds
+    assert plain.seconds > 2 * paper.step[0].seconds
 
 
 def test_communication_by_hand():

@@ -77,6 +77,6 @@ class DecodingAttention:
 
 def _product(a: Product, b: Float[Tensor, "batch last other"]) -> Float[Tensor, "batch queries other"]:
     """``a @ b`` in fp32, whatever the dtype of the operands; without rounding on a GPU."""
-    if a.is_cuda and a.dtype != torch.float32:
+    if a.device.type != "cpu" and a.dtype != torch.float32:
         return torch.bmm(a, b, out_dtype=torch.float32)
     return torch.bmm(a, b).float()
