@@ -136,7 +136,7 @@ def candidates(workload: Workload) -> list[list[str]]:
                 fsdp = ["trainer=fsdp", f"trainer.devices={devices}"]
                 if "8bit" in workload.optimizer:  # FSDP cannot split 8-bit moments
                     fsdp.append("optimizer=adamw")
-                options += [[*fsdp, *option] for option in (slower[0], slower[-1])]
+                options += [[*fsdp, *option] for option in (slower[0], fewer_rows, slower[-1])]
     unique = dict.fromkeys(map(tuple, options))
     return [list(option) for option in unique if option]
 

@@ -57,7 +57,8 @@ def test_shallow_models_tell_the_cost_of_the_whole_one(path, again):
     shallow, whole = (
         Meter(load_config(path), recipe, Tuning(), w).training(lengths, True) for w in (False, True)
     )
-    assert dataclasses.astuple(shallow)[:5] == dataclasses.astuple(whole)[:5]
+    assert dataclasses.astuple(shallow)[:3] == dataclasses.astuple(whole)[:3]
+    assert shallow.saved == pytest.approx(whole.saved, rel=0.001)
     assert shallow.peak == pytest.approx(whole.peak, rel=0.01)
 
 
