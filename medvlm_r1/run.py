@@ -38,8 +38,18 @@ log = logging.getLogger("medvlm_r1")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> float:
     """Run or resume one job; returns ``optimized_metric`` of the selected weights, for sweepers."""
+    configure_allocator()
     with attempt(cfg) as this, wandb_run(this.job.folder / "logs"):
         return execute(cfg, this) if this.result is None else this.result
+
+
+def configure_allocator() -> None:
+    """Let torch's memory segments on a GPU grow, unless the user has set its allocator; before torch loads.
+
+    Packed passes differ in size from step to step: segments of fixed size would fragment the memory.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def execute(cfg: DictConfig, this: Attempt) -> float:

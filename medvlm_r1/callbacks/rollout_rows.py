@@ -15,8 +15,11 @@ MAX_SIDE = 448  # pixels; a scan is legible, and hundreds of images stay small
 
 def rollout_rows(step: int, trajectory: Trajectory) -> list[dict[str, Any]]:
     """One JSON object per completion, for ``rollouts/step-N.jsonl``."""
-    rewards, total, advantages = trajectory.rewards, trajectory.rewards.total, trajectory.row_advantages
-    lengths, truncated = trajectory.rollout.lengths.tolist(), trajectory.rollout.truncated.tolist()
+    rollout, rewards = trajectory.rollout, trajectory.rewards
+    columns = (rollout.lengths, rollout.truncated, rewards.total, trajectory.row_advantages)
+    # once a column: a read of a tensor may wait for the device
+    lengths, truncated, total, advantages = (column.tolist() for column in columns)
+    terms = {name: values.tolist() for name, values in rewards.terms.items()}
     return [
         {
             "step": step,
@@ -31,9 +34,9 @@ def rollout_rows(step: int, trajectory: Trajectory) -> list[dict[str, Any]]:
             "text": answer.text,
             "answer": answer.content if sample.is_open else answer.letter,
             "right": is_correct(answer, sample),
-            "rewards": {name: round(float(values[row]), 6) for name, values in rewards.terms.items()},
-            "total": round(float(total[row]), 6),
-            "advantage": round(float(advantages[row]), 6),
+            "rewards": {name: round(values[row], 6) for name, values in terms.items()},
+            "total": round(total[row], 6),
+            "advantage": round(advantages[row], 6),
             "tokens": lengths[row],
             "truncated": truncated[row],
         }

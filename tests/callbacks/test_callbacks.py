@@ -1,10 +1,13 @@
 """Alarms speak once for each cause, say what to do, and stay on disk."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
+from large_run import drawn, sample
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.callbacks.alarms import Alarms, BrokenSamplerError
@@ -91,6 +94,27 @@ def test_the_bar_shows_short_names():
         progress_bar_metrics={"train/reward": 1.0, "validation/accuracy": 0.5}, loggers=[]
     )
     assert bar.get_metrics(trainer, None) == {"reward": 1.0, "val accuracy": 0.5}
+
+
+class Reads(TorchDispatchMode):
+    """Counts reads of a tensor's single value, each of which may wait for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_of_a_rollout_are_not_read_one_by_one():
+    def reads(prompts):
+        rng = random.Random(0)
+        samples = [sample(rng, "mri", "train", k) for k in range(prompts)]
+        with Reads() as counted:
+            assert len(drawn(rng, 0, samples, 4)) == prompts * 4
+        return counted.count
+
+    assert reads(2) == reads(20)
 
 
 def test_old_rollouts_make_room(tmp_path):

@@ -1,6 +1,7 @@
 """run.py: multirun, comparison, overwriting, earlier versions, user errors."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -91,6 +92,20 @@ def test_a_sweep_is_resumed_and_overwrite_starts_it_again(sweep):
     run_here(sweep, *small, "overwrite=true")
     assert not marker.exists()
     assert len(list((sweep / "outputs/sweeps/small").glob("zero_shot*"))) == 1
+
+
+def test_memory_segments_of_a_gpu_may_grow_unless_the_user_has_set_the_allocator(tmp_path, monkeypatch):
+    ours, older = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+    for name in (ours, older):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    run_here(tmp_path, "model.path=nowhere", code=2)  # before anything loads torch
+    assert os.environ[ours] == "expandable_segments:True"
+    for name in (ours, older):
+        monkeypatch.delenv(ours)
+        monkeypatch.setenv(name, "max_split_size_mb:128")
+        run_here(tmp_path, "model.path=nowhere", code=2)
+        assert os.environ.get(ours) == ("max_split_size_mb:128" if name == ours else None)
 
 
 def test_the_same_run_again_writes_to_a_second_folder(tmp_path):
