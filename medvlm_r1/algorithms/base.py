@@ -164,8 +164,8 @@ class VLMModule(LightningModule):
     ) -> None:
         """Answer a batch of questions under all controls."""
         test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
-        asked, prompts = zip(*chain.from_iterable(questions), strict=True)
-        rows, _ = self.evaluate(asked, prompts, test_set)
+        pairs = list(chain.from_iterable(questions))
+        rows = self.evaluate(*zip(*pairs, strict=True), test_set)[0] if pairs else []
         self.predictions += rows
         self.take_counters()
         if self.journal:
