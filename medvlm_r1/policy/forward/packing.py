@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medvlm_r1.policy.forward.attention import AttentionLayout, shared_prefix_attention
+from medvlm_r1.policy.forward.joined_attention import Kernel, Spans, joined_attention, kernel_for
 
 Output = Float[Tensor, "tokens heads size"]
 Query = Float[Tensor, "heads tokens size"]
@@ -80,14 +81,26 @@ class PromptLayout(AttentionLayout):
 
 
 class GroupLayout(AttentionLayout):
-    """Prompts, then ``group_size`` completions of each, prompt-major; a completion may have 0 tokens."""
+    """Prompts, then ``group_size`` completions of each, prompt-major; a completion may have 0 tokens.
 
-    def __init__(self, prompts: Sequence[int], completions: Sequence[int], device: torch.device) -> None:
+    ``kernel`` computes the completions' attention; by default that of the device, else fp32 scores in memory.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[int],
+        completions: Sequence[int],
+        device: torch.device,
+        kernel: Kernel | None = None,
+    ) -> None:
         self.prompts = PromptLayout(prompts, device)
         self.completions = Padder(completions, device)
         self.group_size = len(completions) // len(prompts)
         longest = self.completions.longest
         self.causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+        self.kernel = kernel
+        groups = torch.tensor(completions).view(len(prompts), -1).sum(1).tolist()
+        self.spans = Spans(groups, prompts, False, device), Spans(completions, completions, True, device)
 
     def attend(self, layer, query, key, value, scaling):
         sizes = [len(self.prompts.padder), len(self.completions)]
@@ -95,7 +108,12 @@ class GroupLayout(AttentionLayout):
         output, prefix = self.prompts.attend_with_keys(query, key, value, scaling)
         if not sizes[1]:
             return output
-        return torch.cat([output, self._attend_completions(q, k, v, prefix, scaling)])
+        if kernel := self.kernel or kernel_for(query.device, query.dtype):
+            q, k, v, key, value = (x.transpose(0, 1) for x in (q, k, v, key, value))
+            completions = joined_attention(q, (key, value), (k, v), self.spans, scaling, kernel)
+        else:
+            completions = self._attend_completions(q, k, v, prefix, scaling)
+        return torch.cat([output, completions])
 
     def _attend_completions(
         self, query: Query, key: Key, value: Key, prefix: tuple[Keys, Keys], scaling: float
