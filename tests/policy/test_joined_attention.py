@@ -119,6 +119,5 @@ def test_no_scores_are_in_memory():
             layout.attend(0, query, key, value, 128**-0.5).sum().backward()
         peaks.append(ledger.peak)
         traffic.append(ledger.traffic)
-    print(peaks, traffic)
-    assert peaks[0] < 0.3 * peaks[1]
-    assert traffic[0] < 0.3 * traffic[1]
+    assert peaks[0] < 0.3 * peaks[1]  # 108 of 378 MB
+    assert traffic[0] < 0.07 * traffic[1]  # 0.60 of 9.55 GB
