@@ -6,9 +6,8 @@ on the grid, and pictures or windows of equal size share a call.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import groupby
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -58,26 +57,12 @@ class Segments:
 
 
 class VisionLayout:
-    """Attention of the blocks of one tower to pictures of one grid: to a whole picture, or within windows.
+    """Attention of the blocks of a tower: to a whole picture, or, in ``windowed`` ones, within windows."""
 
-    Attributes:
-        inputs: arguments of ``get_image_features`` beside patches and grid.
-    """
-
-    def __init__(self, model: Model, grid: Int[Tensor, "images 3"], device: torch.device) -> None:
-        tower = inner_model(model).visual
-        merge = tower.spatial_merge_size
-        frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0]).tolist()
-        self.whole, self.windows, self.windowed = Segments(frames, device), None, set()
-        # The tower would split the patches by these: one part, which `attend` divides.
-        undivided = torch.tensor([0, sum(frames)], dtype=torch.int32)
-        positions = get_vision_position_ids(grid, merge).to(device)
-        self.inputs: dict[str, Any] = {"layout": self, "cu_seqlens": undivided, "position_ids": positions}
-        if full := getattr(tower, "fullatt_block_indexes", None):
-            index, ends = get_vision_window_index(grid, merge, tower.window_size, tower.patch_size)
-            self.windows = Segments(ends.diff().tolist(), device)
-            self.windowed = {block.attn for i, block in enumerate(tower.blocks) if i not in full}
-            self.inputs |= {"window_index": index.to(device), "cu_window_seqlens": undivided}
+    def __init__(
+        self, whole: Segments, windows: Segments | None = None, windowed: Set[nn.Module] = frozenset()
+    ):
+        self.whole, self.windows, self.windowed = whole, windows, windowed
 
     def attend(
         self, module: nn.Module, query: Heads, key: Heads, value: Heads, scaling: float
@@ -91,5 +76,18 @@ def encode_images(
     model: Model, pixels: Float[Tensor, "patches features"], grid: Int[Tensor, "images 3"]
 ) -> list[Float[Tensor, "tokens width"]]:
     """Features of each image; ``grid`` is on the host, ``pixels`` on the device of the model."""
-    inputs = VisionLayout(model, grid, pixels.device).inputs
-    return model.get_image_features(pixels, grid, **inputs).pooler_output
+    tower, device = inner_model(model).visual, pixels.device
+    merge = tower.spatial_merge_size
+    frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0]).tolist()
+    # The tower would split the patches by these: one part, which the layout divides.
+    undivided = torch.tensor([0, sum(frames)], dtype=torch.int32)
+    whole = Segments(frames, device)
+    inputs = {"cu_seqlens": undivided, "position_ids": get_vision_position_ids(grid, merge).to(device)}
+    windows, windowed = whole, set()
+    if full := getattr(tower, "fullatt_block_indexes", None):
+        index, ends = get_vision_window_index(grid, merge, tower.window_size, tower.patch_size)
+        inputs |= {"cu_window_seqlens": undivided, "window_index": index.to(device)}
+        windows = Segments(ends.diff().tolist(), device)
+        windowed = {block.attn for i, block in enumerate(tower.blocks) if i not in full}
+    layout = VisionLayout(whole, windows, windowed)
+    return model.get_image_features(pixels, grid, layout=layout, **inputs).pooler_output
