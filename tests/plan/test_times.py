@@ -108,13 +108,14 @@ def test_seconds_by_hand(paper):
 
 
 def test_training_is_bound_by_bandwidth():
-    """8 completions of 512 tokens: over 600 GB move, which takes longer than the operations."""
+    """8 completions of 512 tokens: over 360 GB move, which takes a little longer than the operations."""
     made = planned(PAPER, "model.recipe.group_size=8", "card=h100_80gb", timed=True)
     shape = made.workload.shape(1, 8, 512)
     meter = Meter(load_config(made.workload.path), made.workload.recipe, Tuning())
     cost, clock = meter.training(shape, True), Clock(made.workload, None, None)
     assert clock.seconds(cost) == pytest.approx(cost.traffic / (0.7 * 3.35e12))
-    assert clock.seconds(cost) > 1.2 * cost.flops / (0.4 * 989e12)
+    assert cost.traffic > 360e9
+    assert 1 < clock.seconds(cost) / (cost.flops / (0.4 * 989e12)) < 1.2
 
 
 def test_steps_of_another_engine_are_not_recorded(paper):
