@@ -118,7 +118,6 @@ def main() -> None:
         seconds = time.monotonic() - start
     parts = {"first": (200, 300), "last": (args.steps - 100, args.steps)}
     memory = {name: mean(rows, "resident", *part) for name, part in parts.items()}
-    # most are shared memory of questions that a worker has prefetched, so the number varies within an epoch
     files = {
         name: max(s["handles"] for s in rows if s["step"] in range(*part)) for name, part in parts.items()
     }

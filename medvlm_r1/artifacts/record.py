@@ -72,7 +72,7 @@ def write_artifacts(
 ) -> None:
     """Write ``predictions.jsonl``, ``skipped.txt``, ``timing.json``, ``model/``, and last ``metrics.json``.
 
-    Only ``timing.json`` depends on clock and hardware: the other files are the same for the same seed.
+    Only ``timing.json`` depends on the clock: on one CPU, the other files are the same for the same seed.
     ``validation`` has the last validation's metrics, ``audit`` the findings of the data audit, if any.
     """
     controls, not_run = controls_of(config["controls"], module.prompt, served="url" in config["model"])

@@ -1,7 +1,8 @@
 """Checkpoints between two steps, of which one is always intact, and how to resume from them.
 
 A step depends only on weights, optimiser, schedule, step number, data position and seed. So a resumed run
-ends with the same weights, metrics and predictions, bit for bit, as a run that was never stopped.
+ends as a run that was never stopped: with the same weights, metrics and predictions, bit for bit on a CPU,
+and on a GPU up to rounding, because the backward pass of attention adds in varying order.
 """
 
 import logging

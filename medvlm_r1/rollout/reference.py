@@ -1,4 +1,4 @@
-"""The reference engine: transformers' ``generate``, with samples that depend on the row alone.
+"""The reference engine: transformers' ``generate``, with noise that depends on the row alone.
 
 Every completion is a row of its own from the first token on: slow and plain. Tests compare the fast engine
 with it.

@@ -39,7 +39,7 @@ class SharedPrefixEngine:
 
     Args:
         sync_every: steps after which the host reads which rows have ended.
-        compact: drop rows that have ended; the samples do not depend on it.
+        compact: drop rows that have ended; the noise of the others does not depend on it.
         max_rows: rows that decode together; further prompts wait until others have ended.
         max_memory_gb: GB (1e9 bytes) of keys and values; further prompts wait too.
         record: ``auto`` captures steps on a GPU and compares some of their replays with plain steps,
