@@ -124,6 +124,8 @@ def run_alone(
         if value := getattr(arguments, option):
             command += [f"--{option}", value]
     environment = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # as run.py does
     if arguments.rehearse:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     limit = left if arguments.rehearse else min(check.seconds, left)  # CPUs differ more than GPUs

@@ -37,10 +37,11 @@ def _pool() -> Any:
     return torch.cuda.graph_pool_handle()
 
 
-def cuda_graph(step: Step, rewind: Step) -> Step:
+def cuda_graph(step: Step, rewind: Step, **options: Any) -> Step:
     """Capture ``step``, which must not synchronise with the device, as a CUDA graph; return its replay.
 
-    ``rewind`` undoes the step that warms up, in which libraries choose kernels and allocate work spaces.
+    ``rewind`` undoes the step that warms up, in which libraries choose kernels and allocate work spaces;
+    ``options`` are those of :class:`torch.cuda.graph`.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -50,7 +51,7 @@ def cuda_graph(step: Step, rewind: Step) -> Step:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # thread_local: NCCL's watchdog queries events in a thread of its own, which would end a global capture.
-    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local", **options):
         step()
     return graph.replay
 

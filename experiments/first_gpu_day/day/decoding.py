@@ -43,13 +43,9 @@ def decoding_speed(day: Day) -> Result:
     bounds = {"every step took time": all(value > 0 for row in table for value in row.values())}
     if not day.rehearsal:
         counted = json.loads(COUNTS.read_text())["steps"]["2B, 8 x 8"]["after"]
-        figures |= {
-            "launches, counted": counted["launches"],
-            "TB/s of a large copy": copy_bandwidth(),
-            "TB/s of a recorded step of 64 rows, counted bytes": counted["bytes"]
-            / 1e9
-            / table[1]["recorded ms"],
-        }
+        rate = counted["bytes"] / 1e9 / table[1]["recorded ms"]
+        figures |= {"launches, counted": counted["launches"], "TB/s of a large copy": copy_bandwidth()}
+        figures["TB/s of a recorded step of 64 rows, by counted bytes"] = rate
         bounds["a recorded step takes at most 0.6 of an eager one, at every number of rows"] = all(
             row["recorded ms"] <= 0.6 * row["eager ms"] for row in table
         )

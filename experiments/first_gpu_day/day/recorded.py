@@ -1,5 +1,7 @@
 """Decoding steps that are recorded against steps that are not."""
 
+import functools
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +11,12 @@ from build_run import built
 
 from day.base import Day, Result, gb, result
 from day.work import MOST_RECORDINGS, config, differences, encoded, engine_of, policy_of
-from medvlm_r1.policy.encode import collate
+from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Rollout, Sampling
+from medvlm_r1.rollout.recorder import cuda_graph
 from medvlm_r1.rollout.sampling_noise import NoiseKey
+from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 
 def recorded_steps(day: Day, peft: str = "full", dtypes: Sequence[str] = ("float32", "bfloat16")) -> Result:
@@ -40,6 +44,10 @@ def recorded_steps(day: Day, peft: str = "full", dtypes: Sequence[str] = ("float
                     table.append(
                         {"dtype": dtype, "when": when, "record": name, **differences(found["off"], rollout)}
                     )
+        if not day.rehearsal:
+            dead = dead_inputs(policy, prompts[:n], sampling)
+            figures[f"{dtype}: freed inputs"] = dead or "none"
+            bounds[f"{dtype}: no input of a recording is freed"] = not dead
         failures = [f"{name}: {e.recorder.failure}" for name, e in engines.items() if e.recorder.failure]
         figures[f"{dtype}: self-check"] = "; ".join(failures) or "no difference"
         figures[f"{dtype}: recordings"] = engines["auto"].recorder.count
@@ -65,6 +73,20 @@ def recorded_steps(day: Day, peft: str = "full", dtypes: Sequence[str] = ("float
 def recorded_steps_lora(day: Day) -> Result:
     """:func:`recorded_steps` with an adapter."""
     return recorded_steps(day, "lora")
+
+
+def dead_inputs(policy: Policy, prompts: list[EncodedPrompt], sampling: Sampling) -> str:
+    """Replay with torch's own search for freed inputs (since 2.13); returns its finding, or nothing."""
+    if "check_input_liveness" not in inspect.signature(torch.cuda.graph.__init__).parameters:
+        return ""
+    engine = SharedPrefixEngine(capture=functools.partial(cuda_graph, check_input_liveness=True))
+    try:
+        for change in (nothing, move):
+            change(policy, None, prompts)
+            engine(policy, prompts, sampling, NoiseKey(0, 0))
+    except RuntimeError as error:
+        return str(error)[:2000]
+    return ""
 
 
 def nothing(policy: Policy, rollout: Rollout | None, prompts: list) -> None:
