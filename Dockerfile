@@ -3,9 +3,10 @@
 #   docker run --rm --gpus all --shm-size 8g --volume "$PWD/outputs:/workspace/outputs" medvlm_r1 python run.py
 FROM nvidia/cuda:12.6.3-base-ubuntu24.04
 
+# Triton compiles a launcher in C for each kernel.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git make python3-venv \
+    && apt-get install --yes --no-install-recommends gcc git libc6-dev make python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 # Ubuntu's Python refuses packages (PEP 668), so they go into an environment of the image's own user, ubuntu (1000).

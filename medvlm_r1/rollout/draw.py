@@ -4,6 +4,7 @@ On a GPU with Triton, :mod:`~medvlm_r1.rollout.draw_triton` reads the logits onc
 or top-p, torch computes log-probabilities, noise, scores and entropy one after the other.
 """
 
+import warnings
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -53,7 +54,15 @@ def draw(
         drawn = draw_from_logits(hidden @ head_weight.T, banned, sampling.temperature, keys ^ steps)
         tokens, logprobs, entropy = drawn
         return Draw(tokens, logprobs, torch.ones_like(logprobs), entropy)
-    logprobs = next_token_logprobs(hidden, head_weight, banned, sampling.divisor)
+    return _draw(next_token_logprobs(hidden, head_weight, banned, sampling.divisor), sampling, keys, steps)
+
+
+def _draw(
+    logprobs: Float[Tensor, "rows vocabulary"],
+    sampling: Sampling,
+    keys: Int[Tensor, " rows"],
+    steps: Position,
+) -> Draw:
     scores, kept_mass, entropy = gumbel_max_scores(logprobs, sampling, keys, steps)
     tokens = scores.argmax(-1)
     return Draw(tokens, logprobs.gather(-1, tokens[:, None])[:, 0], kept_mass, entropy)
@@ -63,10 +72,23 @@ def draw(
 def draw_from_logits(
     logits: Tensor, banned: Tensor, temperature: float, keys: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels of :mod:`~medvlm_r1.rollout.draw_triton` as one operator, for ``torch.compile``."""
-    from medvlm_r1.rollout import draw_triton  # imports triton
+    """The kernels of :mod:`~medvlm_r1.rollout.draw_triton` as one operator, for ``torch.compile``.
 
-    return draw_triton.draw_from_logits(logits, banned, temperature, keys)
+    If Triton fails, as it does without a C compiler, torch draws from then on.
+    """
+    global HAS_TRITON
+    if HAS_TRITON:
+        try:
+            from medvlm_r1.rollout import draw_triton  # imports triton
+
+            return draw_triton.draw_from_logits(logits, banned, temperature, keys)
+        except Exception as error:
+            HAS_TRITON = False
+            warnings.warn(f"Triton does not run here, so torch draws the tokens: {error!r}", stacklevel=2)
+    sampling = Sampling(temperature=temperature)
+    logprobs = (logits.float() / sampling.divisor).masked_fill_(banned, -torch.inf).log_softmax(-1)
+    tokens, logprobs, _, entropy = _draw(logprobs, sampling, keys, 0)
+    return tokens, logprobs, entropy
 
 
 @draw_from_logits.register_fake

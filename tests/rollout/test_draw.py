@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from medvlm_r1.policy.forward.lm_head import next_token_logprobs
-from medvlm_r1.rollout.draw import draw
+from medvlm_r1.rollout.draw import draw, draw_from_logits
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey, gumbel_max_scores
 
@@ -43,6 +44,21 @@ def test_a_row_draws_the_same_alone_and_in_any_batch(temperature):
     logprobs = next_token_logprobs(hidden, head, banned, sampling.divisor)
     scores = gumbel_max_scores(logprobs, sampling, KEYS, STEPS)[0]
     assert torch.equal(together.tokens, scores.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_torch_draws_where_triton_fails(temperature, monkeypatch):
+    """On tensors of a CPU, Triton has no driver, or is not there."""
+    monkeypatch.setattr("medvlm_r1.rollout.draw.HAS_TRITON", True)
+    logits, banned = torch.randn(6, 500, generator=torch.manual_seed(0)), torch.arange(500) == 3
+    with pytest.warns(UserWarning, match="Triton does not run here, so torch draws"):
+        tokens, logprobs, entropy = draw_from_logits(logits, banned, temperature, KEYS ^ STEPS)
+    sampling = Sampling(temperature=temperature)
+    expected = draw(logits, torch.eye(500), banned, sampling, KEYS, STEPS)
+    assert torch.equal(tokens, expected.tokens)
+    torch.testing.assert_close((logprobs, entropy), (expected.logprobs, expected.entropy), rtol=0, atol=1e-6)
+    with warnings.catch_warnings(action="error"):  # once
+        draw_from_logits(logits, banned, temperature, KEYS ^ STEPS)
 
 
 @NEEDS_TRITON
