@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 COUNTS = ("images_encoded", "prefill_tokens", "decode_rows")
-COUNTS += ("device_syncs", "captures", "replays", "forward_tokens", "lm_head_tokens")
+COUNTS += ("device_syncs", "captures", "replays", "seconds_check", "forward_tokens", "lm_head_tokens")
 
 
 class Counters(Counter[str]):

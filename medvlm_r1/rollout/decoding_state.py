@@ -10,7 +10,7 @@ from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.forward.decoding import CacheShape, DecodingLayout, KVCache
 from medvlm_r1.policy.forward.model import inner_model
 from medvlm_r1.policy.policy import Policy
-from medvlm_r1.rollout.draw import draw
+from medvlm_r1.rollout.draw import Draw, draw
 from medvlm_r1.rollout.engine import Sampling
 
 Rows = Int[Tensor, " rows"]
@@ -76,25 +76,29 @@ class DecodingState:
         self.ended[rows] = False
         self.tokens[rows] = self.policy.pad_id
         self.records[:, rows] = torch.tensor([0.0, 1.0, 0.0], device=device)[:, None, None]
-        hidden = filled.hidden.repeat_interleave(self.group_size, dim=0)
-        self._sample(rows, hidden, torch.zeros_like(rows))
+        self._sample(rows, filled.hidden.repeat_interleave(self.group_size, dim=0), torch.zeros_like(rows))
 
     def advance(self) -> None:
         """One step: run the latest tokens through the layers and sample the next ones."""
         layout = DecodingLayout(self.cache, self.steps[: self.rows], self.prompts, self.window)
-        self.sample(self.policy.decode_step(self.latest[: self.rows], layout))
+        hidden = self.policy.decode_step(self.latest[: self.rows], layout)
+        self._sample(slice(self.rows), hidden, self.next_steps())
 
-    def sample(self, hidden: Float[Tensor, "rows width"]) -> None:
-        """Sample the next token of all rows that decode."""
-        steps = (self.steps[: self.rows] + 1).clamp(max=self.shape.max_tokens - 1)
-        self._sample(slice(self.rows), hidden, steps)
+    def next_steps(self) -> Rows:
+        """Positions of the next tokens of the rows that decode."""
+        return (self.steps[: self.rows] + 1).clamp(max=self.shape.max_tokens - 1)
 
     def _sample(self, rows: slice | Rows, hidden: Float[Tensor, "rows width"], steps: Rows) -> None:
-        """Sample the token at position ``steps`` of each row from its hidden state."""
-        limit, policy = self.shape.max_tokens, self.policy
+        policy = self.policy
         drawn = draw(hidden, policy.head_weight, policy.banned, self.sampling, self.keys[rows], steps)
-        ended, index = self.ended[rows], self.index[rows]
-        latest = torch.where(ended, policy.pad_id, drawn.tokens)
+        self.record(rows, hidden, steps, drawn)
+
+    def record(
+        self, rows: slice | Rows, hidden: Float[Tensor, "rows width"], steps: Rows, drawn: Draw
+    ) -> None:
+        """Record the tokens at positions ``steps``, drawn from ``hidden``."""
+        limit, ended, index = self.shape.max_tokens, self.ended[rows], self.index[rows]
+        latest = torch.where(ended, self.policy.pad_id, drawn.tokens)
         column = torch.where(ended, limit, steps)
         self.hidden[rows], self.latest[rows], self.steps[rows] = hidden, latest, steps
         self.tokens[index, column] = latest

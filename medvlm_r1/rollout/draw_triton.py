@@ -81,6 +81,8 @@ def _draw_chunk(
         bits = _mix(key ^ ids.to(tl.uint32)) >> 9
         uniform = (bits.to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23
         score = x - tl.log(-tl.log(uniform))
+    # The maximum ignores what is not a number, and padding would win.
+    score = tl.where(score == score, score, float("inf"))
     place = row * chunks + chunk
     winner = tl.argmax(score, 0)
     is_winner = tl.arange(0, size) == winner
@@ -104,7 +106,7 @@ def _join_chunks(
     inside = chunk < chunks
     place = row * chunks + chunk
     low = -1e30
-    winner = tl.argmax(tl.load(best + place * 2, mask=inside, other=low), 0)
+    winner = tl.argmax(tl.load(best + place * 2, mask=inside, other=float("-inf")), 0)
     of_winner = row * chunks + winner
     maxima = tl.load(sums + place * 3, mask=inside, other=low)
     maximum = tl.max(maxima, 0)

@@ -8,7 +8,7 @@ or they are dropped. On a GPU a step is captured once per shape and replayed.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,19 +17,16 @@ from medvlm_r1.policy.forward.decoding import CacheShape, KVCache
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.decoding_state import DecodingState
 from medvlm_r1.rollout.engine import Rollout, Sampling, build_rollout
-from medvlm_r1.rollout.recorder import (
-    PROMPT_MULTIPLE,
-    MismatchError,
-    Recorder,
-    Step,
-    compiled_cuda_graph,
-    cuda_graph,
-)
+from medvlm_r1.rollout.recorder import Recorder, Step, compiled_cuda_graph, cuda_graph
+from medvlm_r1.rollout.replay_check import CaptureError
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.schedule import Schedule
 
 WINDOW = 32  # attention covers a multiple of this number of a row's tokens
-RECORDED_WINDOW = 64  # or, where steps are captured, this number times a power of two: few shapes
+# Where steps are captured, windows are this number times a power of two, and the longest prompt is rounded up
+# to a multiple, so that there are few shapes.
+RECORDED_WINDOW = 64
+PROMPT_MULTIPLE = 256
 log = logging.getLogger("medvlm_r1")
 
 
@@ -60,7 +57,7 @@ class SharedPrefixEngine:
     record: Literal["auto", "verify", "off"] = "auto"
     compiled: bool = False
     keep_memory: bool = True
-    capture: Callable[[Step, Step], Step] | None = None
+    capture: Callable[[Step], Step] | None = None
     recorder: Recorder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,26 +76,30 @@ class SharedPrefixEngine:
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
     ) -> Rollout:
         """Sample completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
-        records = self.recorder.failure is None and self.record != "off"
-        recorder = self.recorder if records and (self.capture or policy.device.type == "cuda") else None
-        if recorder:
-            policy.counters["seconds_check"] += (
-                0  # ranks may check in different steps, and log the same names
-            )
+        graphs = self.capture is not None or policy.device.type == "cuda"
+        inputs = policy, prompts, sampling, key
         with policy.sampling_mode():
-            try:
-                schedule = self._decode(policy, prompts, sampling, key, recorder)
-            except MismatchError as error:
-                self.recorder.fail(str(error))
-                log.warning(
-                    "a captured decoding step was wrong (%s): this rollout is sampled again without captured "
-                    "steps, and so are all later ones, which takes longer",
-                    error,
-                )
-                schedule = self._decode(policy, prompts, sampling, key, recorder=None)
+            schedule = self._replay(*inputs) if graphs and self.record != "off" else None
+            schedule = schedule or self._decode(*inputs, recorder=None)
+        return build_rollout(policy, schedule.tokens, *schedule.records)
+
+    def _replay(self, *inputs: Any) -> Schedule | None:
+        """Sample by captured steps; ``None``, with a warning, once one was wrong."""
+        if self.recorder.failure:
+            return None
+        try:
+            schedule = self._decode(*inputs, self.recorder)
+        except CaptureError as error:
+            self.recorder.failure = str(error)
+            log.warning(
+                "a captured decoding step failed (%s): this rollout is sampled again without captured steps, "
+                "and so are all later ones, which takes longer",
+                error,
+            )
+            return None
         if not self.keep_memory:
             self.recorder.forget()
-        return build_rollout(policy, schedule.tokens, *schedule.records)
+        return schedule
 
     def _decode(
         self,

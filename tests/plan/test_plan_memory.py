@@ -87,7 +87,7 @@ def test_the_engine_allocates_the_keys_and_values_of_the_plan(questions, short_s
         policy.encoder.encode(dataclasses.replace(questions["square"], id=str(i)), "test", short_style)
         for i in range(2 * run.questions.answers)
     ]
-    engine = SharedPrefixEngine(capture=lambda step, rewind: step)
+    engine = SharedPrefixEngine(capture=lambda step: step)
     engine(policy, asked, run.answering, NoiseKey(0, 0))
     engine(policy, asked[: run.prompts], run.sampling, NoiseKey(0, 0))
     assert engine.recorder.memory_bytes == held(made, "keys and values")

@@ -63,10 +63,9 @@ def storage_of(tensor):
     return tensor.untyped_storage()._cdata
 
 
-def capture(step, rewind):
+def capture(step):
     """Record ``step`` once; returns its replay."""
     tape = Tape()
     with tape:
         step()
-    rewind()
     return tape.replay
