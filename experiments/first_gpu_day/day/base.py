@@ -42,7 +42,7 @@ class Day:
     weights: Path | None = None
     data: Path | None = None
     rehearsal: bool = False
-    capture: Callable[[Step, Step], Step] | None = None
+    capture: Callable[[Step], Step] | None = None
 
     @property
     def checkpoint(self) -> Path:
