@@ -157,6 +157,8 @@ class Counting(TorchDispatchMode):
             kernels += len(wrong)
             self.count.bytes += sum(2 * _bytes(t) for t in wrong)
             self.count.key_copies += sum(_storage(t) in self._cache for t in wrong)
+        if name == "roll":  # copies what is not contiguous
+            kernels += not ins[0].is_contiguous()
         if name in COPIES:
             sources = ins[1:] if name == "copy_" else ins
             self.count.key_copies += any(_storage(t) in self._cache for t in sources)

@@ -43,7 +43,7 @@ def test_rotations_round_to_bf16_where_transformers_does(layers):
         cos, sin = cos[0], sin[0]
     rotate_half = modeling_qwen2_vl.rotate_half
     expected = x * cos[0][:, None] + rotate_half(x) * sin[0][:, None]
-    _rotate(x, *_rotary_tables(layers.rotary_emb, x[:, 0], positions))
+    _rotate(x, 3, *_rotary_tables(layers.rotary_emb, x[:, 0], positions))
     assert torch.equal(x, expected)
 
 

@@ -29,7 +29,7 @@ def decode_layers(language_model: nn.Module, embeds: Hidden, decoding: DecodingL
         projections = (module.q_proj, module.k_proj, module.v_proj)
         states = torch.cat([project(normed) for project in projections], -1).unflatten(-1, (-1, size))
         kv_heads = module.num_key_value_heads
-        _rotate(states[:, :-kv_heads], cos, sin)  # queries and keys
+        _rotate(states, states.shape[1] - kv_heads, cos, sin)  # queries and keys
         query, key_value = states[:, : -2 * kv_heads], states[:, -2 * kv_heads :].unflatten(1, (2, -1))
         hidden = hidden + module.o_proj(attention(index, query, key_value, module.scaling))
         hidden = hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
@@ -48,10 +48,10 @@ def _rotary_tables(
     return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
 
-def _rotate(x: Float[Tensor, "rows heads size"], cos: Table, sin: Table) -> None:
-    """Rotary embedding, in place."""
-    other_half = x.roll(x.shape[-1] // 2, -1).mul_(sin)
-    x.mul_(cos).add_(other_half)
+def _rotate(x: Float[Tensor, "rows heads size"], heads: int, cos: Table, sin: Table) -> None:
+    """Rotary embedding of the first heads, in place."""
+    other_half = x.roll(x.shape[-1] // 2, -1)  # of all heads: on a GPU a part would be copied first
+    x[:, :heads].mul_(cos).add_(other_half[:, :heads].mul_(sin))
 
 
 def _rms_norm(norm: nn.Module, hidden: Hidden) -> Hidden:
