@@ -20,7 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from medvlm_r1.runs.durable import remove, sync, write_whole
+from medvlm_r1.runs.durable import remove, replace_file, sync, write_whole
 from medvlm_r1.runs.ranks import is_rank_zero
 
 LAST, BEFORE = "last.ckpt", "before.ckpt"
@@ -54,7 +54,7 @@ class Checkpoints(Callback):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = MappedCheckpointIO()
+            trainer.strategy.checkpoint_io = DirectCheckpointIO()
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -156,8 +156,21 @@ class Checkpoints(Callback):
                 writer.metrics_keys = files["metrics.csv"].splitlines()[0].split(",")
 
 
-class MappedCheckpointIO(TorchCheckpointIO):
-    """Maps a checkpoint into memory: the processes of a machine share its pages, and none holds a copy."""
+class DirectCheckpointIO(TorchCheckpointIO):
+    """Writes and reads checkpoints without a copy in the host's memory.
+
+    Reading maps the file: the processes of a machine share its pages.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(Path(path)) as partial, partial.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own, while it handles the file's OSError
+                raise error.__context__ or error from None
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -219,7 +232,7 @@ def damage(path: Path) -> str | None:
 
 def load_weights(module: LightningModule, path: str) -> None:
     """As ``load_state_dict``, but also for weights split over devices."""
-    weights = MappedCheckpointIO().load_checkpoint(path, weights_only=True)["state_dict"]
+    weights = DirectCheckpointIO().load_checkpoint(path, weights_only=True)["state_dict"]
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from command import ROOT, python, run_here
 from hydra.utils import instantiate
-from lightning import Callback
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
@@ -168,6 +169,17 @@ def test_a_checkpoint_is_mapped_into_memory_and_not_copied(two_checkpoints, tmp_
     mapped = Mapped()
     train(SFT, tmp_path, mapped, ckpt_path=folder / "before.ckpt")
     assert str(folder / "before.ckpt") in mapped.files
+
+
+def test_a_checkpoint_is_written_without_a_copy_in_memory(tmp_path):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    Checkpoints(tmp_path).setup(trainer, None, "fit")
+    checkpoint = {"weights": torch.arange(5_000_000)}
+    tracemalloc.start()
+    trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, tmp_path / "a.ckpt")
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000  # bytes
+    tracemalloc.stop()
+    assert torch.equal(torch.load(tmp_path / "a.ckpt")["weights"], checkpoint["weights"])
 
 
 def test_the_best_checkpoint_holds_weights_alone_and_is_not_resumed_from(tmp_path):
