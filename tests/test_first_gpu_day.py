@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from command import ROOT
@@ -76,11 +77,13 @@ def test_a_command_runs_its_checks_and_writes_results_and_page(command, tmp_path
 
 
 PROGRAM = """
-import json, pathlib, sys, time
+import json, pathlib, subprocess, sys, time
 check, result = sys.argv[2], sys.argv[4]
 if check == "crash":
     sys.exit("no such kernel")
 if check == "hang":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    pathlib.Path(result).write_text(str(child.pid))
     time.sleep(60)
 found = {"verdict": "passed", "bounds": {}, "figures": {"a": 1}, "reason": ""}
 pathlib.Path(result).write_text(json.dumps(found))
@@ -99,4 +102,6 @@ def test_a_check_that_crashes_or_hangs_fails_and_stops_no_other(command, tmp_pat
     assert crash["reason"] == "ended with code 1: no such kernel"
     assert hang["reason"] == "stopped at its limit of 1 s"
     assert end["figures"] == {"a": 1}
+    stat = Path(f"/proc/{(tmp_path / 'hang.json').read_text()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"  # its child is dead too
     assert "no such kernel" in page.render(results)

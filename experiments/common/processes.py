@@ -29,14 +29,18 @@ def in_its_own_process(
     log: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> Ended:
-    """Run ``command`` in a process group, which is killed after ``seconds``; its output goes to ``log``."""
+    """Run ``command``; its output goes to ``log``.
+
+    With a limit of ``seconds`` it gets a process group of its own, which is killed in the end: ranks and data
+    loader workers may outlive the process. Without one, it belongs to the caller's group.
+    """
     start = time.monotonic()
     output = log.open("wb") if log else None
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
-        start_new_session=True,
+        start_new_session=seconds is not None,
         env={**os.environ, **(environment or {})},
     )
     try:
@@ -44,9 +48,11 @@ def in_its_own_process(
     except subprocess.TimeoutExpired:
         code = None
     finally:
-        # With its children: ranks and data loader workers may outlive the process.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if seconds is None:
+            process.kill()
+        else:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if output:
             output.close()

@@ -37,7 +37,10 @@ def main() -> None:
     if arguments.check:
         run_here(arguments)
         return
-    day, checks = day_of(arguments), [c for c in CHECKS if arguments.only is None or c.name in arguments.only]
+    day, chosen = day_of(arguments), set(arguments.only or (check.name for check in CHECKS))
+    if not (day.rehearsal or day.weights):
+        chosen.add("weights")  # writes those that the others load
+    checks = [check for check in CHECKS if check.name in chosen]
     day.folder.mkdir(parents=True, exist_ok=True)
     gpus = 0 if day.rehearsal else count_gpus()
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="first_gpu_day_") as scratch:

@@ -39,7 +39,7 @@ def zero_shot(day: Day) -> Result:
     code, _ = run_py(day, "zero_shot", "+experiment=zero_shot", *overrides)
     folder = only_run(day, "zero_shot")
     metrics = json.loads((folder / "metrics.json").read_text())
-    shares = {name: 100 * first_number(value) for name, value in metrics["accuracy"].items()}
+    shares = {name: 100 * value["value"] for name, value in metrics["accuracy"].items()}
     mri = shares["mri"]
     return result(
         {
@@ -51,11 +51,6 @@ def zero_shot(day: Day) -> Result:
             f"MRI within {NEAR} points of {PUBLISHED} %": abs(mri - PUBLISHED) <= NEAR,
         },
     )
-
-
-def first_number(value: Any) -> float:
-    """An accuracy, or the first of its fields."""
-    return float(next(iter(value.values())) if isinstance(value, dict) else value)
 
 
 def real_size(day: Day) -> Result:

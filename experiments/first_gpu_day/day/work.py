@@ -65,13 +65,11 @@ def engine_of(day: Day, record: str = "auto", **options: Any) -> SharedPrefixEng
 def differences(one: Rollout, other: Rollout) -> dict[str, Any]:
     """Rows with other tokens; differences of log-probabilities up to the first other token of each row."""
     width = min(one.tokens.shape[1], other.tokens.shape[1])
-    both = one.mask[:, :width] & other.mask[:, :width]
-    same = (one.tokens == other.tokens) if one.tokens.shape == other.tokens.shape else None
     equal = one.tokens[:, :width] == other.tokens[:, :width]
-    rows = ~(equal.all(1) & (one.lengths == other.lengths)) if same is None else ~same.all(1)
-    before = equal.cumprod(1).bool() & both
-    found = quantiles((one.logprobs[:, :width] - other.logprobs[:, :width])[before])
-    return {"rows": len(rows), "rows with other tokens": int(rows.sum()), **found}
+    others = ~(equal.all(1) & (one.lengths == other.lengths))
+    compared = equal.cumprod(1).bool() & one.mask[:, :width] & other.mask[:, :width]
+    found = quantiles((one.logprobs[:, :width] - other.logprobs[:, :width])[compared])
+    return {"rows": len(others), "rows with other tokens": int(others.sum()), **found}
 
 
 @torch.no_grad()
