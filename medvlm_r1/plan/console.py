@@ -36,11 +36,8 @@ def show(
     console.print(_parameters(plan))
     console.print(_memory(plan))
     if plan.fits:
-        console.print(f"[bold green]Fits[/bold green]: {_gb(plan.peak)} of {_gb(card.memory)} GB.")
-    if plan.step:
-        last, best = map(_gb, plan.checkpoints)
-        console.print(f"On disk: last.ckpt {last} GB, best.ckpt {best} GB.")
-    console.print()
+        console.print(f"[bold green]Fits[/bold green]: {_gb(plan.peak)} of {_gb(card.memory)} GB.\n")
+    console.print(_host(plan))
     console.print(_time(plan))
     if len(others) > 1:
         console.print(_devices(others))
@@ -73,6 +70,17 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
+def _host(plan: Plan) -> Table:
+    table = _table("Disk and host memory, GB", "", "")
+    table.show_header = False
+    if plan.workload.checkpoints:
+        last, best = plan.checkpoints
+        table.add_row("last.ckpt, before.ckpt, and one while it is written", _gb(3 * last))
+        table.add_row("best.ckpt", _gb(best))
+    table.add_row("host memory of all processes while weights load", _gb(plan.host_memory))
+    return table
+
+
 def _time(plan: Plan) -> Table:
     workload = plan.workload
     table = _table("Time, an estimate", "one step, on each GPU", "TFLOP", "GB moved", "kernels", "seconds")
@@ -97,6 +105,9 @@ def _time(plan: Plan) -> Table:
     if asked.steps:
         seconds = _duration(asked.steps * plan.step_seconds)
         table.add_row(f"{asked.steps:,} steps", "", "", "", seconds)
+    if workload.checkpoints:
+        written = f"{workload.checkpoints} checkpoints of {_gb(plan.checkpoints[0])} GB"
+        table.add_row(written, "", "", "", _duration(plan.checkpoint_seconds))
     answers = f"{asked.evaluations:,} answers in evaluation"
     table.add_row(answers, "", "", "", _duration(plan.evaluation_seconds))
     table.add_row("whole run", "", "", "", _duration(plan.seconds), style="bold")

@@ -77,8 +77,8 @@ class Meter:
 
         ``peak`` includes the prompts' keys and values.
         """
-        group_size = 1 if shared else shape.group_size
-        return self._cost(prefill, dataclasses.replace(shape, group_size=group_size, completion=1), shared)
+        size = {"group_size": 1 if shared else shape.group_size, "images": shape.images or shape.prompts}
+        return self._cost(prefill, dataclasses.replace(shape, completion=1, **size), shared)
 
     def decode(self, shape: CacheShape, window: int, sampling: Sampling) -> Cost:
         """One decoding step of all rows; each attends to its prompt and ``window`` own tokens.

@@ -15,6 +15,7 @@ from medvlm_r1.plan.memory import (
 )
 from medvlm_r1.plan.times import (
     BANDWIDTH_SHARE,
+    DISK_BANDWIDTH,
     GRAPH_SECONDS,
     LAUNCH_SECONDS,
     UTILISATION,
@@ -34,6 +35,7 @@ class Plan:
         step: cost of one training step by phase, at mean lengths; empty without training.
         evaluation_seconds: of all evaluations of the run; ``None`` without the number of questions.
         checkpoints: bytes on disk of last.ckpt and of best.ckpt.
+        host_memory: bytes of the weights that all processes of the run load.
         notes: the assumptions.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     step: tuple[PhaseCost, ...]
     evaluation_seconds: float | None
     checkpoints: tuple[float, float]
+    host_memory: float
     notes: tuple[str, ...]
 
     @property
@@ -73,11 +76,17 @@ class Plan:
         return sum(phase.seconds for phase in self.step)
 
     @property
+    def checkpoint_seconds(self) -> float:
+        """Seconds in which the run waits for checkpoints to be on disk."""
+        return self.workload.checkpoints * self.checkpoints[0] / DISK_BANDWIDTH
+
+    @property
     def seconds(self) -> float | None:
         """Seconds of the whole run; ``None`` if the configuration lacks the number of questions."""
         if self.evaluation_seconds is None:
             return None
-        return self.workload.questions.steps * self.step_seconds + self.evaluation_seconds
+        training = self.workload.questions.steps * self.step_seconds
+        return training + self.checkpoint_seconds + self.evaluation_seconds
 
 
 def plan(workload: Workload, timed: bool = True) -> Plan:
@@ -109,6 +118,7 @@ def plan_on(workload: Workload, meter: Meter, inventory: Inventory, timed: bool 
         step=step,
         evaluation_seconds=evaluation,
         checkpoints=checkpoint_bytes(workload, inventory),
+        host_memory=workload.world_size * inventory.total * inventory.dtype.itemsize,
         notes=tuple(_notes(workload)),
     )
 
@@ -166,7 +176,8 @@ def _notes(workload: Workload) -> list[str]:
         f"longest of a batch at the limit. A pass takes as long as its operations at {UTILISATION:.0%} of "
         f"the card's dense {rate} rate, its bytes at {BANDWIDTH_SHARE:.0%} of its bandwidth, or "
         f"{LAUNCH_SECONDS * 1e6:.0f} us per kernel for the host to launch it; in a CUDA graph, "
-        f"{GRAPH_SECONDS * 1e6:.1f} us per kernel come on top.",
+        f"{GRAPH_SECONDS * 1e6:.1f} us per kernel come on top. "
+        f"A disk writes {DISK_BANDWIDTH / 1e9:.0f} GB/s. Loading and reading data are not in the estimate.",
     ]
     if workload.dynamic_sampling_rounds:
         notes.append(

@@ -18,6 +18,8 @@ BANDWIDTH_SHARE = 0.7
 # Assumed seconds of one kernel: the host's to launch it, and the GPU's to start it from a CUDA graph.
 LAUNCH_SECONDS = 9e-6
 GRAPH_SECONDS = 1.3e-6
+# Assumed bytes per second of a checkpoint, until it is on disk.
+DISK_BANDWIDTH = 1e9
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Workload:
         momentum: of SGD.
         layout: of log-probability passes.
         engine: of rollouts.
+        checkpoint_every: steps between two checkpoints; 0 writes none.
         text_tokens: tokens of a typical prompt without its image.
         text_is_exact: whether the checkpoint's own tokenizer counted them.
         image_tokens: tokens of the largest image.
@@ -81,6 +82,7 @@ class Workload:
     strategy: Literal["single", "ddp", "fsdp"]
     world_size: int
     questions: Questions
+    checkpoint_every: int
     text_tokens: int
     text_is_exact: bool
     image_tokens: int
@@ -126,6 +128,12 @@ class Workload:
     def records(self) -> bool:
         """Whether decoding steps are replayed as CUDA graphs."""
         return self.shares_prefix and self.engine.record != "off"
+
+    @property
+    def checkpoints(self) -> int:
+        """Number of checkpoints that the run writes: every so many steps, and one at the end."""
+        steps = self.questions.steps
+        return math.ceil(steps / self.checkpoint_every) if steps and self.checkpoint_every else 0
 
     @property
     def mean_completion(self) -> int:
@@ -200,6 +208,7 @@ def read_workload(
         strategy=strategy,
         world_size=world_size,
         questions=count_questions(cfg, recipe, kind != "zero_shot", len(set(controls) - {PRIOR})),
+        checkpoint_every=cfg.get("callbacks", {}).get("last", {}).get("every", 0),
         text_tokens=text,
         text_is_exact=exact,
         image_tokens=image,

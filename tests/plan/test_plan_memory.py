@@ -160,6 +160,11 @@ def test_image_features_by_hand():
     assert held(unknown, "image features") == 2**30
 
 
+def test_every_process_loads_the_weights():
+    assert planned(PAPER).host_memory == ALL * 2
+    assert planned(PAPER, "trainer=ddp", "trainer.devices=4").host_memory == 4 * ALL * 2
+
+
 def test_checkpoints_by_hand():
     """Weights in bf16, their fp32 copies and two moments; under FSDP the weights are their own copies."""
     assert planned(PAPER).checkpoints == (ALL * (2 + 4 + 8), ALL * 2)

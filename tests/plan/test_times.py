@@ -1,9 +1,11 @@
 """Operand bytes, kernels and seconds."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
+from counter import Step, count_step
 from plans import ALL, PAPER, TOWER, planned
 
 from medvlm_r1.plan.cards import CARDS
@@ -14,8 +16,9 @@ from medvlm_r1.plan.plan import measure_model
 from medvlm_r1.plan.rollouts import rollout_passes
 from medvlm_r1.plan.times import Clock
 from medvlm_r1.policy.forward.decoding import CacheShape
-from medvlm_r1.policy.loading.architecture import load_config
+from medvlm_r1.policy.loading.architecture import load_config, with_depth
 from medvlm_r1.policy.loading.tuning import Tuning
+from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 
@@ -53,6 +56,16 @@ def test_a_decoding_step_reads_all_language_weights_and_the_cache(paper):
     truncated = step(66, dataclasses.replace(run.sampling, group_size=1, top_p=0.9))
     assert truncated.launches > many.launches + 20
     assert truncated.traffic > many.traffic + 66 * 20 * logits
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="fake CUDA tensors need g++ in a CPU build of torch")
+@pytest.mark.usefixtures("unchecked")
+def test_a_step_on_meta_has_the_kernels_and_bytes_of_one_on_fake_cuda_tensors(paper):
+    run = paper.workload
+    counted, _ = count_step(Step(8, 8, layers=2))
+    meter = Meter(with_depth(load_config(run.path), 2, 1), run.recipe, Tuning())
+    step = meter.decode(CacheShape(8, 8, 704, 512), 512, Sampling(8, 512))
+    assert (step.launches, step.traffic) == (counted.launches, pytest.approx(counted.bytes, rel=1e-3))
 
 
 def passes_of(made, prompts, images=1, sampling=None):
@@ -122,6 +135,16 @@ def test_steps_of_another_engine_are_not_recorded(paper):
     plain = planned(PAPER, "rollout=reference", timed=True).step[0]
     assert plain.seconds >= 9e-6 * plain.launches
     assert plain.seconds > 2 * paper.step[0].seconds
+
+
+def test_checkpoints_take_time(paper):
+    """One every 25 steps of 300; at 1 GB/s."""
+    assert paper.workload.checkpoints == 12
+    assert paper.checkpoint_seconds == pytest.approx(12 * 14 * ALL / 1e9)
+    assert paper.seconds == 300 * paper.step_seconds + paper.checkpoint_seconds + paper.evaluation_seconds
+    none = planned(PAPER, "~callbacks", timed=True)
+    assert none.checkpoint_seconds == 0
+    assert none.seconds < paper.seconds
 
 
 def test_communication_by_hand():
