@@ -7,7 +7,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from medvlm_r1.policy.encode import EncodedPrompt
-from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.rollout.decoding_state import DecodingState
 
 PREFILL = 16  # prompts in one pass, which bounds its memory
@@ -92,7 +91,7 @@ class Schedule:
     def _drop(self, live: Bool[Tensor, "prompts group"]) -> None:
         """Keep the prompts with live rows, and as many rows per prompt as the fullest has live."""
         needed = int(live.any(1).sum()), int(live.sum(1).max())
-        count, group_size = needed if self.exact else _smallest(self.state.shape, needed, live.shape)
+        count, group_size = needed if self.exact else self._smallest(*needed)
         if count * group_size == live.numel():
             return
         # Live ones first; ended ones fill up.
@@ -102,16 +101,16 @@ class Schedule:
         self.state.move_to_front(prompts, rows.flatten())
         self._completions, self._taken = self._completions.flatten()[rows], self._taken[prompts]
 
-
-def _smallest(full: CacheShape, needed: tuple[int, int], present: tuple[int, int]) -> tuple[int, int]:
-    """The smallest shape (prompts, group size), halved from the full one in turns, that is large enough."""
-    shape = present
-    prompts, group_size = full.prompts, full.group_size
-    for halving in range(HALVINGS):
-        if group_size > 1 and (halving % 2 == 0 or prompts == 1):
-            group_size = -(-group_size // 2)
-        else:
-            prompts = -(-prompts // 2)
-        if needed[0] <= prompts <= shape[0] and needed[1] <= group_size <= shape[1]:
-            shape = prompts, group_size
-    return shape
+    def _smallest(self, needed_prompts: int, needed_rows: int) -> tuple[int, int]:
+        """The smallest shape, halved from the full one in turns, that has room for this many."""
+        state = self.state
+        shape = state.prompts, state.group_size
+        prompts, group_size = state.shape.prompts, state.shape.group_size
+        for halving in range(HALVINGS):
+            if group_size > 1 and (halving % 2 == 0 or prompts == 1):
+                group_size = -(-group_size // 2)
+            else:
+                prompts = -(-prompts // 2)
+            if needed_prompts <= prompts <= shape[0] and needed_rows <= group_size <= shape[1]:
+                shape = prompts, group_size
+        return shape

@@ -8,7 +8,8 @@ or they are dropped. On a GPU a step is captured once per shape and replayed.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 
@@ -77,18 +78,18 @@ class SharedPrefixEngine:
     ) -> Rollout:
         """Sample completions; see :class:`~medvlm_r1.rollout.engine.RolloutEngine`."""
         graphs = self.capture is not None or policy.device.type == "cuda"
-        inputs = policy, prompts, sampling, key
+        decode = partial(self._decode, policy, prompts, sampling, key)
         with policy.sampling_mode():
-            schedule = self._replay(*inputs) if graphs and self.record != "off" else None
-            schedule = schedule or self._decode(*inputs, recorder=None)
+            schedule = self._replay(decode) if graphs and self.record != "off" else None
+            schedule = schedule or decode(recorder=None)
         return build_rollout(policy, schedule.tokens, *schedule.records)
 
-    def _replay(self, *inputs: Any) -> Schedule | None:
+    def _replay(self, decode: Callable[..., Schedule]) -> Schedule | None:
         """Sample by captured steps; ``None``, with a warning, once one was wrong."""
         if self.recorder.failure:
             return None
         try:
-            schedule = self._decode(*inputs, self.recorder)
+            schedule = decode(recorder=self.recorder)
         except CaptureError as error:
             self.recorder.failure = str(error)
             log.warning(
