@@ -12,6 +12,9 @@ from pathlib import Path
 
 from counter import Step, count_step
 
+from medvlm_r1.plan.cards import CARDS, Card
+from medvlm_r1.plan.times import BANDWIDTH_SHARE, GRAPH_SECONDS, LAUNCH_SECONDS
+
 HERE = Path(__file__).parent
 STEPS = {
     "2B, 4 x 4": Step(4, 4),
@@ -22,15 +25,14 @@ STEPS = {
     "7B, 8 x 8": Step(8, 8, model="Qwen/Qwen2-VL-7B-Instruct"),
     "2.5-VL-3B, 8 x 8": Step(8, 8, model="Qwen/Qwen2.5-VL-3B-Instruct"),
 }
-CARDS = {"H100 SXM": 3.35, "H200": 4.8, "A100 80GB SXM": 2.04, "L40S": 0.864, "RTX 4090": 1.008}  # TB/s
-# Assumptions, not measurements.
-SHARE = 0.78  # of the bandwidth that kernels reach
-GRAPH, EAGER = 1.3e-6, 9e-6  # seconds per kernel, in a CUDA graph and launched one by one
+ON = ("h100_80gb", "h200_141gb", "a100_80gb", "l40s_48gb", "rtx_4090_24gb")
 
 
-def milliseconds(count: dict[str, int], bandwidth: float, launch: float) -> float:
-    """Estimated time of a step: its bytes, one after the other, and its launches."""
-    return 1e3 * (count["bytes"] / (SHARE * bandwidth * 1e12) + count["launches"] * launch)
+def milliseconds(count: dict[str, int], card: Card) -> tuple[float, float]:
+    """Time of a step by the assumptions of the plan, in a CUDA graph and without one."""
+    work = count["bytes"] / (BANDWIDTH_SHARE * card.bandwidth)
+    graph = work + count["launches"] * GRAPH_SECONDS
+    return 1e3 * graph, 1e3 * max(graph, count["launches"] * LAUNCH_SECONDS)
 
 
 def tables(steps: dict[str, dict[str, dict[str, int]]]) -> str:
@@ -48,13 +50,11 @@ def tables(steps: dict[str, dict[str, dict[str, int]]]) -> str:
     lines += ["", "| ms, estimated | limit | in a CUDA graph | without one |", "|---|---|---|---|"]
     for name in ("2B, 8 x 8", "7B, 8 x 8"):
         old, new = steps[name]["before"], steps[name]["after"]
-        for card, bandwidth in CARDS.items():
-            times = [
-                f"{milliseconds(old, bandwidth, launch):.1f} → **{milliseconds(new, bandwidth, launch):.1f}**"
-                for launch in (GRAPH, EAGER)
-            ]
-            limit = f"{new['least'] / bandwidth / 1e9:.1f}"
-            lines.append(" | ".join([f"| {name}, {card}", limit, *times]) + " |")
+        for card in (CARDS[key] for key in ON):
+            pairs = zip(milliseconds(old, card), milliseconds(new, card), strict=True)
+            times = [f"{before:.1f} → **{after:.1f}**" for before, after in pairs]
+            limit = f"{1e3 * new['least'] / card.bandwidth:.1f}"
+            lines.append(" | ".join([f"| {name}, {card.name}", limit, *times]) + " |")
     return "\n".join(lines)
 
 
@@ -70,10 +70,8 @@ def main() -> None:
     print(text)
     if write:
         path.write_text(json.dumps(stored, indent=1) + "\n")
-        marked = re.sub(
-            r"(?s)(<!-- tables -->\n).*(\n<!-- end -->)", lambda m: m[1] + text + m[2], readme.read_text()
-        )
-        readme.write_text(marked)
+        before, after = re.split("(?s)(?<=<!-- tables -->\n).*(?=<!-- end -->)", readme.read_text())
+        readme.write_text(f"{before}{text}\n{after}")
 
 
 if __name__ == "__main__":

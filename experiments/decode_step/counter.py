@@ -199,8 +199,9 @@ def _storage(t: Tensor) -> int:
 @torch.no_grad()
 def count_step(step: Step) -> tuple[Count, Counter]:
     """Count one decoding step in bf16 at real size, and its launches by operator."""
+    policy = meta_policy(step)
     with fake_cuda():
-        policy = _policy(step)
+        _on_cuda(policy)
         shape = CacheShape(step.prompts, step.group_size, step.prompt, step.window)
         state = DecodingState(policy, Sampling(step.group_size, step.window), shape)
         state.window = step.window
@@ -212,23 +213,29 @@ def count_step(step: Step) -> tuple[Count, Counter]:
     return counting.count, counting.kernels
 
 
-def _policy(step: Step) -> Policy:
+def meta_policy(step: Step) -> Policy:
+    """The step's policy in bf16 on the meta device."""
     config = load_config(step.model)
     config = with_depth(config, step.layers or config.text_config.num_hidden_layers, 1)
     tuning = Tuning("adapter", LoraConfig(r=16, target_modules=ADAPTED)) if step.adapter else Tuning()
     with torch.device("meta"):
         model = tuning.apply(meta_model(config, torch.bfloat16))
-        policy = Policy(model, _encoder())
+        policy = Policy(model, _encoder()).to("meta")
+    for parameter in policy.trainable_parameters:  # PEFT's are fp32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return policy
+
+
+def _on_cuda(policy: Policy) -> None:
     moved: dict[Tensor, Tensor] = {}  # a tied head stays tied
     for module in policy.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in moved:
-                weight = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
+                weight = torch.empty_like(parameter, device="cuda")
                 moved[parameter] = torch.nn.Parameter(weight, requires_grad=False)
             module._parameters[name] = moved[parameter]
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.empty_like(buffer, device="cuda")
-    return policy
 
 
 @functools.cache

@@ -4,7 +4,11 @@ import shutil
 
 import pytest
 import torch
-from counter import Counting, Step, count_step, fake_cuda
+from counter import Counting, Step, count_step, fake_cuda, meta_policy
+
+from medvlm_r1.plan.passes import decode
+from medvlm_r1.policy.forward.decoding import CacheShape
+from medvlm_r1.rollout.engine import Sampling
 
 pytestmark = [
     pytest.mark.skipif(
@@ -31,6 +35,16 @@ def test_adapters_and_other_shapes_copy_no_keys_and_wait_for_nothing():
     ):
         count, _ = count_step(step)
         assert count.key_copies == count.host_reads == 0, step
+
+
+def test_the_plan_counts_the_same():
+    """On the meta device, by its own rules."""
+    step = Step(8, 8, layers=2)
+    count, _ = count_step(step)
+    shape = CacheShape(step.prompts, step.group_size, step.prompt, step.window)
+    planned = decode(meta_policy(step), shape, step.window, Sampling(step.group_size, step.window))
+    assert planned.launches == count.launches
+    assert planned.traffic == pytest.approx(count.bytes, rel=1e-4)
 
 
 def test_the_counter_sees_what_it_forbids():
