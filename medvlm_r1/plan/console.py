@@ -8,9 +8,9 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from medvlm_r1.plan.devices import COUNTS, cheapest, device_hours
+from medvlm_r1.plan.devices import cheapest, device_hours, refused_counts
 from medvlm_r1.plan.plan import Plan
-from medvlm_r1.plan.times import PhaseCost
+from medvlm_r1.plan.times import PhaseCost, sum_phases
 from medvlm_r1.plan.workload import Workload
 
 
@@ -82,16 +82,22 @@ def _host(plan: Plan) -> Table:
 
 
 def _time(plan: Plan) -> Table:
-    workload = plan.workload
-    table = _table("Time, an estimate", "one step, on each GPU", "TFLOP", "GB moved", "kernels", "seconds")
+    workload, asked = plan.workload, plan.workload.questions
+    columns = ("one step, on each GPU", "TFLOP", "GB moved", "kernels") if plan.step else ("",)
+    table = _table("Time, an estimate", *columns, "seconds")
+    table.show_header = bool(plan.step)
 
     def add(name: str, *costs: PhaseCost, style: str | None = None) -> None:
-        flops, traffic, launches, seconds = (
-            sum(getattr(cost, total) for cost in costs)
-            for total in ("flops", "traffic", "launches", "seconds")
+        total = sum_phases(name, costs)
+        cells = (
+            f"{total.flops / 1e12:,.1f}",
+            f"{total.traffic / 1e9:,.0f}",
+            f"{total.launches / 1e3:,.0f} k",
         )
-        cells = f"{flops / 1e12:,.1f}", f"{traffic / 1e9:,.0f}", f"{launches / 1e3:,.0f} k", f"{seconds:,.2f}"
-        table.add_row(name, *cells, style=style)
+        table.add_row(name, *cells, f"{total.seconds:,.2f}", style=style)
+
+    def add_time(name: str, time: str, style: str | None = None) -> None:
+        table.add_row(name, *[""] * (len(columns) - 1), time, style=style)
 
     for cost in plan.step:
         add(cost.phase, cost)
@@ -99,18 +105,15 @@ def _time(plan: Plan) -> Table:
         table.add_section()
         add("step", *plan.step, style="bold")
     if plan.seconds is None:
-        table.add_row("whole run", "", "", "", "unknown")
+        add_time("whole run", "unknown")
         return table
-    asked = workload.questions
     if asked.steps:
-        seconds = _duration(asked.steps * plan.step_seconds)
-        table.add_row(f"{asked.steps:,} steps", "", "", "", seconds)
+        add_time(f"{asked.steps:,} steps", _duration(asked.steps * plan.step_seconds))
     if workload.checkpoints:
         written = f"{workload.checkpoints} checkpoints of {_gb(plan.checkpoints[0])} GB"
-        table.add_row(written, "", "", "", _duration(plan.checkpoint_seconds))
-    answers = f"{asked.evaluations:,} answers in evaluation"
-    table.add_row(answers, "", "", "", _duration(plan.evaluation_seconds))
-    table.add_row("whole run", "", "", "", _duration(plan.seconds), style="bold")
+        add_time(written, _duration(plan.checkpoint_seconds))
+    add_time(f"{asked.evaluations:,} answers in evaluation", _duration(plan.evaluation_seconds))
+    add_time("whole run", _duration(plan.seconds), style="bold")
     return table
 
 
@@ -134,10 +137,10 @@ def _devices(plans: Sequence[Plan]) -> Table:
 
 
 def _print_refused(workload: Workload, console: Console) -> None:
-    prompts = workload.recipe.prompts_per_step
-    if refused := [str(count) for count in COUNTS if prompts % count]:
+    if refused := refused_counts(workload):
+        counts, prompts = " or ".join(map(str, refused)), workload.recipe.prompts_per_step
         console.print(
-            f"{' or '.join(refused)} devices cannot share {prompts} prompts per step evenly: raise "
+            f"{counts} devices cannot share {prompts} prompts per step evenly: raise "
             "model.recipe.prompts_per_step.\n"
         )
 

@@ -14,15 +14,23 @@ def device_plans(workload: Workload) -> list[Plan]:
     Left out are numbers of devices that cannot share the prompts of a step evenly.
     """
     meter, inventory = measure_model(workload)
+    refused = refused_counts(workload)
     # FSDP cannot split 4-bit weights or 8-bit moments, and an evaluation has nothing to split
     splits = not (workload.tuning.quantize or "8bit" in workload.optimizer or workload.method == "zero_shot")
     plans = []
     for count in COUNTS:
-        if workload.recipe.prompts_per_step % count == 0:
+        if count not in refused:
             for strategy in ["single"] if count == 1 else ["ddp", "fsdp"] if splits else ["ddp"]:
                 other = dataclasses.replace(workload, strategy=strategy, world_size=count)
                 plans.append(plan_on(other, meter, inventory))
     return plans
+
+
+def refused_counts(workload: Workload) -> list[int]:
+    """Numbers of devices that cannot share the prompts of a training step evenly."""
+    if workload.method == "zero_shot":
+        return []
+    return [count for count in COUNTS if workload.recipe.prompts_per_step % count]
 
 
 def device_hours(made: Plan) -> float:

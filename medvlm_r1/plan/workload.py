@@ -160,7 +160,7 @@ def read_workload(
     if cfg["card"] not in CARDS:
         raise ValueError(f"card is {cfg['card']!r}: the cards are {', '.join(CARDS)}")
     strategy, world_size = _devices(trainer)
-    if recipe.prompts_per_step % world_size:
+    if kind != "zero_shot" and recipe.prompts_per_step % world_size:
         raise ValueError(
             f"prompts_per_step={recipe.prompts_per_step} is no multiple of the {world_size} devices"
         )

@@ -68,6 +68,15 @@ def test_fsdp_is_left_out_where_it_cannot_split():
     assert {made.workload.strategy for made in plans} == {"single", "ddp"}
 
 
+def test_an_evaluation_runs_on_any_number_of_devices():
+    made = planned("+experiment=zero_shot", timed=True)
+    assert [plan.workload.world_size for plan in device_plans(made.workload)] == [1, 2, 4, 8]
+    alone, eight = (
+        planned("+experiment=zero_shot", "trainer=ddp", f"trainer.devices={n}", timed=True) for n in (1, 8)
+    )
+    assert alone.seconds / 8 < eight.seconds < alone.seconds / 4
+
+
 @pytest.mark.parametrize("width", [80, 100])
 def test_tables_fit_the_terminal(width, paper):
     console = Console(width=width, record=True, file=io.StringIO())
