@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -164,8 +163,9 @@ class VLMModule(LightningModule):
     ) -> None:
         """Answer a batch of questions under all controls."""
         test_set = list(self.trainer.datamodule.questions.test)[dataloader_idx]
-        pairs = list(chain.from_iterable(questions))
-        rows = self.evaluate(*zip(*pairs, strict=True), test_set)[0] if pairs else []
+        asked = [perturbation for question in questions for perturbation, _ in question]
+        prompts = [prompt for question in questions for _, prompt in question]
+        rows = self.evaluate(asked, prompts, test_set)[0] if asked else []
         self.predictions += rows
         self.take_counters()
         if self.journal:

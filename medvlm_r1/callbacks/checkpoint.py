@@ -185,7 +185,7 @@ def find_checkpoint(folder: Path, ckpt_path: str | None, resume: str | None) -> 
             raise ValueError(f"ckpt_path: there is no {path}")
         if fault := damage(path):
             raise ValueError(f"ckpt_path: {path} is damaged ({fault})")
-        checkpoint = {"optimizer_states": []} if path.is_dir() else _load_meta(path)
+        checkpoint: dict[str, Any] = {"optimizer_states": []} if path.is_dir() else _load_meta(path)
         if "optimizer_states" not in checkpoint:
             raise ValueError(
                 f"ckpt_path: {path} holds weights without the optimiser: name {LAST} or {BEFORE}"
