@@ -94,13 +94,13 @@ def test_a_check_that_crashes_or_hangs_fails_and_stops_no_other(command, tmp_pat
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path)])
     listed = [
-        checks.Check(f"module:{name}", name, 1 if name == "hang" else 30) for name in ("crash", "hang", "end")
+        checks.Check(f"module:{name}", name, 3 if name == "hang" else 30) for name in ("crash", "hang", "end")
     ]
     results = command.run_all(command.parse(), listed, tmp_path, gpus=1, program=tmp_path / "program.py")
     crash, hang, end = results["checks"]
     assert [check["verdict"] for check in results["checks"]] == ["failed", "failed", "passed"]
     assert crash["reason"] == "ended with code 1: no such kernel"
-    assert hang["reason"] == "stopped at its limit of 1 s"
+    assert hang["reason"] == "stopped at its limit of 3 s"
     assert end["figures"] == {"a": 1}
     stat = Path(f"/proc/{(tmp_path / 'hang.json').read_text()}/stat")
     assert not stat.exists() or stat.read_text().split()[2] == "Z"  # its child is dead too

@@ -46,14 +46,14 @@ CHECKS = (
     Check("recorded:recorded_flow", "And across validate, fit, validate and test?", 110),
     Check("gap:sampler_gap", "How far is the sampler from the trainer and from transformers?", 120),
     Check("memory_use:memory", "Does memory stay flat, and is the plan right?", 150),
-    Check("decoding:decoding_speed", "How long does a decoding step take, and how many launches?", 200),
+    Check("decoding:decoding_speed", "How long does a decoding step take, and how many launches?", 180),
     Check("decoding:draw_kernel", "Does the fused draw agree with torch, and is it faster?", 50),
     Check(
         "training_run:zero_shot", "Does the untrained model reach its published accuracy?", 130, needs=WEIGHTS
     ),
-    Check("training_run:real_size", "Do log-probabilities and a resumed step agree with plain code?", 130),
+    Check("training_run:real_size", "Do log-probabilities and a resumed step agree with plain code?", 120),
     Check("training_run:grpo_steps", "Do 20 steps of the paper's run work?", 190),
-    Check("training_run:kill_and_resume", "Does a killed run resume?", 120),
+    Check("training_run:kill_and_resume", "Does a killed run resume?", 150),
     Check("devices:ddp_against_one", "Do several GPUs take the step of one?", 150, needs=GPUS),
     Check("devices:capture_under_nccl", "Can steps be recorded beside NCCL?", 90, needs=GPUS),
     Check("devices:fsdp", "Does FSDP train?", 120, needs=GPUS),

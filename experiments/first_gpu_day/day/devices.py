@@ -46,13 +46,17 @@ class Losses(Callback):
         self.rows.append(tuple(float(metrics[name]) for name in names))
 
 
+def all_devices(day: Day) -> int:
+    return day.pick(torch.cuda.device_count(), 2)
+
+
 def train(day: Day, strategy: str, *overrides: str, steps: int = 2) -> tuple[dict[str, Any], list]:
     """Take a few steps; returns figures, and the rows of :class:`Losses`."""
-    devices = 1 if strategy == "single" else day.pick(max(2, torch.cuda.device_count()), 2)
+    devices, prompts = 1 if strategy == "single" else all_devices(day), 2 * all_devices(day)
     tokens, seen, host = day.pick(64, 8), Losses(), HostMemory()
-    sizes = [f"data.train.n={8 * steps}", f"trainer.max_steps={steps}", f"trainer={strategy}"]
+    sizes = [f"data.train.n={prompts * steps}", f"trainer.max_steps={steps}", f"trainer={strategy}"]
     sizes += [f"trainer.devices={devices}", f"model.recipe.max_completion_tokens={tokens}"]
-    sizes += ["model.recipe.prompts_per_step=8", "model.recipe.micro_batch=1"]
+    sizes += [f"model.recipe.prompts_per_step={prompts}", "model.recipe.micro_batch=1"]
     start = time.monotonic()
     module, data, trainer = built(config(day, *sizes, *MICRO, *overrides), seen)
     module.engine = engine_of(day)
@@ -149,10 +153,10 @@ class CaptureBesideNCCL(Callback):
 def capture_under_nccl(day: Day) -> Result:
     """Record 100 times while NCCL's watchdog runs."""
     seen = CaptureBesideNCCL(day.pick(100, 2))
-    cfg = config(
-        day, "trainer=ddp", "trainer.max_steps=1", "peft=lora", "model.recipe.prompts_per_step=8", *MICRO
-    )
-    cfg.trainer.devices, cfg.data.train.n = day.pick(max(2, torch.cuda.device_count()), 2), 8
+    devices = all_devices(day)
+    sizes = [f"trainer.devices={devices}", "trainer.max_steps=1", f"data.train.n={2 * devices}"]
+    sizes += [f"model.recipe.prompts_per_step={2 * devices}"]
+    cfg = config(day, "trainer=ddp", "peft=lora", *sizes, *MICRO)
     module, data, trainer = built(cfg, seen)
     module.engine = engine_of(day)
     trainer.fit(module, data)

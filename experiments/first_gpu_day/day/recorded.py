@@ -132,7 +132,8 @@ def recorded_flow(day: Day) -> Result:
     """A run's own order with every recorded step verified; the trainer is a second witness."""
     tokens = f"model.recipe.max_completion_tokens={day.pick(96, 12)}"
     sizes = [f"data.{name}.n={n}" for name, n in (("validation", 8), ("test.mri", 8), ("test.ct", 1))]
-    sizes += ["data.test.xray.n=1", "trainer.max_steps=3", "controls=[image]"]
+    sizes += ["data.test.xray.n=1", "trainer.max_steps=3", "trainer.val_check_interval=1.0"]
+    sizes += ["controls=[image]"]
     cfg = config(day, tokens, *sizes, f"data.train.n={day.pick(12, 24)}")
     module, data, trainer = built(cfg)
     module.engine = engine_of(day, "verify")
