@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command import ROOT
@@ -12,7 +13,7 @@ from command import ROOT
 FOLDER = ROOT / "experiments/first_gpu_day"
 sys.path.append(str(FOLDER))  # last: its run.py is not the project's
 
-from day import base, checks, decoding, page, recorded, training_run  # noqa: E402
+from day import base, checks, decoding, memory_use, page, recorded, training_run, work  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,14 @@ def test_steps_of_training_with_an_infinite_gradient(day):
     found = training_run.grpo_steps(day)
     assert found.verdict == "passed", found.bounds
     assert found.figures["checkpoint GB"] > 0
+
+
+def test_measured_peaks_stand_beside_the_planned_ones(day):
+    timer = SimpleNamespace(peaks=dict.fromkeys(memory_use.PHASES, 2e9))
+    rows = memory_use.against_plan(work.config(day, "model.recipe.max_completion_tokens=16"), timer)
+    assert [row["phase"] for row in rows] == ["sampling", "reference", "training", "update"]
+    assert all(0 < row["planned GB"] < row["measured GB"] == 2 for row in rows)
+    assert not any(memory_use.within_plan(rows).values())
 
 
 def test_the_draw_agrees_with_torch(day):

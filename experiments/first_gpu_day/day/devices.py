@@ -14,7 +14,7 @@ from lightning import Callback
 
 from day.base import Day, Result, gb, result
 from day.machine import host_memory, installed
-from day.work import config, encoded, engine_of
+from day.work import config, encoded, use_capture
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
@@ -59,7 +59,7 @@ def train(day: Day, strategy: str, *overrides: str, steps: int = 2) -> tuple[dic
     sizes += [f"model.recipe.prompts_per_step={prompts}", "model.recipe.micro_batch=1"]
     start = time.monotonic()
     module, data, trainer = built(config(day, *sizes, *MICRO, *overrides), seen)
-    module.engine = engine_of(day)
+    use_capture(day, module)
     trainer.fit(module, data)
     figures = {
         "strategy": strategy,
@@ -158,7 +158,7 @@ def capture_under_nccl(day: Day) -> Result:
     sizes += [f"model.recipe.prompts_per_step={2 * devices}"]
     cfg = config(day, "trainer=ddp", "peft=lora", *sizes, *MICRO)
     module, data, trainer = built(cfg, seen)
-    module.engine = engine_of(day)
+    use_capture(day, module)
     trainer.fit(module, data)
     failure = module.engine.recorder.failure
     return result(

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from timing import StepTimer
 
 from day.base import Day, Result, gb, result
-from day.work import MOST_RECORDINGS, config, end_often, engine_of
+from day.work import MOST_RECORDINGS, config, end_often, use_capture
 from medvlm_r1.plan.memory import CONTEXT  # not in the allocator
 from medvlm_r1.plan.plan import plan
 from medvlm_r1.plan.workload import read_workload
@@ -51,7 +51,7 @@ def memory(day: Day) -> Result:
     )
     seen = MemoryOfSteps()
     module, data, trainer = built(cfg, seen)
-    module.engine = engine_of(day)
+    use_capture(day, module)
     end_often(day, module.policy)
     timer = StepTimer(module)
     trainer.fit(module, data)
@@ -84,7 +84,8 @@ def memory(day: Day) -> Result:
 
 def against_plan(cfg: Any, timer: StepTimer) -> list[dict[str, Any]]:
     """Measured peaks of the parts of a step beside those that the plan counts."""
-    parts = [instantiate(node) for node in (cfg.model.recipe, cfg.model.tuning, cfg.prompt)]
+    nodes = (cfg.model.recipe, cfg.model.tuning, cfg.prompt, cfg.rollout)
+    parts = [instantiate(node) for node in nodes]
     planned = plan(read_workload(OmegaConf.to_container(cfg, resolve=True), *parts), timed=False)
     return [
         {

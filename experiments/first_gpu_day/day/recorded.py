@@ -10,7 +10,7 @@ import torch
 from build_run import built
 
 from day.base import Day, Result, gb, result
-from day.work import MOST_RECORDINGS, config, differences, encoded, engine_of, policy_of
+from day.work import MOST_RECORDINGS, config, differences, encoded, engine_of, policy_of, use_capture
 from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.rollout.engine import Rollout, Sampling
@@ -136,7 +136,7 @@ def recorded_flow(day: Day) -> Result:
     sizes += ["controls=[image]"]
     cfg = config(day, tokens, *sizes, f"data.train.n={day.pick(12, 24)}")
     module, data, trainer = built(cfg)
-    module.engine = engine_of(day, "verify")
+    use_capture(day, module, record="verify")
     table: list[dict[str, Any]] = []
     for phase in ("validate", "fit", "validate", "test"):
         trainer_call = getattr(trainer, phase)

@@ -20,7 +20,7 @@ from timing import StepTimer, clock
 
 from day.base import ROOT, Day, Result, UnavailableError, gb, result
 from day.memory_use import against_plan, within_plan
-from day.work import config, engine_of
+from day.work import config, use_capture
 
 PUBLISHED = 61.67  # % of the MRI questions, Qwen2-VL-2B without training (arXiv 2502.19634)
 SHORT = [f"model.recipe.{key}" for key in ("max_completion_tokens=12", "group_size=4", "prompts_per_step=4")]
@@ -119,7 +119,7 @@ def grpo_steps(day: Day) -> Result:
         *day.pick([], SHORT),
     )
     module, data, trainer = built(cfg)
-    module.engine = engine_of(day)
+    use_capture(day, module)
     timer = StepTimer(module)
     seen = Injected(module, at)
     trainer.callbacks.append(seen)

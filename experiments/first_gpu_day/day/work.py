@@ -1,5 +1,6 @@
 """Parts that several checks use: policies, prompts, engines, and the comparison of rollouts."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,6 +61,12 @@ def encoded(policy: Policy, n: int, modality: str = "mri", first: int = 0) -> li
 def engine_of(day: Day, record: str = "auto", **options: Any) -> SharedPrefixEngine:
     """The fast engine."""
     return SharedPrefixEngine(record=record, capture=day.capture, **options)
+
+
+def use_capture(day: Day, module: Any, **changes: Any) -> None:
+    """Change settings of a module's engine; in the rehearsal, let it capture steps."""
+    capture = {"capture": day.capture} if day.capture else {}
+    module.engine = replace(module.engine, **capture, **changes)
 
 
 def differences(one: Rollout, other: Rollout) -> dict[str, Any]:
