@@ -93,4 +93,5 @@ def draw_from_logits(
 
 @draw_from_logits.register_fake
 def _(logits: Tensor, banned: Tensor, temperature: float, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(keys), *(torch.empty_like(keys, dtype=torch.float32) for _ in range(2))
+    logprobs, entropy = (torch.empty_like(keys, dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(keys), logprobs, entropy

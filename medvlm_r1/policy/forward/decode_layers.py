@@ -4,9 +4,11 @@ The pass calls the model's own linear layers, so adapters and quantised weights 
 kernels of transformers' forward: most kernels of a step are so small that their number counts.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from medvlm_r1.policy.forward.decoding import DecodingLayout
@@ -15,7 +17,7 @@ Hidden = Float[Tensor, "rows width"]
 Table = Float[Tensor, "rows 1 size"]
 
 
-def decode_layers(language_model: nn.Module, embeds: Hidden, decoding: DecodingLayout) -> Hidden:
+def decode_layers(language_model: Any, embeds: Hidden, decoding: DecodingLayout) -> Hidden:
     """Run all layers and the final norm over one new token per row, whose keys go into ``decoding``.
 
     Every rounding to 16 bits is one of transformers' forward, except inside the attention.
@@ -36,9 +38,7 @@ def decode_layers(language_model: nn.Module, embeds: Hidden, decoding: DecodingL
     return _rms_norm(language_model.norm, hidden)
 
 
-def _rotary_tables(
-    rotary: nn.Module, embeds: Hidden, positions: Int[Tensor, "3 rows"]
-) -> tuple[Table, Table]:
+def _rotary_tables(rotary: Any, embeds: Hidden, positions: Int[Tensor, "3 rows"]) -> tuple[Table, Table]:
     """Cosines, and sines with the sign of ``rotate_half``: negative in the first half.
 
     Text has the same position on all three axes, so the sections of M-RoPE are those of any axis.
@@ -54,7 +54,7 @@ def _rotate(x: Float[Tensor, "rows heads size"], heads: int, cos: Table, sin: Ta
     x[:, :heads].mul_(cos).add_(other_half[:, :heads].mul_(sin))
 
 
-def _rms_norm(norm: nn.Module, hidden: Hidden) -> Hidden:
+def _rms_norm(norm: Any, hidden: Hidden) -> Hidden:
     """RMSNorm, one fused kernel on a GPU, then its weight: rounded in between, as in transformers."""
     if not type(norm).__name__.endswith("RMSNorm"):
         return norm(hidden)  # wrapped by PEFT
