@@ -53,7 +53,7 @@ class Alarms(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._steps = self._steps + 1 if metrics.get("train/frac_zero_advantage") == 1 else 0
         truncated = metrics.get("train/truncated", 0.0)
-        kl, loss = metrics.get("train/kl", 0.0), metrics.get("train/loss", 0.0)
+        kl, loss, norm = (metrics.get(f"train/{name}", 0.0) for name in ("kl", "loss", "grad_norm"))
         difference = metrics.get("train/sampling_logp_difference_p99", 0.0)
         alarms = {
             "zero_advantage": (
@@ -67,9 +67,9 @@ class Alarms(Callback):
                 "model.recipe.max_completion_tokens",
             ),
             "not_finite": (
-                not (math.isfinite(kl) and math.isfinite(loss)),
-                f"KL is {kl} and loss is {loss}: lower the learning rate, or look for a token that has "
-                "probability 0 under the reference model",
+                not all(map(math.isfinite, (kl, loss, norm))),
+                f"KL is {kl}, loss is {loss} and gradient norm is {norm}, so updates are skipped: lower the "
+                "learning rate, or look for a token that has probability 0 under the reference model",
             ),
             "sampling_logp_difference": (
                 not difference <= self.sampling_logp_difference,  # nan is an alarm

@@ -60,6 +60,7 @@ def test_zero_advantages_for_n_steps(tmp_path):
         ({"train/truncated": 0.6}, "truncated", "max_completion_tokens"),
         ({"train/kl": float("inf")}, "not_finite", "learning rate"),
         ({"train/loss": float("nan")}, "not_finite", "learning rate"),
+        ({"train/grad_norm": float("inf")}, "not_finite", "updates are skipped"),
         ({"train/sampling_logp_difference_p99": 0.6}, "sampling_logp_difference", "method.loss.tis_cap=2"),
         ({"train/loss_tokens": 0.0}, "no_loss_tokens", "ended at once"),
         ({"train/tokens": 1.0}, "no_loss_tokens", "ended at once"),
