@@ -1,13 +1,14 @@
 """Two kernel calls joined by their log-sum-exp give the attention, and the gradients, of scores in memory."""
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from medvlm_r1.plan.meta import Ledger, fused_attention
-from medvlm_r1.policy.forward.joined_attention import Flash, kernel_for
+from medvlm_r1.plan.meta import Ledger, gpu_kernels
+from medvlm_r1.policy.forward.joined_attention import Flash, error_of, kernel_for
 from medvlm_r1.policy.forward.packing import GroupLayout
 
 CPU = torch.device("cpu")
@@ -105,6 +106,26 @@ def test_16_bits_on_a_gpu_take_the_kernel():
         assert kernel_for(meta, torch.bfloat16) is None
 
 
+class Broken(CPUFlash):
+    """Its log-sum-exp has another base, as in some kernels."""
+
+    def forward(self, *args):
+        output, logsumexp = super().forward(*args)
+        return output, logsumexp / math.log(2)
+
+
+def test_a_kernel_is_tried_before_it_is_used():
+    assert error_of(CPUFlash(), CPU, torch.float32) < 1e-5
+    assert error_of(CPUFlash(), CPU, torch.bfloat16) < 0.01
+    assert error_of(Broken(), CPU, torch.bfloat16) > 0.05
+
+
+def test_a_gpu_on_which_the_kernel_fails_keeps_scores_in_memory(caplog):
+    """This torch has no kernel for it at all."""
+    assert kernel_for(torch.device("cuda"), torch.bfloat16) is None
+    assert "keeps its scores in memory" in caplog.text
+
+
 def test_no_scores_are_in_memory():
     """Qwen2-VL-2B's layer, 8 completions of 512 tokens, a prompt of 673; counted on the meta device."""
     prompts, completions, meta = (673,), (512,) * 8, torch.device("meta")
@@ -114,7 +135,7 @@ def test_no_scores_are_in_memory():
             torch.empty(1, heads, 673 + 8 * 512, 128, dtype=torch.bfloat16, device=meta).requires_grad_()
             for heads in (12, 2, 2)
         )
-        with sdpa_kernel(backend), Ledger([query, key, value], wide=0) as ledger, fused_attention():
+        with sdpa_kernel(backend), Ledger([query, key, value], wide=0) as ledger, gpu_kernels():
             layout = GroupLayout(prompts, completions, meta)
             layout.attend(0, query, key, value, 128**-0.5).sum().backward()
         peaks.append(ledger.peak)

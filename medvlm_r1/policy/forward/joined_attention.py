@@ -5,7 +5,9 @@ exponentials, which a flash kernel returns as its log-sum-exp. Neither call need
 prompt are queries of one sequence to its keys, and each completion is a causal sequence of its own.
 """
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from torch.autograd.function import once_differentiable
 Query = Float[Tensor, "tokens heads size"]
 Key = Float[Tensor, "keys kv_heads size"]
 LogSumExp = Float[Tensor, "heads tokens"]
+log = logging.getLogger("medvlm_r1")
 
 
 class Spans:
@@ -85,12 +88,56 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
 
     The meta device has a GPU's kernel.
     """
-    cuda = torch.backends.cuda
-    if dtype not in (torch.float16, torch.bfloat16) or not cuda.flash_sdp_enabled():
+    if dtype not in (torch.float16, torch.bfloat16) or not torch.backends.cuda.flash_sdp_enabled():
         return None
-    if device.type == "cuda" and cuda.is_flash_attention_available():
-        return Flash() if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    if device.type == "cuda":
+        return Flash() if _flash_works(device, dtype) else None
     return Flash() if device.type == "meta" else None
+
+
+@cache
+def _flash_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel runs on this GPU and is right, tried once; if not, a warning says so."""
+    try:
+        error = error_of(Flash(), device, dtype)
+    except (RuntimeError, TypeError, AssertionError) as cause:  # this torch has no such kernel, or no CUDA
+        error = str(cause).splitlines()[0]
+    if isinstance(error, float) and error < 0.02:
+        return True
+    log.warning("attention of completions keeps its scores in memory: FlashAttention fails here (%s)", error)
+    return False
+
+
+@torch.enable_grad()
+def error_of(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> float:
+    """Largest relative error of :func:`joined_attention`, output and gradients, on a small example."""
+    prompts, rows = torch.tensor([5, 12]), torch.tensor([[7, 0, 3], [1, 0, 2]])
+    group, row = (torch.arange(len(n)).repeat_interleave(n) for n in (rows.sum(1), rows.flatten()))
+    prompt = torch.arange(2).repeat_interleave(prompts)
+    seen = torch.cat([group[:, None] == prompt, (row[:, None] == row).tril()], dim=1).to(device)
+    far = Spans(rows.sum(1).tolist(), prompts.tolist(), False, device)
+    near = Spans(rows.flatten().tolist(), rows.flatten().tolist(), True, device)
+
+    def joined(query, keys, values, more_keys, more_values):
+        return joined_attention(query, (keys, values), (more_keys, more_values), (far, near), 1 / 8, kernel)
+
+    def plain(query, keys, values, more_keys, more_values):
+        pairs = (keys, more_keys), (values, more_values)
+        key, value = (torch.cat(pair).repeat_interleave(2, dim=1) for pair in pairs)
+        scores = torch.einsum("qhd,khd->hqk", query, key) / 8
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), value)
+
+    def run(attend, inputs, gradient):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        output = attend(*inputs)
+        return [output.detach(), *torch.autograd.grad(output, inputs, gradient)]
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(13, 4), (17, 2), (17, 2), (13, 2), (13, 2), (13, 4)]  # tokens and heads
+    tensors = [torch.randn(*size, 64, generator=generator).to(device, dtype) for size in sizes]
+    exact = [x.float() for x in tensors]
+    pairs = zip(run(joined, tensors[:5], tensors[5]), run(plain, exact[:5], exact[5]), strict=True)
+    return max(float((ours.float() - other).norm() / other.norm()) for ours, other in pairs)
 
 
 def joined_attention(
