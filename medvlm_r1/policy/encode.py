@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ Grid = Int[Tensor, "images 3"]
 PatchMemo = dict[tuple[str, ...], tuple[Patches, Grid, tuple[str, ...]]]
 """Names of images -> patches, grids and digests."""
 # Options of the image processor: patches of one temporal frame; with 8-bit values.
-_ONE_FRAME = {"do_resize": False, "temporal_patch_size": 1}
-_RAW = {"do_rescale": False, "do_normalize": False}
+_ONE_FRAME: dict[str, Any] = {"do_resize": False, "temporal_patch_size": 1}
+_RAW: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
 
 
 @dataclass(frozen=True)
