@@ -1,6 +1,7 @@
 """Rollouts of a run: the slots in which completions decode, and the passes of one call of the engine."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from statistics import mean
 
@@ -12,6 +13,11 @@ from medvlm_r1.policy.forward.decoding import CacheShape
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.schedule import PREFILL
 from medvlm_r1.rollout.shared_prefix import attention_window
+
+# Share of the rows that decode while slots empty, for lengths spread from 0 to the limit. Captured steps halve
+# the rows: all decode for half of the steps, then 1/2, 1/4 and 1/8. Without a capture, rows that end are dropped.
+HALVED = 1 / 2 + 1 / 4 / 2 + 1 / 8 / 4 + 1 / 8 / 8
+DROPPED = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ def rollout_passes(
 
     While prompts wait, all slots decode, and completions that end are replaced: each takes its length, and
     half of the interval in which the host reads which have ended. A group takes as long as its longest
-    completion: the limit. Then slots empty, until the last completion reaches the limit; on average half of
-    them decode.
+    completion: the limit. Then slots empty, until the last completion reaches the limit;
+    on average, :data:`HALVED` of them decode.
 
     Args:
         images: different images of the prompts.
@@ -59,8 +65,9 @@ def rollout_passes(
         return Passes(meter.decode(shape, window, sampling), steps, workload.records)
 
     windows = mean(attention_window(length, limit, workload.records) for length in range(1, limit + 1))
-    tail = _half(shape) if engine.compact else shape
-    passes = [prefill(min(PREFILL, shape.prompts), shape.prompts - max(0, shape.prompts - prompts))]
+    share = (HALVED if workload.records else DROPPED) if engine.compact else 1
+    tail = _part(shape, share)
+    passes = [prefill(min(PREFILL, shape.prompts), min(shape.prompts, prompts))]
     if waiting:
         taken = limit if sampling.group_size > 1 else limit / 2 + engine.sync_every / 2
         together = shape.prompts * engine.sync_every / taken  # prompts whose slots empty between two reads
@@ -69,8 +76,8 @@ def rollout_passes(
     return [*passes, decode(tail, round(windows), limit)]
 
 
-def _half(shape: CacheShape) -> CacheShape:
-    """Half of the rows."""
+def _part(shape: CacheShape, share: float) -> CacheShape:
+    """A share of the rows, of at least one prompt."""
     if shape.prompts > 1:
-        return dataclasses.replace(shape, prompts=shape.prompts // 2)
-    return dataclasses.replace(shape, group_size=max(1, shape.group_size // 2))
+        return dataclasses.replace(shape, prompts=math.ceil(share * shape.prompts))
+    return dataclasses.replace(shape, group_size=math.ceil(share * shape.group_size))
