@@ -14,8 +14,9 @@ from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.schedule import PREFILL
 from medvlm_r1.rollout.shared_prefix import attention_window
 
-# Share of the rows that decode while slots empty, for lengths spread from 0 to the limit. Captured steps halve
-# the rows: all decode for half of the steps, then 1/2, 1/4 and 1/8. Without a capture, rows that end are dropped.
+# Share of the rows that decode while slots empty, for lengths spread from 0 to the limit. Captured steps
+# halve the rows: all decode for half of the steps, then 1/2, 1/4 and 1/8. Without a capture, rows are dropped
+# as they end.
 HALVED = 1 / 2 + 1 / 4 / 2 + 1 / 8 / 4 + 1 / 8 / 8
 DROPPED = 1 / 2
 
@@ -44,8 +45,8 @@ def rollout_passes(
 
     While prompts wait, all slots decode, and completions that end are replaced: each takes its length, and
     half of the interval in which the host reads which have ended. A group takes as long as its longest
-    completion: the limit. Then slots empty, until the last completion reaches the limit;
-    on average, :data:`HALVED` of them decode.
+    completion: the limit. Then slots empty, until the last completion reaches the limit, and on average
+    :data:`HALVED` of the rows decode.
 
     Args:
         images: different images of the prompts.
