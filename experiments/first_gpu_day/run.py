@@ -2,7 +2,7 @@
 
     python experiments/first_gpu_day/run.py --weights DIR       Qwen2-VL-2B-Instruct in DIR
     python experiments/first_gpu_day/run.py                     random weights of the genuine size
-    python experiments/first_gpu_day/run.py --rehearse          the embedded model on a CPU, two minutes
+    python experiments/first_gpu_day/run.py --rehearse          the embedded model on a CPU, minutes
     python experiments/first_gpu_day/run.py --only memory ddp_against_one
 
 Each check is a process of its own with a time limit; one that fails or crashes stops no other. Writes
