@@ -284,7 +284,7 @@ def test_missing_runs_cost_as_few_others_as_can_be(crossed, few_draws):
 def test_the_command_writes_tables_and_drawings(crossed, few_draws, capsys):
     assert main([str(crossed)]) == 0
     said = capsys.readouterr().out
-    assert "4 runs: 4 finished" in said
+    assert "8 runs: 8 finished" in said
     assert "grpo_600 \N{MINUS SIGN} sft_600" in said
     for name in ("effects.png", "parallel.png"):
         with Image.open(crossed / name) as image:
