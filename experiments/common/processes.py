@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+GROUPS: set[int] = set()  # process groups that run now
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -43,6 +45,8 @@ def in_its_own_process(
         start_new_session=seconds is not None,
         env={**os.environ, **(environment or {})},
     )
+    if seconds is not None:
+        GROUPS.add(process.pid)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -51,9 +55,14 @@ def in_its_own_process(
         if seconds is None:
             process.kill()
         else:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
+            GROUPS.discard(process.pid)
         process.wait()
         if output:
             output.close()
     return Ended(code, round(time.monotonic() - start, 1))
+
+
+def kill_group(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)

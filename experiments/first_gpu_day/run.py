@@ -13,9 +13,11 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +28,10 @@ from typing import Any
 from day.base import Day, Result, UnavailableError, step_itself
 from day.checks import CHECKS, GPUS, SEVERAL, TOTAL, WEIGHTS, Check
 
-from processes import in_its_own_process  # isort: skip  (day.base adds its folder to the path)
+from processes import GROUPS, in_its_own_process, kill_group  # isort: skip  (day.base adds its folder to the path)
 
 REHEARSED = {"ddp_against_one"}  # with two CPU processes
+STOPPED = threading.Event()
 SYMBOL = {"passed": "ok", "failed": "FAILED", "skipped": "skipped"}
 
 
@@ -42,14 +45,24 @@ def main() -> None:
         chosen.add("weights")  # writes those that the others load
     checks = [check for check in CHECKS if check.name in chosen]
     day.folder.mkdir(parents=True, exist_ok=True)
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     gpus = 0 if day.rehearsal else count_gpus()
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="first_gpu_day_") as scratch:
         results = run_all(arguments, checks, Path(scratch), gpus)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     write(day, results)
     verdicts = [check["verdict"] for check in results["checks"]]
     print(", ".join(f"{verdicts.count(word)} {word}" for word in SYMBOL), "->", day.folder / "index.html")
     if "failed" in verdicts:
         sys.exit(1)
+
+
+def stop(number: int, frame: Any) -> None:
+    """End the check that runs and skip the others; the results so far are written."""
+    STOPPED.set()
+    for group in tuple(GROUPS):
+        kill_group(group)
 
 
 def parse() -> argparse.Namespace:
@@ -117,7 +130,15 @@ def run_alone(
     lacks = {GPUS: gpus < 2, WEIGHTS: not arguments.weights}.get(check.needs, False)
     if arguments.rehearse and check.name in REHEARSED:
         lacks = False
-    reason = f"needs {check.needs}" if lacks else "no time was left" if left < 10 else ""
+    reason = (
+        f"needs {check.needs}"
+        if lacks
+        else "stopped"
+        if STOPPED.is_set()
+        else "no time was left"
+        if left < 10
+        else ""
+    )
     if reason:
         return facts | asdict(Result("skipped", reason=reason)) | {"log": None}
     log, out = arguments.out / f"{check.name}.log", scratch / f"{check.name}.json"
