@@ -83,9 +83,10 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Seconds of the whole run; ``None`` if the configuration lacks the number of questions."""
-        if self.evaluation_seconds is None:
+        steps = self.workload.questions.steps
+        if self.evaluation_seconds is None or steps is None:
             return None
-        training = self.workload.questions.steps * self.step_seconds
+        training = steps * self.step_seconds
         return training + self.checkpoint_seconds + self.evaluation_seconds
 
 

@@ -78,7 +78,7 @@ class Workload:
     fused: bool
     momentum: float
     layout: str
-    engine: RolloutEngine
+    engine: Any  # a RolloutEngine
     strategy: Literal["single", "ddp", "fsdp"]
     world_size: int
     questions: Questions

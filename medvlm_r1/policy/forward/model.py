@@ -1,8 +1,7 @@
 """The type of a Qwen2-VL model, with or without PEFT's wrapper."""
 
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
-from torch import nn
 from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
@@ -11,6 +10,6 @@ if TYPE_CHECKING:
 Model = Union[PreTrainedModel, "peft.PeftModel"]
 
 
-def inner_model(model: Model) -> nn.Module:
+def inner_model(model: Model) -> Any:
     """The module with ``visual`` and ``language_model``, below PEFT's wrapper."""
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).model

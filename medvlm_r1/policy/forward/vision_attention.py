@@ -62,7 +62,7 @@ class VisionLayout:
     def __init__(
         self, whole: Segments, windows: Segments | None = None, windowed: Set[nn.Module] = frozenset()
     ):
-        self.whole, self.windows, self.windowed = whole, windows, windowed
+        self.whole, self.windows, self.windowed = whole, windows or whole, windowed
 
     def attend(
         self, module: nn.Module, query: Heads, key: Heads, value: Heads, scaling: float
