@@ -155,7 +155,7 @@ class TestShapes:
         for _ in range(300):
             asked, _, key = drawn(rng, prompts, group_size)
             sampling = Sampling(group_size=group_size, max_tokens=512)
-            SharedPrefixEngine()._decode(random_policy, asked, sampling, key, recorder)
+            SharedPrefixEngine(sync_every=16)._decode(random_policy, asked, sampling, key, recorder)
         assert 4 < len(recorder.seen) <= 24
         for _ in range(10):  # validations
             asked, _, key = drawn(rng, 100, 1)
