@@ -53,6 +53,10 @@ LONGEST = (
     "export",
     "policy",
     "predict",
+    "fast_path",
+    "recorder",
+    "benchmark",
+    "first_gpu_day",
 )
 
 
