@@ -24,7 +24,7 @@ NEEDS_TRITON = pytest.mark.skipif(
 # In a process of its own, because Triton reads TRITON_INTERPRET when it is imported.
 INTERPRETED = """
 import sys, torch
-from medvlm_r1.rollout.draw import draw_from_logits
+from medvlm_r1.rollout.draw_triton import draw_from_logits
 cases = torch.load(sys.argv[1])
 torch.save([draw_from_logits(*case) for case in cases], sys.argv[1])
 """
@@ -114,3 +114,18 @@ def test_the_kernel_draws_what_torch_draws(tmp_path):
         torch.testing.assert_close(logprobs.double(), chosen, rtol=0, atol=3e-6)
         expected = -(exact.exp() * exact.clamp(min=-1e4)).sum(-1) if temperature else torch.zeros(6).double()
         torch.testing.assert_close(entropy.double(), expected, rtol=0, atol=3e-6)
+
+
+@NEEDS_TRITON
+def test_a_row_that_is_not_a_number_draws_a_token_of_the_vocabulary(tmp_path):
+    """Padding must not win: a later step would embed an id that does not exist."""
+    logits = torch.randn(3, 9000, generator=torch.manual_seed(0))
+    logits[0], logits[2, 100] = torch.nan, torch.nan
+    torch.save([(logits, torch.zeros(9000, dtype=torch.bool), 1.0, KEYS[:3])], tmp_path / "cases.pt")
+    command = [sys.executable, "-W", "ignore", "-c", INTERPRETED, str(tmp_path / "cases.pt")]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"})
+    ((tokens, logprobs, _),) = torch.load(tmp_path / "cases.pt")
+    assert tokens[0] < 9000
+    assert tokens[2] == 100
+    assert logprobs.isnan().tolist() == [True, False, True]
