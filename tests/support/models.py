@@ -1,15 +1,20 @@
 """Small models with random weights, and images of noise for them."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from medvlm_r1.policy.encode import Encoder
@@ -33,32 +38,44 @@ class Noise:
         return Image.fromarray(values.astype(np.uint8))
 
 
-def random_model(
-    encoder: Encoder, tied: bool = True, family: str = "qwen2_vl"
-) -> Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2-VL or Qwen2.5-VL with random weights, large enough that each input moves the output."""
+CLASSES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+}
+FAMILIES = tuple(CLASSES)
+_VISION = {"depth": 1, "hidden_size": 64, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+# What differs from a Qwen2-VL of one block: settings of the vision tower, and of the language model.
+_VISIONS = {
+    "qwen2_vl": {"embed_dim": 32, "mlp_ratio": 2},
+    # windows of 2 x 2 merged patches: the pictures hold 4 x 4 and more
+    "qwen2_5_vl": {"depth": 3, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 4}
+    | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48},
+    # a table of 5 x 5 positions, which each picture stretches
+    "qwen3_vl": {"depth": 4, "deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 25}
+    | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48},
+}
+_TEXTS = {
+    # a head is not width / heads; features of three blocks go into the first three layers
+    "qwen3_vl": {"num_hidden_layers": 4, "head_dim": 24}
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 3, 3]}},
+}
+
+
+def encoder_for(encoder: Encoder, family: str) -> Encoder:
+    """The encoder with the image processor of a family; pictures keep about the same number of tokens."""
+    if family != "qwen3_vl":
+        return encoder
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    limits = {"min_pixels": 64 * 64, "max_pixels": 192 * 128}
+    processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2, **half, **limits)
+    return dataclasses.replace(encoder, image_processor=processor)
+
+
+def random_model(encoder: Encoder, tied: bool = True, family: str = "qwen2_vl") -> PreTrainedModel:
+    """A model of a family with random weights, large enough that each input moves the output."""
     token = encoder.tokenizer.convert_tokens_to_ids
-    vision = {
-        "depth": 1,
-        "embed_dim": 32,
-        "hidden_size": 64,
-        "num_heads": 2,
-        "mlp_ratio": 2,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "initializer_range": 0.25,
-    }
-    if family == "qwen2_5_vl":
-        for key in ("embed_dim", "mlp_ratio"):
-            del vision[key]
-        # windows of 2 x 2 merged patches: the pictures hold 4 x 4 and more
-        vision |= {"depth": 3, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 4}
-        vision |= {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48}
-    config_class, model_class = {
-        "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
-        "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
-    }[family]
+    config_class, model_class = CLASSES[family]
     config = config_class(
         text_config={
             "vocab_size": len(encoder.tokenizer),
@@ -74,8 +91,11 @@ def random_model(
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
             "initializer_range": 0.25,
-        },
-        vision_config=vision,
+        }
+        | _TEXTS.get(family, {}),
+        vision_config=_VISION
+        | {"patch_size": encoder.image_processor.patch_size, "initializer_range": 0.25}
+        | _VISIONS[family],
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
@@ -86,6 +106,9 @@ def random_model(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = model_class(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):  # else 1, which hides that one is left out
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.generation_config.update(
         eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")
     )
