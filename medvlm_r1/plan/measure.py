@@ -15,7 +15,7 @@ import torch
 
 from medvlm_r1.plan.passes import Cost, PassShape, decode, prefill, score, train_once
 from medvlm_r1.policy.forward.decoding import CacheShape
-from medvlm_r1.policy.loading.architecture import block_period, meta_model, with_depth
+from medvlm_r1.policy.loading.architecture import block_period, meta_model, smallest_depth, with_depth
 from medvlm_r1.policy.loading.load import Recipe, load_encoder
 from medvlm_r1.policy.loading.resolve import EMBEDDED
 from medvlm_r1.policy.loading.tuning import Tuning
@@ -43,10 +43,11 @@ class Meter:
         self.config, self.recipe, self.layout = config, recipe, layout
         self.tuning = dataclasses.replace(tuning, quantize=None)
         layers, blocks = config.text_config.num_hidden_layers, config.vision_config.depth
-        period = block_period(config)
-        shallow = layers > 3 and blocks > 2 * period and not full_depth
-        self._depths = [(2, period), (3, period), (2, 2 * period)] if shallow else [(layers, blocks)]
-        more_layers, more_blocks = layers - 2, blocks / period - 1
+        (few, little), period = smallest_depth(config), block_period(config)
+        shallow = layers > few + 1 and blocks > little + period and not full_depth
+        shallow_depths = [(few, little), (few + 1, little), (few, little + period)]
+        self._depths = shallow_depths if shallow else [(layers, blocks)]
+        more_layers, more_blocks = layers - few, (blocks - little) / period
         # candidates of one plan share most of their passes
         self.key = (repr(config), recipe.dtype, repr(self.tuning), shallow, layout)
         self._weights = [1 - more_layers - more_blocks, more_layers, more_blocks] if shallow else [1]

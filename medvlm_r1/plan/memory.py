@@ -7,7 +7,7 @@ from medvlm_r1.plan.measure import Meter
 from medvlm_r1.plan.rollouts import slots
 from medvlm_r1.plan.workload import Workload
 from medvlm_r1.policy.forward.vision import FEATURE_BYTES
-from medvlm_r1.policy.loading.architecture import cache_bytes_per_token
+from medvlm_r1.policy.loading.architecture import cache_bytes_per_token, image_token_width
 from medvlm_r1.rollout.schedule import PREFILL
 
 PHASES = ("sampling", "reference", "training", "update", "evaluation")
@@ -116,8 +116,7 @@ def transient(workload: Workload, inventory: Inventory, meter: Meter) -> list[Me
         graphs[phase] = step if workload.records else 0
     if workload.records and workload.engine.keep_memory:  # one memory and one pool, of the largest rollout
         cache, graphs = (dict.fromkeys(PHASES, max(sizes.values())) for sizes in (cache, graphs))
-    width = meter.config.text_config.hidden_size
-    features = _image_features(workload, inventory, width)
+    features = _image_features(workload, inventory, image_token_width(meter.config))
     parts = [
         MemoryPart("keys and values", cache),
         MemoryPart("CUDA graphs", graphs),

@@ -82,15 +82,16 @@ class Cost:
 
 def inputs(policy: Policy, shape: PassShape, device: str = "meta") -> tuple[PromptBatch, Tensor, Tensor]:
     """Return prompts, completion tokens and mask of this shape. Grids and mask stay on the CPU."""
-    down, across = shape.grid
-    image = down * across // 4
+    (down, across), vision = shape.grid, policy.model.config.vision_config
+    image = down * across // vision.spatial_merge_size**2
+    values = vision.in_channels * vision.patch_size**2
     ids = torch.zeros(shape.prompts, shape.prompt, dtype=torch.long, device=device)
     if device != "meta":
         ids[:, :image] = policy.image_id
     prompts = PromptBatch(
         ids=ids.flatten(),
         positions=torch.zeros(3, ids.numel(), dtype=torch.long, device=device),
-        pixels=torch.zeros(shape.prompts * down * across, 3 * 14**2, dtype=torch.uint8, device=device),
+        pixels=torch.zeros(shape.prompts * down * across, values, dtype=torch.uint8, device=device),
         grid=torch.tensor([[1, down, across]] * shape.prompts),
         image_digests=tuple(str(i % (shape.images or shape.prompts)) for i in range(shape.prompts)),
         lengths=(shape.prompt,) * shape.prompts,

@@ -119,6 +119,19 @@ def test_the_papers_run():
     assert dict(cfg.reward.weights) == {"format": 1.0, "accuracy": 1.0}
 
 
+@pytest.mark.parametrize("experiment", ["grpo_600", "sft_600", "zero_shot"])
+def test_another_base_in_the_papers_run_changes_only_the_model(experiment):
+    """The twins of a base get the same questions, prompt, rewards, rates and limits."""
+    papers, other = (
+        composed(f"+experiment={experiment}", f"model={model}") for model in ("qwen2_vl_2b", "qwen3_vl_2b")
+    )
+    assert (other.model.path, other.model.recipe.min_pixels) == ("Qwen/Qwen3-VL-2B-Instruct", 65536)
+    for cfg in (papers, other):
+        OmegaConf.resolve(cfg)
+        del cfg.model.path, cfg.model.revision, cfg.model.recipe.min_pixels
+    assert papers == other
+
+
 def test_eight_gpus_take_more_prompts_per_step_and_a_higher_rate():
     """The paper's run otherwise; all of the questions are used."""
     few, many = (composed(f"+experiment={e}", "method=sft") for e in ("grpo_600", "grpo_600_8gpu"))
@@ -145,7 +158,7 @@ def test_a_model_option_states_what_differs(model):
     assert cfg.model.keys() == composed("model=qwen2_vl_2b").model.keys()
     assert cfg.model.recipe.keys() == composed("model=qwen2_vl_2b").model.recipe.keys()
     assert cfg.model.recipe.grpo_lr == 1e-6
-    pinned = {"medvlm_r1": "main", "med_r1": None}
+    pinned = {"medvlm_r1": "main", "qwen3_vl_2b_thinking": "main", "med_r1": None}
     revision = cfg.model.revision
     assert revision == pinned[model] if model in pinned else re.fullmatch("[0-9a-f]{40}", revision)
 

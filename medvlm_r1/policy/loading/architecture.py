@@ -12,12 +12,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
+    Qwen3VLConfig,
 )
 
 from medvlm_r1.policy.loading.resolve import EMBEDDED, MissingWeightsError
 from medvlm_r1.runs.hub import hub_problem
 
-_ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
 _IDS = {
     "image_token_id": 151655,
     "video_token_id": 151656,
@@ -31,18 +31,23 @@ _LANGUAGE = {
     "Qwen/Qwen2-VL-72B-Instruct": (8192, 29568, 80, 64, 8, 152064, False),
     "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 11008, 36, 16, 2, 151936, True),
     "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
+    "Qwen/Qwen3-VL-2B-Instruct": (2048, 6144, 28, 16, 8, 151936, True),
+    "Qwen/Qwen3-VL-4B-Instruct": (2560, 9728, 36, 32, 8, 151936, True),
+    "Qwen/Qwen3-VL-8B-Instruct": (4096, 12288, 36, 32, 8, 151936, False),
 }
-# Fine-tunes have the architecture of their base.
-_FINE_TUNES = {"JZPeterPan/MedVLM-R1": "Qwen/Qwen2-VL-2B-Instruct"}
-PUBLISHED = (*_LANGUAGE, *_FINE_TUNES)
+# Checkpoints with the architecture of another: fine-tunes, and the Thinking editions.
+_SAME = {"JZPeterPan/MedVLM-R1": "Qwen/Qwen2-VL-2B-Instruct"} | {
+    f"Qwen/Qwen3-VL-{size}-Thinking": f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B")
+}
+PUBLISHED = (*_LANGUAGE, *_SAME)
 
 
 def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
     """Read the configuration of a checkpoint in a local directory, on the hub, or ``embedded``.
 
     Returns:
-        The configuration in the directory or in the hub's cache; else, for the Instruct models of Qwen2-VL
-        and Qwen2.5-VL, the one in this file; else the hub's.
+        The configuration in the directory or in the hub's cache; else, for a checkpoint in
+        :data:`PUBLISHED`, the one in this file; else the hub's.
 
     Raises:
         MissingWeightsError: there is no configuration.
@@ -56,7 +61,7 @@ def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
     if isinstance(cached, str):
         return AutoConfig.from_pretrained(Path(cached).parent, trust_remote_code=False)
     if path in PUBLISHED:
-        return _published(_FINE_TUNES.get(path, path))
+        return _published(_SAME.get(path, path))
     if problem := hub_problem():
         raise MissingWeightsError(
             f"the architecture of {path} is neither in a local directory nor in the hub's cache, and the hub "
@@ -68,26 +73,47 @@ def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
 def with_depth(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrainedConfig:
     """The same architecture with another number of language layers and vision blocks.
 
-    A multiple of :func:`block_period` blocks keeps the ratio of windowed to full attention.
+    At :func:`smallest_depth` and with further multiples of :func:`block_period` blocks, it has the full
+    model's DeepStack features and ratio of windowed to full attention.
     """
     changed = type(config).from_dict(config.to_dict())
     changed.text_config.num_hidden_layers = layers
-    kinds = config.text_config.layer_types
-    changed.text_config.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
+    if kinds := getattr(config.text_config, "layer_types", None):
+        changed.text_config.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     changed.vision_config.depth = blocks
+    if features := _deepstack_features(config):
+        changed.vision_config.deepstack_visual_indexes = list(range(features))
     return changed
 
 
 def block_period(config: PreTrainedConfig) -> int:
-    """Vision blocks from one with full attention to the next: 1 for Qwen2-VL, in which all have it."""
+    """Vision blocks from one with full attention to the next: 1 for towers in which all have it."""
     full = getattr(config.vision_config, "fullatt_block_indexes", None)
     return full[0] + 1 if full else 1
+
+
+def smallest_depth(config: PreTrainedConfig) -> tuple[int, int]:
+    """Language layers and vision blocks below which further ones add more than their own cost.
+
+    Qwen3-VL's first layers each add one DeepStack feature, which each come from another vision block.
+    """
+    features = _deepstack_features(config)
+    return max(2, features), max(1, features) * block_period(config)
+
+
+def image_token_width(config: PreTrainedConfig) -> int:
+    """Numbers per image token that the vision tower hands to the language model: DeepStack adds features."""
+    return config.text_config.hidden_size * (1 + _deepstack_features(config))
+
+
+def _deepstack_features(config: PreTrainedConfig) -> int:
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
 
 
 def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """Bytes of one token's keys and values in all layers."""
     text = config.text_config
-    head = text.hidden_size // text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
 
 
@@ -105,7 +131,6 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 def _published(path: str) -> PreTrainedConfig:
     """The part of the checkpoint's config.json that determines the architecture."""
     width, inner, layers, heads, kv_heads, vocabulary, tied = _LANGUAGE[path]
-    newer = "Qwen2.5" in path
     text = {
         "hidden_size": width,
         "intermediate_size": inner,
@@ -113,21 +138,35 @@ def _published(path: str) -> PreTrainedConfig:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "vocab_size": vocabulary,
-        "max_position_embeddings": 128000 if newer else 32768,
         "rms_norm_eps": 1e-6,
-        "rope_parameters": dict(_ROPE),
-        "use_sliding_window": False,
         "bos_token_id": 151643,
         "eos_token_id": 151645,
     }
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
     vision = {"depth": 32, "num_heads": 16, "in_channels": 3}
     vision |= {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
-    if newer:
+    if "Qwen2-VL" in path:
+        family = Qwen2VLConfig
+        text |= {"max_position_embeddings": 32768, "use_sliding_window": False}
+        vision |= {"embed_dim": 1280, "mlp_ratio": 4, "hidden_size": width}
+    elif "Qwen2.5-VL" in path:
+        family = Qwen2_5_VLConfig
+        text |= {"max_position_embeddings": 128000, "use_sliding_window": False}
         vision |= {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": width}
         vision |= {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}
     else:
-        vision |= {"embed_dim": 1280, "mlp_ratio": 4, "hidden_size": width}
-    family = Qwen2_5_VLConfig if newer else Qwen2VLConfig
+        family = Qwen3VLConfig
+        text |= {"max_position_embeddings": 262144, "head_dim": 128}
+        rope |= {"rope_theta": 5_000_000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+        vision |= {"patch_size": 16, "num_position_embeddings": 2304, "out_hidden_size": width}
+        vision |= (
+            {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304}
+            | {"deepstack_visual_indexes": [8, 16, 24]}
+            if "8B" in path
+            else {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
+            | {"deepstack_visual_indexes": [5, 11, 17]}
+        )
+    text["rope_parameters"] = rope
     return family(text_config=text, vision_config=vision, tie_word_embeddings=tied, **_IDS)
 
 

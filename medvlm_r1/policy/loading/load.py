@@ -1,4 +1,4 @@
-"""Load a checkpoint of the Qwen2-VL family as a :class:`~medvlm_r1.policy.policy.Policy`."""
+"""Load a checkpoint as a :class:`~medvlm_r1.policy.policy.Policy`."""
 
 import dataclasses
 import warnings

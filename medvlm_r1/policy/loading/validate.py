@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-FAMILY = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+FAMILY = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -96,8 +96,8 @@ def check_config(folder: Path) -> None:
         kind = f"{family!r}" if family else "of no model_type"
         code = ", and loads code of its own (auto_map)" if "auto_map" in config else ""
         raise UnusableWeightsError(
-            f"{folder}: config.json is {kind}{code}: this project loads {' and '.join(FAMILY.values())} "
-            f"({', '.join(FAMILY)}), give such a checkpoint"
+            f"{folder}: config.json is {kind}{code}, and this project loads {', '.join(FAMILY.values())} "
+            f"({', '.join(FAMILY)}): serve it with vLLM or SGLang and evaluate it with model=endpoint"
         )
     processors = [folder / name for name in ("preprocessor_config.json", "processor_config.json")]
     settings = [read_json(path) for path in processors if path.is_file()]

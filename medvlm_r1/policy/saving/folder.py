@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from medvlm_r1.policy.forward.model import Model
 from medvlm_r1.policy.loading.resolve import base_of
@@ -18,8 +19,6 @@ from medvlm_r1.runs.durable import replace_folder
 if TYPE_CHECKING:
     from medvlm_r1.policy.encode import Encoder
 
-# AutoProcessor takes an adapter's directory for a tokenizer's unless a processor class is named.
-_PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -58,7 +57,8 @@ def save_model(folder: Path, model: Model, encoder: "Encoder", config: Generatio
         model.save_pretrained(partial, **options)
         encoder.tokenizer.save_pretrained(partial)
         encoder.image_processor.save_pretrained(partial)
-        processor = {"processor_class": _PROCESSORS[model.config.model_type]}
+        # AutoProcessor takes an adapter's directory for a tokenizer's unless a processor class is named.
+        processor = {"processor_class": PROCESSOR_MAPPING_NAMES[model.config.model_type]}
         _update_json(partial / "preprocessor_config.json", processor)
         if has_adapter:
             base, revision = base_of(model.get_base_model().name_or_path)
