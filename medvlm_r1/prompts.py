@@ -199,6 +199,12 @@ class PromptStyle:
         return Alternatives(texts, forced=answer.letter is None, ends_turn=not after.strip())
 
 
+def reopen_think(text: str) -> str:
+    """Put back a think tag that a completion closes but does not open: the chat template has opened it."""
+    before, closing, _ = text.partition("</think>")
+    return f"<think>{text}" if closing and "<think>" not in before else text
+
+
 def _up_to_answer(text: str) -> str:
     """A completion without an answer tag, then a closed think tag and an open answer tag."""
     text = _TORN_TAG.sub("", text).rstrip()

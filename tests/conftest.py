@@ -1,5 +1,6 @@
 """Fixtures of several test files: questions with images of different sizes, models, checkpoints on disk."""
 
+import functools
 import inspect
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import training
 from checkpoints import write
 from hypothesis import settings
 from lightning import Trainer
-from models import Noise, random_model
+from models import Noise, encoder_for, random_model
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -146,38 +147,78 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def prompts(questions, encoder, short_style):
-    """The questions, encoded."""
-    return {name: encoder.encode(sample, "train", short_style) for name, sample in questions.items()}
+def prompts_of(questions, short_style):
+    """The questions, encoded for a policy."""
+
+    def encode(policy):
+        samples = questions.items()
+        return {name: policy.encoder.encode(sample, "train", short_style) for name, sample in samples}
+
+    return encode
 
 
 @pytest.fixture(scope="session")
-def random_policy(encoder) -> Policy:
+def prompts(random_policy, prompts_of):
+    """The questions, encoded for Qwen2-VL and Qwen2.5-VL."""
+    return prompts_of(random_policy)
+
+
+@pytest.fixture(scope="session")
+def policy_of(encoder):
+    """Random policies by family. All tests share them: none may change one."""
+
+    @functools.cache
+    def policy(family="qwen2_vl", tied=True):
+        own = encoder_for(encoder, family)
+        return Policy(random_model(own, tied, family), own)
+
+    return policy
+
+
+@pytest.fixture(scope="session")
+def random_policy(policy_of) -> Policy:
     """Shared by all tests: none may change it."""
-    return Policy(random_model(encoder), encoder)
+    return policy_of()
 
 
 @pytest.fixture(scope="session")
-def untied_policy(encoder) -> Policy:
+def untied_policy(policy_of) -> Policy:
     """As ``random_policy``, with an output matrix of its own. None may change it."""
-    return Policy(random_model(encoder, tied=False), encoder)
+    return policy_of(tied=False)
 
 
 @pytest.fixture(scope="session")
-def policy_2_5(encoder) -> Policy:
+def policy_2_5(policy_of) -> Policy:
     """As ``random_policy``, of the Qwen2.5-VL family. None may change it."""
-    return Policy(random_model(encoder, family="qwen2_5_vl"), encoder)
+    return policy_of("qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def policy_3(policy_of) -> Policy:
+    """As ``random_policy``, of the Qwen3-VL family. None may change it."""
+    return policy_of("qwen3_vl")
+
+
+def adapted(encoder, family="qwen2_vl"):
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    own = encoder_for(encoder, family)
+    model = random_model(own, family=family)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = get_peft_model(model, config)
+    return Policy(model.train(), own)
 
 
 @pytest.fixture
 def lora_policy(encoder) -> Policy:
     """An adapter that already does something, on the weights of ``random_policy``."""
-    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = random_model(encoder)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = get_peft_model(model, config)
-    return Policy(model.train(), encoder)
+    return adapted(encoder)
+
+
+@pytest.fixture
+def lora_policy_3(encoder) -> Policy:
+    """An adapter that already does something, on the weights of ``policy_3``."""
+    return adapted(encoder, "qwen3_vl")
 
 
 @pytest.fixture

@@ -64,7 +64,8 @@ class Answerer:
                 )
         sampling = Sampling(group_size=1, max_tokens=limit, temperature=0.0)
         rollout = self.engine(policy, prompts, sampling, NoiseKey(0, 0))
-        answers = [prompt.parse(text, q) for text, q in zip(rollout.texts, questions, strict=True)]
+        texts = [p.assistant_prefix + text for p, text in zip(prompts, rollout.texts, strict=True)]
+        answers = [prompt.parse(text, q) for text, q in zip(texts, questions, strict=True)]
         closed = [row for row, question in enumerate(questions) if question.options]
         probabilities: dict[int, list[float]] = {}
         if closed:

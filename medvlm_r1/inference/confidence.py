@@ -16,6 +16,7 @@ that nine in ten such answers are correct.
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
+from operator import eq
 
 import torch
 
@@ -32,7 +33,8 @@ def option_probabilities(
 
     Args:
         prompts: encoded questions with options.
-        alternatives: for each question, its completion with each letter; their number may differ.
+        alternatives: for each question, its answer with each letter; their number may differ. The first text
+            of an answer may stand in the prompt already.
     """
     tokenizer = policy.encoder.tokenizer
     # A completion may spell out a special token: tokenise that as text.
@@ -40,7 +42,9 @@ def option_probabilities(
     extended, rows, counts = [], [], [len(each.texts) for each in alternatives]
     for prompt, each in zip(prompts, alternatives, strict=True):
         end = [tokenizer.eos_token_id] if each.ends_turn else []
-        tokens = [tokenizer(text, **as_text)["input_ids"] + end for text in each.texts]
+        shared = [takewhile(bool, map(eq, text, prompt.assistant_prefix)) for text in each.texts]
+        texts = [text[sum(same) :] for text, same in zip(each.texts, shared, strict=True)]
+        tokens = [tokenizer(text, **as_text)["input_ids"] + end for text in texts]
         # The common prefix becomes a part of the prompt: only the differing ends need logits.
         columns = takewhile(lambda column: len(set(column)) == 1, zip(*tokens, strict=False))
         prefix = [column[0] for column in columns]

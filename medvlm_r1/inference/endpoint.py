@@ -30,6 +30,7 @@ from medvlm_r1.inference.endpoint_client import (
 )
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.loading.load import Recipe
+from medvlm_r1.prompts import reopen_think
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
@@ -114,7 +115,7 @@ class Endpoint:
             asyncio.run(self._request(missing))
         responses = [self.cache.responses[key] for key in keys]
         return EndpointCompletions(
-            texts=[response.text for response in responses],
+            texts=[reopen_think(response.text) for response in responses],
             lengths=torch.tensor([response.tokens for response in responses]),
             truncated=torch.tensor([response.truncated for response in responses]),
         )

@@ -66,6 +66,8 @@ class Ledger(TorchDispatchMode):
         if any(t.is_meta for t in tensors):
             if func is aten._local_scalar_dense.default:
                 return False
+            if func is aten._is_all_true.default:  # of a check, which passes
+                return torch.tensor(True)
             if not all(t.is_meta for t in tensors):  # grids stay on the host, where loops read them
                 args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
         out = func(*args, **kwargs)

@@ -93,7 +93,7 @@ def inputs(policy: Policy, shape: PassShape, device: str = "meta") -> tuple[Prom
         positions=torch.zeros(3, ids.numel(), dtype=torch.long, device=device),
         pixels=torch.zeros(shape.prompts * down * across, values, dtype=torch.uint8, device=device),
         grid=torch.tensor([[1, down, across]] * shape.prompts),
-        image_digests=tuple(str(i % (shape.images or shape.prompts)) for i in range(shape.prompts)),
+        image_digests=tuple((str(i % (shape.images or shape.prompts)),) for i in range(shape.prompts)),
         lengths=(shape.prompt,) * shape.prompts,
         pad_id=policy.pad_id,
     )
@@ -145,16 +145,9 @@ def prefill(policy: Policy, shape: PassShape, shared: bool) -> Cost:
             prefilled = policy.prefill(prompts)  # keeps the cache alive, as the engine does
             policy.next_token_logprobs(prefilled.hidden)
         else:  # the first pass of transformers' generate
-            embeds, mask, positions = repeat_prompts(
-                policy.model, prompts, policy.image_features(prompts), shape.group_size
-            )
-            policy.model(
-                inputs_embeds=embeds,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                logits_to_keep=1,
-                use_cache=True,
-            )
+            features = policy.image_features(prompts)
+            repeated = repeat_prompts(policy.model, prompts, features, shape.group_size)
+            policy.model(**repeated, logits_to_keep=1, use_cache=True)
     return Cost.of(ledger)
 
 

@@ -1,4 +1,4 @@
-"""The model: all code that depends on Qwen2-VL.
+"""The model: all code that depends on its family.
 
 ================  ============================================================================
 loading/          from a path or hub id to a policy

@@ -1,6 +1,7 @@
 """From questions to tensors, in DataLoader workers."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -42,7 +43,8 @@ class EncodedPrompt(Generic[AnyQuestion]):
         pixels: patches of all images; no rows without an image. See :meth:`Encoder.pixel_values`.
         grid: patch grid (t, h, w) of each image.
         image_digests: hash of each image's patches: images with equal digests have equal features.
-        assistant_prefix: first text of the answer, given to the model; its tokens are the last of ``ids``.
+        assistant_prefix: first text of the answer, which the chat template opens or the caller gives: its
+            tokens are the last of ``ids``, and a parser reads it before the completion.
     """
 
     sample: AnyQuestion
@@ -59,14 +61,14 @@ class PromptBatch:
     """Concatenated prompts, without padding.
 
     Pixels and grid stay on the host: the features of most images are cached. ``lengths`` counts the tokens of
-    each prompt.
+    each prompt, ``image_digests`` are those of each prompt's images.
     """
 
     ids: Int[Tensor, " tokens"]
     positions: Int[Tensor, "3 tokens"]
     pixels: Patches
     grid: Grid
-    image_digests: tuple[str, ...]
+    image_digests: tuple[tuple[str, ...], ...]
     lengths: tuple[int, ...]
     pad_id: int
 
@@ -106,6 +108,8 @@ class Encoder:
         max_prompt_tokens: a longer prompt is an error; truncation would remove image tokens.
         image_size: side in pixels of the square to which every image is resized first, as in Med-R1; ``None``
             keeps the aspect ratio.
+        opened: tag that the chat template opens at the start of every answer, with its white space, such as
+            ``<think>``; empty without one.
         color_table: the image processor's rescaled and normalised value of each 8-bit level of each colour.
     """
 
@@ -113,9 +117,11 @@ class Encoder:
     image_processor: Qwen2VLImageProcessorPil
     max_prompt_tokens: int
     image_size: int | None = None
+    opened: str = field(init=False)
     color_table: Float[Tensor, "3 256"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "opened", _opened(self.tokenizer))
         object.__setattr__(self, "color_table", _color_table(self.image_processor))
 
     def encode(
@@ -157,14 +163,12 @@ class Encoder:
                 f"max_prompt_tokens={self.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
                 "model.recipe.max_pixels"
             )
-        if assistant_prefix and text.endswith("<think>"):  # a template that opens the tag itself
-            assistant_prefix = f"</think>\n{assistant_prefix}"
-        prefix = self.prefix_tokens(assistant_prefix) if assistant_prefix else []
+        prefix = self.prefix_tokens(self._without_reasoning(assistant_prefix)) if assistant_prefix else []
         ids = torch.cat([ids, torch.tensor(prefix, dtype=torch.long)])
         image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         positions = rope_positions(ids, grid, image_id, merge)
-        text = self.decode(torch.tensor(prefix)) if prefix else ""
-        return EncodedPrompt(sample, ids, positions, pixels, grid, digests, text)
+        begun = self.opened + (self.decode(torch.tensor(prefix)) if prefix else "")
+        return EncodedPrompt(sample, ids, positions, pixels, grid, digests, begun)
 
     def prefix_tokens(self, assistant_prefix: str) -> list[int]:
         """Token ids of ``assistant_prefix`` that do not depend on the text after it.
@@ -194,7 +198,8 @@ class Encoder:
             else:
                 limits = processor.size
                 sides = (self.image_size, limits.shortest_edge, limits.longest_edge)
-                resized = [load_resized(image, sample, *sides, cache) for image in images]
+                patch = processor.patch_size * processor.merge_size
+                resized = [load_resized(image, sample, *sides, cache, patch) for image in images]
             encoded = processor(resized, return_tensors="pt", **_ONE_FRAME, **_RAW)
             pixels, grid = encoded["pixel_values"].to(torch.uint8), encoded["image_grid_thw"]
             memo[key] = pixels, grid, _digests(pixels, grid)
@@ -209,8 +214,12 @@ class Encoder:
 
     def encode_target(self, sample: VQASample, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the SFT target, end of turn included."""
-        text = prompt.target(sample) + self.tokenizer.eos_token
+        text = self._without_reasoning(prompt.target(sample)) + self.tokenizer.eos_token
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _without_reasoning(self, answer: str) -> str:
+        """An answer at once: a tag that the template opens is closed first."""
+        return f"</think>\n{answer}" if self.opened else answer
 
     def decode(self, tokens: Int[Tensor, " tokens"]) -> str:
         """Text of a completion, without special tokens and with its white space as generated."""
@@ -248,10 +257,17 @@ def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device)
         positions=torch.cat([p.positions for p in prompts], dim=1).to(device),
         pixels=torch.cat([p.pixels for p in prompts]),
         grid=torch.cat([p.grid for p in prompts]),
-        image_digests=tuple(digest for p in prompts for digest in p.image_digests),
+        image_digests=tuple(p.image_digests for p in prompts),
         lengths=tuple(len(p.ids) for p in prompts),
         pad_id=pad_id,
     )
+
+
+def _opened(tokenizer: PreTrainedTokenizerBase) -> str:
+    chat = [{"role": "user", "content": ""}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    tag = re.search(r"<think>\s*$", text)
+    return tag[0] if tag else ""
 
 
 def _color_table(processor: Qwen2VLImageProcessorPil) -> Float[Tensor, "3 256"]:

@@ -19,9 +19,9 @@ from medvlm_r1.policy.forward.decode_layers import decode_layers
 from medvlm_r1.policy.forward.decoding import DecodingLayout, PromptCache
 from medvlm_r1.policy.forward.lm_head import next_token_logprobs
 from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, repeat_prompts
-from medvlm_r1.policy.forward.model import Model, inner_model
+from medvlm_r1.policy.forward.model import Model, inner_model, require_full_attention
 from medvlm_r1.policy.forward.packing import PromptLayout
-from medvlm_r1.policy.forward.vision import VisionCache, image_features
+from medvlm_r1.policy.forward.vision import Features, VisionCache, image_features
 from medvlm_r1.policy.saving.folder import greedy_config, save_model
 
 Tokens = Int[Tensor, "rows tokens"]
@@ -31,7 +31,7 @@ Scores = Float[Tensor, "rows vocabulary"]
 
 
 class Policy(nn.Module):
-    """A Qwen2-VL model with its encoder.
+    """A vision-language model with its encoder.
 
     Rows are prompt-major: ``group_size`` completions of the first prompt, then those of the second.
 
@@ -41,7 +41,7 @@ class Policy(nn.Module):
             compare them.
 
     Raises:
-        ValueError: ``layout`` is another word.
+        ValueError: ``layout`` is another word, or the model's layers need ``repeated``.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Policy(nn.Module):
         super().__init__()
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}: use {' or '.join(LAYOUTS)}")
+        if layout == "packed":
+            require_full_attention(model)
         inner = inner_model(model)
         for part in (inner.language_model, inner.visual):
             part.set_attn_implementation(attention.NAME)
@@ -166,10 +168,8 @@ class Policy(nn.Module):
         """The model with all its weights on this device: sampled from, and saved."""
         return self.model if self.copies.sampling is None else self.copies.sampling
 
-    def image_features(
-        self, prompts: PromptBatch, model: Model | None = None
-    ) -> Float[Tensor, "tokens width"] | None:
-        """Features of the prompts' images, by ``model`` or the sampling model; ``None`` without images."""
+    def image_features(self, prompts: PromptBatch, model: Model | None = None) -> Features:
+        """Features of each prompt's images, by ``model`` or the sampling model."""
         # A frozen tower is equal in all models; that of the sampling model needs no collective.
         if model is None or self.tower_is_frozen:
             model = self.sampling_model
@@ -192,10 +192,11 @@ class Policy(nn.Module):
     def prefill(self, prompts: PromptBatch) -> PromptCache:
         """Run each prompt through the layers once."""
         model = self.sampling_model
+        require_full_attention(model)
         layout = PromptLayout(prompts.lengths, self.device, keep_keys=True)
-        embeds = embed(model, prompts, self.image_features(prompts))
+        embeds, *deepstack = embed(model, prompts, self.image_features(prompts))
         self.counters["prefill_tokens"] += len(embeds)
-        hidden = run_layers(inner_model(model).language_model, embeds, prompts.positions, layout)
+        hidden = run_layers(inner_model(model).language_model, embeds, prompts.positions, layout, deepstack)
         return PromptCache(layout.layers, layout.padder.mask, prompts.next_positions, hidden[prompts.ends])
 
     @torch.no_grad()
@@ -231,17 +232,15 @@ class Policy(nn.Module):
             Completions, padded with ``pad_id`` after the end of sequence.
         """
         model = self.sampling_model
-        embeds, mask, positions = repeat_prompts(model, prompts, self.image_features(prompts), group_size)
-        self.counters["prefill_tokens"] += mask.numel()
+        repeated = repeat_prompts(model, prompts, self.image_features(prompts), group_size)
+        prompt_ids = repeated["input_ids"]
+        self.counters["prefill_tokens"] += prompt_ids.numel()
         with self.sampling_mode():
             tokens = model.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask.long(),
-                # Without them, generate takes positions from the state of an earlier pass.
-                position_ids=positions,
+                **repeated,
                 generation_config=greedy_config(self.eos_ids, self.pad_id, None, max_tokens),
                 logits_processor=[logits_processor],
-            )
+            )[:, prompt_ids.shape[1] :]
         self.counters["decode_rows"] += tokens[:, 1:].numel()
         return tokens
 

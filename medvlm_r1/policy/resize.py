@@ -7,7 +7,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.sample import BadRowError, ImageHandle, Question
 
-PATCH = 28  # side in pixels of the square that becomes one token: 2 x 2 patches of 14
+PATCH = 28  # side in pixels of the square that becomes one token of Qwen2-VL: 2 x 2 patches of 14
 MAX_ASPECT_RATIO = 200  # the image processor refuses longer images
 _VERSION = 1  # part of the cache key: increase it when load_resized returns other pixels
 
@@ -19,22 +19,25 @@ def load_resized(
     min_pixels: int,
     max_pixels: int,
     cache: ImageCache | None = None,
+    patch: int = PATCH,
 ) -> Image.Image:
-    """Load an image at the size at which Qwen2-VL's image processor cuts it into patches.
+    """Load an image at the size at which the model's image processor cuts it into patches.
 
     Args:
         image_size: see :func:`load_image`, which also gives the errors.
         min_pixels, max_pixels: limits of the resized image.
+        patch: side in pixels of the square that becomes one token.
     """
 
     def resized() -> Image.Image:
         picture = load_image(image, sample, image_size)
-        height, width = smart_resize(picture.height, picture.width, PATCH, min_pixels, max_pixels)
+        height, width = smart_resize(picture.height, picture.width, patch, min_pixels, max_pixels)
         return picture.resize((width, height), Image.Resampling.BICUBIC)
 
     if cache is None:
         return resized()
-    return cache.get(image, (_VERSION, transformers.__version__, image_size, min_pixels, max_pixels), resized)
+    settings = (_VERSION, transformers.__version__, image_size, min_pixels, max_pixels, patch)
+    return cache.get(image, settings, resized)
 
 
 def load_image(image: ImageHandle, sample: Question, side: int | None) -> Image.Image:
@@ -49,7 +52,7 @@ def load_image(image: ImageHandle, sample: Question, side: int | None) -> Image.
     if max(picture.size) > MAX_ASPECT_RATIO * min(picture.size):
         raise BadRowError(
             f"{sample.id}: image {image.name} is {picture.width} x {picture.height} pixels, more than "
-            f"{MAX_ASPECT_RATIO} times as long as wide, which Qwen2-VL cannot take: crop it, or set "
+            f"{MAX_ASPECT_RATIO} times as long as wide, which the model cannot take: crop it, or set "
             "model.recipe.image_size"
         )
     return picture

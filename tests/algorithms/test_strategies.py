@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from models import encoder_for, random_model
 from torch.distributed import init_device_mesh
 from training import PROMPT, RECIPE, ROOT, phantoms
 from two_processes import steps
@@ -19,6 +20,7 @@ from two_processes import steps
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.load import load_policy
+from medvlm_r1.policy.policy import Policy
 
 SCENARIOS = (
     "sft",
@@ -30,6 +32,8 @@ SCENARIOS = (
     "lora",
     "language_model",
     "pictureless",
+    "qwen3_vl",
+    "qwen3_vl_frozen_tower",
 )
 # Notes every file that a process other than the first opens for writing.
 WATCHER = """
@@ -56,9 +60,15 @@ def launch(command, folder, **environment):
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+def seen(tmp_path_factory, encoder):
     """What each rank saw: {strategy: {scenario: [rank 0, rank 1]}}."""
     folder = tmp_path_factory.mktemp("steps")
+    own = encoder_for(encoder, "qwen3_vl")
+    model = random_model(own, family="qwen3_vl")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.4)  # calmer, so that fp32 keeps 1e-5 of its gradients
+    Policy(model, own).save(folder / "qwen3_vl")
     launch([sys.executable, ROOT / "tests/support/two_processes.py", folder, "ddp", "fsdp"], folder)
     steps("single", folder / "single")
     return {

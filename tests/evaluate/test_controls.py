@@ -319,7 +319,7 @@ class TestReasoningCut:
     def test_a_tag_that_the_template_opens_is_closed_first(self, thinking, looked):
         cut = [p for p in looked[0].predictions if p.control == "reasoning-cut"]
         assert len(cut) == 60
-        assert all(p.text.startswith("</think>\n<answer") for p in cut)
+        assert all(p.text.startswith("<think></think>\n<answer") for p in cut)
 
     def test_a_model_that_answers_at_once_says_the_same(self, tmp_path):
         module, section = evaluate(

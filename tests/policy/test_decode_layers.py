@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from models import FAMILIES
 from peft import LoraConfig
 from training import RECIPE
 from transformers.models.qwen2_vl import modeling_qwen2_vl
@@ -19,10 +20,10 @@ from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
 
-@pytest.fixture(params=["random_policy", "policy_2_5"])
-def layers(request):
+@pytest.fixture(params=FAMILIES)
+def layers(request, policy_of):
     """The language model of each family, in bf16 with weights of the norms that are not 1."""
-    policy = request.getfixturevalue(request.param)
+    policy = policy_of(request.param)
     model = copy.deepcopy(inner_model(policy.model).language_model).to(torch.bfloat16).requires_grad_(False)
     torch.nn.init.normal_(model.layers[0].input_layernorm.weight)
     return model
@@ -53,9 +54,12 @@ def test_four_bits_decode_like_generate(prompts):
     assert_decodes_like_generate(policy, prompts)
 
 
-def test_wrapped_norms_decode_like_generate(prompts, fresh_policy):
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["input_layernorm"])
-    policy = Policy(Tuning("adapter", config).apply(fresh_policy.model), fresh_policy.encoder)
+@pytest.mark.parametrize(("family", "norms"), [("qwen2_vl", []), ("qwen3_vl", ["q_norm", "k_norm"])])
+def test_wrapped_norms_decode_like_generate(family, norms, prompts_of, policy_of):
+    shared = policy_of(family)
+    prompts = prompts_of(shared)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["input_layernorm", *norms])
+    policy = Policy(Tuning("adapter", config).apply(copy.deepcopy(shared.model)), shared.encoder)
     for name, parameter in policy.named_parameters():
         if "modules_to_save" in name:
             torch.nn.init.normal_(parameter)

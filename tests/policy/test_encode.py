@@ -1,6 +1,7 @@
 """Encoding: the positions that the model computes, padding on the left, no truncation."""
 
 import ast
+import copy
 import dataclasses
 import pickle
 from pathlib import Path
@@ -9,14 +10,19 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from models import FAMILIES, random_model
 from PIL import Image
+from training import PROMPT, module_of
 from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
+from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.inference.confidence import option_probabilities
 from medvlm_r1.policy.encode import collate, rope_positions
+from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import PromptStyle
 
 NAMES = ["square", "wide", "flat", "two", "text"]
@@ -29,11 +35,12 @@ def image_tokens(encoder, ids):
 
 
 class TestPositions:
-    @pytest.mark.parametrize("family", ["random_policy", "policy_2_5"])
+    @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("name", NAMES)
-    def test_are_the_models_own(self, name, family, prompts, request):
+    def test_are_the_models_own(self, name, family, prompts_of, policy_of):
         """Qwen2.5-VL too: it scales the temporal axis of videos only."""
-        prompt, policy = prompts[name], request.getfixturevalue(family)
+        policy = policy_of(family)
+        prompt = prompts_of(policy)[name]
         kinds = image_tokens(policy.encoder, prompt.ids)[None]
         theirs, _ = policy.model.model.get_rope_index(
             prompt.ids[None], kinds, prompt.grid if len(prompt.grid) else None
@@ -123,6 +130,49 @@ class TestEncoding:
         assert torch.equal(back.ids, prompts["two"].ids)
         assert torch.equal(back.pixels, prompts["two"].pixels)
         assert back.sample == questions["two"]
+
+
+class TestATagThatTheTemplateOpens:
+    """As in Thinking checkpoints: completions close a think tag that they do not open."""
+
+    @pytest.fixture(params=["<think>\n", "<think>"])
+    def opened(self, request):
+        return request.param
+
+    @pytest.fixture
+    def thinking(self, encoder, opened):
+        tokenizer = copy.deepcopy(encoder.tokenizer)
+        tokenizer.chat_template += "{% if add_generation_prompt %}{{ " + repr(opened) + " }}{% endif %}"
+        return dataclasses.replace(encoder, tokenizer=tokenizer)
+
+    def test_the_parser_reads_it(self, thinking, opened, questions, short_style):
+        prompt = thinking.encode(questions["square"], "train", short_style)
+        assert thinking.decode(prompt.ids).endswith(opened)
+        assert prompt.assistant_prefix == opened
+        policy = Policy(random_model(thinking), thinking)
+        module = module_of(VLMModule, policy)
+        _, (answer,) = module.parse([prompt], ["So it is B.</think>\n<answer>B</answer>"])
+        assert (answer.reasoning, answer.letter, answer.well_formed) == ("So it is B.", "B", True)
+        # and to score the options, it does not stand in the prompt twice
+        each = PROMPT.alternatives(answer, questions["square"])
+        bare = dataclasses.replace(prompt, assistant_prefix="")
+        cut = dataclasses.replace(each, texts=tuple(text.removeprefix(opened) for text in each.texts))
+        scores = [option_probabilities(policy, [p], [a]) for p, a in ((prompt, each), (bare, cut))]
+        assert scores[0] == scores[1]
+
+    def test_an_answer_without_reasoning_closes_it(self, thinking, opened, questions, short_style):
+        sample = questions["square"]
+        prompt = thinking.encode(sample, "evaluate", short_style, assistant_prefix="<answer>")
+        assert prompt.assistant_prefix.startswith(f"{opened}</think>\n<answer")
+        assert thinking.decode(prompt.ids).endswith(prompt.assistant_prefix)
+        target = thinking.decode(thinking.encode_target(sample, short_style))
+        assert target == "</think>\n<answer>B</answer>"
+        assert short_style.parse(opened + target, sample).well_formed
+
+    def test_without_it_nothing_changes(self, encoder, questions, short_style):
+        assert encoder.opened == ""
+        assert encoder.encode(questions["square"], "train", short_style).assistant_prefix == ""
+        assert encoder.decode(encoder.encode_target(questions["square"], short_style)) == "<answer>B</answer>"
 
 
 class StockProcessor(Qwen2VLProcessor):

@@ -22,7 +22,6 @@ from medvlm_r1.policy.policy import Policy
 
 CPU = torch.device("cpu")
 GROUP = 3
-POLICIES = ["random_policy", "untied_policy", "lora_policy", "policy_2_5"]
 CHOICES = [("square",), ("two", "text"), ("text",), ("square", "wide", "flat", "two", "text")]
 # Of completions: one token each; the longest and the shortest; one that is empty; all alike.
 LENGTHS = {
@@ -31,6 +30,10 @@ LENGTHS = {
     "empty": lambda rows: [0, 4, 9] * (rows // 3),
     "full": lambda rows: [9] * rows,
 }
+
+OTHERS = ["untied_policy", "lora_policy", "policy_2_5", "policy_3", "lora_policy_3"]
+CASES = [("random_policy", names, lengths) for names in CHOICES for lengths in LENGTHS]
+CASES += [(kind, names, "empty") for kind in OTHERS for names in CHOICES]
 
 
 def completions(encoder, lengths):
@@ -44,12 +47,10 @@ def both(policy):
     return policy, Policy(policy.model, policy.encoder, layout="repeated")
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("names", CHOICES, ids="-".join)
-@pytest.mark.parametrize("kind", POLICIES)
-def test_both_layouts_give_the_same(kind, names, lengths, prompts, request):
+@pytest.mark.parametrize(("kind", "names", "lengths"), CASES, ids=str)
+def test_both_layouts_give_the_same(kind, names, lengths, prompts_of, request):
     policy, repeated = both(request.getfixturevalue(kind))
-    chosen = [prompts[name] for name in names]
+    chosen = [prompts_of(policy)[name] for name in names]
     tokens, mask = completions(policy.encoder, LENGTHS[lengths](GROUP * len(chosen)))
     batch = collate(chosen, policy.pad_id, CPU)
     weight = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))[mask]
@@ -61,7 +62,7 @@ def test_both_layouts_give_the_same(kind, names, lengths, prompts, request):
         found.append((logprobs, gradients))
     (ours, slopes), (theirs, expected) = found
     # fp32 keeps 2.5e-5 of the lively adapter's fp64 values, in either layout
-    atol = 3e-5 if kind == "lora_policy" else 1e-5
+    atol = 3e-5 if policy.has_adapter else 1e-5
     torch.testing.assert_close(ours[mask], theirs[mask], rtol=1e-6, atol=atol)  # values of up to 30
     norm = torch.stack([g.norm() for g in expected if g is not None]).norm()
     for one, other in zip(slopes, expected, strict=True):
@@ -76,9 +77,9 @@ def test_positions_are_those_of_the_whole_sequence(prompts, random_policy):
     """Positions are those of transformers' get_rope_index for prompt and completion together."""
     seen = {}
 
-    def record(language_model, embeds, positions, layout):
+    def record(language_model, embeds, positions, *others):
         seen["positions"] = positions
-        return plain(language_model, embeds, positions, layout)
+        return plain(language_model, embeds, positions, *others)
 
     plain, logprobs.run_layers = logprobs.run_layers, record
     try:

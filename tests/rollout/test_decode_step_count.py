@@ -32,6 +32,7 @@ def test_adapters_and_other_shapes_copy_no_keys_and_wait_for_nothing():
         Step(8, 16, layers=2, adapter=True),
         Step(1, 1, layers=2, prompt=256, window=64),
         Step(4, 4, layers=2, model="Qwen/Qwen2.5-VL-3B-Instruct"),
+        Step(4, 4, layers=2, model="Qwen/Qwen3-VL-4B-Instruct"),
     ):
         count, _ = count_step(step)
         assert count.key_copies == count.host_reads == 0, step

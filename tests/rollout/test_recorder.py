@@ -69,9 +69,10 @@ def run(folder, engine, tuning):
 
 
 class TestAddresses:
-    @pytest.mark.parametrize("kind", ["random_policy", "lora_policy"])
-    def test_several_rollouts_of_varied_lengths(self, kind, prompts, request):
-        policy, chosen = stopping(request.getfixturevalue(kind)), list(prompts.values())
+    @pytest.mark.parametrize("kind", ["random_policy", "lora_policy", "lora_policy_3"])
+    def test_several_rollouts_of_varied_lengths(self, kind, prompts_of, request):
+        policy = stopping(request.getfixturevalue(kind))
+        chosen = list(prompts_of(policy).values())
         recorded = SharedPrefixEngine(sync_every=4, capture=tape.capture)
         for step, take in enumerate((slice(None), slice(1, 3), slice(None, None, -1))):
             for sampling in (GROUP, GREEDY):

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 KEY = NoiseKey(seed=3, step=5)
 GROUP = Sampling(group_size=4, max_tokens=16)
 FAST = SharedPrefixEngine(sync_every=4)
-POLICIES = ["random_policy", "untied_policy", "lora_policy", "policy_2_5"]
+POLICIES = ["random_policy", "untied_policy", "lora_policy", "policy_2_5", "policy_3", "lora_policy_3"]
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def same_draws(one, other, atol=1e-5):
 
 class TestAgreesWithTheReference:
     @pytest.mark.parametrize("kind", POLICIES)
-    def test_from_one_seed_both_draw_the_same(self, kind, prompts, request):
+    def test_from_one_seed_both_draw_the_same(self, kind, prompts_of, request):
         policy = stopping(request.getfixturevalue(kind))
-        chosen = list(prompts.values())
+        chosen = list(prompts_of(policy).values())
         ours, theirs = (engine(policy, chosen, GROUP, KEY) for engine in (FAST, ReferenceEngine()))
         same_draws(ours, theirs, atol=3e-5)
         assert len(ours.lengths.unique()) > 5

@@ -13,6 +13,8 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -42,8 +44,9 @@ CLASSES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
     "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+    "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
 }
-FAMILIES = tuple(CLASSES)
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # whose layers all have full attention
 _VISION = {"depth": 1, "hidden_size": 64, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
 # What differs from a Qwen2-VL of one block: settings of the vision tower, and of the language model.
 _VISIONS = {
@@ -52,24 +55,33 @@ _VISIONS = {
     "qwen2_5_vl": {"depth": 3, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 4}
     | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48},
     # a table of 5 x 5 positions, which each picture stretches
-    "qwen3_vl": {"depth": 4, "deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 25}
+    "qwen3_5": {"depth": 2, "num_position_embeddings": 25}
     | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48},
 }
+_VISIONS["qwen3_vl"] = _VISIONS["qwen3_5"] | {"depth": 4, "deepstack_visual_indexes": [0, 1, 2]}
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 _TEXTS = {
     # a head is not width / heads; features of three blocks go into the first three layers
     "qwen3_vl": {"num_hidden_layers": 4, "head_dim": 24}
-    | {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 3, 3]}},
+    | {"rope_parameters": _ROPE | {"mrope_section": [6, 3, 3]}},
+    # three layers with a recurrent state, then one with attention
+    "qwen3_5": {"num_hidden_layers": 4, "head_dim": 32}
+    | {"rope_parameters": _ROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}}
+    | {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4},
 }
+_HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_PATCHES_OF_16 = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **_HALF}
+_PROCESSORS = dict.fromkeys(
+    ("qwen3_vl", "qwen3_5"), _PATCHES_OF_16 | {"min_pixels": 64 * 64, "max_pixels": 192 * 128}
+)
 
 
 def encoder_for(encoder: Encoder, family: str) -> Encoder:
     """The encoder with the image processor of a family; pictures keep about the same number of tokens."""
-    if family != "qwen3_vl":
+    if not (settings := _PROCESSORS.get(family)):
         return encoder
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    limits = {"min_pixels": 64 * 64, "max_pixels": 192 * 128}
-    processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2, **half, **limits)
-    return dataclasses.replace(encoder, image_processor=processor)
+    return dataclasses.replace(encoder, image_processor=Qwen2VLImageProcessorPil(**settings))
 
 
 def random_model(encoder: Encoder, tied: bool = True, family: str = "qwen2_vl") -> PreTrainedModel:
@@ -86,7 +98,7 @@ def random_model(encoder: Encoder, tied: bool = True, family: str = "qwen2_vl") 
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
             # 2 + 3 + 3 = half of the head size 16: all three axes take part
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
+            "rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]},
             "bos_token_id": token("<|endoftext|>"),
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),

@@ -97,19 +97,20 @@ def fit(
     recipe=RECIPE,
     tuning=None,
     layout="packed",
+    path="embedded",
     trainer=None,
     controls=("image",),
     ckpt_path=None,
     journal=None,
     **settings,
 ):
-    """Train a few steps as run.py does; returns the module.
+    """Train a few steps of the checkpoint at ``path`` as run.py does; returns the module.
 
     ``trainer`` holds further arguments of Lightning's trainer, ``settings`` those of the method. With
     ``journal`` the answers are kept in a journal of that.
     """
     seed_everything(0, verbose=False)
-    policy = load_policy("embedded", recipe, tuning=tuning, layout=layout)
+    policy = load_policy(path, recipe, tuning=tuning, layout=layout)
     module = module_of(kind, policy, **settings)
     data = data_of(policy, questions or phantoms(n), controls, workers)
     arguments = {

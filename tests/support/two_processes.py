@@ -2,7 +2,8 @@
 
     python tests/support/two_processes.py FOLDER ddp fsdp
 
-Every rank writes what it saw to FOLDER/<strategy>/<scenario>-<rank>.pt.
+Every rank writes what it saw to FOLDER/<strategy>/<scenario>-<rank>.pt. FOLDER holds the checkpoints that
+scenarios name.
 """
 
 import dataclasses
@@ -74,6 +75,8 @@ SCENARIOS = {
     "lora": {"kind": GRPO, "loss": PolicyLoss(loss_type="token"), "tuning": LORA, "lr": 0.5},
     "language_model": {"kind": GRPO, "tuning": Tuning("language_model")},
     "pictureless": {"kind": SFT, "pictureless": True, "micro_batch": 1},
+    "qwen3_vl": {"kind": SFT, "path": "qwen3_vl", "pictureless": True, "micro_batch": 1},
+    "qwen3_vl_frozen_tower": {"kind": SFT, "path": "qwen3_vl", "tuning": Tuning("language_model")},
     "infinite": {"kind": Infinite},
     "bfloat16": {"kind": SFT, "recipe": dataclasses.replace(RECIPE, dtype="bfloat16")},
 }
@@ -141,6 +144,8 @@ def steps(strategy, folder):
         if scenario.pop("pictureless", False):
             questions = without_pictures(questions)
         settings = {"micro_batch": 2, "optimizer": sgd, "lr": 0.1} | scenario
+        if "path" in settings:
+            settings["path"] = str(folder.parent / settings["path"])
         module = fit(
             settings.pop("kind"),
             folder / name,

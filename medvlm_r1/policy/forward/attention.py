@@ -1,17 +1,19 @@
-"""Attention functions of our own for unmodified Qwen2-VL layers.
+"""Attention functions of our own for unmodified layers of transformers.
 
-transformers passes the attention mask to the registered attention function unchanged. Here the mask is an
-:class:`AttentionLayout`, an object that computes the attention of all layers for one arrangement of tokens.
-With a tensor or ``None`` as the mask, transformers' own function runs.
+Layers pass keyword arguments that they do not know to the registered attention function. One of them is the
+``layout``: an :class:`AttentionLayout`, which computes the attention of all layers for one arrangement of
+tokens. Without a layout, transformers' own function runs.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -29,13 +31,13 @@ class AttentionLayout(ABC):
     @abstractmethod
     def attend(
         self,
-        layer: int,
+        module: nn.Module,
         query: Float[Tensor, "1 heads tokens size"],
         key: Float[Tensor, "1 kv_heads tokens size"],
         value: Float[Tensor, "1 kv_heads tokens size"],
         scaling: float,
     ) -> Float[Tensor, "tokens heads size"]:
-        """Attention of one layer; query and key are already rotated."""
+        """Attention of the layer with the attention ``module``; query and key are already rotated."""
 
 
 def _attention(
@@ -43,16 +45,13 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: AttentionLayout | Tensor | None,
-    layout: Any = None,
+    attention_mask: Tensor | None,
+    layout: AttentionLayout | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    if layout is not None:  # of the vision tower
-        return layout.attend(module, query, key, value, options["scaling"]), None
-    if isinstance(attention_mask, AttentionLayout):
-        output = attention_mask.attend(module.layer_idx, query, key, value, options["scaling"])
-        return output.unsqueeze(0), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return layout.attend(module, query, key, value, options["scaling"]).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -65,14 +64,20 @@ def run_layers(
     embeds: Float[Tensor, "tokens width"],
     positions: Int[Tensor, "3 tokens"],
     layout: AttentionLayout,
+    deepstack: Sequence[Float[Tensor, "prompt_tokens width"]] = (),
 ) -> Float[Tensor, "tokens width"]:
-    """Run all layers and the final norm over one row of tokens, with the attention of ``layout``."""
-    return language_model(
-        inputs_embeds=embeds.unsqueeze(0),
-        position_ids=positions.unsqueeze(1),
-        attention_mask={"full_attention": layout},
-        use_cache=False,
-    ).last_hidden_state.squeeze(0)
+    """Run all layers and the final norm over one row of tokens, with the attention of ``layout``.
+
+    Args:
+        deepstack: added to the first tokens behind each of the first layers (arXiv 2406.04334).
+    """
+    hidden = embeds.unsqueeze(0)
+    rotary = language_model.rotary_emb(hidden, positions.unsqueeze(1))
+    for layer, features in zip_longest(language_model.layers, deepstack):
+        hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, layout=layout)
+        if features is not None:  # transformers indexes with a mask, for which the host waits for the device
+            hidden = hidden + pad(features, (0, 0, 0, len(embeds) - len(features)))
+    return language_model.norm(hidden).squeeze(0)
 
 
 def shared_prefix_attention(

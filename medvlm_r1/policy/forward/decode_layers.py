@@ -1,4 +1,4 @@
-"""One token per row through the layers of Qwen2-VL or Qwen2.5-VL.
+"""One token per row through the layers of a Qwen-VL model.
 
 The pass calls the model's own linear layers, so adapters and quantised weights work. The rest takes half the
 kernels of transformers' forward: most kernels of a step are so small that their number counts.
@@ -28,14 +28,20 @@ def decode_layers(language_model: Any, embeds: Hidden, decoding: DecodingLayout)
     for index, layer in enumerate(language_model.layers):
         module = layer.self_attn
         normed = _rms_norm(layer.input_layernorm, hidden)
-        projections = (module.q_proj, module.k_proj, module.v_proj)
-        states = torch.cat([project(normed) for project in projections], -1).unflatten(-1, (-1, size))
-        kv_heads = module.num_key_value_heads
+        heads = [_heads(module, name, normed, size) for name in "qkv"]
+        states, kv_heads = torch.cat(heads, 1), heads[-1].shape[1]
         _rotate(states, states.shape[1] - kv_heads, cos, sin)  # queries and keys
         query, key_value = states[:, : -2 * kv_heads], states[:, -2 * kv_heads :].unflatten(1, (2, -1))
         hidden = hidden + module.o_proj(attention(index, query, key_value, module.scaling))
         hidden = hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
     return _rms_norm(language_model.norm, hidden)
+
+
+def _heads(module: Any, name: str, hidden: Hidden, size: int) -> Float[Tensor, "rows heads size"]:
+    """Queries, keys or values of one layer, with its norm of each head where it has one."""
+    heads = getattr(module, f"{name}_proj")(hidden).unflatten(-1, (-1, size))
+    norm = getattr(module, f"{name}_norm", None)
+    return heads if norm is None else _rms_norm(norm, heads)
 
 
 def _rotary_tables(rotary: Any, embeds: Hidden, positions: Int[Tensor, "3 rows"]) -> tuple[Table, Table]:
@@ -54,7 +60,7 @@ def _rotate(x: Float[Tensor, "rows heads size"], heads: int, cos: Table, sin: Ta
     x[:, :heads].mul_(cos).add_(other_half[:, :heads].mul_(sin))
 
 
-def _rms_norm(norm: Any, hidden: Hidden) -> Hidden:
+def _rms_norm(norm: Any, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """RMSNorm, one fused kernel on a GPU, then its weight: rounded in between, as in transformers."""
     if not type(norm).__name__.endswith("RMSNorm"):
         return norm(hidden)  # wrapped by PEFT

@@ -110,7 +110,8 @@ class KVCache:
 
 def _dimensions(config: PreTrainedConfig) -> tuple[int, int, int]:
     text = config.text_config
-    return text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return text.num_hidden_layers, text.num_key_value_heads, size
 
 
 class DecodingLayout:

@@ -62,7 +62,7 @@ class PromptLayout(AttentionLayout):
         self.padder, self.keep_keys = Padder(lengths, device), keep_keys
         self.layers: list[tuple[Keys, Keys]] = []
 
-    def attend(self, layer, query, key, value, scaling):
+    def attend(self, module, query, key, value, scaling):
         return self.attend_with_keys(query[0], key[0], value[0], scaling)[0]
 
     def attend_with_keys(
@@ -102,7 +102,7 @@ class GroupLayout(AttentionLayout):
         groups = torch.tensor(completions).view(len(prompts), -1).sum(1).tolist()
         self.spans = Spans(groups, prompts, False, device), Spans(completions, completions, True, device)
 
-    def attend(self, layer, query, key, value, scaling):
+    def attend(self, module, query, key, value, scaling):
         sizes = [len(self.prompts.padder), len(self.completions)]
         (query, q), (key, k), (value, v) = (x[0].split(sizes, dim=1) for x in (query, key, value))
         output, prefix = self.prompts.attend_with_keys(query, key, value, scaling)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from contextlib import nullcontext
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from medvlm_r1.policy.forward.model import Model
 from medvlm_r1.policy.forward.vision_attention import encode_images
 
 FEATURE_BYTES = 2**30  # per model: 500 images of 700 tokens of Qwen2-VL-2B in bf16
+Features = list[list[Float[Tensor, "tokens width"]]]
+"""Of each prompt's images, as of :func:`~medvlm_r1.policy.forward.vision_attention.encode_images`."""
 
 
 class FeatureStore:
@@ -75,8 +78,8 @@ class VisionCache:
 
 def image_features(
     model: Model, prompts: PromptBatch, encoder: Encoder, store: FeatureStore | None
-) -> tuple[Float[Tensor, "tokens width"] | None, int]:
-    """Features of all images of the prompts, in order, and the number of images that the tower encoded.
+) -> tuple[Features, int]:
+    """Features of the images of each prompt, and the number of images that the tower encoded.
 
     An image of several prompts is encoded once.
 
@@ -84,27 +87,25 @@ def image_features(
         store: features of this model; they have no graph. ``None`` for a tower that is being trained.
 
     Returns:
-        ``None`` for no images; in training on several ranks, features of length 0 with a graph through the
-        tower: strategies wait until all ranks have used the same parameters.
+        Without images, in training on several ranks, an image of length 0 with a graph through the tower:
+        strategies wait until all ranks have used the same parameters.
     """
     device = model.get_input_embeddings().weight.device
-    if not len(prompts.grid):
-        if store is not None or not torch.distributed.is_initialized():
-            return None, 0
-        return _blank_features(model, device)[:0], 0
-    stored = {d: features for d in prompts.image_digests if store and (features := store.get(d)) is not None}
-    missing = [digest for digest in dict.fromkeys(prompts.image_digests) if digest not in stored]
+    digests = [*chain(*prompts.image_digests)]
+    if not digests and store is None and torch.distributed.is_initialized():
+        return [[_blank_features(model, device)[:0]], *([] for _ in prompts.lengths[1:])], 0
+    stored = {d: features for d in digests if store and (features := store.get(d)) is not None}
+    missing = [digest for digest in dict.fromkeys(digests) if digest not in stored]
     if missing:
-        indices = [prompts.image_digests.index(digest) for digest in missing]
+        indices = [digests.index(digest) for digest in missing]
         patches = prompts.pixels.split(prompts.grid.prod(1).tolist())
         with nullcontext() if store is None else torch.no_grad():
             pixels = torch.cat([patches[index] for index in indices]).to(device)
             encoded = encode_images(model, encoder.pixel_values(pixels), prompts.grid[indices])
         stored |= dict(zip(missing, encoded, strict=True))
         for digest in missing if store else ():
-            # a copy: a view would hold the memory of the batch
-            store.put(digest, stored[digest].clone())
-    return torch.cat([stored[digest] for digest in prompts.image_digests]), len(missing)
+            store.put(digest, stored[digest])
+    return [[stored[digest] for digest in own] for own in prompts.image_digests], len(missing)
 
 
 def _blank_features(model: Model, device: torch.device) -> Float[Tensor, "1 width"]:

@@ -14,8 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import pad
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
+from medvlm_r1.policy.forward.attention import AttentionLayout
 from medvlm_r1.policy.forward.model import Model, inner_model
 
 Heads = Float[Tensor, "1 heads patches size"]
@@ -37,7 +42,7 @@ class Segments:
 
     def attend(
         self, query: Heads, key: Heads, value: Heads, scaling: float
-    ) -> Float[Tensor, "1 patches heads size"]:
+    ) -> Float[Tensor, "patches heads size"]:
         """Attention of each stretch to itself, one call for all of one length."""
         parts = (x.squeeze(0) if self.order is None else x[0, :, self.order] for x in (query, key, value))
         outputs = [
@@ -45,7 +50,7 @@ class Segments:
             for stretches in zip(*map(self._split, parts), strict=True)
         ]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return (output if self.inverse is None else output[self.inverse]).unsqueeze(0)
+        return output if self.inverse is None else output[self.inverse]
 
     def _split(self, x: Float[Tensor, "heads patches size"]) -> list[Tensor]:
         """One block [stretches, heads, length, size] for each length."""
@@ -56,7 +61,7 @@ class Segments:
         ]
 
 
-class VisionLayout:
+class VisionLayout(AttentionLayout):
     """Attention of the blocks of a tower: to a whole picture, or, in ``windowed`` ones, within windows."""
 
     def __init__(
@@ -64,10 +69,7 @@ class VisionLayout:
     ):
         self.whole, self.windows, self.windowed = whole, windows or whole, windowed
 
-    def attend(
-        self, module: nn.Module, query: Heads, key: Heads, value: Heads, scaling: float
-    ) -> Float[Tensor, "1 patches heads size"]:
-        """Attention of the block whose attention is ``module``."""
+    def attend(self, module, query, key, value, scaling):
         segments = self.windows if module in self.windowed else self.whole
         return segments.attend(query, key, value, scaling)
 
@@ -75,7 +77,11 @@ class VisionLayout:
 def encode_images(
     model: Model, pixels: Float[Tensor, "patches features"], grid: Int[Tensor, "images 3"]
 ) -> list[Float[Tensor, "tokens width"]]:
-    """Features of each image; ``grid`` is on the host, ``pixels`` on the device of the model."""
+    """Features of each image; ``grid`` is on the host, ``pixels`` on the device of the model.
+
+    Those for the embeddings come first, then, in the same rows, those that DeepStack adds behind each of the
+    first layers (arXiv 2406.04334): ``width`` is that of the language model, times one more than these.
+    """
     tower, device = inner_model(model).visual, pixels.device
     merge = tower.spatial_merge_size
     frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0]).tolist()
@@ -89,5 +95,11 @@ def encode_images(
         inputs |= {"cu_window_seqlens": undivided, "window_index": index.to(device)}
         windows = Segments(ends.diff().tolist(), device)
         windowed = {block.attn for i, block in enumerate(tower.blocks) if i not in full}
+    if side := getattr(tower, "num_grid_per_side", None):  # of a table of positions, stretched
+        how = tower.interpolation_mode, tower.interpolation_align_corners
+        table = get_vision_interpolation_indices_and_weights(grid, side, *how, merge)
+        inputs |= zip(("interp_indices", "interp_weights"), (x.to(device) for x in table), strict=True)
     layout = VisionLayout(whole, windows, windowed)
-    return model.get_image_features(pixels, grid, layout=layout, **inputs).pooler_output
+    output = model.get_image_features(pixels, grid, layout=layout, **inputs)
+    levels = output.pooler_output, *getattr(output, "deepstack_features", ())
+    return [torch.cat(levels, -1) for levels in zip(*levels, strict=True)]

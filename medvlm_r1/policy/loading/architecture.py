@@ -15,6 +15,7 @@ from transformers import (
     Qwen3VLConfig,
 )
 
+from medvlm_r1.policy.forward.decoding import CacheShape, KVCache
 from medvlm_r1.policy.loading.resolve import EMBEDDED, MissingWeightsError
 from medvlm_r1.runs.hub import hub_problem
 
@@ -112,9 +113,7 @@ def _deepstack_features(config: PreTrainedConfig) -> int:
 
 def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """Bytes of one token's keys and values in all layers."""
-    text = config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
+    return KVCache.size(config, CacheShape(1, 1, 1, 0)) * dtype.itemsize
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
