@@ -23,6 +23,7 @@ _PROBE = (
     "import importlib.metadata as m, importlib.util as u; u.find_spec('vllm').name; print(m.version('torch'))"
 )
 _CAUSE = re.compile(r"(?:[A-Z]\w*(?:Error|Exception)|error): .*|ended by SIG.*")
+_RECORD = re.compile(r"\(\w+ pid=\d+\) [A-Z]+ \S+ \S+ \[\S+\] ")  # what vLLM's log puts before a line
 _CONSEQUENCE = "Engine core initialization failed"  # of the cause, which is above it in the log
 _OPEN = build_opener(ProxyHandler({})).open  # no proxy reaches this machine's loopback
 
@@ -43,7 +44,7 @@ def check_python(python: Path) -> bool:
         VLLMServerError: there is no such file, or it has no vLLM.
     """
     remedy = (
-        "`make .venv/.vllm` in the checkout installs vLLM for a CPU; for a GPU, install it into an "
+        "`make vllm` in the checkout installs vLLM for a CPU; for a GPU, install it into an "
         f"environment of its own, and set {PYTHON} to the Python of that environment"
     )
     try:
@@ -76,7 +77,8 @@ class VLLMServer:
         start_timeout: seconds until the server must answer.
 
     Attributes:
-        url: base of the server, without ``/v1``; set by :meth:`start`.
+        url: base of the server, without ``/v1``; :meth:`start` sets it, anew each time.
+        pid: process group of the server; 0 before the start.
     """
 
     def __init__(
@@ -95,14 +97,14 @@ class VLLMServer:
         dev_mode: bool = False,
         start_timeout: float = 900.0,
     ) -> None:
-        self.python, self.log, self.start_timeout = python, log, start_timeout
+        self.model, self.python, self.log, self.start_timeout = model, python, log, start_timeout
         self.options = ["--model", str(model), "--served-model-name", name, "--dtype", dtype]
         self.options += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)]
         self.options += ["--limit-mm-per-prompt", f'{{"image": {images}, "video": 0}}', *options]
         self.env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1", **env}
         if dev_mode:
             self.env["VLLM_SERVER_DEV_MODE"] = "1"
-        self.url = ""
+        self.url, self.pid = "", 0
         self._process: subprocess.Popen[bytes] | None = None
         self._port = socket.socket()
 
@@ -146,6 +148,7 @@ class VLLMServer:
                 env=env,
                 start_new_session=True,
             )
+        self.pid = self._process.pid
         try:
             self._wait(path)
         except BaseException:
@@ -161,7 +164,7 @@ class VLLMServer:
             try:
                 self._process.wait(end_with_parent.GRACE_SECONDS + 5)
             except subprocess.TimeoutExpired:  # such as after SIGSTOP
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(self.pid, signal.SIGKILL)
                 self._process.wait()
             self._process = None
         self._port.close()
@@ -176,12 +179,18 @@ class VLLMServer:
             except OSError:  # refused, before the server listens
                 time.sleep(0.2)
         late = self._process.poll() is None
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        causes = [n for n, line in enumerate(lines) if _CAUSE.search(line) and _CONSEQUENCE not in line]
-        end = lines[causes[-1] :][:2] if causes else lines[-5:]
         raise VLLMServerError(
-            f"the vLLM server of {self.options[1]} "
-            f"{f'does not answer after {self.start_timeout:g} s' if late else 'ended'}: "
-            f"{' '.join(map(str.strip, end))[:400]}. Correct the model or the server's options; its whole "
-            f"output is in {log}"
+            f"the vLLM server of {self.model} "
+            f"{f'does not answer after {self.start_timeout:g} s' if late else 'ended'}: {_last_error(log)}. "
+            f"Correct the model or the server's options; its whole output is in {log}"
         )
+
+
+def _last_error(log: Path) -> str:
+    """Return the last error in a log of vLLM, or its last lines."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [n for n, line in enumerate(lines) if _CAUSE.search(line) and _CONSEQUENCE not in line]
+    if errors:
+        first, *rest = lines[errors[-1] :]
+        lines = [first, *(line for line in rest[:1] if not _RECORD.match(line))]
+    return " ".join(_RECORD.sub("", line).strip() for line in lines[-5:])[:400]

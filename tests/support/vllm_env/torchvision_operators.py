@@ -1,4 +1,4 @@
-"""Let torchvision be imported beside a CPU build of torch; `make .venv/.vllm` installs it for vLLM.
+"""Let torchvision be imported beside a CPU build of torch; `make vllm` installs it.
 
 The usual torchvision is built for CUDA, so that its compiled part does not load there. Its Python part, all
 that vLLM needs, then fails on import: it registers shapes for two operators that nothing has declared. This
