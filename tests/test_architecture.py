@@ -120,6 +120,7 @@ def test_top_level_is_fixed():
         "Dockerfile",
         "run.py",
         "constraints.txt",
+        "constraints-vllm.txt",
         "mkdocs.yml",
     }
     expected |= {"medvlm_r1", "conf", "docs", "experiments", "notebooks", "tests"}
