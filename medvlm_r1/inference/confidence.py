@@ -42,8 +42,7 @@ def option_probabilities(
     extended, rows, counts = [], [], [len(each.texts) for each in alternatives]
     for prompt, each in zip(prompts, alternatives, strict=True):
         end = [tokenizer.eos_token_id] if each.ends_turn else []
-        shared = [takewhile(bool, map(eq, text, prompt.assistant_prefix)) for text in each.texts]
-        texts = [text[sum(same) :] for text, same in zip(each.texts, shared, strict=True)]
+        texts = [_behind(prompt.assistant_prefix, text) for text in each.texts]
         tokens = [tokenizer(text, **as_text)["input_ids"] + end for text in texts]
         # The common prefix becomes a part of the prompt: only the differing ends need logits.
         columns = takewhile(lambda column: len(set(column)) == 1, zip(*tokens, strict=False))
@@ -60,3 +59,8 @@ def option_probabilities(
     logprobs = policy.logprobs(collate(extended, policy.pad_id, policy.device), tokens, mask)
     scores = logprobs.masked_fill(~mask, 0.0).double().sum(1).view(len(prompts), max(counts))
     return [row[:count].softmax(0).tolist() for row, count in zip(scores, counts, strict=True)]
+
+
+def _behind(prefix: str, text: str) -> str:
+    """The text behind the characters that it shares with ``prefix``."""
+    return text[sum(1 for _ in takewhile(bool, map(eq, prefix, text))) :]

@@ -266,7 +266,7 @@ def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device)
 def _opened(tokenizer: PreTrainedTokenizerBase) -> str:
     chat = [{"role": "user", "content": ""}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    tag = re.search(r"<think>\s*$", text)
+    tag = re.search(r"<think>\s*$", str(text))
     return tag[0] if tag else ""
 
 

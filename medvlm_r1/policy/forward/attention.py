@@ -8,6 +8,7 @@ tokens. Without a layout, transformers' own function runs.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,7 +61,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def run_layers(
-    language_model: nn.Module,
+    language_model: Any,
     embeds: Float[Tensor, "tokens width"],
     positions: Int[Tensor, "3 tokens"],
     layout: AttentionLayout,

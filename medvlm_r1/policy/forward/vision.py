@@ -90,7 +90,7 @@ def image_features(
         Without images, in training on several ranks, an image of length 0 with a graph through the tower:
         strategies wait until all ranks have used the same parameters.
     """
-    device = model.get_input_embeddings().weight.device
+    device = prompts.ids.device
     digests = [*chain(*prompts.image_digests)]
     if not digests and store is None and torch.distributed.is_initialized():
         return [[_blank_features(model, device)[:0]], *([] for _ in prompts.lengths[1:])], 0

@@ -82,8 +82,8 @@ def encode_images(
     Those for the embeddings come first, then, in the same rows, those that DeepStack adds behind each of the
     first layers (arXiv 2406.04334): ``width`` is that of the language model, times one more than these.
     """
-    tower, device = inner_model(model).visual, pixels.device
-    merge = tower.spatial_merge_size
+    inner, device = inner_model(model), pixels.device
+    tower, merge = inner.visual, inner.visual.spatial_merge_size
     frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0]).tolist()
     # The tower would split the patches by these: one part, which the layout divides.
     undivided = torch.tensor([0, sum(frames)], dtype=torch.int32)
@@ -100,6 +100,6 @@ def encode_images(
         table = get_vision_interpolation_indices_and_weights(grid, side, *how, merge)
         inputs |= zip(("interp_indices", "interp_weights"), (x.to(device) for x in table), strict=True)
     layout = VisionLayout(whole, windows, windowed)
-    output = model.get_image_features(pixels, grid, layout=layout, **inputs)
+    output = inner.get_image_features(pixels, grid, layout=layout, **inputs)
     levels = output.pooler_output, *getattr(output, "deepstack_features", ())
     return [torch.cat(levels, -1) for levels in zip(*levels, strict=True)]
