@@ -30,6 +30,7 @@ from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.silence import silence_libraries
 from medvlm_r1.runs.places import CONF
 from medvlm_r1.runs.ranks import own_processes
+from medvlm_r1.runs.vllm_server import VLLMServerError
 from medvlm_r1.tracking.wandb_run import wandb_run
 
 log = logging.getLogger("medvlm_r1")
@@ -59,6 +60,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     from medvlm_r1.algorithms.optim import NonFiniteGradientError
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
     from medvlm_r1.callbacks.alarms import BrokenSamplerError
+    from medvlm_r1.rollout.engine import stopped_after
     from medvlm_r1.tracking.run import log_end, log_start
 
     silence_libraries()
@@ -75,20 +77,23 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     if this.record:
         with user_errors():
             log_start(trainer.loggers, config, findings, trainer.world_size)
-    with own_processes(trainer, this.job.command):
+    with own_processes(trainer, this.job.command), stopped_after(module.engine):
         if module.trains:
             if checkpoint:
                 log.info("resuming from %s", checkpoint)
+                if not getattr(module.engine, "is_deterministic", True):
+                    log.info("its engine draws other completions than without the stop; all else is kept")
             else:
-                (first,) = trainer.validate(module, data, verbose=False)  # first point of the curve
+                with user_errors(VLLMServerError):
+                    (first,) = trainer.validate(module, data, verbose=False)  # first point of the curve
                 with user_errors():
                     metric_of(first, cfg.optimized_metric)
-            with clock.phase("fit"), user_errors(NonFiniteGradientError, BrokenSamplerError):
+            with clock.phase("fit"), user_errors(NonFiniteGradientError, BrokenSamplerError, VLLMServerError):
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             trainer.strategy.optimizers = []  # frees their fp32 copies on the device
-        with clock.phase("validate"), user_errors(EndpointError):
+        with clock.phase("validate"), user_errors(EndpointError, VLLMServerError):
             validation = select(cfg, module, data, trainer)
-        with clock.phase("test"), user_errors(EndpointError):
+        with clock.phase("test"), user_errors(EndpointError, VLLMServerError):
             test(cfg, module, data, trainer, this.job.folder)
     if trainer.is_global_zero:
         write_artifacts(this.job.folder, config, module, validation, clock, findings)

@@ -26,7 +26,7 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import Answer, PromptStyle
 from medvlm_r1.rewards import Rewards
-from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling
+from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling, sync_weights
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 Item = TypeVar("Item")
@@ -133,7 +133,7 @@ class VLMModule(LightningModule):
         self.trainer._results.reset(metrics=False, fx="training_step")
 
     def on_validation_start(self) -> None:
-        self.policy.sync_sampling_model()
+        sync_weights(self.engine, self.policy)
 
     def validation_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
         asked = [Perturbation(PLAIN, prompt.sample) for prompt in prompts]
@@ -148,7 +148,7 @@ class VLMModule(LightningModule):
         self.take_counters()  # validation must not count in the next step
 
     def on_test_start(self) -> None:
-        self.policy.sync_sampling_model()
+        sync_weights(self.engine, self.policy)
         self.policy.enable_vision_cache()  # several controls show the same ones
         self.predictions.clear()
         if self.journal:

@@ -30,7 +30,7 @@ from medvlm_r1.algorithms.losses import PolicyLoss
 from medvlm_r1.algorithms.metrics import step_metrics
 from medvlm_r1.algorithms.trajectory import OVERLONG, MicroBatch, Trajectory
 from medvlm_r1.policy.encode import EncodedPrompt
-from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.rollout.engine import Sampling, sync_weights
 
 
 class GRPO(VLMModule):
@@ -111,7 +111,7 @@ class GRPO(VLMModule):
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> dict[str, Any]:
         """Sample completions of all prompts of this step, and update the policy on them."""
-        self.policy.sync_sampling_model()
+        sync_weights(self.engine, self.policy)
         sampled = self.sample(prompts)  # G completions each, parsed and rewarded
         trajectory = self.dynamic_sampling(sampled)  # DAPO; the identity for 0 rounds
         trajectory = self.score_logprobs(trajectory)  # log pi_old and log pi_ref, where something needs them

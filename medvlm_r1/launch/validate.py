@@ -9,6 +9,7 @@ from medvlm_r1.evaluate.controls import check_controls
 from medvlm_r1.inference.endpoint_client import check_endpoint
 from medvlm_r1.launch.suggest import SYNONYMS
 from medvlm_r1.launch.types import check_types
+from medvlm_r1.rollout.vllm_client import check_vllm
 from medvlm_r1.runs import status
 from medvlm_r1.runs.places import pip_install
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
@@ -18,6 +19,7 @@ TRACK = ("completions", "images", "files")
 # Keys that may differ between two attempts of one run: they do not change its result.
 FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
 FREE += ("run_folder", "paths", "optimized_metric", "tags", "track")
+FREE += ("rollout.python", "rollout.url", "rollout.folder", "rollout.timeout", "rollout.log")
 # Arguments of Lightning's trainer for automatic optimisation, and the keys that do the same here.
 _OWN = {
     "trainer.gradient_clip_val": "method.optim.max_grad_norm",
@@ -89,6 +91,10 @@ def check_model(cfg: DictConfig) -> None:
         from medvlm_r1.policy.loading.resolve import check_weights
 
         check_weights(cfg.model.path, cfg.model.revision, cfg.trainer.accelerator)
+        if cfg.rollout._target_.endswith(".VLLMEngine"):
+            if cfg.peft.quantize:
+                raise ValueError("vLLM cannot take weights held in 4 bits: take rollout=shared_prefix")
+            check_vllm(cfg.rollout.python, cfg.rollout.url, cfg.rollout.timeout)
 
 
 def check_same_run(cfg: DictConfig, folder: Path) -> None:
@@ -107,7 +113,7 @@ def check_same_run(cfg: DictConfig, folder: Path) -> None:
         raise ValueError(f"{folder}: {made}: finish it with that version, or {again}")
     old, new = flatten(old), flatten(new)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if changed := [key for key in changed if key.split(".")[0] not in FREE]:
+    if changed := [key for key in changed if not {key, key.split(".")[0]} & set(FREE)]:
         listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed[:4])
         raise ValueError(
             f"{folder} was started with other settings ({listed}): rerun its command, or {again}"

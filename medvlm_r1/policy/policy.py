@@ -63,6 +63,7 @@ class Policy(nn.Module):
         self.tower_is_frozen = not any(p.requires_grad for p in inner.visual.parameters())
         self.copies = FrozenCopies()
         self.vision_cache = VisionCache(self.tower_is_frozen)
+        self.sampling_version = 0  # of the weights to sample from: rises with every sync_sampling_model()
 
         tokenizer = encoder.tokenizer
         eos = model.generation_config.eos_token_id
@@ -160,8 +161,12 @@ class Policy(nn.Module):
         shard_parameters(self, self.model, mesh)
 
     def sync_sampling_model(self) -> None:
-        """Copy the sharded weights to the sampling model. A collective: every rank must call it."""
+        """Copy the sharded weights to the sampling model. A collective: every rank must call it.
+
+        An engine with weights of its own takes those of the latest :attr:`sampling_version`.
+        """
         self.copies.sync_sampling_model(self.model)
+        self.sampling_version += 1
 
     @property
     def sampling_model(self) -> Model:

@@ -1,6 +1,7 @@
 """The interface of rollout engines: :class:`Sampling` in, :class:`Rollout` out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -84,6 +85,40 @@ class RolloutEngine(Protocol):
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
     ) -> Rollout: ...
+
+
+@runtime_checkable
+class RemoteEngine(Protocol):
+    """An engine whose server has its own copy of the weights.
+
+    Attributes:
+        is_deterministic: whether a seed determines the completions.
+    """
+
+    is_deterministic: bool
+
+    def update_weights(self, policy: Policy) -> None:
+        """Give the server the weights to sample from. A collective: every rank must call it."""
+
+    def stop(self) -> None:
+        """End the server, if the engine has started it."""
+
+
+def sync_weights(engine: RolloutEngine, policy: Policy) -> None:
+    """Make the policy's present weights those that ``engine`` samples from. A collective."""
+    policy.sync_sampling_model()
+    if isinstance(engine, RemoteEngine):
+        engine.update_weights(policy)
+
+
+@contextmanager
+def stopped_after(engine: RolloutEngine) -> Iterator[None]:
+    """End a remote engine's server after the block."""
+    try:
+        yield
+    finally:
+        if isinstance(engine, RemoteEngine):
+            engine.stop()
 
 
 def completion_mask(tokens: Tokens, eos_ids: Sequence[int]) -> Mask:

@@ -29,16 +29,18 @@ FINE = {
 }
 
 
-def alarms_of(folder, *steps, **settings):
+def alarms_of(folder, *steps, dtype=torch.bfloat16, **settings):
     """Feed the callback the metrics of consecutive steps; returns what it wrote."""
     alarms = Alarms(**settings)
+    policy = SimpleNamespace(sampling_model=SimpleNamespace(dtype=dtype))
     for number, metrics in enumerate(steps):
         trainer = SimpleNamespace(
             callback_metrics={k: torch.tensor(v) for k, v in {**FINE, **metrics}.items()},
             default_root_dir=folder,
             is_global_zero=True,
         )
-        alarms.on_train_batch_end(trainer, SimpleNamespace(step=number + 1), None, None, number)
+        module = SimpleNamespace(step=number + 1, policy=policy)
+        alarms.on_train_batch_end(trainer, module, None, None, number)
     path = folder / "alarms.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -71,6 +73,16 @@ def test_each_cause_is_named_with_its_remedy(tmp_path, capsys, metrics, alarm, r
     assert (row["step"], row["alarm"]) == (1, alarm)
     assert remedy in row["message"]
     assert "ALARM step 1" in capsys.readouterr().out
+
+
+def test_a_difference_that_is_rounding_in_bf16_is_none_in_fp32(tmp_path):
+    """In fp32 the alarm sees an engine with the weights of the step before; a number sets its threshold."""
+    rounding, lost = ({"train/sampling_logp_difference_p99": value} for value in (5e-5, 2e-3))
+    assert alarms_of(tmp_path, rounding, lost) == []
+    (row,) = alarms_of(tmp_path, rounding, lost, dtype=torch.float32)
+    assert (row["step"], row["alarm"]) == (1, "sampling_logp_difference")
+    assert "differ by 0.002 nats" in row["message"] and "less than 0.001" in row["message"]
+    assert len(alarms_of(tmp_path, lost, dtype=torch.float32, sampling_logp_difference=0.1)) == 1
 
 
 @pytest.mark.parametrize("difference", [2.1, float("nan")])

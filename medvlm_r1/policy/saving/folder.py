@@ -1,5 +1,6 @@
 """Model directories for other programs: write them atomically, inspect them."""
 
+import copy
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -55,17 +56,25 @@ def save_model(folder: Path, model: Model, encoder: "Encoder", config: Generatio
         # Otherwise PEFT requests the vocabulary size of the base from the hub.
         options = {"save_embedding_layers": False} if has_adapter else {}
         model.save_pretrained(partial, **options)
-        encoder.tokenizer.save_pretrained(partial)
-        encoder.image_processor.save_pretrained(partial)
-        # AutoProcessor takes an adapter's directory for a tokenizer's unless a processor class is named.
-        processor = {"processor_class": PROCESSOR_MAPPING_NAMES[model.config.model_type]}
-        _update_json(partial / "preprocessor_config.json", processor)
+        _save_processors(partial, model, encoder)
         if has_adapter:
             base, revision = base_of(model.get_base_model().name_or_path)
             named = {"base_model_name_or_path": base, "revision": revision}
             _update_json(partial / ADAPTER, named)
             (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         config.save_pretrained(partial)
+
+
+def save_without_weights(folder: Path, model: Model, encoder: "Encoder") -> None:
+    """Write the directory of a full model, but not its weights: config, tokenizer, image processor.
+
+    The config is that of a model whose head is not tied to its embeddings.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = copy.deepcopy(base.config)
+    config.update({"architectures": [type(base).__name__], "tie_word_embeddings": False})
+    config.save_pretrained(folder)
+    _save_processors(folder, model, encoder)
 
 
 def greedy_config(
@@ -113,6 +122,14 @@ def inspect_folder(folder: Path) -> ModelFolder:
         dtype=max(counts, key=lambda dtype: counts[dtype]),
         size=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
     )
+
+
+def _save_processors(folder: Path, model: Model, encoder: "Encoder") -> None:
+    encoder.tokenizer.save_pretrained(folder)
+    encoder.image_processor.save_pretrained(folder)
+    # AutoProcessor takes an adapter's directory for a tokenizer's unless a processor class is named.
+    processor = {"processor_class": PROCESSOR_MAPPING_NAMES[model.config.model_type]}
+    _update_json(folder / "preprocessor_config.json", processor)
 
 
 def _update_json(path: Path, values: dict) -> None:

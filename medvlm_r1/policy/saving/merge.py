@@ -1,11 +1,15 @@
-"""Merge an adapter into its base, as a directory that loads without PEFT."""
+"""Merge an adapter into its base: as a directory that loads without PEFT, or weight by weight."""
 
+import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers.utils import logging
 
+from medvlm_r1.policy.forward.model import Model
 from medvlm_r1.policy.loading.load import load_model, merge_adapter_weights
 from medvlm_r1.policy.loading.resolve import MissingWeightsError, find_weights
 from medvlm_r1.policy.loading.validate import adapter_base
@@ -45,3 +49,33 @@ def merge_adapter(folder: Path, out: Path, dtype: str | None = None, base: str |
     for file in folder.iterdir():
         if file.is_file() and not file.name.startswith("adapter_") and file.name != "README.md":
             shutil.copyfile(file, out / file.name)
+
+
+@torch.no_grad()
+def merged_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each weight of ``model`` with its adapter added, as a model without PEFT has them.
+
+    One layer is copied and merged at a time; ``model`` keeps its adapter and its weights bit for bit. Tied
+    weights come once.
+
+    Raises:
+        ValueError: the weights are held in 4 bits.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names: dict[str, torch.nn.Module] = dict(base.named_modules())
+    tuned = {name for name, module in names.items() if hasattr(module, "base_layer")}
+    seen: set[int] = set()
+    for name, module in names.items():
+        if any(name.startswith(f"{parent}.") for parent in tuned):
+            continue
+        layer = module
+        if name in tuned:
+            layer = copy.deepcopy(module)
+            layer.merge(safe_merge=True)
+            layer = layer.get_base_layer()
+        for key, value in layer.named_parameters(name, recurse=False):
+            if not value.is_floating_point():
+                raise ValueError(f"{key} is held in 4 bits: another program cannot take such weights")
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield key, value.detach()
