@@ -58,6 +58,7 @@ LONGEST = (
     "recorder",
     "benchmark",
     "first_gpu_day",
+    "vllm",
 )
 
 

@@ -196,25 +196,27 @@ class VLLMEngine:
             log_file = log_file.with_stem(f"{log_file.stem}-{rank}")
         # Variables of Lightning's and torchrun's ranks are not this server's.
         env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        options = [*OPTIONS, *self.options]
+        tokens = policy.encoder.max_prompt_tokens + PREFIX + self.max_completion_tokens
+        tokens = min(tokens, policy.model.config.get_text_config().max_position_embeddings)
         if policy.device.type == "cuda":
             devices = os.environ.get("CUDA_VISIBLE_DEVICES")
             index = policy.device.index or 0
             env["CUDA_VISIBLE_DEVICES"] = devices.split(",")[index] if devices else str(index)
             env["PYTORCH_ALLOC_CONF"] = env["PYTORCH_CUDA_ALLOC_CONF"] = ""  # sleep excludes growing segments
-            options += ["--enable-sleep-mode", "--gpu-memory-utilization", str(self.memory_share)]
-        tokens = policy.encoder.max_prompt_tokens + PREFIX + self.max_completion_tokens
-        context = policy.model.config.get_text_config().max_position_embeddings
+            options = ["--enable-sleep-mode", "--gpu-memory-utilization", str(self.memory_share)]
+        else:
+            # On a CPU, vLLM 0.32 cannot seed prompts that it prefills in parts: there is room for all.
+            options = ["--max-num-batched-tokens", str(tokens * self.max_rows)]
         save_without_weights(self._weights.folder, policy.model, policy.encoder)
         self._server = VLLMServer(
             self._weights.folder,
             name="policy",
             python=Path(self.python) if self.python else vllm_python(),
             dtype=str(policy.sampling_model.dtype).removeprefix("torch."),
-            max_model_len=min(tokens, context),
+            max_model_len=tokens,
             max_num_seqs=self.max_rows,
             images=self.max_images,
-            options=options,
+            options=[*OPTIONS, *options, *self.options],
             env=env,
             log=log_file,
             dev_mode=True,

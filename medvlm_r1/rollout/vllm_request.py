@@ -44,7 +44,7 @@ def generate_request(policy: Policy, prompt: EncodedPrompt, sampling: Sampling, 
             "seed": seed,
             "ignore_eos": True,
             "stop_token_ids": policy.eos_ids,
-            "logit_bias": dict.fromkeys(policy.banned_ids, _BAN),
+            "logit_bias": dict.fromkeys(policy.banned.nonzero().flatten().tolist(), _BAN),
             "logprobs": 0,  # of the sampled token alone
             "detokenize": False,
         },
@@ -87,9 +87,9 @@ def _features(policy: Policy, prompt: EncodedPrompt) -> dict[str, Any]:
     """Place, content key and tensors of each image."""
     merge = policy.encoder.image_processor.merge_size
     pieces = prompt.pixels.split(prompt.grid.prod(1).tolist())
-    places, items, start = [], [], 0
+    ids, places, items, start = prompt.ids.tolist(), [], [], 0
     for pixels, grid in zip(pieces, prompt.grid, strict=True):
-        start += int((prompt.ids[start:] == policy.image_id).nonzero()[0])
+        start = ids.index(policy.image_id, start)
         length = int(grid.prod()) // merge**2
         places.append({"offset": start, "length": length})
         start += length

@@ -58,7 +58,7 @@ def shards(weights: Weights) -> Iterator[dict[str, Tensor]]:
 class FolderTransfer:
     """Safetensors files that the server reads, on any device; the server must see the folder.
 
-    The files exist only during an update, so a process that is killed leaves no weights behind.
+    The files exist only while the server starts or takes an update.
 
     Args:
         parent: of the folder; by default shared memory if it has room, else the temporary folder.
@@ -68,7 +68,8 @@ class FolderTransfer:
     def __init__(self, parent: Path | None, size: int) -> None:
         if parent is None and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * size:
             parent = _MEMORY
-        self.folder = Path(tempfile.mkdtemp(prefix="medvlm_r1-weights-", dir=parent))
+        self._owner = tempfile.TemporaryDirectory(prefix="medvlm_r1-weights-", dir=parent)
+        self.folder = Path(self._owner.name)
 
     @contextmanager
     def files(self, weights: Weights) -> Iterator[Path]:
@@ -87,7 +88,7 @@ class FolderTransfer:
             client.post("/collective_rpc", {"method": "reload_weights", "kwargs": arguments})
 
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._owner.cleanup()
 
 
 class NCCLTransfer:

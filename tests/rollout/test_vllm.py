@@ -1,9 +1,10 @@
-"""Rollouts from a real vLLM server: the trainer's log-probabilities, and always the weights of the last sync."""
+"""Rollouts from a real vLLM server: the trainer's log-probabilities, with the weights of the last sync."""
 
 import copy
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -16,6 +17,8 @@ from training import FORMAT, RECIPE, fit
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.losses import PolicyLoss
 from medvlm_r1.callbacks.alarms import Alarms
+from medvlm_r1.data.splits import Questions
+from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.tuning import Tuning
@@ -23,7 +26,7 @@ from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 from medvlm_r1.rollout.vllm import VLLMEngine
-from medvlm_r1.rollout.vllm_weights import sampling_weights
+from medvlm_r1.rollout.vllm_weights import nccl_init, nccl_update, sampling_weights
 from medvlm_r1.runs.vllm_server import VLLMServerError, vllm_python
 
 KEY = NoiseKey(seed=3, step=5)
@@ -76,7 +79,9 @@ def scale(policy, part, factor=1.5):
 
 class TestCompletions:
     def test_greedy_texts_are_those_of_the_engine_in_this_process(self, engine, policy, prompts):
-        rollout, own = (e(policy, list(prompts.values()), GREEDY, KEY) for e in (engine, SharedPrefixEngine()))
+        rollout, own = (
+            e(policy, list(prompts.values()), GREEDY, KEY) for e in (engine, SharedPrefixEngine())
+        )
         assert rollout.texts == own.texts
         torch.testing.assert_close(rollout.logprobs, own.logprobs, rtol=0, atol=1e-4)
         assert torch.equal(rollout.entropy, own.entropy)
@@ -89,7 +94,8 @@ class TestCompletions:
         sampling = Sampling(group_size=8, max_tokens=16, temperature=temperature)
         rollout = engine(policy, chosen, sampling, KEY)
         assert difference(policy, chosen, rollout, temperature) < 1e-4
-        assert len(rollout.lengths.unique()) > 1 and len(set(rollout.texts)) > 5
+        assert len(rollout.lengths.unique()) > 1
+        assert len(set(rollout.texts)) > 3
         assert not policy.banned[rollout.tokens].any()
         assert torch.equal(rollout.entropy[rollout.mask], -rollout.logprobs[rollout.mask])
         assert (rollout.kept_mass == 1).all()
@@ -106,7 +112,10 @@ class TestCompletions:
         [
             (Sampling(top_p=0.9), r"method.sampling.top_p=1 and method.sampling.top_k=0, or take rollout"),
             (Sampling(group_size=65), r"65 completions .* --max-num-seqs 64: raise rollout.max_rows"),
-            (Sampling(max_tokens=600), r"square|wide.* 600 of completion .*raise rollout.max_completion_tokens"),
+            (
+                Sampling(max_tokens=600),
+                r"600 of completion exceed .*raise rollout.max_completion_tokens",
+            ),
         ],
     )
     def test_what_the_server_cannot_do_is_one_line(self, sampling, error, engine, policy, prompts):
@@ -146,14 +155,22 @@ class TestWeights:
             assert difference(policy, [prompts["square"]], rollout) > 1e-2
         assert all(torch.equal(value, held[name]) for name, value in policy.model.state_dict().items())
         names = [name for name, _ in sampling_weights(policy, everything=False)]
-        assert len(names) == len(set(names)) and not any("visual" in n or "lora" in n for n in names)
+        assert len(names) == len(set(names))
+        assert not any("visual" in name or "lora" in name for name in names)
 
     def test_another_run_that_sends_its_weights_is_noticed(self, engine, connected, policy, prompts):
         engine(policy, [prompts["text"]], GREEDY, KEY)
         connected()(policy, [prompts["text"]], GREEDY, KEY)
-        with pytest.raises(VLLMServerError, match="text: weights .* sampled instead of .*: the server was"):
+        with pytest.raises(VLLMServerError, match=r"text: weights .* sampled instead of .*: the server was"):
             engine(policy, [prompts["text"]], GREEDY, KEY)
         engine.update_weights(load_policy("embedded", RECIPE))
+
+
+FEW = Questions(
+    PhantomSource("mri", 4, "train"),
+    PhantomSource("mri", 1, "validation"),
+    {"mri": PhantomSource("mri", 1, "test")},
+)
 
 
 class LostUpdate(VLLMEngine):
@@ -171,8 +188,8 @@ class StaleCaches(VLLMEngine):
         pass
 
 
-def train(folder, engine, steps=3, lr=TINY_LR, **settings):
-    """GRPO on one batch of questions; returns the alarms and each step's difference of sampler and trainer."""
+def train(folder, engine, steps=2, lr=TINY_LR, **settings):
+    """GRPO on four questions; returns the alarms, and each step's difference of sampler and trainer."""
     found = []
 
     class Differences(Alarms):
@@ -181,16 +198,15 @@ def train(folder, engine, steps=3, lr=TINY_LR, **settings):
             super().on_train_batch_end(trainer, *arguments)
 
     settings = {"rewards": FORMAT, "lr": lr, **settings}
-    fit(GRPO, folder, steps, n=4, engine=engine, trainer={"callbacks": [Differences()]}, **settings)
+    fit(GRPO, folder, steps, questions=FEW, engine=engine, trainer={"callbacks": [Differences()]}, **settings)
     path = folder / "alarms.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {row["alarm"] for row in rows}, found
 
 
 class TestTraining:
-    @pytest.mark.parametrize("loss", [PolicyLoss(), PolicyLoss(tis_cap=2.0)], ids=["plain", "tis"])
-    def test_sampler_and_trainer_agree_in_every_step(self, loss, connected, tmp_path):
-        alarms, differences = train(tmp_path, connected(), loss=loss)
+    def test_sampler_and_trainer_agree_in_every_step(self, connected, tmp_path):
+        alarms, differences = train(tmp_path, connected(), loss=PolicyLoss(tis_cap=2.0))
         assert "sampling_logp_difference" not in alarms
         assert max(differences) < 1e-4
 
@@ -199,6 +215,32 @@ class TestTraining:
         alarms, differences = train(tmp_path, connected(broken))
         assert "sampling_logp_difference" in alarms
         assert differences[0] < 1e-4 < 1e-3 < max(differences)
+
+
+class TestNCCL:
+    def test_vllm_accepts_the_requests(self):
+        """vLLM's own types read them; the broadcasts need a GPU."""
+        shard = {
+            "model.visual.merger.ln_q.weight": torch.zeros(4, dtype=torch.bfloat16),
+            "b": torch.zeros(2, 3),
+        }
+        bodies = nccl_init(bytes(range(128)), world_size=3), nccl_update(shard)
+        code = (
+            "import json, sys\n"
+            "from vllm.distributed.weight_transfer import nccl_engine as n\n"
+            "init, update = json.load(sys.stdin)\n"
+            "init = n.NCCLWeightTransferInitInfo(**init)\n"
+            "update = n.NCCLWeightTransferUpdateInfo(**update)\n"
+            "print(list(init.nccl_unique_id_bytes), init.rank_offset, update.dtype_names, update.shapes)"
+        )
+        command = [vllm_python(), "-c", code]
+        done = subprocess.run(command, input=json.dumps(bodies), capture_output=True, text=True, check=True)
+        expected = f"{list(range(128))} 1 ['bfloat16', 'float32'] [[4], [2, 3]]"
+        assert done.stdout.splitlines()[-1] == expected
+
+    def test_it_needs_servers_on_other_devices(self):
+        with pytest.raises(ValueError, match=r"rollout.transfer=nccl needs rollout.url"):
+            VLLMEngine(transfer="nccl")
 
 
 class TestFailures:

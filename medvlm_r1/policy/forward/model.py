@@ -10,9 +10,15 @@ if TYPE_CHECKING:
 Model = Union[PreTrainedModel, "peft.PeftModel"]
 
 
+def base_model(model: Model) -> Any:
+    """The model below PEFT's wrapper."""
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else model
+
+
 def inner_model(model: Model) -> Any:
     """The module with ``visual`` and ``language_model``, below PEFT's wrapper."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+    return base_model(model).model
 
 
 def require_full_attention(model: Model) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from medvlm_r1.policy.forward.model import Model
+from medvlm_r1.policy.forward.model import Model, base_model
 from medvlm_r1.policy.loading.resolve import base_of
 from medvlm_r1.policy.loading.validate import ADAPTER, read_json
 from medvlm_r1.runs.durable import replace_folder
@@ -70,7 +70,7 @@ def save_without_weights(folder: Path, model: Model, encoder: "Encoder") -> None
 
     The config is that of a model whose head is not tied to its embeddings.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     config = copy.deepcopy(base.config)
     config.update({"architectures": [type(base).__name__], "tie_word_embeddings": False})
     config.save_pretrained(folder)

@@ -4,12 +4,13 @@ import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from medvlm_r1.policy.forward.model import Model
+from medvlm_r1.policy.forward.model import Model, base_model
 from medvlm_r1.policy.loading.load import load_model, merge_adapter_weights
 from medvlm_r1.policy.loading.resolve import MissingWeightsError, find_weights
 from medvlm_r1.policy.loading.validate import adapter_base
@@ -61,11 +62,11 @@ def merged_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     Raises:
         ValueError: the weights are held in 4 bits.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    names: dict[str, torch.nn.Module] = dict(base.named_modules())
-    tuned = {name for name, module in names.items() if hasattr(module, "base_layer")}
+    base = base_model(model)
+    modules: dict[str, Any] = dict(base.named_modules())
+    tuned = {name for name, module in modules.items() if hasattr(module, "base_layer")}
     seen: set[int] = set()
-    for name, module in names.items():
+    for name, module in modules.items():
         if any(name.startswith(f"{parent}.") for parent in tuned):
             continue
         layer = module
