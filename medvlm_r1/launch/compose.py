@@ -189,7 +189,7 @@ def show_plan(overrides: Sequence[str]) -> int:
     if not cfg.model._target_.startswith("medvlm_r1.policy."):
         print(f"{name}: nothing to plan, the model ({cfg.model._target_}) runs elsewhere")
         return 0
-    if cfg.rollout._target_.endswith(".VLLMEngine"):
+    if str(OmegaConf.select(cfg, "rollout._target_")).endswith(".VLLMEngine"):
         print(f"{name}: vLLM's memory and time are unknown to a plan: plan with rollout=shared_prefix")
         return 0
     silence_libraries()

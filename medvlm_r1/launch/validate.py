@@ -9,7 +9,7 @@ from medvlm_r1.evaluate.controls import check_controls
 from medvlm_r1.inference.endpoint_client import check_endpoint
 from medvlm_r1.launch.suggest import SYNONYMS
 from medvlm_r1.launch.types import check_types
-from medvlm_r1.rollout.vllm_client import check_vllm
+from medvlm_r1.rollout.vllm_client import NO_TRUNCATION, check_vllm
 from medvlm_r1.runs import status
 from medvlm_r1.runs.places import pip_install
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
@@ -94,6 +94,9 @@ def check_model(cfg: DictConfig) -> None:
         if cfg.rollout._target_.endswith(".VLLMEngine"):
             if cfg.peft.quantize:
                 raise ValueError("vLLM cannot take weights held in 4 bits: take rollout=shared_prefix")
+            sampling = cfg.method.get("sampling") or {}
+            if sampling.get("top_k") or sampling.get("top_p", 1) < 1:
+                raise ValueError(NO_TRUNCATION)
             check_vllm(cfg.rollout.python, cfg.rollout.url, cfg.rollout.timeout)
 
 

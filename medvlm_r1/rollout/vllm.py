@@ -27,7 +27,7 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.saving.folder import save_without_weights
 from medvlm_r1.rollout.engine import Rollout, Sampling, build_rollout
 from medvlm_r1.rollout.sampling_noise import NoiseKey
-from medvlm_r1.rollout.vllm_client import OPTIONS, VLLMClient
+from medvlm_r1.rollout.vllm_client import NO_TRUNCATION, OPTIONS, VLLMClient
 from medvlm_r1.rollout.vllm_request import SampledTokens, generate_request, read_choices
 from medvlm_r1.rollout.vllm_weights import FolderTransfer, NCCLTransfer, WeightTransfer, sampling_weights
 from medvlm_r1.runs.vllm_server import VLLMServer, VLLMServerError, vllm_python
@@ -86,8 +86,9 @@ class VLLMEngine:
         self._server: VLLMServer | None = None
         self._weights: WeightTransfer | None = None
         self._held: tuple[Policy, int] | None = None  # whose weights the server has, and of which version
-        self._asleep = False
-        self._run = uuid4().hex[:8]
+        self._run, self._updates = "", 0
+        self._label = ""  # name of these weights on the server, which no other run uses
+        self._sleeps = self._asleep = False
 
     def __call__(
         self, policy: Policy, prompts: Sequence[EncodedPrompt], sampling: Sampling, key: NoiseKey
@@ -99,10 +100,7 @@ class VLLMEngine:
             VLLMServerError: the server cannot be started, or has stopped.
         """
         if sampling.top_k or sampling.top_p < 1:
-            raise ValueError(
-                "vLLM gives log-probabilities after top-k and top-p, and the loss needs those before: set "
-                "method.sampling.top_p=1 and method.sampling.top_k=0, or take rollout=shared_prefix"
-            )
+            raise ValueError(NO_TRUNCATION)
         self.update_weights(policy)
         self._check_limits(prompts, sampling)
         seeds = key.completion_keys([prompt.sample.id for prompt in prompts], group_size=1).tolist()
@@ -142,13 +140,15 @@ class VLLMEngine:
         if self._client is None:
             self._connect(policy, rank)
         self._barrier()  # another rank may still sample from the old weights of a shared server
-        self._held = policy, policy.sampling_version
+        self._updates += 1
+        label = f"{self._run}-{self._updates}"
         if not self.url or rank < len(self.url):  # the first rank of each server
             self._wake()
             self._send(policy, everything)
             self._reset_caches()
-            self.client.post("/update_weight_version", {"new_version": self._label})
+            self.client.post("/update_weight_version", {"new_version": label})
         self._barrier()
+        self._held, self._label = (policy, policy.sampling_version), label
 
     def stop(self) -> None:
         """End the server that this engine started, and delete its folder."""
@@ -157,12 +157,6 @@ class VLLMEngine:
         if self._weights is not None:
             self._weights.close()
         self._client = self._server = self._weights = self._held = None
-
-    @property
-    def _label(self) -> str:
-        """Name of the weights that the server has: no other run uses it, nor this run for others."""
-        assert self._held is not None
-        return f"{self._run}-{self._held[1]}"
 
     def _send(self, policy: Policy, everything: bool) -> None:
         assert self._weights is not None
@@ -176,6 +170,10 @@ class VLLMEngine:
         self.client.post("/reset_encoder_cache")
 
     def _connect(self, policy: Policy, rank: int) -> None:
+        run = [uuid4().hex[:8]]
+        if self.url and distributed.is_initialized():  # ranks that share a server share the name of the run
+            distributed.broadcast_object_list(run)
+        (self._run,) = run
         if self.transfer == "nccl":
             self._weights = NCCLTransfer()
         else:
@@ -202,6 +200,7 @@ class VLLMEngine:
             devices = os.environ.get("CUDA_VISIBLE_DEVICES")
             index = policy.device.index or 0
             env["CUDA_VISIBLE_DEVICES"] = devices.split(",")[index] if devices else str(index)
+            self._sleeps = True
             env["PYTORCH_ALLOC_CONF"] = env["PYTORCH_CUDA_ALLOC_CONF"] = ""  # sleep excludes growing segments
             options = ["--enable-sleep-mode", "--gpu-memory-utilization", str(self.memory_share)]
         else:
@@ -216,7 +215,7 @@ class VLLMEngine:
             max_model_len=tokens,
             max_num_seqs=self.max_rows,
             images=self.max_images,
-            options=[*OPTIONS, *options, *self.options],
+            options=[*OPTIONS, *options, *map(str, self.options)],
             env=env,
             log=log_file,
             dev_mode=True,
@@ -249,7 +248,7 @@ class VLLMEngine:
 
     def _sleep(self) -> None:
         """Free the GPU's memory for training; the weights move to the host."""
-        if self._server is not None and torch.cuda.is_available():
+        if self._sleeps:
             self.client.post("/sleep?level=1")
             self._asleep = True
 

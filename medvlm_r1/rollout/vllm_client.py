@@ -17,6 +17,11 @@ OLDEST = (0, 32)  # version of vLLM with /inference/v1/generate and weight versi
 # ids, and normalises pixels itself, so that ours would be normalised twice.
 OPTIONS = ("--logprobs-mode", "processed_logprobs", "--enable-scale-out", "--no-mm-device-do-normalize")
 
+NO_TRUNCATION = (
+    "vLLM gives log-probabilities after top-k and top-p, and the loss needs those before: set "
+    "method.sampling.top_p=1 and method.sampling.top_k=0, or take rollout=shared_prefix"
+)
+
 
 def check_vllm(python: str | None, url: Sequence[str], timeout: float) -> None:
     """Check within seconds that vLLM is installed, or that the servers answer and take weights.

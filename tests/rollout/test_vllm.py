@@ -12,7 +12,8 @@ import pytest
 import torch
 from models import stopping
 from peft import LoraConfig
-from training import FORMAT, RECIPE, fit
+from torch import distributed
+from training import FORMAT, PROMPT, RECIPE, fit
 
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.losses import PolicyLoss
@@ -163,7 +164,6 @@ class TestWeights:
         connected()(policy, [prompts["text"]], GREEDY, KEY)
         with pytest.raises(VLLMServerError, match=r"text: weights .* sampled instead of .*: the server was"):
             engine(policy, [prompts["text"]], GREEDY, KEY)
-        engine.update_weights(load_policy("embedded", RECIPE))
 
 
 FEW = Questions(
@@ -171,6 +171,29 @@ FEW = Questions(
     PhantomSource("mri", 1, "validation"),
     {"mri": PhantomSource("mri", 1, "test")},
 )
+
+
+def of_two_ranks(rank, folder, url):
+    """The process of one rank: two updates, and after each the difference of sampler and trainer."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    policy = load_policy("embedded", RECIPE)
+    engine = VLLMEngine(url=[url], timeout=60.0)
+    prompt = policy.encoder.encode(PhantomSource("mri", 4, "train")[rank], "train", PROMPT)
+    differences = []
+    for _ in range(2):
+        scale(policy, "visual")
+        engine.update_weights(policy)
+        differences.append(difference(policy, [prompt], engine(policy, [prompt], GROUP, NoiseKey(0, 0))))
+    (folder / f"{rank}.json").write_text(json.dumps(differences))
+    distributed.destroy_process_group()
+
+
+class TestRanks:
+    def test_two_ranks_share_a_server(self, engine, tmp_path):
+        torch.multiprocessing.spawn(of_two_ranks, (tmp_path, engine.client.url), nprocs=2)
+        for rank in range(2):
+            assert max(json.loads((tmp_path / f"{rank}.json").read_text())) < 1e-4
 
 
 class LostUpdate(VLLMEngine):
