@@ -37,7 +37,7 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": ".*language_model.*(q_proj|do
 TINY_LR = 1e-4  # of conf/model/tiny.yaml
 
 pytestmark = pytest.mark.skipif(
-    not vllm_python().exists(), reason="needs vLLM in an environment of its own: make .venv/.vllm"
+    not vllm_python().exists(), reason="needs vLLM in an environment of its own: make vllm"
 )
 
 
