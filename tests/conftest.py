@@ -19,6 +19,7 @@ from lightning import Trainer
 from models import Noise, encoder_for, random_model
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from real_vllm import vllm, vllm_server  # noqa: F401
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 

@@ -22,11 +22,20 @@ from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.images.validate import check_images
 from medvlm_r1.data.sample import BadRowError, Question
 from medvlm_r1.inference.answer_file import AnswerFile, AnswerRecord
+from medvlm_r1.inference.endpoint_client import EndpointError
 
 if TYPE_CHECKING:
     from medvlm_r1.inference.answerer import Answerer
 
 DISCLAIMER = "For research only. This is not a medical device: no answer may guide the care of a patient."
+# What an endpoint's errors name, and what this command has for it.
+OPTIONS = {
+    "model.name": "--name",
+    "model.url": "--model",
+    "raise model.timeout or ": "",
+    "model.concurrency": "--batch",
+    "lower model.recipe.max_pixels or model.recipe.max_completion_tokens": "give another --recipe",
+}
 EXAMPLES = f"""examples:
   medvlm-r1 predict --model outputs/runs/grpo_600-seed0 --image brain.png \\
       --question "What does this image show?" --options "a tumour" "a haemorrhage" "a normal brain"
@@ -35,12 +44,16 @@ EXAMPLES = f"""examples:
   medvlm-r1 predict --model Qwen/Qwen2-VL-2B-Instruct --prompt medvlm_r1_simple --image ct.png \\
       --question "Which organ is this?" --options liver spleen
   medvlm-r1 predict --model merged --questions questions.json --out answers.jsonl
+  medvlm-r1 predict --model http://host:8000/v1 --name Qwen/Qwen2-VL-72B-Instruct \\
+      --questions questions.json --out answers.jsonl
 
-DIR is a run folder, a model directory (whole, merged or PEFT's), `embedded`, or a hub id. A model trained by
-this package brings its prompt, image sizes, dtype and token limits in medvlm_r1.json.
+DIR is a run folder, a model directory (whole, merged or PEFT's), `embedded`, a hub id, or the URL of a server
+with an OpenAI-compatible API. A model trained by this package brings its prompt, image sizes, dtype and token
+limits in medvlm_r1.json.
 
 The confidence is the probability of the answer's letter among the letters of all options, at the position of
-the answer and given the model's own reasoning. It is not calibrated: it is not the chance of being right.
+the answer and given the model's own reasoning. It is not calibrated: it is not the chance of being right. Of
+servers, vLLM gives it.
 
 A question file is a JSON array or JSONL. Its rows have image (a path or a list of paths, relative to the
 file's folder), question and options. answer is optional; a question without options is open. If --out
@@ -55,7 +68,13 @@ Exit code 2: error; stderr gives the reason.
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     print(DISCLAIMER, file=sys.stderr)
-    answer_file(args) if args.questions else answer_one(args)
+    try:
+        answer_file(args) if args.questions else answer_one(args)
+    except EndpointError as error:
+        message = str(error)
+        for key, option in OPTIONS.items():
+            message = message.replace(key, option)
+        raise CommandError(message) from None
     return 0
 
 
@@ -63,6 +82,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     """Parse the command line and check which options go together."""
     parser = command_parser("predict", "Answer questions about images with a trained model.", EXAMPLES)
     parser.add_argument("--model", required=True, metavar="DIR", help="the model")
+    parser.add_argument("--name", metavar="NAME", help="name of the model on the server, if DIR is a URL")
     parser.add_argument("--image", nargs="+", metavar="FILE", help="images, in the order of the prompt")
     parser.add_argument("--question", metavar="TEXT", help="the question, without its options")
     parser.add_argument(
@@ -76,9 +96,20 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument("--recipe", help="option of conf/model with the limits for such a model", **name)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="questions per batch (default: %(default)s)"
+        "--batch", type=int, metavar="N", help="questions per batch (default: 8; of a server 64)"
     )
     args = parser.parse_args(arguments)
+    served = args.model.startswith(("http://", "https://"))
+    if served and not args.name:
+        parser.error(f"--model {args.model} needs --name, the name of the model on the server")
+    if args.name and not served:
+        parser.error(
+            f"--name {args.name} is for a server: give its URL, such as http://host:8000/v1, as --model"
+        )
+    if served and args.device:
+        parser.error(f"--device {args.device} is for a local model: leave it out")
+    if args.batch is None:
+        args.batch = 64 if served else 8
     if bool(args.questions) == bool(args.question):
         parser.error("give --image and --question, or --questions FILE and --out FILE")
     if args.questions and (args.image or args.options or args.json or not args.out):
@@ -109,7 +140,7 @@ def answer_file(args: Namespace) -> None:
     ValueError or OSError for an unusable question file, image, output file or model.
     """
     questions = read_questions(args.questions)
-    with AnswerFile(args.out, args.model).locked() as file:
+    with AnswerFile(args.out, args.name or args.model).locked() as file:
         missing = file.missing(questions)
         if missing:
             model, console = load(args, missing), Console(stderr=True)
@@ -151,11 +182,14 @@ def load(args: Namespace, questions: Sequence[Question]) -> "Answerer":
     """Load the model and print its notes on stderr; raises as ``load_answerer`` does."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs missing kernels
     # Imported here because torch takes seconds: --help and a wrong path are reported without it.
-    from medvlm_r1.inference.answerer import load_answerer
+    from medvlm_r1.inference.answerer import connect_answerer, load_answerer
     from medvlm_r1.policy.loading.resolve import MissingGPUError, MissingWeightsError
 
     try:
-        model = load_answerer(args.model, args.prompt, args.recipe, args.device)
+        if args.name:
+            model = connect_answerer(args.model, args.name, args.prompt, args.recipe)
+        else:
+            model = load_answerer(args.model, args.prompt, args.recipe, args.device)
     except MissingWeightsError as error:
         reason = str(error).splitlines()[0].replace("model.path=", "--model ").rstrip(".")
         raise CommandError(f"{reason}. Give a run folder, a model directory, embedded or a hub id") from None

@@ -1,15 +1,22 @@
-"""Answer questions with a trained model and the prompt of its evaluation, with a confidence."""
+"""Answer questions with a trained or a served model and the prompt of its evaluation, with a confidence."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from medvlm_r1.data.sample import Question, VQASample
 from medvlm_r1.inference.answer_file import AnswerRecord
 from medvlm_r1.inference.confidence import option_probabilities
+from medvlm_r1.inference.endpoint import connect
+from medvlm_r1.inference.endpoint_chat import Chat, ChatEncoder
+from medvlm_r1.inference.endpoint_client import API_KEY, check_endpoint
+from medvlm_r1.inference.endpoint_scores import NoScoresError, connect_scorer
+from medvlm_r1.policy.encode import EncodedPrompt, Encoder
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.resolve import MissingWeightsError, check_weights, find_weights
 from medvlm_r1.policy.policy import Policy
@@ -21,8 +28,8 @@ from medvlm_r1.policy.prompt_record import (
     read_record,
     record_from_config,
 )
-from medvlm_r1.prompts import Answer
-from medvlm_r1.rollout.engine import Sampling
+from medvlm_r1.prompts import Alternatives, Answer
+from medvlm_r1.rollout.engine import Completions, Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
 
@@ -32,45 +39,41 @@ class Answerer:
     """A model with its prompt.
 
     Attributes:
-        name: the model's path or hub id, as the user wrote it.
+        name: the model's path or hub id, as the user wrote it, or its name on a server.
         prompt_record: prompt, image sizes and token limits.
         notes: one line each; conditions under which answers differ from those of the model's evaluation.
+        complete: completes encoded questions.
+        score: gives the probabilities of their options' letters; ``None`` where a server does not.
     """
 
     name: str
-    policy: Policy
+    encoder: Encoder | ChatEncoder
     prompt_record: PromptRecord
     notes: tuple[str, ...]
-    engine: SharedPrefixEngine = field(default_factory=SharedPrefixEngine, repr=False, compare=False)
+    complete: Callable[[Sequence[Any], Sampling], Completions]
+    score: Callable[[Sequence[Any], Sequence[Alternatives]], list[list[float]]] | None
 
     def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:
         """Answer a batch of questions greedily, with the engine and the parser of evaluation.
 
         Raises:
             BadRowError: an image cannot be decoded.
+            EndpointError: a request to the server fails.
             ValueError: a question with its images is longer than the model's context.
         """
-        policy, prompt = self.policy, self.prompt_record.prompt
+        prompt = self.prompt_record.prompt
         # Without a template for open questions, the trained one serves, even if it asks for a letter.
         prompt = dataclasses.replace(prompt, open=prompt.open or prompt.evaluate)
-        prompts = [policy.encoder.encode(question, "evaluate", prompt) for question in questions]
-        context = policy.model.config.get_text_config().max_position_embeddings
+        prompts = [self.encoder.encode(question, "evaluate", prompt) for question in questions]
         limit = self.prompt_record.max_completion_tokens
-        for encoded in prompts:
-            if len(encoded.ids) + limit > context:
-                raise ValueError(
-                    f"{encoded.sample.id}: {len(encoded.ids)} tokens of question and images and {limit} of "
-                    f"answer exceed the model's context of {context}: give fewer images"
-                )
-        sampling = Sampling(group_size=1, max_tokens=limit, temperature=0.0)
-        rollout = self.engine(policy, prompts, sampling, NoiseKey(0, 0))
+        rollout = self.complete(prompts, Sampling(group_size=1, max_tokens=limit, temperature=0.0))
         texts = [p.assistant_prefix + text for p, text in zip(prompts, rollout.texts, strict=True)]
         answers = [prompt.parse(text, q) for text, q in zip(texts, questions, strict=True)]
         closed = [row for row, question in enumerate(questions) if question.options]
         probabilities: dict[int, list[float]] = {}
-        if closed:
+        if closed and self.score:
             alternatives = [prompt.alternatives(answers[row], questions[row]) for row in closed]
-            per_row = option_probabilities(policy, [prompts[row] for row in closed], alternatives)
+            per_row = self.score([prompts[row] for row in closed], alternatives)
             probabilities = dict(zip(closed, per_row, strict=True))
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         return [
@@ -159,7 +162,54 @@ def load_answerer(path: str, prompt: str | None, recipe: str | None, device: str
             "can differ from those of its evaluation"
         )
     policy = load_policy(path, record, revision).to(torch_device).eval()
-    return Answerer(name, policy, record, tuple(notes))
+    complete = partial(_complete_locally, policy, SharedPrefixEngine())
+    score = partial(option_probabilities, policy)
+    return Answerer(name, policy.encoder, record, tuple(notes), complete, score)
+
+
+def _complete_locally(
+    policy: Policy, engine: SharedPrefixEngine, prompts: Sequence[EncodedPrompt], sampling: Sampling
+) -> Completions:
+    context = policy.model.config.get_text_config().max_position_embeddings
+    for encoded in prompts:
+        if len(encoded.ids) + sampling.max_tokens > context:
+            raise ValueError(
+                f"{encoded.sample.id}: {len(encoded.ids)} tokens of question and images and "
+                f"{sampling.max_tokens} of answer exceed the model's context of {context}: give fewer images"
+            )
+    return engine(policy, prompts, sampling, NoiseKey(0, 0))
+
+
+def connect_answerer(url: str, name: str, prompt: str | None, recipe: str | None) -> Answerer:
+    """Connect to a served model, with a prompt of ``conf/prompt``.
+
+    Args:
+        url: base of an OpenAI-compatible API, mostly ending in ``/v1``.
+        name: name of the model on the server.
+        prompt, recipe: options of ``conf/prompt`` and ``conf/model``; defaults: ``medvlm_r1`` and
+            ``endpoint``.
+
+    Raises:
+        EndpointError: no connection, a rejected API key, or the server does not serve ``name``.
+        UnknownPromptError: there is no such option.
+        ValueError: the package openai is not installed.
+    """
+    record, option = record_from_config(url, prompt or "medvlm_r1", recipe or "endpoint")
+    check_endpoint(url, name, API_KEY)
+    endpoint, score = connect(url, name, record), None
+    notes = [
+        f"the prompt that {name} was trained with is not known here: the answers use --prompt "
+        f"{record.prompt.name} and the limits of --recipe {option}"
+    ]
+    try:
+        score = connect_scorer(endpoint)
+    except NoScoresError as error:
+        notes.append(f"answers have no confidence: {url} gives no log-probabilities of a prompt ({error})")
+
+    def complete(prompts: Sequence[Chat], sampling: Sampling) -> Completions:
+        return endpoint.engine(endpoint, prompts, sampling, NoiseKey(0, 0))
+
+    return Answerer(name, endpoint.encoder, record, tuple(notes), complete, score)
 
 
 def _device(name: str | None) -> torch.device:

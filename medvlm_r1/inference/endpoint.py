@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from medvlm_r1.inference.endpoint_cache import CachedResponse, EndpointCache
+from medvlm_r1.inference.endpoint_cache import CachedResponse, CachedScores, EndpointCache
 from medvlm_r1.inference.endpoint_chat import Chat, ChatEncoder
 from medvlm_r1.inference.endpoint_client import (
+    API_KEY,
     CONNECT_SECONDS,
     EndpointError,
     api_key,
@@ -30,6 +32,8 @@ from medvlm_r1.inference.endpoint_client import (
 )
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.loading.load import Recipe
+from medvlm_r1.policy.prompt_record import PromptRecord
+from medvlm_r1.policy.resize import PATCH
 from medvlm_r1.prompts import reopen_think
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
@@ -44,6 +48,20 @@ class EndpointCompletions:
     texts: list[str]
     lengths: Int[Tensor, " rows"]
     truncated: Bool[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Requests about one question whose responses give one line of the cache."""
+
+    question: str
+    requests: tuple[dict[str, Any], ...]
+    read: Callable[[str, Sequence[Any]], CachedResponse | CachedScores]
+
+    @cached_property
+    def key(self) -> str:
+        text = "".join(json.dumps(request, sort_keys=True) for request in self.requests)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(eq=False)
@@ -94,34 +112,41 @@ class Endpoint:
         """
         if sampling.group_size != 1:
             raise ValueError("an endpoint can be evaluated, not trained: it gives one completion per prompt")
-        requests = [
-            {
-                "model": self.name,
-                "messages": prompt.messages,
-                "max_tokens": sampling.max_tokens,
-                "temperature": sampling.temperature,
-            }
+        jobs = [
+            Job(
+                prompt.sample.id,
+                (
+                    {
+                        "model": self.name,
+                        "messages": prompt.messages,
+                        "max_tokens": sampling.max_tokens,
+                        "temperature": sampling.temperature,
+                    },
+                ),
+                self._read,
+            )
             for prompt in prompts
         ]
-        keys = [
-            hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest() for request in requests
-        ]
-        missing = {
-            key: (request, prompt.sample.id)
-            for key, request, prompt in zip(keys, requests, prompts, strict=True)  # equal requests once
-            if key not in self.cache.responses
-        }
-        if missing:
-            asyncio.run(self._request(missing))
-        responses = [self.cache.responses[key] for key in keys]
+        responses = self.carry_out(jobs)
         return EndpointCompletions(
             texts=[reopen_think(response.text) for response in responses],
             lengths=torch.tensor([response.tokens for response in responses]),
             truncated=torch.tensor([response.truncated for response in responses]),
         )
 
-    async def _request(self, missing: dict[str, tuple[dict[str, Any], str]]) -> None:
-        """Send the requests, by key with the question's id, and cache each response on arrival.
+    def carry_out(self, jobs: Sequence[Job]) -> list[Any]:
+        """Return the result of each job, from the cache or by its requests.
+
+        Raises:
+            EndpointError: as :meth:`engine`.
+        """
+        missing = {job.key: job for job in jobs if job.key not in self.cache.responses}  # equal ones once
+        if missing:
+            asyncio.run(self._request(list(missing.values())))
+        return [self.cache.responses[job.key] for job in jobs]
+
+    async def _request(self, jobs: Sequence[Job]) -> None:
+        """Send the requests, and cache the result of each job on arrival.
 
         After a failure no further request starts, but those in progress are awaited and cached.
         """
@@ -129,43 +154,55 @@ class Endpoint:
         slots = asyncio.Semaphore(self.concurrency)
         failures: list[Exception] = []
 
-        async def send(key: str, request: dict[str, Any], question: str) -> None:
-            try:
-                completion = await client.chat.completions.create(**request)
-            except openai.OpenAIError as error:
-                raise self._failure(
-                    question, *cause_and_remedy(openai, error, self.api_key_variable)
-                ) from error
-            self.cache.add(key, self._read(completion, question), model=self.name, question=question)
-
-        async def send_in_slot(key: str, request: dict[str, Any], question: str) -> None:
+        async def send(request: dict[str, Any], question: str) -> Any:
             async with slots:
-                if not failures:
-                    try:
-                        await send(key, request, question)
-                    except Exception as error:
-                        failures.append(error)
+                if failures:
+                    raise failures[0]
+                try:
+                    return await client.chat.completions.create(**request)
+                except openai.OpenAIError as error:
+                    failures.append(
+                        self.failure(question, *cause_and_remedy(openai, error, self.api_key_variable))
+                    )
+                    raise failures[-1] from error
 
-        async with openai.AsyncOpenAI(
+        async def send_all(job: Job) -> None:
+            sent = (send(request, job.question) for request in job.requests)
+            responses = await asyncio.gather(*sent, return_exceptions=True)
+            try:
+                if not any(isinstance(response, Exception) for response in responses):
+                    self.cache.add(
+                        job.key, job.read(job.question, responses), model=self.name, question=job.question
+                    )
+            except Exception as error:
+                failures.append(error)
+
+        async with self.client() as client:
+            await asyncio.gather(*map(send_all, jobs))
+        if failures:
+            raise failures[0]
+
+    def client(self) -> Any:
+        """Return a new asynchronous client of the package openai, to be closed."""
+        openai = client_library()
+        return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=api_key(self.api_key_variable),
             max_retries=self.retries,
             timeout=openai.Timeout(self.timeout, connect=CONNECT_SECONDS),
-        ) as client:
-            await asyncio.gather(*(send_in_slot(key, *request) for key, request in missing.items()))
-        if failures:
-            raise failures[0]
+        )
 
-    def _read(self, completion: Any, question: str) -> CachedResponse:
+    def _read(self, question: str, responses: Sequence[Any]) -> CachedResponse:
+        (completion,) = responses
         if not getattr(completion, "choices", None) or completion.usage is None:
-            raise self._failure(
+            raise self.failure(
                 question,
                 "the response has no choices or no token usage, so it is no chat completion",
                 "Give the base of an OpenAI-compatible API as model.url; it mostly ends in /v1",
             )
         (choice, *_), extra = completion.choices, completion.choices[0].message.model_extra or {}
         if extra.get("reasoning") or extra.get("reasoning_content"):
-            raise self._failure(
+            raise self.failure(
                 question,
                 "the server removes the reasoning from the text, so its format cannot be evaluated",
                 "Serve the model without a reasoning parser",
@@ -176,7 +213,8 @@ class Endpoint:
             choice.finish_reason == "length",
         )
 
-    def _failure(self, question: str, cause: str, remedy: str) -> EndpointError:
+    def failure(self, question: str, cause: str, remedy: str) -> EndpointError:
+        """Return the error of a request; ``question`` is an id."""
         path = self.cache.path
         resume = f" {path} has every response so far: the same command requests the rest." if path else ""
         return EndpointError(
@@ -187,30 +225,32 @@ class Endpoint:
 def connect(
     url: str,
     name: str,
-    recipe: Recipe,
-    api_key_variable: str = "OPENAI_API_KEY",
+    recipe: Recipe | PromptRecord,
+    api_key_variable: str = API_KEY,
     concurrency: int = 16,
     retries: int = 8,
     timeout: float = 600.0,
     cache: str | None = "outputs/replies",
+    patch: int = PATCH,
 ) -> Endpoint:
     """Return an :class:`Endpoint` that caches responses in the folder ``cache``, one file per model.
 
     Args:
         recipe: image size and pixel limits.
         cache: a folder; ``None`` requests every answer again and stores nothing.
+        patch: sides of resized images are multiples of this number of pixels.
 
     Raises:
         ValueError: a setting is out of range, or the cache file is damaged.
     """
-    if concurrency < 1 or retries < 0 or timeout <= 0:
+    if concurrency < 1 or retries < 0 or timeout <= 0 or patch < 1:
         raise ValueError(
-            f"model.concurrency {concurrency} must be at least 1, model.retries {retries} not negative and "
-            f"model.timeout {timeout} positive"
+            f"model.concurrency {concurrency} and model.patch {patch} must be at least 1, model.retries "
+            f"{retries} not negative and model.timeout {timeout} positive"
         )
     slug = re.sub(r"[^\w.-]+", "_", name)
     stored = EndpointCache(Path(cache) / f"{slug}.jsonl" if cache else None)
     if stored.path:
         log.info("%s: %d cached responses of %s are reused", stored.path, len(stored.responses), name)
-    encoder = ChatEncoder(recipe.image_size, recipe.min_pixels, recipe.max_pixels)
+    encoder = ChatEncoder(recipe.image_size, recipe.min_pixels, recipe.max_pixels, patch)
     return Endpoint(url, name, encoder, api_key_variable, concurrency, retries, timeout, stored)

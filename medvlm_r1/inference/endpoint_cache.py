@@ -1,7 +1,7 @@
 """Responses of an endpoint on disk, so that no request is repeated."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from filelock import FileLock
@@ -18,6 +18,13 @@ class CachedResponse:
     truncated: bool
 
 
+@dataclass(frozen=True)
+class CachedScores:
+    """Log-probability of a completion with each option's letter in the place of the answer."""
+
+    option_logprobs: list[float]
+
+
 class EndpointCache:
     """Responses by the digest of their request.
 
@@ -32,14 +39,14 @@ class EndpointCache:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.responses: dict[str, CachedResponse] = {}
+        self.responses: dict[str, CachedResponse | CachedScores] = {}
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._log = LineLog(path)
             with FileLock(f"{path}.lock"):
                 self._read()
 
-    def add(self, key: str, response: CachedResponse, **about: str) -> None:
+    def add(self, key: str, response: CachedResponse | CachedScores, **about: str) -> None:
         """Store a response; ``about`` is further information for readers of the file."""
         if self.path is None:
             self.responses[key] = response
@@ -55,7 +62,7 @@ class EndpointCache:
         for number, line in self._log.read():
             try:
                 row = json.loads(line)
-                response = CachedResponse(row["text"], row["tokens"], row["truncated"])
-                self.responses[row["key"]] = response
+                kind = CachedScores if "option_logprobs" in row else CachedResponse
+                self.responses[row["key"]] = kind(**{field.name: row[field.name] for field in fields(kind)})
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f"{self.path} line {number} is not a response: remove the line") from None

@@ -9,8 +9,8 @@ from PIL import Image
 
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
-from medvlm_r1.data.sample import ImageHandle, Phase, VQASample
-from medvlm_r1.policy.resize import load_resized
+from medvlm_r1.data.sample import ImageHandle, Phase, Question
+from medvlm_r1.policy.resize import PATCH, load_resized
 from medvlm_r1.prompts import PromptStyle
 
 
@@ -24,7 +24,7 @@ class Chat:
         assistant_prefix: always empty; the API cannot prefill an answer.
     """
 
-    sample: VQASample
+    sample: Question
     messages: list[dict[str, Any]]
     assistant_prefix: str = ""
 
@@ -36,15 +36,17 @@ class ChatEncoder:
     Attributes:
         image_size, min_pixels, max_pixels: see :class:`~medvlm_r1.policy.loading.load.Recipe`. A Qwen2-VL
             server with wider limits does not resize such an image again.
+        patch: side in pixels of the square that becomes one token of the served model.
     """
 
     image_size: int | None
     min_pixels: int
     max_pixels: int
+    patch: int = PATCH
 
     def encode(
         self,
-        sample: VQASample,
+        sample: Question,
         phase: Phase,
         prompt: PromptStyle,
         cache: ImageCache | None = None,
@@ -70,7 +72,7 @@ class ChatEncoder:
                     memo[image.name] = Image.new("RGB", resized(image.of).size, GREY)
                 else:
                     limits = (self.image_size, self.min_pixels, self.max_pixels)
-                    memo[image.name] = load_resized(image, sample, *limits, cache)
+                    memo[image.name] = load_resized(image, sample, *limits, cache, self.patch)
             return memo[image.name]
 
         images = iter(sample.images)

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from medvlm_r1.runs.places import pip_install
 
+API_KEY = "OPENAI_API_KEY"  # environment variable with the key, by default
 CONNECT_SECONDS = 5.0  # of the connection alone; model.timeout limits the whole request
 
 
@@ -27,6 +28,11 @@ def check_endpoint(url: str, name: str, api_key_variable: str) -> None:
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=1, timeout=CONNECT_SECONDS)
     try:
         listed = client.models.list()
+    except openai.APITimeoutError as error:
+        raise EndpointError(
+            f"{url}, model {name}: no answer within {CONNECT_SECONDS:g} s. Wait until the server is ready or "
+            "correct model.url."
+        ) from error
     except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
         cause, remedy = cause_and_remedy(openai, error, api_key_variable)
         raise EndpointError(f"{url}, model {name}: {cause}. {remedy}.") from error

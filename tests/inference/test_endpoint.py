@@ -1,12 +1,11 @@
 """A served model answers as a local one does, and a run that was stopped asks nothing twice.
 
-The server is chat_server.py's, with the embedded model behind it. Its chat template opens the think tag:
-on its own this model answers straight away, whatever it sees.
+The server is chat_server.py's, with the embedded model behind it; test_vllm_endpoint.py has vLLM's.
 """
 
+import asyncio
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,17 +21,18 @@ import training
 from chat_server import NAME, Conversation, Server, parsed
 from command import ROOT, environment, run_here
 from omegaconf import OmegaConf
+from real_vllm import thinking_checkpoint
 from training import PROMPT
 
 from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.cli.predict import main as predict
 from medvlm_r1.evaluate.controls import blank as blanked
-from medvlm_r1.evaluate.controls import partners
 from medvlm_r1.inference.endpoint import connect
 from medvlm_r1.inference.endpoint_cache import CachedResponse, EndpointCache
 from medvlm_r1.inference.endpoint_chat import ChatEncoder
 from medvlm_r1.inference.endpoint_client import EndpointError, check_endpoint
+from medvlm_r1.inference.endpoint_scores import NoScoresError, Turn, find_turn
 from medvlm_r1.phantom import PhantomSource
-from medvlm_r1.policy.loading import resolve
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.prompts import reopen_think
 from medvlm_r1.rewards import Rewards, letter_accuracy
@@ -61,12 +61,7 @@ QUESTIONS = 16  # of RUN
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The embedded model with a chat template that opens the think tag, as reasoning models' do."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "thinking"
-    shutil.copytree(resolve.EMBEDDED, folder)
-    with (folder / "chat_template.jinja").open("a") as file:
-        file.write("{% if add_generation_prompt %}{{ '<think>' }}{% endif %}")
-    return folder
+    return thinking_checkpoint(tmp_path_factory.mktemp("checkpoint") / "thinking")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +140,12 @@ class TestPictures:
             assert torch.equal(there.ids, here.ids)
             assert torch.equal(there.grid, here.grid)
             assert torch.equal(there.pixels, here.pixels)
+
+    def test_have_sides_in_multiples_of_the_served_models_patch(self, to):
+        endpoint = to(replace(RECIPE, min_pixels=1, max_pixels=100 * 100), patch=32)
+        messages = endpoint.encoder.encode(phantoms(1)[0], "evaluate", PROMPT).messages
+        _, (picture,) = parsed({"model": NAME, "messages": messages, "max_tokens": 1})
+        assert picture.load().size == (96, 96)
 
 
 class TestAnswers:
@@ -314,12 +315,6 @@ class TestFailures:
         with pytest.raises(EndpointError, match="without a reasoning parser"):
             ask(to(), phantoms(1))
 
-    def test_an_answer_that_takes_too_long(self, to, server):
-        server.held = threading.Event()
-        with pytest.raises(EndpointError, match=r"no answer in time.*model\.timeout"):
-            ask(to(timeout=0.2, retries=0), phantoms(1))
-        server.held.set()
-
     def test_a_package_that_is_not_there(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "openai", None)
         with pytest.raises(ValueError, match=r"pip install -e '\.\[endpoint\]'"):
@@ -341,6 +336,78 @@ class TestCheck:
         with pytest.raises(EndpointError, match="no connection"):
             check_endpoint(nobody(), NAME, "OPENAI_API_KEY")
         assert time.monotonic() - started < 10
+
+
+class Response:
+    """A response with the prompt's tokens, as vLLM gives them."""
+
+    def __init__(self, tokenizer, ids):
+        rows = [{str(i): {"logprob": -1.0, "decoded_token": tokenizer.decode([i])}} for i in ids]
+        self.model_extra = {"prompt_logprobs": [None, *rows[1:]]}
+
+
+class TestConfidence:
+    @pytest.mark.parametrize(
+        ("template", "turn"),
+        [
+            ("", Turn("", trailing=1)),
+            ("{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}", Turn("<think>\n", trailing=1)),
+        ],
+        ids=["plain", "opens the think tag"],
+    )
+    def test_finds_what_the_chat_template_adds_to_a_completion(self, template, turn, encoder):
+        tokenizer = encoder.tokenizer
+        template = tokenizer.chat_template + template
+
+        async def send(request):
+            options = {"chat_template": template, "return_dict": False}
+            keys = ("add_generation_prompt", "continue_final_message")
+            options |= {key: request["extra_body"][key] for key in keys}
+            return Response(tokenizer, tokenizer.apply_chat_template(request["messages"], **options))
+
+        assert asyncio.run(find_turn(send, NAME)) == turn
+
+    def test_is_refused_by_a_template_that_changes_completions(self, encoder):
+        async def send(request):
+            *_, last = request["messages"]
+            text = "<prompt>" if last["role"] == "user" else "<other prompt>" + last["content"]
+            return Response(encoder.tokenizer, encoder.tokenizer(text)["input_ids"])
+
+        with pytest.raises(NoScoresError, match="its chat template changes"):
+            asyncio.run(find_turn(send, NAME))
+
+    def test_is_missing_where_the_server_gives_no_log_probabilities(
+        self, server, tmp_path, monkeypatch, capsys
+    ):
+        """As OpenAI's, this one rejects requests with fields that it does not know."""
+        monkeypatch.chdir(tmp_path)
+        phantoms(1)[0].images[0].load().save("scan.png")
+        question = ["--image", "scan.png", "--question", "Which organ?", "--options", "liver", "brain"]
+        assert predict(["--model", server.url, "--name", NAME, "--recipe", "tiny", *question, "--json"]) == 0
+        out, err = capsys.readouterr()
+        record = json.loads(out)
+        assert record["confidence"] is record["probabilities"] is record["forced"] is None
+        assert record["text"]
+        (line,) = [line for line in err.splitlines() if "answers have no confidence" in line]
+        assert f"{server.url} gives no log-probabilities of a prompt" in line
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (["--name", "Qwen"], f"does not serve Qwen. Give one of these as --name: {NAME}, other"),
+            ([], "needs --name"),
+            (["--name", NAME, "--device", "cpu"], "--device cpu is for a local model"),
+        ],
+    )
+    def test_a_wrong_command_names_its_own_options(self, given, message, server, tmp_path, capsys):
+        phantoms(1)[0].images[0].load().save(tmp_path / "scan.png")
+        question = ["--image", str(tmp_path / "scan.png"), "--question", "Which?", *given]
+        try:
+            code = predict(["--model", server.url, *question])
+        except SystemExit as stopped:
+            code = stopped.code
+        assert code == 2
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def nobody():
@@ -395,24 +462,6 @@ class TestRun:
         assert OmegaConf.load(folder / "config.yaml").rollout is None
         for path in tmp_path.rglob("*"):
             assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
-
-    def test_controls_are_sent_to_the_server(self, server, tmp_path):
-        """All but the one that would have to begin the answer."""
-        command = [argument for argument in RUN if not argument.startswith("controls=")]
-        command += [f"model.url={server.url}", "workers=0", "data.test.mri.n=12"]
-        done = run_here(tmp_path, *command)
-        reason = "the chat completions API takes no assistant prefix"
-        assert f"control reasoning-cut is not run: {reason}" in done.stdout
-        (folder,) = (tmp_path / "outputs/runs").iterdir()
-        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-        counts = Counter(row["control"] for row in rows if row["control"] != "prior")
-        assert counts["image"] == counts["blank"] == counts["permuted"] == 20
-        partnered = [len(partners(phantoms(n, m))) for m, n in (("mri", 12), ("ct", 4), ("xray", 4))]
-        assert counts["swapped"] == sum(partnered) > 0
-        assert len(set(server.responses)) == len(server.responses) <= sum(counts.values()) + 4  # validation
-        found = json.loads((folder / "metrics.json").read_text())["controls"]["mri"]
-        assert list(found["rates"]) == ["image", "blank", "swapped", "permuted", "prior"]
-        assert list(found["not_run"]) == ["reasoning-cut"]
 
     def test_a_control_that_the_api_lacks_is_refused_by_name(self, tmp_path):
         command = [*RUN, f"model.url={nobody()}", "controls=[image,reasoning-cut]"]
