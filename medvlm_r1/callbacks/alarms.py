@@ -14,8 +14,8 @@ from medvlm_r1.runs.durable import LineLog
 # Nats at the 99th percentile of tokens. Rounding to bf16 stays far below; reading freed memory is far above.
 BROKEN_SAMPLER = 2.0
 # Nats at the same place that no rounding explains. In fp32, engines differ from the trainer by less than 1e-5
-# (experiments/vllm_rollouts), one with the weights of the step before by more than 1e-3, at a learning
-# rate of 1e-4 (tests/rollout/test_vllm.py). In bf16, rounding makes about 0.03, and hides a single lost update.
+# (experiments/vllm_rollouts); one that lost an update at a learning rate of 1e-4, by more than 1e-3
+# (tests/rollout/test_vllm.py). In bf16, rounding makes about 0.03, and hides a single lost update.
 SAMPLING_LOGP_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 
