@@ -206,8 +206,12 @@ def connect_answerer(url: str, name: str, prompt: str | None, recipe: str | None
     except NoScoresError as error:
         notes.append(f"answers have no confidence: {url} gives no log-probabilities of a prompt ({error})")
 
+    opening = score.turn.opening if score else ""
+
     def complete(prompts: Sequence[Chat], sampling: Sampling) -> Completions:
-        return endpoint.engine(endpoint, prompts, sampling, NoiseKey(0, 0))
+        rollout = endpoint.engine(endpoint, prompts, sampling, NoiseKey(0, 0))
+        texts = [opening + text.removeprefix(opening.rstrip()) for text in rollout.texts]
+        return dataclasses.replace(rollout, texts=texts)  # with the tag, even if nothing closes it
 
     return Answerer(name, endpoint.encoder, record, tuple(notes), complete, score)
 

@@ -133,8 +133,8 @@ class OptionScorer:
         """
         jobs, opening = [], self.turn.opening
         for prompt, each in zip(prompts, alternatives, strict=True):
-            # An answer has the tag that the template opens, but not the white space after it.
-            texts = [opening + text.removeprefix(opening.rstrip()) for text in each.texts]
+            # An answer starts with the tag that the template opens; a letter without tags does not.
+            texts = [text if text.startswith(opening) else opening + text for text in each.texts]
             conversations = (
                 scoring_request(self.endpoint.name, prompt.messages, text, each.ends_turn) for text in texts
             )
