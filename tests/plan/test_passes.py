@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from models import FAMILIES, encoder_for, random_model
 from plans import ALL, PAPER, TINY, TOWER, check_equal, read
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +16,7 @@ from medvlm_r1.plan.passes import PassShape, inputs, train_once
 from medvlm_r1.policy.loading.architecture import load_config
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.tuning import Tuning
+from medvlm_r1.policy.policy import Policy
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_the_meta_device_counts_what_the_tiny_model_really_holds(tiny):
 
 
 @pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("path", ["Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"])
+@pytest.mark.parametrize("path", ["Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen3-VL-2B-Instruct"])
 def test_shallow_models_tell_the_cost_of_the_whole_one(path, again):
     recipe = dataclasses.replace(read(PAPER).recipe, gradient_checkpointing=again)
     lengths = PassShape(1, 4, 300, 200, (16, 32))
@@ -101,9 +103,11 @@ def test_a_prompt_is_read_once_whatever_the_group():
     assert meter.prefill(four, shared=False).flops > 2 * meter.prefill(one, shared=False).flops
 
 
-def test_the_packed_pass_is_counted_on_meta_as_on_real_tensors(tiny):
-    policy = load_policy("embedded", tiny.recipe)
-    meta = Meter(load_config("embedded"), tiny.recipe, Tuning(), full_depth=True).policy()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_packed_pass_is_counted_on_meta_as_on_real_tensors(family, encoder, tiny):
+    encoder = encoder_for(encoder, family)
+    policy = Policy(random_model(encoder, family=family), encoder)
+    meta = Meter(policy.model.config, tiny.recipe, Tuning(), full_depth=True).policy()
     with sdpa_kernel(SDPBackend.MATH):
         real = train_once(policy, TINY, grpo=True, device="cpu", fused=False)
     check_equal(train_once(meta, TINY, grpo=True, fused=False), real)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from command import python
 from lightning import seed_everything
+from models import FAMILIES, encoder_for, random_model
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from training import PROMPT, RECIPE, ROOT
@@ -28,6 +29,7 @@ from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.policy.loading.resolve import EMBEDDED, base_of
 from medvlm_r1.policy.loading.tuning import Tuning
+from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.saving.folder import ModelFolderError, inspect_folder
 from medvlm_r1.policy.saving.merge import merge_adapter
 from medvlm_r1.rollout.engine import Sampling
@@ -61,12 +63,12 @@ def trained(tuning=None, steps=6, recipe=RECIPE):
     return policy
 
 
-def evaluated(policy):
+def evaluated(policy, samples=QUESTIONS):
     """Token ids of our greedy evaluation in batches of 16, up to the end of sequence."""
     engine, sampling = ReferenceEngine(), Sampling(group_size=1, max_tokens=LIMIT, temperature=0.0)
     answers = []
-    for start in range(0, len(QUESTIONS), 16):
-        prompts = [policy.encoder.encode(s, "evaluate", PROMPT) for s in QUESTIONS[start : start + 16]]
+    for start in range(0, len(samples), 16):
+        prompts = [policy.encoder.encode(s, "evaluate", PROMPT) for s in samples[start : start + 16]]
         rollout = engine(policy, prompts, sampling, NoiseKey(0, 0))
         answers += [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask.bool(), strict=True)]
     return answers
@@ -91,9 +93,8 @@ def answered(model, folder, samples=QUESTIONS):
     return answers
 
 
-def with_adapter(folder):
-    base = AutoModelForImageTextToText.from_pretrained(EMBEDDED)
-    model = PeftModel.from_pretrained(base, folder).eval()
+def with_adapter(folder, base=EMBEDDED):
+    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), folder).eval()
     model.get_base_model().generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
@@ -170,6 +171,27 @@ print(tokens[0, ids.shape[1]:].tolist())
 """
         done = python(tmp_path, "-c", code, PYTHONPATH="")
         assert json.loads(done.stdout.splitlines()[-1]) == expected[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES[1:])  # the embedded model above is of the first
+def test_every_familys_adapter_answers_the_same_on_its_base_and_merged(family, encoder, tmp_path, capsys):
+    base, folder, merged = (tmp_path / name for name in ("base", "adapter", "merged"))
+    encoder = encoder_for(encoder, family)
+    Policy(random_model(encoder, family=family), encoder).save(base)
+    adapter = LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)
+    policy = load_policy(str(base), RECIPE, tuning=Tuning(train="adapter", adapter=adapter)).eval()
+    policy.save(folder, max_new_tokens=LIMIT)
+    assert main([str(folder), "--merge", "--out", str(merged)]) == 0
+    samples = QUESTIONS[:3]
+    expected = evaluated(policy, samples)
+    assert answered(with_adapter(folder, base), folder, samples) == expected
+    assert answered(AutoModelForImageTextToText.from_pretrained(merged), merged, samples) == expected
+    assert evaluated(load_policy(str(base), RECIPE).eval(), samples) != expected
+    for saved in (base, folder, merged):
+        settings = json.loads((saved / "preprocessor_config.json").read_text())
+        assert settings["processor_class"] == type(policy.model.base_model.model).__name__.replace(
+            "ForConditionalGeneration", "Processor"
+        )
 
 
 class TestDirectory:

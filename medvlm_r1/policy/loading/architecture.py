@@ -83,7 +83,7 @@ def with_depth(config: PreTrainedConfig, layers: int, blocks: int) -> PreTrained
         changed.text_config.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     changed.vision_config.depth = blocks
     if features := _deepstack_features(config):
-        changed.vision_config.deepstack_visual_indexes = list(range(features))
+        changed.vision_config.deepstack_visual_indexes = list(range(min(features, blocks)))
     return changed
 
 
