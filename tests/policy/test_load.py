@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import COMMIT, LIMITS, change, in_cache, recipe, refused, write
-from models import CLASSES, FAMILIES, encoder_for, random_model
+from models import CLASSES, encoder_for, random_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
@@ -17,7 +17,7 @@ from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.loading.load import load_encoder, load_policy
 from medvlm_r1.policy.loading.resolve import EMBEDDED, MissingWeightsError, check_weights
 from medvlm_r1.policy.loading.tuning import Tuning
-from medvlm_r1.policy.loading.validate import UnusableWeightsError
+from medvlm_r1.policy.loading.validate import FAMILY, UnusableWeightsError
 from medvlm_r1.policy.policy import Policy
 
 # as on the hub: limits far above any recipe's
@@ -168,13 +168,13 @@ class TestEncoder:
 
 
 class TestFamilies:
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", FAMILY)
     def test_the_checkpoint_names_its_class(self, family, encoder, tmp_path):
         encoder = encoder_for(encoder, family)
-        start = Policy(random_model(encoder, family=family), encoder)
+        start = Policy(random_model(encoder, family=family), encoder, "repeated")
         start.save(tmp_path)
         check_weights(str(tmp_path), None, "auto")
-        loaded = load_policy(str(tmp_path), recipe())
+        loaded = load_policy(str(tmp_path), recipe(), layout="repeated")
         assert type(loaded.model) is CLASSES[family][1]
         assert loaded.model.training
         assert loaded.encoder.image_processor.patch_size == encoder.image_processor.patch_size

@@ -111,7 +111,9 @@ class TestRefusals:
         change(checkpoint / "config.json", model_type=family)
         (checkpoint / "preprocessor_config.json").unlink()  # the error about the family comes first
         remedy = "serve it with vLLM or SGLang and evaluate it with model=endpoint"
-        refused(checkpoint, f"config.json is {family!r}", "loads Qwen2-VL, Qwen2.5-VL, Qwen3-VL", remedy)
+        refused(
+            checkpoint, f"config.json is {family!r}", "loads Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5", remedy
+        )
 
     def test_no_family(self, checkpoint):
         write(checkpoint / "config.json", {})
