@@ -32,6 +32,7 @@ from medvlm_r1.launch.silence import silence_libraries  # noqa: E402
 # layers, blocks, prompts, completions per prompt, image tokens, text tokens, new tokens
 SIZES = {
     "small": (7, 8, 2, 8, 400, 80, 96),
+    "half": (7, 8, 2, 8, 400, 80, 96),
     "2b": (28, 32, 2, 8, 700, 100, 512),
     "quick": (2, 2, 2, 4, 16, 48, 12),
 }

@@ -1,6 +1,7 @@
 """Inputs of both sides: a random Qwen2-VL, its tokenizer, images, and questions of an exact length."""
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,8 @@ class Size:
     """The work of one optimiser step.
 
     Attributes:
-        model: ``small`` (the 2B model's widths), ``2b`` (all of it) or ``quick`` (the embedded model's).
+        model: ``small`` (the 2B model's widths), ``half`` (half of them, and a quarter of its vocabulary),
+            ``2b`` (all of it) or ``quick`` (the embedded model's).
         layers, blocks: layers of the language model, blocks of the vision tower.
         prompts, group: prompts per step, completions per prompt.
         image_tokens, text_tokens: tokens of a prompt; each prompt has an image of its own.
@@ -96,17 +98,44 @@ class Noise:
         return f"noise-{self.seed}"
 
     def load(self) -> Image.Image:
-        values = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3))
-        return Image.fromarray(values.astype(np.uint8))
+        return _noise(self.seed, self.width, self.height)
+
+
+@functools.cache  # so that no side draws pixels while it is timed
+def _noise(seed: int, width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def config_of(size: Size) -> PreTrainedConfig:
     """Return the configuration of the 2B model (``quick``: the embedded model) with this size's depths."""
     path = "embedded" if size.model == "quick" else GENUINE
     config = with_depth(load_config(path), size.layers, size.blocks)
-    if size.model != "quick":
+    if size.model == "half":
+        narrow(config, load_config("embedded"))
+    elif size.model != "quick":
         config.text_config.pad_token_id = 151643
     return config
+
+
+def narrow(config: PreTrainedConfig, ids: PreTrainedConfig) -> None:
+    """Halve the widths and quarter the vocabulary: a quarter of the work in each part.
+
+    Args:
+        ids: configuration with the special tokens' ids of the tokenizer that fits this vocabulary.
+    """
+    text, vision = config.text_config, config.vision_config
+    text.vocab_size //= 4
+    for part, names in (
+        (text, ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")),
+        (vision, ("embed_dim", "hidden_size", "num_heads")),
+    ):
+        for name in names:
+            setattr(part, name, getattr(part, name) // 2)
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        setattr(config, name, getattr(ids, name))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(text, name, getattr(ids.text_config, name))
 
 
 def random_model(size: Size) -> PreTrainedModel:
@@ -147,20 +176,23 @@ def adapter() -> LoraConfig:
 
 
 def encoder(model: str) -> Encoder:
-    """The genuine tokenizer (the embedded model's for ``quick``), and pictures kept at their size."""
+    """The genuine tokenizer (the embedded model's for a small vocabulary); pictures keep their size."""
     processor = Qwen2VLImageProcessorPil(
         patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=PATCH**2, max_pixels=PATCH**2 * 16384
     )
     tokenizer = (
         AutoTokenizer.from_pretrained(EMBEDDED, padding_side="left")
-        if model == "quick"
+        if model in ("quick", "half")
         else qwen2_tokenizer()
     )
     return Encoder(tokenizer, processor, max_prompt_tokens=32768)
 
 
-def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
+def questions(size: Size, n: int, encoder: Encoder, first: int = 0) -> list[VQASample]:
     """``n`` questions of exactly ``size.prompt_tokens`` tokens, each with a picture of its own.
+
+    Args:
+        first: number of the first one; equal numbers have equal pictures.
 
     Raises:
         ValueError: the chat's own words alone are more than ``size.text_tokens``.
@@ -176,7 +208,7 @@ def questions(size: Size, n: int, encoder: Encoder) -> list[VQASample]:
         raise ValueError(
             f"--text-tokens {size.text_tokens}: the chat takes {least - size.image_tokens} at least"
         )
-    made = [question(number, filler) for number in range(n)]
+    made = [question(number, filler) for number in range(first, first + n)]
     assert len(encoder.encode(made[0], "train", STYLE).ids) == size.prompt_tokens
     return made
 
