@@ -9,6 +9,7 @@ import pytest
 from training import ROOT
 
 from medvlm_r1.rollout import sampling_noise
+from medvlm_r1.runs.vllm_server import VLLMServerError, check_python, vllm_python
 
 pytest.importorskip("trl", reason="the benchmark compares with TRL: pip install -e '.[dev]'")
 
@@ -124,3 +125,23 @@ def test_rows_end_at_the_drawn_lengths_on_both_sides(monkeypatch):
         side.start(threads=1)
         side.timed_step()
         assert side.computed.mask.sum(1).tolist() == size.row_lengths().tolist()
+
+
+def test_vllm_samples_as_many_tokens_with_the_trainers_logprobs(tmp_path):
+    try:
+        check_python(vllm_python())
+    except VLLMServerError as error:
+        pytest.skip(str(error))
+    command = [sys.executable, ROOT / "experiments/speed/engines.py", "--quick", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--rounds", "1", "--json", "result.json", "--chart", "bars.png"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "bars.png").stat().st_size > 5_000
+    results = json.loads((tmp_path / "result.json").read_text())
+    assert max(results["parity"].values()) < 1e-4
+    [cell] = results["cells"]
+    assert cell["ratio"] == cell["seconds"]["vLLM"]["median"] / cell["seconds"]["ours"]["median"]

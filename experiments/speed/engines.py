@@ -39,15 +39,16 @@ from medvlm_r1.runs.vllm_server import vllm_python  # noqa: E402
 
 TOLERANCE = 1e-4  # of log-probabilities in fp32
 ROWS = 64  # limit of rows that decode together, the same on both sides
+SHORT = {"image_tokens": 64, "text_tokens": 48}
 # What differs from the size's defaults. "again" samples the same prompts in every round.
 CELLS: dict[str, dict[str, Any]] = {
     "base": {},
     "one row": {"prompts": 1, "group": 1},
     "16 per prompt": {"group": 16},
-    "8 prompts": {"prompts": 8},
-    "512 tokens": {"new_tokens": 512},
-    "queue, drawn lengths": {"prompts": 16, "image_tokens": 64, "text_tokens": 48, "lengths": "drawn"},
     "same prompts again": {"again": True},
+    "512 tokens": {"prompts": 1, "new_tokens": 512},
+    "64 rows": {"prompts": 8, **SHORT},
+    "queue of drawn lengths": {"prompts": 16, "lengths": "drawn", **SHORT},
 }
 # vLLM's best of those tried: README.md
 OPTIONS = {
@@ -91,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds per cell, after one warm-up")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds per cell")
     parser.add_argument("--vllm", type=json.loads, default={}, help="further options of vllm.LLM, as JSON")
     parser.add_argument("--json", type=Path, help="output file of the results")
     parser.add_argument("--chart", type=Path, help="output file of the chart")
@@ -165,14 +166,14 @@ def parity(ours: Ours, vllm: VLLM, size: Size) -> dict[str, float]:
 
 
 def timed_cells(ours: Ours, vllm: VLLM, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Time each cell: in a round, each side samples once; prompts are new unless the cell repeats them."""
+    """Time each cell: in a round each side samples once, from new prompts or those of an earlier round."""
     first = SIZES[arguments.size][2]  # after those of the parity step
     for name in arguments.cells:
         size, again = size_of(arguments, CELLS[name]), "again" in CELLS[name]
         lengths, seconds = size.row_lengths(), []
-        for number in range(1 + arguments.rounds):
+        for number in range(again + arguments.rounds):
             asked = questions(size, size.prompts, encoder(size.model), first)
-            first += 0 if again and number < arguments.rounds else size.prompts
+            first += 0 if again else size.prompts
             both = {}
             for side in (ours, vllm):
                 drawn = side.sample(asked, size, lengths)
@@ -180,8 +181,9 @@ def timed_cells(ours: Ours, vllm: VLLM, arguments: argparse.Namespace) -> Iterat
                 both[side.name] = drawn.seconds
             print(f"{name}, round {number}: {both}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
             seconds.append(both)
-        rows = summary(seconds[1:])
+        rows = summary(seconds[again:])
         ratio = rows["vLLM"]["median"] / rows["ours"]["median"]
+        first += size.prompts
         yield {"name": name, "size": vars(size), "seconds": rows, "ratio": ratio}
 
 
