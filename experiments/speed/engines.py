@@ -39,16 +39,16 @@ from medvlm_r1.runs.vllm_server import vllm_python  # noqa: E402
 
 TOLERANCE = 1e-4  # of log-probabilities in fp32
 ROWS = 64  # limit of rows that decode together, the same on both sides
-SHORT = {"image_tokens": 64, "text_tokens": 48}
+SHORT = {"image_tokens": 64, "text_tokens": 48, "new_tokens": 48}
 # What differs from the size's defaults. "again" samples the same prompts in every round.
 CELLS: dict[str, dict[str, Any]] = {
     "base": {},
-    "one row": {"prompts": 1, "group": 1},
     "16 per prompt": {"group": 16},
-    "same prompts again": {"again": True},
-    "512 tokens": {"prompts": 1, "new_tokens": 512},
+    "one row": {"prompts": 1, "group": 1},
     "64 rows": {"prompts": 8, **SHORT},
     "queue of drawn lengths": {"prompts": 16, "lengths": "drawn", **SHORT},
+    "same prompts again": {"again": True},
+    "512 tokens": {"prompts": 1, "new_tokens": 512},
 }
 # vLLM's best of those tried: README.md
 OPTIONS = {

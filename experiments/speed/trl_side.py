@@ -4,9 +4,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+import trl.generation.vllm_generation as trl_vllm
 import trl.trainer.grpo_trainer as grpo_trainer
 import trl.trainer.utils as trl_utils
 from build_run import reward_of
@@ -15,11 +20,13 @@ from phases import Phases
 from side import Computed, Given, Side
 from sizes import STYLE, Size, adapter, encoder, twin
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, PrinterCallback, TrainerCallback
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
+from medvlm_r1.policy.saving.folder import save_model
 from medvlm_r1.rollout.engine import completion_mask
 
 # too small to move an fp32 weight, while the optimiser does all its work
@@ -37,18 +44,22 @@ class TRLVariant:
         micro_batch: completions per forward and backward pass; TRL's default is 8.
         head_on_completions: skip the prompt's positions in the output matrix, as TRL 1.16 does with Triton
             but not on a CPU.
+        vllm: sample by TRL's vLLM in this process ("colocate"); a row only where vLLM is installed.
     """
 
     name: str
     gradient_checkpointing: bool = True
     micro_batch: int = 8
     head_on_completions: bool = False
+    vllm: bool = False
 
 
 VARIANTS = (
     TRLVariant("TRL, defaults"),
     TRLVariant("TRL, best settings", gradient_checkpointing=False, head_on_completions=True),
 )
+if find_spec("vllm"):
+    VARIANTS += (TRLVariant("TRL, vLLM", gradient_checkpointing=False, head_on_completions=True, vllm=True),)
 
 
 class Processor(Qwen2VLProcessor):
@@ -74,6 +85,7 @@ class TRLSide(Side):
         made = encoder(size.model)
         self.image_processor = made.image_processor
         self.processor = Processor(made.image_processor, made.tokenizer, made.tokenizer.chat_template)
+        self.pad_id = made.tokenizer.pad_token_id
         self.trainer = self._trainer()
         self.model = self.trainer.model
         if size.tune == "lora":
@@ -117,6 +129,7 @@ class TRLSide(Side):
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
+            **(self._vllm() if variant.vllm else {}),
         )
         plain, grpo_trainer.create_model_from_path = grpo_trainer.create_model_from_path, self._reference
         try:
@@ -133,6 +146,28 @@ class TRLSide(Side):
             grpo_trainer.create_model_from_path = plain
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    def _vllm(self) -> dict[str, Any]:
+        """Return the settings of TRL's vLLM, which loads the weights from a folder.
+
+        Raises:
+            ValueError: lengths are drawn; TRL gives all rows one limit.
+        """
+        if self.size.lengths == "drawn":
+            raise ValueError("TRL's vLLM cannot draw completions of given lengths: use --lengths full")
+        if self.size.device == "cpu":
+            # vLLM keeps packed weights instead of the modules' own, and TRL fails to write new ones there.
+            import_module("vllm._custom_ops")._supports_onednn = False
+            trl_vllm.LLM = partial(trl_vllm.LLM, dtype=self.size.dtype, enforce_eager=True)
+        folder = tempfile.mkdtemp()
+        save_model(Path(folder), self.bare, encoder(self.size.model), self.bare.generation_config)
+        self.bare.name_or_path = folder
+        return {
+            "use_vllm": True,
+            "vllm_max_model_length": self.size.prompt_tokens + self.size.new_tokens,
+            "vllm_importance_sampling_correction": False,  # not in the other rows' loss
+            "generation_kwargs": {"ignore_eos": True},
+        }
 
     def _reference(self, *_: Any, **__: Any) -> Any:
         """Return the reference; TRL would load it from the model's path, which these weights lack."""
@@ -161,7 +196,11 @@ class TRLSide(Side):
             trainer._get_per_token_logps_and_entropies,
             self._recorded_logprobs,
         )
-        self._sample, self.bare.generate = self.bare.generate, self._generate
+        if self.variant.vllm:
+            backend = trainer.vllm_generation
+            self._sample, backend.generate = backend.generate, self._generate_by_vllm
+        else:
+            self._sample, self.bare.generate = self.bare.generate, self._generate
         self._loss_of, trainer.compute_loss = trainer.compute_loss, self._recorded_loss
         self._clip, accelerator.clip_grad_norm_ = accelerator.clip_grad_norm_, self._recorded_norm
 
@@ -172,9 +211,29 @@ class TRLSide(Side):
             generated = self._sample(**inputs, logits_processor=LogitsProcessorList([ends]))
         else:
             generated = torch.cat([prompts, self.replayed.to(prompts.device)], dim=1)
-        self._prompt, self._tokens = prompts[0].tolist(), generated[:, prompts.shape[1] :]
-        self._found, self._losses = {True: [], False: []}, []
+        self._begin(prompts[0].tolist(), generated[:, prompts.shape[1] :])
         return generated
+
+    def _generate_by_vllm(self, prompts: list[list[int]], **others: Any) -> tuple[Any, ...]:
+        if self.replayed is None:
+            # TRL 1.16 hands over expanded image tokens, which vLLM expands again
+            found = self._sample(prompts=[self._one_per_image(prompt) for prompt in prompts], **others)
+        else:
+            ends = completion_mask(self.replayed, self.trainer.eos_token_ids)
+            rows = [row[end].tolist() for row, end in zip(self.replayed, ends, strict=True)]
+            found = prompts, rows, [[[0.0]] * len(row) for row in rows], None
+        rows = [torch.tensor(row, device=self.trainer.accelerator.device) for row in found[1]]
+        self._begin(prompts[0], pad_sequence(rows, batch_first=True, padding_value=self.pad_id))
+        return found
+
+    def _one_per_image(self, prompt: list[int]) -> list[int]:
+        image, before = self.processor.image_token_id, [None, *prompt]
+        return [token for token, last in zip(prompt, before, strict=False) if not token == last == image]
+
+    def _begin(self, prompt: list[int], tokens: Tensor) -> None:
+        """Begin the record of a step."""
+        self._prompt, self._tokens = prompt, tokens
+        self._found, self._losses = {True: [], False: []}, []
 
     def _recorded_logprobs(self, model: Any, ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         graded = torch.is_grad_enabled()
