@@ -1,6 +1,7 @@
 """The architecture of a checkpoint without its weights, for plans and random models."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -130,7 +131,7 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 def _published(path: str) -> PreTrainedConfig:
     """The part of the checkpoint's config.json that determines the architecture."""
     width, inner, layers, heads, kv_heads, vocabulary, tied = _LANGUAGE[path]
-    text = {
+    text: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
@@ -158,13 +159,9 @@ def _published(path: str) -> PreTrainedConfig:
         text |= {"max_position_embeddings": 262144, "head_dim": 128}
         rope |= {"rope_theta": 5_000_000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
         vision |= {"patch_size": 16, "num_position_embeddings": 2304, "out_hidden_size": width}
-        vision |= (
-            {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304}
-            | {"deepstack_visual_indexes": [8, 16, 24]}
-            if "8B" in path
-            else {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
-            | {"deepstack_visual_indexes": [5, 11, 17]}
-        )
+        depth, size, inner = (27, 1152, 4304) if "8B" in path else (24, 1024, 4096)
+        vision |= {"depth": depth, "hidden_size": size, "intermediate_size": inner}
+        vision["deepstack_visual_indexes"] = [8, 16, 24] if "8B" in path else [5, 11, 17]
     text["rope_parameters"] = rope
     return family(text_config=text, vision_config=vision, tie_word_embeddings=tied, **_IDS)
 
