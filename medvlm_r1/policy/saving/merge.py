@@ -77,6 +77,8 @@ def merged_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
         for key, value in layer.named_parameters(name, recurse=False):
             if not value.is_floating_point():
                 raise ValueError(f"{key} is held in 4 bits: another program cannot take such weights")
-            if id(value) not in seen:
+            if id(value) in seen:
+                continue
+            if layer is module:  # a copy ends, and another parameter gets its id
                 seen.add(id(value))
-                yield key, value.detach()
+            yield key, value.detach()
