@@ -160,7 +160,7 @@ class PromptStyle:
         """Parse one completion. Never raises."""
         content = tag_contents(text, "answer")
         if content is None and not self.tags:
-            content = text.strip()
+            content = text[_end_of_think(text) :].strip()
         letter = content.upper() if content and content.upper() in tuple(sample.letters) else None
         return Answer(
             text=text,
@@ -178,23 +178,24 @@ class PromptStyle:
 
         A strict letter is replaced, keeping its case. Without one the answer is forced: after the first
         opening answer tag, or else at the end of the text, with the think tag closed. If the prompt asks for
-        no tags, it is the letter alone.
+        no tags, it is the letter alone, behind the think tags where there are some.
         """
         text, letters = answer.text, sample.letters
         opening, closing = _TAG_ENDS["answer"]
         start = opening.search(text)
         end = closing.search(text, start.end()) if start else None
         if answer.letter:
-            first, last = (start.end(), end.start()) if start and end else (0, len(text))
+            first, last = (start.end(), end.start()) if start and end else (_end_of_think(text), len(text))
             place = first + len(text[first:last]) - len(text[first:last].lstrip())
             letters = letters.lower() if text[place].islower() else letters
             before, after = text[:place], text[place + 1 : end.end() if end else len(text)]
         elif start:
             before, after = text[: start.end()], "</answer>"
         elif self.tags:
-            before, after = _up_to_answer(text), "</answer>"
+            before, after = f"{_closed_think(text)}\n<answer>".lstrip(), "</answer>"
         else:
-            before, after = "", ""
+            closed = _closed_think(text)
+            before, after = closed[: _end_of_think(closed)], ""
         texts = tuple(before + letter + after for letter in letters)
         return Alternatives(texts, forced=answer.letter is None, ends_turn=not after.strip())
 
@@ -205,13 +206,18 @@ def reopen_think(text: str) -> str:
     return f"<think>{text}" if closing and "<think>" not in before else text
 
 
-def _up_to_answer(text: str) -> str:
-    """A completion without an answer tag, then a closed think tag and an open answer tag."""
+def _closed_think(text: str) -> str:
+    """A completion without an answer, with its think tag closed."""
     text = _TORN_TAG.sub("", text).rstrip()
     opening, closing = _TAG_ENDS["think"]
     if (start := opening.search(text)) and not closing.search(text, start.end()):
         text += "</think>"
-    return f"{text}\n<answer>" if text else "<answer>"
+    return text
+
+
+def _end_of_think(text: str) -> int:
+    """Index behind the last closing think tag; 0 without one."""
+    return max((tag.end() for tag in _TAG_ENDS["think"][1].finditer(text)), default=0)
 
 
 def is_correct(answer: Answer, sample: VQASample) -> bool:

@@ -60,7 +60,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     from medvlm_r1.algorithms.optim import NonFiniteGradientError
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
     from medvlm_r1.callbacks.alarms import BrokenSamplerError
-    from medvlm_r1.rollout.engine import stopped_after
+    from medvlm_r1.rollout.engine import RemoteEngine, stopped_after
     from medvlm_r1.tracking.run import log_end, log_start
 
     silence_libraries()
@@ -81,7 +81,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         if module.trains:
             if checkpoint:
                 log.info("resuming from %s", checkpoint)
-                if not getattr(module.engine, "is_deterministic", True):
+                if isinstance(module.engine, RemoteEngine):
                     log.info("its engine draws other completions than without the stop; all else is kept")
             else:
                 with user_errors(VLLMServerError):

@@ -328,3 +328,13 @@ class TestOpenQuestions:
         assert (self.WHERE.is_open, self.WHERE.letters, self.WHERE.answer_text) == (True, "", "The left lung")
         with pytest.raises(BadRowError, match="an open question needs a text"):
             ask_about("Where?", (), " ")
+
+
+def test_without_answer_tags_an_answer_stands_behind_the_reasoning():
+    style = PromptStyle("simple", train="{Question}", evaluate="{Question}", tags=False)
+    answer = style.parse("<think>\nA or B.</think>\nB", ORGAN)
+    assert (answer.letter, answer.reasoning) == ("B", "A or B.")
+    assert style.alternatives(answer, ORGAN).texts[0] == "<think>\nA or B.</think>\nA"
+    cut = style.parse("<think>A or", ORGAN)
+    assert cut.letter is None
+    assert style.alternatives(cut, ORGAN).texts[3] == "<think>A or</think>D"

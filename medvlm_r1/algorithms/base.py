@@ -26,7 +26,7 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import Answer, PromptStyle
 from medvlm_r1.rewards import Rewards
-from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling, sync_weights
+from medvlm_r1.rollout.engine import Completions, RemoteEngine, RolloutEngine, Sampling, sync_weights
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 Item = TypeVar("Item")
@@ -146,6 +146,8 @@ class VLMModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.take_counters()  # validation must not count in the next step
+        if isinstance(self.engine, RemoteEngine):
+            self.engine.release()
 
     def on_test_start(self) -> None:
         sync_weights(self.engine, self.policy)

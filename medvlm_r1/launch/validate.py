@@ -20,6 +20,7 @@ TRACK = ("completions", "images", "files")
 FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
 FREE += ("run_folder", "paths", "optimized_metric", "tags", "track")
 FREE += ("rollout.python", "rollout.url", "rollout.folder", "rollout.timeout", "rollout.log")
+FREE += ("rollout.memory_share", "rollout.transfer")
 # Arguments of Lightning's trainer for automatic optimisation, and the keys that do the same here.
 _OWN = {
     "trainer.gradient_clip_val": "method.optim.max_grad_norm",

@@ -89,16 +89,13 @@ class RolloutEngine(Protocol):
 
 @runtime_checkable
 class RemoteEngine(Protocol):
-    """An engine whose server has its own copy of the weights.
-
-    Attributes:
-        is_deterministic: whether a seed determines the completions.
-    """
-
-    is_deterministic: bool
+    """An engine whose server has its own copy of the weights, and draws with noise of its own."""
 
     def update_weights(self, policy: Policy) -> None:
         """Give the server the weights to sample from. A collective: every rank must call it."""
+
+    def release(self) -> None:
+        """Free the memory of the policy's device until the next rollout."""
 
     def stop(self) -> None:
         """End the server, if the engine has started it."""

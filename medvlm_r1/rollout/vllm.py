@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -27,7 +27,7 @@ from medvlm_r1.policy.policy import Policy
 from medvlm_r1.policy.saving.folder import save_without_weights
 from medvlm_r1.rollout.engine import Rollout, Sampling, build_rollout
 from medvlm_r1.rollout.sampling_noise import NoiseKey
-from medvlm_r1.rollout.vllm_client import NO_TRUNCATION, OPTIONS, VLLMClient
+from medvlm_r1.rollout.vllm_client import GENERATE, NO_TRUNCATION, OPTIONS, VLLMClient
 from medvlm_r1.rollout.vllm_request import SampledTokens, generate_request, read_choices
 from medvlm_r1.rollout.vllm_weights import FolderTransfer, NCCLTransfer, WeightTransfer, sampling_weights
 from medvlm_r1.runs.vllm_server import VLLMServer, VLLMServerError, vllm_python
@@ -75,7 +75,6 @@ class VLLMEngine:
     options: Sequence[str] = ()
     timeout: float = 600.0
     log: str | None = None
-    is_deterministic: bool = field(default=False, init=False)  # whether a seed determines the completions
 
     def __post_init__(self) -> None:
         if self.transfer not in ("folder", "nccl"):
@@ -108,7 +107,7 @@ class VLLMEngine:
         def request(prompt: EncodedPrompt, seed: int) -> list[SampledTokens]:
             body = generate_request(policy, prompt, sampling, seed)
             try:
-                response = self.client.post("/inference/v1/generate", body)
+                response = self.client.post(GENERATE, body)
                 return read_choices(response, policy, sampling, self._label)
             except (ValueError, VLLMServerError) as error:
                 raise VLLMServerError(f"{prompt.sample.id}: {error}") from None
@@ -116,8 +115,8 @@ class VLLMEngine:
         self._wake()
         with ThreadPoolExecutor(REQUESTS) as pool:
             rows = [row for rows in pool.map(request, prompts, seeds) for row in rows]
-        if sampling.temperature:  # after an evaluation there is no training that needs the memory
-            self._sleep()
+        if sampling.temperature:  # an evaluation has further batches
+            self.release()
         policy.counters["prefill_tokens"] += sum(len(prompt.ids) for prompt in prompts)
         policy.counters["decode_rows"] += sum(len(row.tokens) for row in rows)
         return _rollout(policy, rows, sampling)
@@ -150,6 +149,12 @@ class VLLMEngine:
         self._barrier()
         self._held, self._label = (policy, policy.sampling_version), label
 
+    def release(self) -> None:
+        """Let a server beside the trainer sleep: its weights move to the host until the next rollout."""
+        if self._sleeps and not self._asleep:
+            self.client.post("/sleep?level=1")
+            self._asleep = True
+
     def stop(self) -> None:
         """End the server that this engine started, and delete its folder."""
         if self._server is not None:
@@ -178,6 +183,8 @@ class VLLMEngine:
             self._weights = NCCLTransfer()
         else:
             size = sum(parameter.nbytes for parameter in policy.sampling_model.parameters())
+            if not self.url and distributed.is_initialized():  # every rank writes
+                size *= distributed.get_world_size()
             self._weights = FolderTransfer(Path(self.folder) if self.folder else None, size)
         if self.url:
             client = VLLMClient(self.url[rank % len(self.url)], self.timeout)
@@ -245,12 +252,6 @@ class VLLMEngine:
             torch.cuda.empty_cache()  # what training has freed
             self.client.post("/wake_up")
             self._asleep = False
-
-    def _sleep(self) -> None:
-        """Free the GPU's memory for training; the weights move to the host."""
-        if self._sleeps:
-            self.client.post("/sleep?level=1")
-            self._asleep = True
 
     def _barrier(self) -> None:
         if self.url and distributed.is_initialized():

@@ -13,6 +13,7 @@ from medvlm_r1.runs.vllm_server import VLLMServerError, check_python, vllm_pytho
 # A proxy is for the internet, not for a server in this machine or cluster.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 OLDEST = (0, 32)  # version of vLLM with /inference/v1/generate and weight versions
+GENERATE = "/inference/v1/generate"
 # Options that a server needs. By default it gives log-probabilities before the temperature, takes no token
 # ids, and normalises pixels itself, so that ours would be normalised twice.
 OPTIONS = ("--logprobs-mode", "processed_logprobs", "--enable-scale-out", "--no-mm-device-do-normalize")
@@ -76,8 +77,9 @@ class VLLMClient:
                 f"{self.url} takes no new weights: start it with VLLM_SERVER_DEV_MODE=1 ({error})"
             ) from None
         model = config["model_config"]
-        normalizes = model["multimodal_config"]["mm_device_do_normalize"]
-        if model["logprobs_mode"] != "processed_logprobs" or normalizes:
+        normalizes = (model["multimodal_config"] or {}).get("mm_device_do_normalize")
+        takes_tokens = GENERATE in self.get("/openapi.json")["paths"]
+        if model["logprobs_mode"] != "processed_logprobs" or normalizes or not takes_tokens:
             raise VLLMServerError(f"{self.url} lacks options: start it with {' '.join(OPTIONS)}")
         self.max_model_len: int = model["max_model_len"]
         self.max_num_seqs: int = config["scheduler_config"]["max_num_seqs"]

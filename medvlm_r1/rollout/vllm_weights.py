@@ -62,12 +62,14 @@ class FolderTransfer:
 
     Args:
         parent: of the folder; by default shared memory if it has room, else the temporary folder.
-        size: bytes of the weights.
+        size: bytes of the weights of all ranks that write.
     """
 
     def __init__(self, parent: Path | None, size: int) -> None:
         if parent is None and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * size:
             parent = _MEMORY
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
         self._owner = tempfile.TemporaryDirectory(prefix="medvlm_r1-weights-", dir=parent)
         self.folder = Path(self._owner.name)
 

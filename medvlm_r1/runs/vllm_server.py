@@ -29,7 +29,7 @@ _OPEN = build_opener(ProxyHandler({})).open  # no proxy reaches this machine's l
 
 
 class VLLMServerError(RuntimeError):
-    """The server cannot be started. The message gives the cause, the log and the remedy."""
+    """A server failed. The message gives the cause, the log and the remedy."""
 
 
 def vllm_python() -> Path:
