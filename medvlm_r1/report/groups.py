@@ -124,8 +124,17 @@ def _label(run: Run, peers: Sequence[Run]) -> str:
     parts = [run.experiment] if len({p.experiment for p in same}) > 1 else []
     others = [settings(p) for p in same if p.experiment == run.experiment]
     own = settings(run)
-    keys = sorted(k for k in set().union(*others) if any(k not in s or s[k] != own.get(k) for s in others))
-    ends = [key.removesuffix(".name").rsplit(".", 1)[-1] for key in keys]
+    every = set().union(*others)
+    classes = [key for key in every if key.endswith("._target_")]
+
+    def differs(key: str) -> bool:
+        """Whether a peer has another value; an argument of a class is compared among peers of the class."""
+        over = [c for c in classes if c != key and key.startswith(c.removesuffix("_target_"))]
+        peers = (s for s in others if all(s.get(c) == own.get(c) for c in over))
+        return any((key in s, s.get(key)) != (key in own, own.get(key)) for s in peers)
+
+    keys = sorted(filter(differs, every))
+    ends = [key.removesuffix(".name").removesuffix("._target_").rsplit(".", 1)[-1] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
     parts += [f"{name}={own.get(key, 'unset')}" for name, key in list(zip(names, keys, strict=True))[:4]]
     parts += ["..."] if len(keys) > 4 else []

@@ -178,6 +178,17 @@ def test_seeds_share_a_group_and_changed_settings_do_not(tmp_path):
     assert rows == {"GRPO (beta=0.0)": [0], "GRPO (beta=0.04)": [0, 1]}
 
 
+def test_a_row_is_named_by_the_class_that_differs_not_by_its_arguments(tmp_path):
+    fast = {"rollout._target_": "a.Fast", "rollout.compact": True}
+    write_run(tmp_path, "grpo", 0, n=10, name="grpo_600-fast-seed0", changes=fast)
+    for size in (1, 2):
+        plain = {"rollout._target_": "a.Plain", "rollout.max_rows": size}
+        write_run(tmp_path, "grpo", 0, n=10, name=f"grpo_600-{size}-seed0", changes=plain)
+    labels = {row.label for row in compare([tmp_path]).groups}
+    plain = {f"GRPO (rollout=a.Plain, max_rows={size})" for size in (1, 2)}
+    assert labels == {"GRPO (rollout=a.Fast)", *plain}
+
+
 def test_the_same_run_twice_is_refused(tmp_path):
     write_run(tmp_path, "grpo", n=6)
     write_run(tmp_path, "grpo", n=6, name="grpo_600-seed0-2")
