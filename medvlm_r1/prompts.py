@@ -194,8 +194,7 @@ class PromptStyle:
         elif self.tags:
             before, after = f"{_closed_think(text)}\n<answer>".lstrip(), "</answer>"
         else:
-            closed = _closed_think(text)
-            before, after = closed[: _end_of_think(closed)], ""
+            before, after = "".join(_closed_think(text).rpartition("</think>")[:2]), ""
         texts = tuple(before + letter + after for letter in letters)
         return Alternatives(texts, forced=answer.letter is None, ends_turn=not after.strip())
 
@@ -210,9 +209,8 @@ def _closed_think(text: str) -> str:
     """A completion without an answer, with its think tag closed."""
     text = _TORN_TAG.sub("", text).rstrip()
     opening, closing = _TAG_ENDS["think"]
-    if (start := opening.search(text)) and not closing.search(text, start.end()):
-        text += "</think>"
-    return text
+    start = opening.search(text)
+    return f"{text}</think>" if start and not closing.search(text, start.end()) else text
 
 
 def _end_of_think(text: str) -> int:

@@ -26,7 +26,7 @@ from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import Answer, PromptStyle
 from medvlm_r1.rewards import Rewards
-from medvlm_r1.rollout.engine import Completions, RemoteEngine, RolloutEngine, Sampling, sync_weights
+from medvlm_r1.rollout.engine import Completions, RolloutEngine, Sampling, release_memory, sync_weights
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
 Item = TypeVar("Item")
@@ -146,8 +146,7 @@ class VLMModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.take_counters()  # validation must not count in the next step
-        if isinstance(self.engine, RemoteEngine):
-            self.engine.release()
+        release_memory(self.engine)
 
     def on_test_start(self) -> None:
         sync_weights(self.engine, self.policy)
@@ -242,8 +241,7 @@ class VLMModule(LightningModule):
         totals = self.gather(torch.stack([torch.stack(sums), counts])).sum(0)
         for name, total, count in zip(metrics, totals[0], totals[1].tolist(), strict=True):
             if count:
-                shown = name in ("reward", "kl", "accuracy")
-                self.log(f"train/{name}", total / count, prog_bar=shown)
+                self.log(f"train/{name}", total / count, prog_bar=name in ("reward", "kl", "accuracy"))
 
     def count_seen(self, prompts: Sequence[EncodedPrompt], completion_tokens: int) -> None:
         """Count questions, and tokens of their prompts and completions, as seen in this step."""

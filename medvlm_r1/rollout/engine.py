@@ -108,6 +108,12 @@ def sync_weights(engine: RolloutEngine, policy: Policy) -> None:
         engine.update_weights(policy)
 
 
+def release_memory(engine: RolloutEngine) -> None:
+    """Free the memory that a remote engine holds on the policy's device."""
+    if isinstance(engine, RemoteEngine):
+        engine.release()
+
+
 @contextmanager
 def stopped_after(engine: RolloutEngine) -> Iterator[None]:
     """End a remote engine's server after the block."""
