@@ -143,7 +143,7 @@ def _published(path: str) -> PreTrainedConfig:
         "eos_token_id": 151645,
     }
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
-    vision = {"depth": 32, "num_heads": 16, "in_channels": 3}
+    vision: dict[str, Any] = {"depth": 32, "num_heads": 16, "in_channels": 3}
     vision |= {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     if "Qwen2-VL" in path:
         family = Qwen2VLConfig
