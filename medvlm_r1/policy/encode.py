@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
 from medvlm_r1.data.sample import LETTERS, ImageHandle, Phase, Question, VQASample
+from medvlm_r1.policy.control_tokens import ControlTokens
+from medvlm_r1.policy.positions import rope_positions
 from medvlm_r1.policy.resize import load_resized
 from medvlm_r1.prompts import PromptStyle
 
@@ -111,6 +114,7 @@ class Encoder:
         opened: tag that the chat template opens at the start of every answer, with its white space, such as
             ``<think>``; empty without one.
         color_table: the image processor's rescaled and normalised value of each 8-bit level of each colour.
+        control: the tokenizer's control tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -119,10 +123,12 @@ class Encoder:
     image_size: int | None = None
     opened: str = field(init=False)
     color_table: Float[Tensor, "3 256"] = field(init=False, repr=False, compare=False)
+    control: ControlTokens = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "opened", _opened(self.tokenizer))
         object.__setattr__(self, "color_table", _color_table(self.image_processor))
+        object.__setattr__(self, "control", ControlTokens(self.tokenizer))
 
     def encode(
         self,
@@ -144,31 +150,36 @@ class Encoder:
             ValueError: the prompt exceeds ``max_prompt_tokens``.
             BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
         """
-        text = self.tokenizer.apply_chat_template(
-            prompt.render(sample, phase), tokenize=False, add_generation_prompt=True
-        )
+        text = torch.tensor(self._chat_tokens(sample, phase, prompt))
         memo = {} if memo is None else memo
         pixels, grid, digests = self._image_patches(sample.images, sample, cache, memo)
         merge = self.image_processor.merge_size
         # The template holds one image token per image: repeat it once per merged patch.
-        pieces = text.split("<|image_pad|>")
-        if len(pieces) != len(grid) + 1:
-            raise ValueError(f"{sample.id}: the chat template made {len(pieces) - 1} images of {len(grid)}")
-        counts = [int(g.prod()) // merge**2 for g in grid]
-        text = pieces[0] + "".join("<|image_pad|>" * n + p for n, p in zip(counts, pieces[1:], strict=True))
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        image_id, counts = self.control.ids["<|image_pad|>"], grid.prod(1) // merge**2
+        is_image, repeats = text == image_id, torch.ones_like(text)
+        if (made := int(is_image.sum())) != len(grid):
+            raise ValueError(f"{sample.id}: the chat template made {made} images of {len(grid)}")
+        repeats[is_image] = counts
+        ids = text.repeat_interleave(repeats)
         if len(ids) > self.max_prompt_tokens:
-            raise ValueError(
-                f"{sample.id}: the prompt has {len(ids)} tokens ({sum(counts)} of them image tokens), above "
-                f"max_prompt_tokens={self.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
-                "model.recipe.max_pixels"
-            )
+            raise ValueError(f"{sample.id}: {self._too_long(len(ids), int(counts.sum()))}")
         prefix = self.prefix_tokens(self._without_reasoning(assistant_prefix)) if assistant_prefix else []
         ids = torch.cat([ids, torch.tensor(prefix, dtype=torch.long)])
-        image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         positions = rope_positions(ids, grid, image_id, merge)
         begun = self.opened + (self.decode(torch.tensor(prefix)) if prefix else "")
         return EncodedPrompt(sample, ids, positions, pixels, grid, digests, begun)
+
+    def _too_long(self, tokens: int, image_tokens: int) -> str:
+        return (
+            f"the prompt has {tokens} tokens ({image_tokens} of them image tokens), above "
+            f"max_prompt_tokens={self.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
+            "model.recipe.max_pixels"
+        )
+
+    def _chat_tokens(self, sample: Question, phase: Phase, prompt: PromptStyle) -> list[int]:
+        """Token ids of the prompt, with one image token per image."""
+        render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        return self.control.tokenize(sample, lambda question: str(render(prompt.render(question, phase))))
 
     def prefix_tokens(self, assistant_prefix: str) -> list[int]:
         """Token ids of ``assistant_prefix`` that do not depend on the text after it.
@@ -214,8 +225,10 @@ class Encoder:
 
     def encode_target(self, sample: VQASample, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
         """Token ids of the SFT target, end of turn included."""
-        text = self._without_reasoning(prompt.target(sample)) + self.tokenizer.eos_token
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        end = str(self.tokenizer.eos_token)
+        return torch.tensor(
+            self.control.tokenize(sample, lambda it: self._without_reasoning(prompt.target(it)) + end)
+        )
 
     def _without_reasoning(self, answer: str) -> str:
         """An answer at once: a tag that the template opens is closed first."""
@@ -224,30 +237,6 @@ class Encoder:
     def decode(self, tokens: Int[Tensor, " tokens"]) -> str:
         """Text of a completion, without special tokens and with its white space as generated."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def rope_positions(
-    ids: Int[Tensor, " tokens"], grid: Grid, image_id: int, merge: int
-) -> Int[Tensor, "3 tokens"]:
-    """Temporal, height and width positions of one unpadded prompt (M-RoPE, arXiv 2409.12191, section 2.1).
-
-    Each text token advances all three by one. Positions of an image are its merged grid, offset by the
-    position at which it starts; the next text starts after the largest of them. The model's
-    ``get_rope_index`` computes the same, but keeps state in the model and cannot run in a worker. A token is
-    ``merge`` patches wide and high.
-    """
-    positions, start, token = [], 0, 0
-    for t, h, w in (grid // torch.tensor([1, merge, merge])).tolist():
-        image_at = token + int((ids[token:] == image_id).nonzero()[0])
-        text = torch.arange(image_at - token) + start
-        positions.append(text.expand(3, -1))
-        start += image_at - token
-        cells = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).view(-1, 3).T
-        positions.append(cells + start)
-        start += max(h, w)
-        token = image_at + t * h * w
-    positions.append((torch.arange(len(ids) - token) + start).expand(3, -1))
-    return torch.cat(positions, dim=1)
 
 
 def collate(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> PromptBatch:

@@ -21,8 +21,9 @@ from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.inference.confidence import option_probabilities
-from medvlm_r1.policy.encode import collate, rope_positions
+from medvlm_r1.policy.encode import collate
 from medvlm_r1.policy.policy import Policy
+from medvlm_r1.policy.positions import rope_positions
 from medvlm_r1.prompts import PromptStyle
 
 NAMES = ["square", "wide", "flat", "two", "text"]
@@ -113,10 +114,10 @@ class TestEncoding:
         with pytest.raises(ValueError, match=message):
             tight.encode(questions[name], "train", short_style)
 
-    def test_an_image_token_in_the_question_is_refused(self, questions, encoder, short_style):
-        forged = dataclasses.replace(questions["square"], question="What is <|image_pad|>?")
+    def test_an_image_token_of_the_prompt_template_is_refused(self, questions, encoder):
+        style = PromptStyle("forged", train="<|image_pad|> {Question}", evaluate="{Question}")
         with pytest.raises(ValueError, match="square: the chat template made 2 images of 1"):
-            encoder.encode(forged, "train", short_style)
+            encoder.encode(questions["square"], "train", style)
 
     def test_the_phase_chooses_the_template(self, questions, encoder):
         style = PromptStyle("phases", train="{Question} now", evaluate="{Question} later, much later")
