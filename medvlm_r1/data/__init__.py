@@ -2,6 +2,7 @@
 
 ==================  ==================================================================
 sample.py           :class:`VQASample`, the value that every later stage receives
+skipped.py          count the reasons for which rows were skipped
 splits.py           :class:`Questions`: training, validation and test; random splits
 datamodule.py       the Lightning data module: shuffled, sharded, encoded batches
 perturbation.py     a test question under a control

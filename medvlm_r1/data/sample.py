@@ -1,16 +1,17 @@
 """One question about one or more images: the value that every later stage receives."""
 
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
+from medvlm_r1.runs.shorten import shorten
+
 LETTERS = "ABCDEFGHIJ"
 Phase = Literal["train", "evaluate"]
-
-
-class BadRowError(ValueError):
-    """An unusable row of a data file. The message names file, row, value and remedy."""
 
 
 @runtime_checkable
@@ -23,6 +24,43 @@ class ImageHandle(Protocol):
 
     def load(self) -> Image.Image:
         """Decode or render the image as RGB."""
+
+
+class BadRowError(ValueError):
+    """An unusable row of a data file. The message names file, row, value and remedy.
+
+    Attributes:
+        images: the row's images, if they could be read: the audit still compares them with other sets.
+    """
+
+    images: tuple[ImageHandle, ...] = ()
+
+
+@contextmanager
+def keep_images(images: tuple[ImageHandle, ...]) -> Iterator[None]:
+    """Give a BadRowError that is raised inside the images of its row."""
+    try:
+        yield
+    except BadRowError as error:
+        error.images = error.images or images
+        raise
+
+
+def match_key(text: str) -> str:
+    """Return a text as options are compared: without case, extra space, and the form of its accents."""
+    if not text.isascii():
+        composed = unicodedata.normalize("NFC", text)
+        text = "".join(c for c in composed if unicodedata.category(c) != "Cf")  # e.g. zero-width space
+    return " ".join(text.casefold().split())
+
+
+def near_duplicates(options: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first two options that are equal by :func:`match_key`; ``None`` if all differ."""
+    first: dict[str, str] = {}
+    for option in options:
+        if (known := first.setdefault(match_key(option), option)) is not option:
+            return known, option
+    return None
 
 
 @dataclass(frozen=True)
@@ -42,12 +80,22 @@ class Question:
     options: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        with keep_images(self.images):
+            self._check()
+
+    def _check(self) -> None:
         if not self.question.strip():
             raise BadRowError("question is empty: every row needs one")
         if self.options and not 2 <= len(self.options) <= len(LETTERS):
             raise BadRowError(f"{len(self.options)} options: a question needs 2 to {len(LETTERS)}")
         if len(set(self.options)) < len(self.options):
-            raise BadRowError(f"options {list(self.options)} contain a duplicate: make each one different")
+            shown = shorten(list(self.options), 200)
+            raise BadRowError(f"options {shown} contain a duplicate: make each one different")
+        if same := near_duplicates(self.options):
+            raise BadRowError(
+                f"options {shorten(same[0])} and {shorten(same[1])} differ only in case or spaces, so they "
+                "are a duplicate: make each one different"
+            )
 
     @property
     def is_open(self) -> bool:
@@ -79,14 +127,15 @@ class VQASample(Question):
     source: str
     image_group: str
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.is_open:
             if not self.answer.strip():
                 raise BadRowError("answer is empty: an open question needs a text")
             return
         if self.answer not in self.letters:
-            raise BadRowError(f"answer {self.answer!r} is not one of the letters {', '.join(self.letters)}")
+            letters = ", ".join(self.letters)
+            raise BadRowError(f"answer {shorten(self.answer)} is not one of the letters {letters}")
 
     @property
     def answer_text(self) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.sample import ImageHandle, VQASample
+from medvlm_r1.data.skipped import reason_summary
 
 Source = Sequence[VQASample]
 Per = Literal["modality", "question_type", "answer"]
@@ -29,6 +30,8 @@ class Questions:
         validation: questions of the training domain that share no image with training.
         test: test sets by name, in the order in which they are reported.
         skipped: one line for each skipped row, with file, row and reason.
+        refused: part (``train``, ``validation`` or a test set), line and images of each row that was skipped
+            for another reason than its images: a model may have seen them elsewhere.
 
     Raises:
         ValueError: a part is empty, or validation shares an image with training or a test set.
@@ -38,6 +41,7 @@ class Questions:
     validation: Source
     test: Mapping[str, Source]
     skipped: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str, tuple[ImageHandle, ...]], ...] = ()
 
     @property
     def open_question(self) -> VQASample | None:
@@ -50,7 +54,12 @@ class Questions:
             raise ValueError("data.test names no test set: give data.test={NAME:FILE,...}")
         for name, source in {"train": self.train, "validation": self.validation, **self.test}.items():
             if not len(source):
-                raise ValueError(f"data: {name} holds no question")
+                why = (
+                    f": {len(self.skipped)} rows skipped ({reason_summary(self.skipped)})"
+                    if self.skipped
+                    else ""
+                )
+                raise ValueError(f"data: {name} holds no question{why}")
         seen = {sample.image_group for sample in self.train}
         validated = {sample.image_group for sample in self.validation}
         for name, source in {"train": self.train, **self.test}.items():

@@ -6,6 +6,7 @@ table.py              JSON, JSONL, CSV or Parquet of any layout; columns.py maps
 image_folder.py       labelled images; question_template.py turns a label into a question
 question_file.py      parse the rows of a file, check their images, hold out validation
 row_policy.py         what to do with unusable rows: the config node ``data.rows``
+values.py             the text of a value of any container, or that it is missing
 rows.py               read the rows of JSON, JSONL, CSV and Parquet files
 ====================  ==================================================================
 """

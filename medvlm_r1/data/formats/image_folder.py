@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem
+from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem, skipped_rows
 from medvlm_r1.data.formats.question_template import QuestionTemplate
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import read_csv
@@ -51,7 +51,7 @@ def image_folder(
     read = functools.partial(ImageFolder, labels=labels, **labelled)
     tests = {name: read(path, modality=name, name=f"{name}-test") for name, path in (test or {}).items()}
     source = read(folder, modality, name=modality)
-    skipped = [line for part in (source, *tests.values()) for line in part.skipped]
+    skipped, refused = skipped_rows({"train": source, **tests})
     rest, validation, own_test = list(source), [], []
     if source.splits:
         rest, validation, own_test = (
@@ -65,7 +65,7 @@ def image_folder(
     if not validation:
         tested = {sample.image_group for part in tests.values() for sample in part}
         rest, validation = hold_out(rest, n_validation, split_seed, avoid=tested)
-    return Questions(choose(rest, n_train, split_seed, n_train_per), validation, tests, tuple(skipped))
+    return Questions(choose(rest, n_train, split_seed, n_train_per), validation, tests, skipped, refused)
 
 
 class ImageFolder(QuestionFile):

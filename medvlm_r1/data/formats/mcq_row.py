@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from medvlm_r1.data.images.resolve import ImageRoot
-from medvlm_r1.data.sample import LETTERS, BadRowError, Question, VQASample
+from medvlm_r1.data.sample import LETTERS, BadRowError, ImageHandle, Question, VQASample, keep_images
 
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
@@ -55,27 +55,29 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
         BadRowError: the row is unusable; the message names value and remedy, the caller adds file and row.
     """
     row = _columns(row)
-    inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
-    _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
-    question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
-    images = _check_fields(row["image"], question, options)
-    letter = _letter(row["solution"]) if "solution" in row else None
-    sample = VQASample(
-        id=name,
-        images=tuple(handle for entry in images for handle in root.images(entry)),
-        question=question,
-        options=tuple(options),
-        answer=_letter_of_text(row["answer"], options) if "answer" in row else letter,
-        modality=modality or modality_of(row.get("subset")),
-        question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
-        source=str(row.get("dataset", source)),
-        image_group=str(row.get("group", "+".join(root.identity(entry) for entry in images))),
-    )
-    if letter not in (None, sample.answer):
-        raise BadRowError(
-            f"solution {row['solution']!r} disagrees with answer {row['answer']!r}, which is option "
-            f"{sample.answer}: correct one of them"
+    entries, images = _images(row, root)
+    with keep_images(images):
+        inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
+        _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
+        question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
+        _check_texts(question, options)
+        letter = _letter(row["solution"]) if "solution" in row else None
+        sample = VQASample(
+            id=name,
+            images=images,
+            question=question,
+            options=tuple(options),
+            answer=_letter_of_text(row["answer"], options) if "answer" in row else letter,
+            modality=modality or modality_of(row.get("subset")),
+            question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
+            source=str(row.get("dataset", source)),
+            image_group=str(row.get("group", "+".join(root.identity(entry) for entry in entries))),
         )
+        if letter not in (None, sample.answer):
+            raise BadRowError(
+                f"solution {row['solution']!r} disagrees with answer {row['answer']!r}, which is option "
+                f"{sample.answer}: correct one of them"
+            )
     return sample
 
 
@@ -91,9 +93,8 @@ def read_question(row: Any, name: str, root: ImageRoot) -> Question:
     required = ("image", "problem" if inline else "question")
     _check_columns(row, required, (*_OPTIONAL, "question", "options", "answer"))
     question, options = _split_problem(row["problem"]) if inline else (row["question"], row.get("options"))
-    images = _check_fields(row["image"], question, options)
-    shown = tuple(handle for entry in images for handle in root.images(entry))
-    return Question(name, shown, question, tuple(options or ()))
+    _check_texts(question, options)
+    return Question(name, _images(row, root)[1], question, tuple(options or ()))
 
 
 def _columns(row: Any) -> dict[str, Any]:
@@ -103,11 +104,18 @@ def _columns(row: Any) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _check_fields(image: Any, question: Any, options: Any) -> list[Any]:
-    """Check images, question and options (``None`` if open); return the image entries as a list."""
-    images = [image] if isinstance(image, str | dict) else image
-    if not isinstance(images, list) or not images:
-        raise BadRowError(f"image is {images!r}: give a list of paths")
+def _images(row: dict, root: ImageRoot) -> tuple[list[Any], tuple[ImageHandle, ...]]:
+    """Return the entries of a row's images as a list, and their handles; none if the column is missing."""
+    if "image" not in row:
+        return [], ()
+    entries = [row["image"]] if isinstance(row["image"], str | dict) else row["image"]
+    if not isinstance(entries, list) or not entries:
+        raise BadRowError(f"image is {entries!r}: give a list of paths")
+    return entries, tuple(handle for entry in entries for handle in root.images(entry))
+
+
+def _check_texts(question: Any, options: Any) -> None:
+    """Check the types of question and options (``None`` if open)."""
     if options is not None and (
         not isinstance(options, list) or not options or not all(isinstance(v, str) and v for v in options)
     ):
@@ -119,7 +127,6 @@ def _check_fields(image: Any, question: Any, options: Any) -> list[Any]:
             raise BadRowError(
                 f"{text!r:.80} holds an unpaired surrogate, which no tokenizer accepts: write it again"
             )
-    return images
 
 
 def _check_columns(row: dict, required: tuple[str, ...], optional: tuple[str, ...] = _OPTIONAL) -> None:

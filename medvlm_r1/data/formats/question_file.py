@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.images.validate import check_images
-from medvlm_r1.data.sample import BadRowError, Question, VQASample
+from medvlm_r1.data.sample import BadRowError, ImageHandle, Question, VQASample, keep_images
+from medvlm_r1.data.skipped import reason_summary
 from medvlm_r1.data.splits import Per, Questions, choose, hold_out
 from medvlm_r1.runs.progress import track
+from medvlm_r1.runs.shorten import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class QuestionFile(Sequence[VQASample]):
 
     Attributes:
         skipped: one line for each skipped row, with file, row and reason.
+        refused_images: line and images of each row that was skipped for another reason than its images.
 
     Raises:
         BadRowError: a row, or the whole file, cannot be used.
@@ -51,16 +54,14 @@ class QuestionFile(Sequence[VQASample]):
         n: int | None = None,
         rows: RowPolicy = STRICT,
     ) -> None:
-        samples, self.skipped, places = parse_rows(numbered, path, parse, rows, name)
+        samples, self.skipped, places, self.refused_images = parse_rows(numbered, path, parse, rows, name)
         if rows.check_images and rows.on_bad_row == "skip":
             faults = image_faults(samples, places, self.image_remedy)
             samples = [sample for sample in samples if sample.id not in faults]
             self.skipped += faults.values()
         if self.skipped:
-            logger.warning("%s: %d rows skipped; the first: %s", path, len(self.skipped), self.skipped[0])
-        if not samples:
-            first = f"; the first: {self.skipped[0]}" if self.skipped else " (it holds none)"
-            raise BadRowError(f"{path}: no row can be used{first}")
+            log_skipped(str(path), self.skipped)
+        require_rows(str(path), samples, self.skipped)
         if n is not None and not 1 <= n <= len(samples):
             raise ValueError(
                 f"{path}: {n} questions requested, but {len(samples)} can be used ({len(self.skipped)} "
@@ -83,6 +84,8 @@ class ParsedRows(NamedTuple):
     samples: list[VQASample]
     skipped: list[str]  # one line for each skipped row, with file, row and reason
     places: dict[str, str]  # "<file> row <number>" by sample id, for messages
+    # line and images of each row skipped for another reason than its images
+    refused_images: list[tuple[str, tuple[ImageHandle, ...]]]
 
 
 def parse_rows(
@@ -97,7 +100,7 @@ def parse_rows(
     Raises:
         BadRowError: a row cannot be used, under ``on_bad_row=fail``; the message names file and row.
     """
-    samples, skipped, places = [], [], {}
+    samples, skipped, places, refused_images = [], [], {}, []
     name = name or plain_stem(path)
     for number, row in track(numbered, f"Reading {path.name}"):
         place = f"{path} row {number}"
@@ -107,25 +110,48 @@ def parse_rows(
             if (sample := parse(row, f"{name}-{number}")) is None:
                 continue
             if sample.id in places:
-                raise BadRowError(f"id {sample.id!r} is already used by {places[sample.id]}: make ids unique")
+                id = shorten(sample.id)
+                with keep_images(sample.images):
+                    raise BadRowError(f"id {id} is already used by {places[sample.id]}: make ids unique")
         except BadRowError as error:
             if rows.on_bad_row == "fail":
                 raise BadRowError(f"{place}: {error} (data.rows.on_bad_row=skip skips such rows)") from None
             skipped.append(f"{place}: {error}")
+            if error.images:
+                refused_images.append((skipped[-1], error.images))
         else:
             samples.append(sample)
             places[sample.id] = place
-    return ParsedRows(samples, skipped, places)
+    return ParsedRows(samples, skipped, places, refused_images)
 
 
 def concatenate(parts: Iterable[ParsedRows]) -> ParsedRows:
     """The rows of several files, one file after the other."""
-    joined = ParsedRows([], [], {})
-    for samples, skipped, places in parts:
+    joined = ParsedRows([], [], {}, [])
+    for samples, skipped, places, refused_images in parts:
         joined.samples.extend(samples)
         joined.skipped.extend(skipped)
         joined.places.update(places)
+        joined.refused_images.extend(refused_images)
     return joined
+
+
+def log_skipped(what: str, skipped: Sequence[str]) -> None:
+    """Warn how many rows of a file or set were skipped, and why."""
+    logger.warning(
+        "%s: %d rows skipped (%s); the first: %s", what, len(skipped), reason_summary(skipped), skipped[0]
+    )
+
+
+def require_rows(what: str, samples: Sequence[VQASample], skipped: Sequence[str]) -> None:
+    """Check that a file or part has a usable row.
+
+    Raises:
+        BadRowError: it has none; the message counts the reasons, the most frequent first.
+    """
+    if not samples:
+        why = f" ({reason_summary(skipped)}); the first: {skipped[0]}" if skipped else " (it holds none)"
+        raise BadRowError(f"{what}: no row can be used{why}")
 
 
 def plain_stem(path: Path | zipfile.Path) -> str:
@@ -170,13 +196,21 @@ class FileSplit:
     ) -> Questions:
         """Read the training file (and the validation file) with ``read(path, name=..., n=...)``."""
         source = read(train, name="train")
+        parts = {"train": source, **tests}
         if self.validation is None:
             tested = {sample.image_group for test in tests.values() for sample in test}
             rest, held_out = hold_out(source, self.n_validation, self.split_seed, avoid=tested)
-            skipped = source.skipped
         else:
             held_out = read(self.validation, name="validation", n=self.n_validation)
-            rest, skipped = list(source), source.skipped + held_out.skipped
+            rest, parts = list(source), {"train": source, "validation": held_out, **tests}
         chosen = choose(rest, self.n_train, self.split_seed, self.n_train_per)
-        skipped = skipped + [line for test in tests.values() for line in test.skipped]
-        return Questions(chosen, held_out, tests, tuple(skipped))
+        return Questions(chosen, held_out, tests, *skipped_rows(parts))
+
+
+def skipped_rows(
+    parts: Mapping[str, QuestionFile | ParsedRows],
+) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[ImageHandle, ...]], ...]]:
+    """Return ``skipped`` and ``refused`` of :class:`~medvlm_r1.data.splits.Questions`, from files by part."""
+    skipped = (line for rows in parts.values() for line in rows.skipped)
+    refused = ((part, *row) for part, rows in parts.items() for row in rows.refused_images)
+    return tuple(skipped), tuple(refused)

@@ -145,9 +145,9 @@ class MedVLMR1Set(Sequence[VQASample]):
             images = bundle_images(root, cache) if rows.check_images else root
         image_root = ImageRoot(images, rows.follow_links, "data.root")
         parse = functools.partial(read_row, source=plain_stem(test_file), root=image_root)
-        test, _, places = parse_rows(enumerate(read_json(test_file)), test_file, parse)
+        test, _, places, _ = parse_rows(enumerate(read_json(test_file)), test_file, parse)
         if part == "test":
-            path, self.skipped = test_file, []
+            path, self.skipped, self.refused_images = test_file, [], []
             self._samples = [sample for sample in test if sample.modality == modality]
             if not self._samples:
                 subset = SUBSETS[modality]
@@ -157,7 +157,7 @@ class MedVLMR1Set(Sequence[VQASample]):
             subset = ((i, row) for i, row in enumerate(bundle) if isinstance(row, dict))
             subset = [(i, row) for i, row in subset if row.get("subset") == SUBSETS[modality]]
             parse = functools.partial(read_row, source=plain_stem(path), root=image_root, modality=modality)
-            candidates, self.skipped, places = parse_rows(subset, path, parse, rows)
+            candidates, self.skipped, places, self.refused_images = parse_rows(subset, path, parse, rows)
             chosen = select(candidates, test, n_train, n_validation)
             self._samples = getattr(chosen, part)
             self._report(path, chosen, places, n_train if part == "train" else n_validation)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medvlm_r1.data.formats.mcq_row import modality_of
-from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
+from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows, require_rows
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.embedded import ImageStore
@@ -60,6 +60,7 @@ def omnimedvqa(
     place, paths = _question_files(settings.find(HUB_ID, [ARCHIVE]), access)
     source = ImageStore(images or place)
     rows = concatenate(_read(path, source, settings.rows) for path in paths)
+    require_rows("the set", rows.samples, rows.skipped)
     filters = {"modality": modalities, "question_type": question_types}
     for key, names in filters.items():
         _check_names(names or (), rows.samples, key)

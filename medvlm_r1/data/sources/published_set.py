@@ -5,7 +5,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, image_faults, raise_first
+from medvlm_r1.data.formats.question_file import (
+    ParsedRows,
+    concatenate,
+    image_faults,
+    log_skipped,
+    raise_first,
+    require_rows,
+)
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.locate import find_set
@@ -60,6 +67,9 @@ class PublishedSet:
                 Default: validation is held out of ``train`` by image group.
             drop_test_images: leave training questions out whose image a test shows.
         """
+        _, skipped, places, _ = concatenate(parts)
+        for name, samples in {"train": train, **tests}.items():
+            require_rows(name, samples, skipped)
         tested = {sample.image_group for test in tests.values() for sample in test}
         if drop_test_images:
             train = _without(train, tested)
@@ -70,7 +80,6 @@ class PublishedSet:
             validation = draw(free, self.n_validation, self.split_seed, "validation")
         train = draw(train, self.n_train, self.split_seed, "train")
         tests = {name: draw(test, self.n_test, self.split_seed, name) for name, test in tests.items()}
-        _, skipped, places = concatenate(parts)
         chosen = [*train, *validation, *(sample for test in tests.values() for sample in test)]
         remedy = "check data.root and data.images"
         faults = image_faults(chosen, places, remedy) if self.rows.check_images else {}
@@ -78,7 +87,7 @@ class PublishedSet:
             raise_first(faults)
         skipped += faults.values()
         if skipped:
-            logger.warning("%d rows skipped; the first: %s", len(skipped), skipped[0])
+            log_skipped("the set", skipped)
         train, validation, *rest = (
             [s for s in part if s.id not in faults] for part in (train, validation, *tests.values())
         )

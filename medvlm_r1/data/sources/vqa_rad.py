@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
+from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows, require_rows
 from medvlm_r1.data.images.embedded import ParquetRows
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.fields import YES_NO, Include, includes, text_of, yes_no_letter
@@ -40,6 +40,7 @@ def vqa_rad(
     parts = read_embedded(settings, HUB_ID, ("train", "test"), "vqa_rad", "unknown", questions)
     train, test = (part.samples for part in parts)
     if split == "by_image":
+        require_rows("the set", [*train, *test], [line for part in parts for line in part.skipped])
         train, test = split_by_image([*train, *test], test_share, settings.split_seed)
     return settings.assemble(parts, train, closed_and_open("vqa_rad", test))
 

@@ -205,9 +205,29 @@ def test_file_without_permission_is_named(folder):
 
 
 def test_every_row_bad_is_an_error_even_when_skipping(folder):
-    path = write(folder, [row(0, answer="x"), row(1, image=["images/none.png"])])
-    with pytest.raises(BadRowError, match=r"mine\.json: no row can be used; the first: .*row 0: answer 'x'"):
+    path = write(folder, [row(0, answer="x"), row(1, image=["images/none.png"]), row(2, answer="y")])
+    with pytest.raises(BadRowError) as failure:
         McqJson(path, rows=RowPolicy(on_bad_row="skip"))
+    reasons = str(failure.value).split("; ")
+    assert reasons[0].startswith(
+        f"{path}: no row can be used (2 x answer ... is not among the options ...: give"
+    )
+    assert reasons[1] == "1 x image ... does not exist"
+    assert reasons[-1].startswith(f"the first: {path} row 0: answer 'x' is not among")
+
+
+def test_a_refused_row_keeps_its_images(folder):
+    """Those that were read before the fault: not of a row that is refused for its images."""
+    bad = [
+        row(0, options=["brain"] * 2),
+        row(1, answer="x"),
+        row(2, subset="PET"),
+        row(3, image=["images/none.png"]),
+    ]
+    source = McqJson(write(folder, [*bad, row(4)]), rows=RowPolicy(on_bad_row="skip"))
+    assert [(line, handles[0].path.name) for line, handles in source.refused_images] == [
+        (line, f"{i}.png") for i, line in enumerate(source.skipped[:3])
+    ]
 
 
 def test_failure_counts_further_unreadable_images(folder):
