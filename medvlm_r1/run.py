@@ -70,7 +70,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
         questions, findings = load_questions(cfg, clock)
         with clock.phase("build"):
             module, data, trainer = build(cfg, questions)
-    log.info("run %s: %s", this.job.folder, describe(cfg, module, questions))
+    log.info("run %s: %s", this.job.folder, describe(cfg, module, data.questions))
     facts = {"devices": trainer.world_size, "hardware": hardware(), "commit": commit()}
     checkpoint = this.start(cfg, module.trains, **facts)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -119,6 +119,7 @@ def load_questions(cfg: DictConfig, clock: Any) -> tuple[Any, dict[str, Any]]:
 def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
     """Instantiate the :class:`VLMModule`, :class:`VQADataModule` and Lightning trainer."""
     from medvlm_r1.data.datamodule import VQADataModule
+    from medvlm_r1.data.prompt_check import check_prompts
 
     prompt, rewards = instantiate(cfg.prompt), instantiate(cfg.reward)
     if (sample := questions.open_question) is not None:  # raises if prompt or reward needs letters
@@ -128,6 +129,10 @@ def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
     for name, why in not_run.items():
         log.info("control %s is not run: %s", name, why)
     policy = instantiate(cfg.model)
+    perturb = partial(PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix)
+    faults = {phase: policy.prompt_fault(prompt, phase) for phase in ("train", "evaluate")}
+    on_bad_row = OmegaConf.select(cfg, "data.rows.on_bad_row", default="fail")
+    questions = check_prompts(questions, faults, perturb, on_bad_row)
     engine = instantiate(cfg.get("rollout")) or policy.engine
     parts = {"policy": policy, "prompt": prompt, "engine": engine, "rewards": rewards, "seed": cfg.seed}
     module = instantiate(cfg.method)(**parts)
@@ -138,7 +143,7 @@ def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
         evaluation_batch=cfg.model.recipe.evaluation_batch,
         seed=cfg.seed,
         workers=cfg.workers,
-        perturb=partial(PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix),
+        perturb=perturb,
     )
     callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values()]
     logger = [instantiate(node) for node in (cfg.get("logger") or {}).values()]

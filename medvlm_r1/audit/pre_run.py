@@ -112,7 +112,7 @@ def _sets(questions: Questions) -> dict[str, Source]:
 
 
 def _line(sample: VQASample, digests: Mapping[str, str | None]) -> list:
-    fields = {key: value for key, value in vars(sample).items() if key != "images"}
+    fields = {key: value for key, value in vars(sample).items() if key not in ("images", "place")}
     return [fields, [[h.name, " ".join(filter(None, (repr(h), digests[h.name])))] for h in sample.images]]
 
 

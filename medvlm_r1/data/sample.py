@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from PIL import Image
@@ -72,12 +72,14 @@ class Question:
         images: the images, in the order of the prompt.
         question: text of the question, without options.
         options: option texts in the order of their letters; empty for an open question.
+        place: file and row that it comes from, for messages.
     """
 
     id: str
     images: tuple[ImageHandle, ...]
     question: str
     options: tuple[str, ...]
+    place: str = field(default="", kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         with keep_images(self.images):

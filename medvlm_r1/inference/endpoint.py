@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from medvlm_r1.data.sample import Phase, Question
 from medvlm_r1.inference.endpoint_cache import CachedResponse, CachedScores, EndpointCache
-from medvlm_r1.inference.endpoint_chat import Chat, ChatEncoder
+from medvlm_r1.inference.endpoint_chat import Chat, ChatEncoder, control_token_fault
 from medvlm_r1.inference.endpoint_client import (
     API_KEY,
     CONNECT_SECONDS,
@@ -34,7 +35,7 @@ from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.loading.load import Recipe
 from medvlm_r1.policy.prompt_record import PromptRecord
 from medvlm_r1.policy.resize import PATCH
-from medvlm_r1.prompts import reopen_think
+from medvlm_r1.prompts import PromptStyle, reopen_think
 from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
@@ -88,6 +89,10 @@ class Endpoint:
     timeout: float
     cache: EndpointCache
     counters: Counters = field(default_factory=Counters)
+
+    def prompt_fault(self, prompt: PromptStyle, phase: Phase) -> Callable[[Question], str | None]:
+        """A function that says why a question cannot be sent to the server, or ``None``."""
+        return control_token_fault
 
     def parameters(self) -> Iterator[Tensor]:
         """No parameters: the server has them."""

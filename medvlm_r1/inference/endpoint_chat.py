@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,16 @@ from PIL import Image
 
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.perturbation import GREY, BlankImage
-from medvlm_r1.data.sample import ImageHandle, Phase, Question
+from medvlm_r1.data.sample import BadRowError, ImageHandle, Phase, Question
 from medvlm_r1.policy.resize import PATCH, load_resized
 from medvlm_r1.prompts import PromptStyle
+
+# Control tokens of the families that servers run: Qwen, Llama, Mistral, Gemma, DeepSeek, InternVL, Phi.
+_CONTROL_TOKEN = re.compile(
+    r"<[|\uff5c][^|\uff5c<>\n]{1,60}[|\uff5c]>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG\w*)\]"
+    r"|</?(?:s|bos|eos|pad|unk|mask|think|image|video|audio|img|IMG_CONTEXT|box|ref|quad)>"
+    r"|</?(?:tool|fim|tts|start_of|end_of|unused)_?\w{0,40}>|<</?SYS>>"
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,14 @@ class ChatEncoder:
             memo: resized images of earlier calls by name; this call adds its own.
 
         Raises:
-            BadRowError: an image cannot be decoded, or its aspect ratio is over 200.
+            BadRowError: an image cannot be decoded, or its aspect ratio is over 200; or the question spells a
+                control token.
             ValueError: ``assistant_prefix`` is not empty.
         """
         if assistant_prefix:
             raise ValueError(f"the chat completions API cannot prefill an answer with {assistant_prefix!r}")
+        if fault := control_token_fault(sample):
+            raise BadRowError(f"{sample.place or sample.id}: {fault}")
         memo = {} if memo is None else memo
 
         def resized(image: ImageHandle) -> Image.Image:
@@ -83,6 +94,20 @@ class ChatEncoder:
                 for part in message["content"]
             ]
         return Chat(sample, messages)
+
+
+def control_token_fault(sample: Question) -> str | None:
+    """Why a served model would read a question as more than its text, or ``None``.
+
+    The server's tokenizer reads a control token wherever it stands. Which tokens it has is unknown here.
+    """
+    for text in (sample.question, *sample.options):
+        if found := _CONTROL_TOKEN.search(text):
+            return (
+                f"{found[0]!r} is a control token, which a server would read as such: write it in other "
+                "words, or evaluate the model locally"
+            )
+    return None
 
 
 def _image_part(image: Image.Image) -> dict[str, Any]:

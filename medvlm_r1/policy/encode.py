@@ -150,7 +150,7 @@ class Encoder:
             ValueError: the prompt exceeds ``max_prompt_tokens``.
             BadRowError: an image cannot be decoded, or is over 200 times as long as wide.
         """
-        text = torch.tensor(self._chat_tokens(sample, phase, prompt))
+        text = torch.tensor(self.chat_tokens(sample, phase, prompt))
         memo = {} if memo is None else memo
         pixels, grid, digests = self._image_patches(sample.images, sample, cache, memo)
         merge = self.image_processor.merge_size
@@ -162,21 +162,22 @@ class Encoder:
         repeats[is_image] = counts
         ids = text.repeat_interleave(repeats)
         if len(ids) > self.max_prompt_tokens:
-            raise ValueError(f"{sample.id}: {self._too_long(len(ids), int(counts.sum()))}")
+            raise ValueError(f"{sample.id}: {self.too_long(len(ids), int(counts.sum()))}")
         prefix = self.prefix_tokens(self._without_reasoning(assistant_prefix)) if assistant_prefix else []
         ids = torch.cat([ids, torch.tensor(prefix, dtype=torch.long)])
         positions = rope_positions(ids, grid, image_id, merge)
         begun = self.opened + (self.decode(torch.tensor(prefix)) if prefix else "")
         return EncodedPrompt(sample, ids, positions, pixels, grid, digests, begun)
 
-    def _too_long(self, tokens: int, image_tokens: int) -> str:
+    def too_long(self, tokens: int, image_tokens: int) -> str:
+        """The error of a prompt above ``max_prompt_tokens``."""
         return (
             f"the prompt has {tokens} tokens ({image_tokens} of them image tokens), above "
             f"max_prompt_tokens={self.max_prompt_tokens}: raise model.recipe.max_prompt_tokens or lower "
             "model.recipe.max_pixels"
         )
 
-    def _chat_tokens(self, sample: Question, phase: Phase, prompt: PromptStyle) -> list[int]:
+    def chat_tokens(self, sample: Question, phase: Phase, prompt: PromptStyle) -> list[int]:
         """Token ids of the prompt, with one image token per image."""
         render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
         return self.control.tokenize(sample, lambda question: str(render(prompt.render(question, phase))))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
+from medvlm_r1.data.sample import Phase, Question
 from medvlm_r1.policy.copies import FrozenCopies, shard_parameters
 from medvlm_r1.policy.counters import Counters
 from medvlm_r1.policy.encode import VISION_TOKENS, Encoder, PromptBatch
@@ -22,7 +23,9 @@ from medvlm_r1.policy.forward.logprobs import LAYOUTS, embed, repeat_prompts
 from medvlm_r1.policy.forward.model import Model, inner_model, require_full_attention
 from medvlm_r1.policy.forward.packing import PromptLayout
 from medvlm_r1.policy.forward.vision import Features, VisionCache, image_features
+from medvlm_r1.policy.prompt_length import PromptLength
 from medvlm_r1.policy.saving.folder import greedy_config, save_model
+from medvlm_r1.prompts import PromptStyle
 
 Tokens = Int[Tensor, "rows tokens"]
 Mask = Bool[Tensor, "rows tokens"]
@@ -76,6 +79,10 @@ class Policy(nn.Module):
         banned = torch.zeros(model.get_input_embeddings().num_embeddings, dtype=torch.bool)
         banned[self.banned_ids] = True
         self.register_buffer("banned", banned, persistent=False)
+
+    def prompt_fault(self, prompt: PromptStyle, phase: Phase) -> Callable[[Question], str | None]:
+        """A function that says why a question cannot be encoded, without decoding its images, or ``None``."""
+        return PromptLength(self.encoder, prompt, phase).fault
 
     @property
     def device(self) -> torch.device:

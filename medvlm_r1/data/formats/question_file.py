@@ -4,7 +4,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def parse_rows(
             if error.images:
                 refused_images.append((skipped[-1], error.images))
         else:
-            samples.append(sample)
+            samples.append(replace(sample, place=place))
             places[sample.id] = place
     return ParsedRows(samples, skipped, places, refused_images)
 
