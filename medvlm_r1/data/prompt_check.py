@@ -7,6 +7,7 @@ from typing import Literal
 
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import BadRowError, Phase, Question, VQASample
+from medvlm_r1.data.skipped import reason_summary
 from medvlm_r1.data.splits import Questions, Source
 from medvlm_r1.runs.progress import track
 
@@ -53,7 +54,8 @@ def check_prompts(
     if on_bad_row == "fail":
         others = f" ({len(faults) - 1} more questions have such a fault)" if len(faults) > 1 else ""
         raise BadRowError(f"{faults[0]} (data.rows.on_bad_row=skip leaves such questions out){others}")
-    logger.warning("%d questions are left out; the first: %s", len(faults), faults[0])
+    why = reason_summary(faults)
+    logger.warning("%d questions are left out (%s); the first: %s", len(faults), why, faults[0])
     skipped = (*questions.skipped, *faults)
     return replace(questions, train=train, validation=validation, test=tests, skipped=skipped)
 
