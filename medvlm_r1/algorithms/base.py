@@ -3,7 +3,6 @@
 Zero-shot is this module alone; GRPO and SFT add a ``training_step``.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from medvlm_r1.algorithms.optim import OptimizerSettings, SkippedUpdates
+from medvlm_r1.algorithms.steps import total_steps
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.journal import Journal
@@ -51,7 +51,7 @@ class VLMModule(LightningModule):
         name: of the method in records and tables.
     """
 
-    updates_per_step = 1  # optimiser steps per training step
+    updates_per_step = 1  # see :mod:`~medvlm_r1.algorithms.steps`
 
     def __init__(
         self,
@@ -67,8 +67,7 @@ class VLMModule(LightningModule):
         super().__init__()
         self.method = name
         self.strict_loading = False  # checkpoints hold only the trained weights
-        # Rollouts, several updates per rollout and gradient clipping are explicit loops here.
-        self.automatic_optimization = False
+        self.automatic_optimization = False  # several updates a rollout, and clipping, are loops here
         self.policy, self.prompt, self.engine, self.rewards, self.seed = policy, prompt, engine, rewards, seed
         self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
         self.optim = optim
@@ -190,10 +189,9 @@ class VLMModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         assert self.optim is not None
         optimizer = self.optim.build(self.policy.trainable_parameters)
-        total = int(self.trainer.estimated_stepping_batches)
-        if total == self.trainer.max_steps:  # max_steps counts optimiser updates, the schedule training steps
-            total = math.ceil(total / self.updates_per_step)
-        self.total_steps = total
+        self.trainer.fit_loop.setup_data()  # counts the batches of an epoch
+        limits = self.trainer.max_epochs, self.trainer.max_steps, self.updates_per_step
+        self.total_steps = total = total_steps(self.trainer.num_training_batches, *limits)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.lr_at(s, total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
@@ -262,10 +260,12 @@ class VLMModule(LightningModule):
             # A seed determines all metrics but seconds, which get a prefix of their own.
             kind, reduce = ("timing", "mean") if "second" in name else ("train", "sum")
             self.log(f"{kind}/{name}", float(value), sync_dist=True, reduce_fx=reduce)
+        self.log("train/updates", float(self.trainer.global_step))
         self.log("train/skipped_updates", float(self.skipped.total))
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         self.lr_schedulers().step()
         self.step += 1
+        self.log("step", float(self.step), logger=False)  # {step} in names of checkpoints
         seconds, steps = time.monotonic() - self._start, self.step - self._first_step  # validations too
         self.log("timing/seconds_left", seconds / steps * (self.total_steps - self.step))
 

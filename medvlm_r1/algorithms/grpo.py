@@ -40,7 +40,7 @@ class GRPO(VLMModule):
         sampling: group size, temperature, truncation and completion limit of rollouts.
         micro_batch: prompts in one forward and backward pass; changes memory, not the result.
         num_iterations: passes over one rollout.
-        num_minibatches: optimiser steps in one pass.
+        num_minibatches: updates in one pass; a step has ``num_iterations * num_minibatches``.
         loss: the policy loss.
         advantages: the advantage estimator, see :mod:`~medvlm_r1.algorithms.advantages`.
         beta, kl_placement: see :class:`~medvlm_r1.algorithms.kl.KLPenalty`.
@@ -209,7 +209,7 @@ class GRPO(VLMModule):
         return [batches[start:end] for start, end in pairwise(bounds)]
 
     def update_minibatch(self, minibatch: Sequence[MicroBatch]) -> dict[str, Tensor]:
-        """Take one optimiser step; gradients accumulate over the micro-batches.
+        """Update the weights once; gradients accumulate over the micro-batches.
 
         Returns:
             ``loss``, ``grad_norm`` before clipping, the sums of

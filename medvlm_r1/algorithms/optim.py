@@ -22,8 +22,8 @@ class OptimizerSettings:
         batch_scale: prompts per step over those that ``lr`` is meant for. The rate is multiplied by its
             square root: with Adam, that keeps drift and noise per epoch where noise dominates the gradient
             (arXiv 2205.10287, whose change of the betas is left to the optimiser's settings).
-        schedule: decay from the peak to 0 over the run, ``linear`` or ``cosine``, or ``constant``.
-        warmup_steps: steps of linear warm-up to the peak.
+        schedule: decay from the peak to 0 over the run's steps, ``linear`` or ``cosine``, or ``constant``.
+        warmup_steps: steps (not updates) of linear warm-up to the peak.
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
         max_skipped_updates: consecutive updates that may be skipped because the gradient is not finite; the
             last of them stops training.

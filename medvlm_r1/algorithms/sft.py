@@ -32,7 +32,7 @@ class SFT(VLMModule):
         self.micro_batch = micro_batch
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
-        """Take one optimiser step; gradients accumulate over the micro-batches."""
+        """Update the weights once; gradients accumulate over the micro-batches."""
         targets = [self.policy.encoder.encode_target(p.sample, self.prompt).to(self.device) for p in prompts]
         count = torch.tensor(float(sum(len(t) for t in targets)), device=self.device)
         denominator = self.all_gather(count).mean()

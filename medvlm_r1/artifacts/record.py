@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from medvlm_r1.algorithms.base import VLMModule
+from medvlm_r1.algorithms.steps import run_length
 from medvlm_r1.artifacts.model_card import model_card
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.data.sources.huatuo_bundle import HUB_ID
@@ -58,7 +59,10 @@ def describe(config: Mapping[str, Any], module: VLMModule, questions: Questions)
     training = ""
     if module.trains:
         trained = sum(p.numel() for p in module.policy.trainable_parameters)
-        training = f"{len(questions.train)} training questions, {trained:,} parameters trained; "
+        length = run_length(config, len(questions.train), config["model"]["recipe"]["prompts_per_step"])
+        updates = f" of {length.updates_per_step} updates" if length.updates_per_step > 1 else ""
+        steps = f"{len(questions.train)} training questions in {length.total} steps{updates}"
+        training = f"{steps}, {trained:,} parameters trained; "
     return f"{method_title(module.method)} of {model_name(config['model'])}; {training}tests: {counts}"
 
 
@@ -96,6 +100,7 @@ def write_artifacts(
         "trained_on": sorted({sample.modality for sample in questions.train}),
         "training_questions": len(questions.train) if module.trains else 0,
         "steps": module.step,
+        "updates": module.trainer.global_step,
         # unknown for an endpoint
         "parameters": sum(p.numel() for p in module.policy.parameters()) or None,
         "parameters_trained": sum(p.numel() for p in trained),

@@ -42,7 +42,7 @@ class RolloutLogger(Callback):
         rows, folder = rollout_rows(step, trajectory), Path(trainer.default_root_dir)
         write_rows(folder / "rollouts" / f"step-{step}.jsonl", rows)
         (folder / "rollouts" / f"step-{step - self.keep}.jsonl").unlink(missing_ok=True)
-        is_last = module.step >= trainer.estimated_stepping_batches
+        is_last = module.step >= module.total_steps
         if is_last or (self.images_every and step % self.images_every == 0):
             for prompt in trajectory.prompts[: self.images_per_step]:
                 save_image(prompt.sample, folder / "images")

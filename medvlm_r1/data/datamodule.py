@@ -25,7 +25,7 @@ Perturb = Callable[[Source], Sequence[list[Perturbation]]]
 class VQADataModule(LightningDataModule):
     """Train, validation and test questions.
 
-    Each device takes its own share of the prompts of an optimiser step. The order depends on (seed, epoch)
+    Each device takes its own share of the prompts of a step. The order depends on (seed, epoch)
     alone: methods with the same seed see the same questions in the same order, for any number of workers.
 
     A test batch holds, per question, its perturbations with their tensors.
@@ -34,7 +34,7 @@ class VQADataModule(LightningDataModule):
         encode: (question, phase) -> tensors, run in the workers. For test questions it also takes
             ``assistant_prefix``, the first text of the answer, and ``memo``, the images that all
             perturbations of one question share.
-        prompts_per_step: prompts per optimiser step, over all devices.
+        prompts_per_step: prompts per step, over all devices.
         evaluation_batch: prompts per evaluation batch and device.
         workers: DataLoader workers; 0 encodes in the main process.
         perturb: test set -> the perturbations of each question; by default the unchanged question alone.

@@ -26,7 +26,7 @@ _OWN = {
     "trainer.gradient_clip_val": "method.optim.max_grad_norm",
     "trainer.gradient_clip_algorithm": "method.optim.max_grad_norm",
     "trainer.accumulate_grad_batches": "model.recipe.micro_batch (prompts in one pass) and "
-    "model.recipe.prompts_per_step (prompts in one update)",
+    "model.recipe.prompts_per_step (questions of one step)",
 }
 
 

@@ -108,7 +108,8 @@ def _time(plan: Plan) -> Table:
         add_time("whole run", "unknown")
         return table
     if asked.steps:
-        add_time(f"{asked.steps:,} steps", _duration(asked.steps * plan.step_seconds))
+        updates = f" of {workload.updates} updates" if workload.updates > 1 else ""
+        add_time(f"{asked.steps:,} steps{updates}", _duration(asked.steps * plan.step_seconds))
     if workload.checkpoints:
         written = f"{workload.checkpoints} checkpoints of {_gb(plan.checkpoints[0])} GB"
         add_time(written, _duration(plan.checkpoint_seconds))

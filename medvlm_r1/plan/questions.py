@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pydoc import locate
 from typing import Any
 
+from medvlm_r1.algorithms.steps import run_length
 from medvlm_r1.data.sources.medvlm_r1 import medvlm_r1 as published_data
 from medvlm_r1.policy.loading.load import Recipe
 
@@ -17,7 +18,7 @@ class Questions:
 
     Attributes:
         answers: greedy answers to each test question, over all controls.
-        steps: training steps of the run.
+        steps: of the run, see :mod:`~medvlm_r1.algorithms.steps`.
         validations: times that the validation questions are answered.
     """
 
@@ -56,12 +57,9 @@ def count_questions(cfg: dict[str, Any], recipe: Recipe, trains: bool, answers: 
         train = None
     if train is None:
         return Questions(None, validation, test, answers, steps=None, validations=0)
-    steps_per_epoch = train // recipe.prompts_per_step
-    steps = steps_per_epoch * trainer["max_epochs"]
-    if trainer["max_steps"] > 0:
-        steps = min(steps, trainer["max_steps"])
+    length = run_length(cfg, train, recipe.prompts_per_step)
     interval = trainer["val_check_interval"]
     if isinstance(interval, float):  # a share of an epoch
-        interval = int(steps_per_epoch * interval)
-    validations = steps // max(1, interval) + 2  # and one before and one after training
-    return Questions(train, validation, test, answers, steps, validations)
+        interval = int(length.per_epoch * interval)
+    validations = length.total // max(1, interval) + 2  # and one before and one after training
+    return Questions(train, validation, test, answers, length.total, validations)

@@ -44,7 +44,7 @@ class Workload:
         path, revision, recipe, tuning: of the model option.
         has_reference: whether GRPO has a KL penalty (beta above 0).
         num_iterations: passes over one rollout.
-        updates: optimiser steps per training step.
+        updates: per step, see :mod:`~medvlm_r1.algorithms.steps`.
         scores_old: whether GRPO computes log pi_old before the first update.
         dynamic_sampling_rounds: maximum number of further rounds that replace zero-advantage groups.
         micro_batch: prompts per forward and backward pass, at most.

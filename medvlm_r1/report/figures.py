@@ -121,7 +121,7 @@ def curve_panels(c: Comparison) -> list[Panel]:
             lines = tuple((k, number[k], float(means[k].iloc[0]), float(means[k].iloc[-1])) for k in labels)
             title = f"{heading} of {labels[0]}" if metric in SEPARATE else heading
             words = "; ".join(f"{label} from {first:.3g} to {last:.3g}" for label, _, first, last in lines)
-            alt = f"{title} by optimiser step: {words}"
+            alt = f"{title} by step: {words}"
             panels.append(Panel(title, unit, svg(figure, f"{metric} {labels}"), alt, lines))
     return panels
 
@@ -221,7 +221,7 @@ def _curves(axes: Axes, groups: Sequence[RunGroup], metric: str, number: dict[st
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlim(left=0)
-    axes.set_xlabel("optimiser step", fontsize=8.5, color=PAGE.muted)
+    axes.set_xlabel("step", fontsize=8.5, color=PAGE.muted)
 
 
 def literal(text: str) -> str:

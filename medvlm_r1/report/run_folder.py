@@ -117,7 +117,7 @@ class Run:
         return table
 
     def curve(self, metric: str) -> pd.Series:
-        """One metric by optimiser step; empty if it was not logged."""
+        """One metric by step; empty if it was not logged."""
         if metric not in self.curves:
             return pd.Series(dtype=float)
         return self.curves.dropna(subset=[metric]).groupby("step")[metric].last()

@@ -136,10 +136,12 @@ def test_old_rollouts_make_room(tmp_path):
     rollout = Rollout(none.long(), none.bool(), none, none, none, [], none[:, 0].bool())
     trajectory = Trajectory([], rollout, [], [], RewardTable({"r": none[:, 0]}, {"r": 1.0}), advantages=none)
     logger = RolloutLogger(keep=3, show_every=0)
-    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path, estimated_stepping_batches=99)
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path)
     for step in range(8):
         outputs = {"trajectory": trajectory}
-        logger.on_train_batch_end(trainer, SimpleNamespace(step=step + 1), outputs, None, step)
+        logger.on_train_batch_end(
+            trainer, SimpleNamespace(step=step + 1, total_steps=99), outputs, None, step
+        )
     kept = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
     assert kept == ["step-5.jsonl", "step-6.jsonl", "step-7.jsonl"]
     with pytest.raises(ValueError, match=r"callbacks\.rollouts\.keep is 0"):

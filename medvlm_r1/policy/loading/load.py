@@ -40,7 +40,7 @@ class Recipe:
         min_pixels, max_pixels: limits of a resized image, in training and in evaluation; the aspect ratio is
             kept.
         dtype: of weights and arithmetic, ``float32`` or ``bfloat16``.
-        prompts_per_step: prompts in one optimiser step, over all devices.
+        prompts_per_step: questions of one step, over all devices.
         group_size: completions per prompt, G.
         micro_batch: prompts in one forward and backward pass.
         evaluation_batch: prompts per batch in evaluation.

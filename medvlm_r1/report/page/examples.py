@@ -62,7 +62,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class CompletionGroup(Prompt):
-    """All completions of one prompt at one optimiser step."""
+    """All completions of one prompt at one step."""
 
     step: int
     terms: list[str]  # names of the reward terms

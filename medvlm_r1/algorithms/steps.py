@@ -1,0 +1,52 @@
+"""Steps and updates: a step is a rollout of ``prompts_per_step`` questions, an update one optimiser step.
+
+A step is a batch to Lightning, and has ``num_iterations`` x ``num_minibatches`` updates. Schedule, warm-up,
+intervals, logs and file names count steps. Lightning's own ``trainer.max_steps``, ``trainer.min_steps`` and
+``global_step`` count updates.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Length of a run.
+
+    Attributes:
+        per_epoch: steps of an epoch.
+        total: steps of the run.
+        updates_per_step: calls of the optimiser in a step.
+    """
+
+    per_epoch: int
+    total: int
+    updates_per_step: int
+
+
+def total_steps(per_epoch: int, max_epochs: int, max_updates: int, updates_per_step: int) -> int:
+    """Steps of a run that ends after ``max_epochs``, or within the step of update ``max_updates``.
+
+    Lightning looks at its limits between two steps, so the last step takes all of its updates.
+
+    Args:
+        max_epochs, max_updates: -1 is no limit, but not of both.
+    """
+    if max_updates == -1:
+        return per_epoch * max_epochs
+    steps = math.ceil(max_updates / updates_per_step)
+    return steps if max_epochs == -1 else min(steps, per_epoch * max_epochs)
+
+
+def run_length(config: Mapping[str, Any], questions: int, prompts_per_step: int) -> RunLength:
+    """Read the length of a run with so many training questions from its resolved configuration."""
+    method, trainer = config["method"], config["trainer"]
+    updates = method.get("num_iterations", 1) * method.get("num_minibatches", 1)
+    per_epoch = questions // prompts_per_step
+    limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
+    if limit is not None:
+        per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
+    total = total_steps(per_epoch, trainer["max_epochs"], trainer["max_steps"], updates)
+    return RunLength(per_epoch, total, updates)
