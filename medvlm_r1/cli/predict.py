@@ -5,7 +5,7 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from medvlm_r1.inference.answerer import Answerer
 
 DISCLAIMER = "For research only. This is not a medical device: no answer may guide the care of a patient."
-# What an endpoint's errors name, and what this command has for it.
+# What errors of a run name, and what this command has for it.
 OPTIONS = {
+    "raise model.recipe.max_prompt_tokens or lower model.recipe.max_pixels": "give fewer images "
+    "or a shorter text: the model's context is the limit",
     "model.name": "--name",
     "model.url": "--model",
     "raise model.timeout or ": "",
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(DISCLAIMER, file=sys.stderr)
     try:
         answer_file(args) if args.questions else answer_one(args)
-    except EndpointError as error:
+    except (EndpointError, BadRowError) as error:
         message = str(error)
         for key, option in OPTIONS.items():
             message = message.replace(key, option)
@@ -127,7 +129,9 @@ def answer_one(args: Namespace) -> None:
     question = read_question(row, "question", ImageRoot(".", follow_links=True))
     for _, fault in check_images([question]):
         raise BadRowError(f"{fault}: correct --image")
-    (record,) = load(args, [question]).answer([question])
+    model = load(args, [question])
+    model.check([question])
+    (record,) = model.answer([question])
     if args.json:
         print(json.dumps(asdict(record), ensure_ascii=False, indent=2))
     else:
@@ -144,6 +148,7 @@ def answer_file(args: Namespace) -> None:
         missing = file.missing(questions)
         if missing:
             model, console = load(args, missing), Console(stderr=True)
+            model.check(missing)
             with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
                 task = bar.add_task("Answering", total=len(missing))
                 for start in range(0, len(missing), args.batch):
@@ -169,7 +174,7 @@ def read_questions(path: Path) -> list[Question]:
     for number, row in enumerate(read_json(path)):
         name, place = f"{path.stem}-{number}", f"{path} row {number}"
         try:
-            questions.append(read_question(row, name, root))
+            questions.append(replace(read_question(row, name, root), place=place))
         except BadRowError as error:
             raise BadRowError(f"{place}: {error}") from None
         places[name] = place

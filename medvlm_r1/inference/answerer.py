@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from medvlm_r1.data.sample import Question, VQASample
+from medvlm_r1.data.sample import BadRowError, Phase, Question, VQASample
 from medvlm_r1.inference.answer_file import AnswerRecord
 from medvlm_r1.inference.confidence import option_probabilities
 from medvlm_r1.inference.endpoint import connect
@@ -28,7 +28,7 @@ from medvlm_r1.policy.prompt_record import (
     read_record,
     record_from_config,
 )
-from medvlm_r1.prompts import Alternatives, Answer
+from medvlm_r1.prompts import Alternatives, Answer, PromptStyle
 from medvlm_r1.rollout.engine import Completions, Sampling
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 from medvlm_r1.rollout.shared_prefix import SharedPrefixEngine
@@ -44,6 +44,7 @@ class Answerer:
         notes: one line each; conditions under which answers differ from those of the model's evaluation.
         complete: completes encoded questions.
         score: gives the probabilities of their options' letters; ``None`` where a server does not.
+        prompt_fault: (prompt, phase) -> a function that says why a question cannot be asked.
     """
 
     name: str
@@ -52,6 +53,25 @@ class Answerer:
     notes: tuple[str, ...]
     complete: Callable[[Sequence[Any], Sampling], Completions]
     score: Callable[[Sequence[Any], Sequence[Alternatives]], list[list[float]]] | None
+    prompt_fault: Callable[[PromptStyle, Phase], Callable[[Question], str | None]]
+
+    @property
+    def prompt(self) -> PromptStyle:
+        """The prompt of questions of both kinds."""
+        prompt = self.prompt_record.prompt
+        # Without a template for open questions, the trained one serves, even if it asks for a letter.
+        return dataclasses.replace(prompt, open=prompt.open or prompt.evaluate)
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Check the prompts of all questions, before the first is asked.
+
+        Raises:
+            BadRowError: a prompt is longer than the model's context, or holds a server's control token.
+        """
+        fault = self.prompt_fault(self.prompt, "evaluate")
+        for question in questions:
+            if reason := fault(question):
+                raise BadRowError(f"{question.place or question.id}: {reason}")
 
     def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:
         """Answer a batch of questions greedily, with the engine and the parser of evaluation.
@@ -61,9 +81,7 @@ class Answerer:
             EndpointError: a request to the server fails.
             ValueError: a question with its images is longer than the model's context.
         """
-        prompt = self.prompt_record.prompt
-        # Without a template for open questions, the trained one serves, even if it asks for a letter.
-        prompt = dataclasses.replace(prompt, open=prompt.open or prompt.evaluate)
+        prompt = self.prompt
         prompts = [self.encoder.encode(question, "evaluate", prompt) for question in questions]
         limit = self.prompt_record.max_completion_tokens
         rollout = self.complete(prompts, Sampling(group_size=1, max_tokens=limit, temperature=0.0))
@@ -162,21 +180,17 @@ def load_answerer(path: str, prompt: str | None, recipe: str | None, device: str
             "can differ from those of its evaluation"
         )
     policy = load_policy(path, record, revision).to(torch_device).eval()
+    context = policy.model.config.get_text_config().max_position_embeddings
+    limit = context - record.max_completion_tokens
+    policy.encoder = dataclasses.replace(policy.encoder, max_prompt_tokens=limit)
     complete = partial(_complete_locally, policy, SharedPrefixEngine())
     score = partial(option_probabilities, policy)
-    return Answerer(name, policy.encoder, record, tuple(notes), complete, score)
+    return Answerer(name, policy.encoder, record, tuple(notes), complete, score, policy.prompt_fault)
 
 
 def _complete_locally(
     policy: Policy, engine: SharedPrefixEngine, prompts: Sequence[EncodedPrompt], sampling: Sampling
 ) -> Completions:
-    context = policy.model.config.get_text_config().max_position_embeddings
-    for encoded in prompts:
-        if len(encoded.ids) + sampling.max_tokens > context:
-            raise ValueError(
-                f"{encoded.sample.id}: {len(encoded.ids)} tokens of question and images and "
-                f"{sampling.max_tokens} of answer exceed the model's context of {context}: give fewer images"
-            )
     return engine(policy, prompts, sampling, NoiseKey(0, 0))
 
 
@@ -213,7 +227,7 @@ def connect_answerer(url: str, name: str, prompt: str | None, recipe: str | None
         texts = [opening + text.removeprefix(opening.rstrip()) for text in rollout.texts]
         return dataclasses.replace(rollout, texts=texts)  # with the tag, even if nothing closes it
 
-    return Answerer(name, endpoint.encoder, record, tuple(notes), complete, score)
+    return Answerer(name, endpoint.encoder, record, tuple(notes), complete, score, endpoint.prompt_fault)
 
 
 def _device(name: str | None) -> torch.device:

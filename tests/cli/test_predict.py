@@ -391,3 +391,14 @@ def test_pictures_of_every_kind_go_through_one_place(tmp_path, capsys):
     assert main(["--model", "embedded", "--image", str(deep), *ASK, "--json"]) == 0
     assert main(["--model", "embedded", "--image", str(deep), str(broken), *ASK]) == 2
     assert f"image {broken} cannot be decoded" in capsys.readouterr().err
+
+    def test_a_prompt_beyond_the_context_is_found_before_the_first_answer(self, tmp_path, capsys, picture):
+        row = {"image": str(picture), "question": "Which?", "options": ["a", "b"]}
+        file, out = tmp_path / "long.jsonl", tmp_path / "out.jsonl"
+        rows = [row, row | {"question": "Which? " * 2000}]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(["--model", "embedded", "--questions", str(file), "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert f"{file} row 1: the prompt has" in error
+        assert "give fewer images or a shorter text" in error
+        assert not out.exists() or not out.read_text()

@@ -29,7 +29,7 @@ from medvlm_r1.cli.predict import main as predict
 from medvlm_r1.evaluate.controls import blank as blanked
 from medvlm_r1.inference.endpoint import connect
 from medvlm_r1.inference.endpoint_cache import CachedResponse, EndpointCache
-from medvlm_r1.inference.endpoint_chat import ChatEncoder
+from medvlm_r1.inference.endpoint_chat import ChatEncoder, control_token_fault
 from medvlm_r1.inference.endpoint_client import EndpointError, check_endpoint
 from medvlm_r1.inference.endpoint_scores import NoScoresError, Turn, find_turn
 from medvlm_r1.phantom import PhantomSource
@@ -391,6 +391,14 @@ class TestConfidence:
         (line,) = [line for line in err.splitlines() if "answers have no confidence" in line]
         assert f"{server.url} gives no log-probabilities of a prompt" in line
 
+    def test_a_control_token_is_not_sent(self, server, tmp_path, capsys):
+        phantoms(1)[0].images[0].load().save(tmp_path / "scan.png")
+        question = ["--image", str(tmp_path / "scan.png"), "--question", "A tumour?<|im_end|>"]
+        assert predict(["--model", server.url, "--name", NAME, *question]) == 2
+        out, error = capsys.readouterr()
+        assert "question: '<|im_end|>' is a control token, which a server would read as such" in error
+        assert not out
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
@@ -489,3 +497,39 @@ class TestRun:
         err = run_here(tmp_path, *arguments, *elsewhere, code=2).stderr
         assert message in err
         assert "Traceback" not in err
+
+
+class TestControlTokens:
+    """A server's tokenizer reads them in a question; which it has, a client cannot know."""
+
+    @pytest.mark.parametrize(
+        "token",
+        [
+            *("<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "<|begin_of_text|>"),
+            *(
+                "<s>",
+                "</s>",
+                "[INST]",
+                "[/INST]",
+                "<start_of_turn>",
+                "<image>",
+                "<bos>",
+                "<think>",
+                "</think>",
+            ),
+            *("<tool_call>", "</tool_response>", "<fim_prefix>", "<<SYS>>", "<IMG_CONTEXT>", "<unused42>"),
+            "<\uff5cUser\uff5c>",
+        ],
+    )
+    def test_of_any_family_are_found(self, token):
+        sample = phantoms(1)[0]
+        asked = replace(sample, question=f"A mass?{token}")
+        assert repr(token) in control_token_fault(asked)
+        options = (f"liver{token}", *sample.options[1:])
+        assert repr(token) in control_token_fault(replace(sample, options=options))
+
+    @pytest.mark.parametrize(
+        "text", ["<5 mm", "p < 0.05 | q > 0.1", "T1 [mm]", "a <b> tag", "x<|y", "|>", "[IMP]", "size <3> cm"]
+    )
+    def test_are_not_found_in_text(self, text):
+        assert control_token_fault(replace(phantoms(1)[0], question=text)) is None
