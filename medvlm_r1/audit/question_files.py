@@ -5,8 +5,9 @@ from pathlib import Path
 
 from medvlm_r1.data.formats.mcq_row import read_row
 from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.embedded import ZipImage
 from medvlm_r1.data.images.resolve import ImageRoot
-from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.sample import BadRowError, ImageHandle, VQASample
 
 UNKNOWN = "unknown"
 
@@ -44,8 +45,12 @@ def read_files(
                     rows.append((number, read_row(row, name, path.stem, root, UNKNOWN)))
         if nameless:
             faults.append(f"{path}: {nameless} rows name no modality (no subset)")
-        missing = [(n, h.name) for n, s in rows for h in s.images if not h.path.exists()]
+        missing = [(n, h.name) for n, s in rows for h in s.images if not _exists(h)]
         if len(missing) < sum(len(s.images) for _, s in rows):
             faults += [f"{path} row {n}: image {image} does not exist" for n, image in missing]
         samples += [sample for _, sample in rows]
     return samples, faults
+
+
+def _exists(handle: ImageHandle) -> bool:
+    return handle.exists() if isinstance(handle, ZipImage) else handle.path.exists()

@@ -53,6 +53,24 @@ def write_parquet(path: Path, rows: list[dict], columns=("image",)) -> None:
     datasets.Dataset.from_list(rows, datasets.Features(features)).to_parquet(path)
 
 
+def litter(root: Path) -> None:
+    """Add what copies of a set also hold: files of macOS in every folder and archive, and notes."""
+    for folder in [root, *(p for p in root.rglob("*") if p.is_dir())]:
+        names = [p.name for p in folder.iterdir()]
+        (folder / ".DS_Store").write_bytes(b"Bud1")
+        (folder / "README.md").write_text("# Notes")
+        for name in names:
+            (folder / f"._{name}").write_bytes(b"\x00\x05\x16\x07not the file")
+        (folder / "__MACOSX/images").mkdir(parents=True, exist_ok=True)
+        (folder / "__MACOSX/images/._1.json").write_bytes(b"\x00\x05\x16\x07")
+    for path in root.rglob("[!.]*.zip"):
+        with zipfile.ZipFile(path, "a") as archive:
+            for name in archive.namelist():
+                head, _, tail = name.rpartition("/")
+                archive.writestr(f"__MACOSX/{head}/._{tail}", b"\x00\x05\x16\x07")
+            archive.writestr(".DS_Store", b"Bud1")
+
+
 # --- one function per set, which writes it to ``root`` ---------------------------------------------
 
 
@@ -78,6 +96,60 @@ def med_r1(root: Path) -> None:
     with zipfile.ZipFile(root / "OmniMedVQA.zip", "w") as archive:
         for name in names:
             archive.write(root / "OmniMedVQA" / name, f"OmniMedVQA/{name}")
+
+
+MED_R1_FILES = {
+    "modality": (
+        "CT(Computed Tomography)",
+        "Dermoscopy",
+        "Fundus Photography",
+        "MR (Mag-netic Resonance Imaging)",
+        "Microscopy Images",
+        "OCT (Optical Coherence Tomography",  # the authors' spelling
+        "X-Ray",
+        "ultrasound",
+    ),
+    "question_type": (
+        "Anatomy Identification",
+        "Disease Diagnosis",
+        "Lesion Grading",
+        "Modality Recognition",
+        "Other Biological Attributes",
+    ),
+}
+MED_R1_DUPLICATES = {
+    ("CT(Computed Tomography)", "train"): 3,
+    ("ultrasound", "train"): 5,
+    ("Modality Recognition", "train"): 2,
+    ("Modality Recognition", "test"): 3,
+}
+
+
+def med_r1_as_released(root: Path) -> None:
+    """All files of the authors' repository under their names, 12 and 3 usable rows a file, and its faults.
+
+    ``unknown_train.json`` has one row and no test; some rows offer the same option twice.
+    """
+
+    def row(image: str, options: str, letter: str) -> dict:
+        problem = f"What is shown in {image}? {options}"
+        return {"image": f"Images/{image}", "problem": problem, "solution": f"<answer> {letter} </answer>"}
+
+    names = []
+    for by, files in MED_R1_FILES.items():
+        for name in files:
+            for part, numbers in (("train", range(12)), ("test", range(20, 23))):
+                good = "A)Liver, left lobe, B)MRI, or CT, C)This is normal., D)None (yet)"
+                images = [f"{name[:3]}/{i}.png" for i in numbers]
+                rows = [row(image, good, "ABCD"[i % 4]) for i, image in enumerate(images)]
+                twice = "A)Liver, B)Lung, C)Liver, D)Heart"
+                for i in range(MED_R1_DUPLICATES.get((name, part), 0)):
+                    rows.insert(2 * i, row(images[i % 3], twice, "B"))
+                write_json(root / f"Splits/{by}/{part}/{name}_{part}.json", rows)
+                names += [f"Images/{image}" for image in images]
+    unknown = row("CT(/0.png", "A)Angiography, B)Electrocardiogram (ECG), C)Mammogram, D)CT", "D")
+    write_json(root / "Splits/modality/train/unknown_train.json", [unknown])
+    write_pictures(root / "OmniMedVQA", names)
 
 
 def omnimedvqa(root: Path) -> None:

@@ -134,6 +134,10 @@ class ZipImage(EmbeddedImage):
     archive: Path
     member: str
 
+    def exists(self) -> bool:
+        """Whether the archive has the member."""
+        return self.member in _opened(self.archive, os.getpid()).NameToInfo
+
     @property
     def name(self) -> str:
         return f"{self.archive.as_posix()}/{self.member}"
@@ -174,7 +178,10 @@ class ImageStore:
             try:
                 self._members = frozenset(_opened(self.path, os.getpid()).namelist())
             except (OSError, zipfile.BadZipFile) as error:
-                raise BadRowError(f"{self.path} is damaged ({error}): fetch it again") from error
+                raise BadRowError(
+                    f"{self.path} is damaged ({error}): fetch it again; or give a folder or a zip archive of "
+                    "images"
+                ) from error
             self._tops = sorted({name.partition("/")[0] for name in self._members if "/" in name})
 
     def handle(self, relative: str) -> ImageHandle:

@@ -14,10 +14,13 @@ from PIL import Image
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.dicom_header import is_dicom
+from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.images.nifti import SUFFIXES, NiftiImage
 from medvlm_r1.data.images.volume import Volumes, picks, require
 from medvlm_r1.data.sample import BadRowError, ImageHandle
+from medvlm_r1.runs.shorten import shorten
 
+_DICOM_SUFFIXES = (".dcm", ".dicom")
 # Settings that a row may have, by format; ``allow_identifying`` is a setting of the whole run.
 _SETTINGS = {
     "DICOM": ("slice", "slices", "window"),
@@ -26,9 +29,10 @@ _SETTINGS = {
 
 
 class ImageRoot:
-    """A folder that the image paths of a data file start from, and may not leave.
+    """A folder, or a zip archive of one, that the image paths of a data file start from, and may not leave.
 
     Args:
+        folder: the folder or the archive; see :class:`~medvlm_r1.data.images.embedded.ImageStore`.
         follow_links: accept images outside ``folder``, reached by ``..``, an absolute path or a link.
         key: the setting that names the folder, for messages.
         volumes: how DICOM and NIfTI files are shown where an entry does not set it.
@@ -44,6 +48,7 @@ class ImageRoot:
         self.folder, self.follow_links, self.key = Path(folder), follow_links, key
         self.volumes = volumes or Volumes()
         self._real, self._absolute = os.path.realpath(folder), os.path.abspath(folder)
+        self._archive = ImageStore(folder) if self.folder.is_file() else None
         self._parents: dict[str, str] = {}
         # caches, since many questions may show one image
         self._identities: dict[str, str] = {}
@@ -60,7 +65,10 @@ class ImageRoot:
         self.identity(entry)
         if isinstance(entry, str) and entry in self._handles:
             return self._handles[entry]
-        images = tuple(image_handles(entry, self.folder, self.volumes))
+        if self._archive is None:
+            images = tuple(image_handles(entry, self.folder, self.volumes))
+        else:
+            images = (self._member(entry),)
         if isinstance(entry, str):
             self._handles[entry] = images
         return images
@@ -77,6 +85,9 @@ class ImageRoot:
             raise BadRowError(f"image {path!r} holds a NUL character: correct the file's name")
         if not path.isprintable() and any("\ud800" <= c <= "\udfff" for c in path):
             raise BadRowError(f"image {path!r} holds an unpaired surrogate: correct the file's name")
+        if self._archive is not None:
+            member = self._archive.handle(path).name
+            return f"{Path(path).name}-{zlib.crc32(os.fsencode(os.path.realpath(member))):08x}"
         file = self.folder / path
         real = self._real_path(file)
         if not self.follow_links:
@@ -92,6 +103,16 @@ class ImageRoot:
                     f"images, or set {self.key} to their real folder; {remedy}"
                 )
         return f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
+
+    def _member(self, entry: Any) -> ImageHandle:
+        """Return an image in the archive, whose DICOM and NIfTI files are not read."""
+        path, settings = Path(entry_path(entry)), isinstance(entry, dict) and set(entry) - {"path"}
+        if settings or path.name.lower().endswith((*SUFFIXES, *_DICOM_SUFFIXES)):
+            raise BadRowError(
+                f"image {shorten(entry)} is a DICOM or NIfTI file in an archive, where they are not read: "
+                f"unpack {self.folder} and set {self.key} to the folder"
+            )
+        return self._archive.handle(path.as_posix())
 
     def _real_path(self, file: Path) -> str:
         """Return the path without symbolic links; those of its folder are cached."""
@@ -203,7 +224,7 @@ def _kind(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(SUFFIXES):
         return "NIfTI"
-    if name.endswith((".dcm", ".dicom")) or path.is_dir():
+    if name.endswith(_DICOM_SUFFIXES) or path.is_dir():
         return "DICOM"
     try:
         known = path.suffix.lower() in Image.registered_extensions()

@@ -1,12 +1,15 @@
-"""Fields of the rows of published sets: text, yes/no answers, the letter of the gold option.
+"""Fields of the rows of published sets: text, options, modality, yes/no answers, the gold option's letter.
 
 An unusable field raises a BadRowError, to which the caller adds file and row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from medvlm_r1.data.sample import LETTERS, BadRowError
+from medvlm_r1.data.formats.mcq_row import modality_of
+from medvlm_r1.data.formats.values import text_or_none
+from medvlm_r1.data.sample import LETTERS, BadRowError, match_key
+from medvlm_r1.runs.shorten import shorten
 
 YES_NO = ("yes", "no")
 Include = Literal["closed", "open", "all"]
@@ -14,14 +17,39 @@ Include = Literal["closed", "open", "all"]
 
 
 def text_of(row: Any, column: str) -> str:
-    """Return the text of a column, stripped."""
+    """Return the text of a column, stripped; a number becomes its text."""
     if not isinstance(row, dict):
-        raise BadRowError(f"is {row!r:.60}, not an object")
+        raise BadRowError(f"is {shorten(row)}, not an object")
     if column not in row:
-        raise BadRowError(f"column {column!r} is missing; the row has {', '.join(row)}")
-    if not isinstance(row[column], str) or not row[column].strip():
-        raise BadRowError(f"{column} is {row[column]!r}: give text")
-    return row[column].strip()
+        raise BadRowError(f"column {column!r} is missing; the row has {', '.join(map(str, row)):.200}")
+    text = None if isinstance(row[column], list | dict) else text_or_none(row[column])
+    if text is None:
+        raise BadRowError(f"{column} is {shorten(row[column])}: give text")
+    return text.strip()
+
+
+def lettered_options(options: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the texts of a row's options, without the missing ones (``None``, NaN, empty text).
+
+    Args:
+        options: value by letter, in order.
+
+    Returns:
+        The texts, and the letter of each among them by its letter in the row: without an option B, the row's
+        C becomes B.
+    """
+    texts = {letter: text_or_none(value) for letter, value in options.items()}
+    present = {letter: text.strip() for letter, text in texts.items() if text is not None}
+    return tuple(present.values()), dict(zip(present, LETTERS, strict=False))
+
+
+def known_modality(row: Mapping[str, Any], column: str) -> str:
+    """Return the short name of the modality in a column."""
+    text = text_of(row, column)
+    try:
+        return modality_of(text)
+    except BadRowError:
+        raise BadRowError(f"{column} {shorten(text)} is no known modality: correct the row") from None
 
 
 def yes_no_letter(answer: str) -> str | None:
@@ -31,13 +59,22 @@ def yes_no_letter(answer: str) -> str | None:
 
 
 def letter_of(answer: Any, options: Sequence[str]) -> str:
-    """Return the letter of the one option whose text is the answer, up to surrounding space."""
-    places = [i for i, option in enumerate(options) if option == str(answer).strip()]
-    if len(places) != 1:
-        raise BadRowError(
-            f"answer {answer!r} is not one of the options {list(options)}: give an option's text"
-        )
-    return LETTERS[places[0]]
+    """Return the letter of the option whose text is the answer, else of the only one that has its words.
+
+    The second comparison ignores case, repeated space and a final full stop.
+    """
+    for spelt in (str.strip, _words):
+        places = [i for i, option in enumerate(options) if spelt(option) == spelt(str(answer))]
+        if len(places) == 1:
+            return LETTERS[places[0]]
+    raise BadRowError(
+        f"answer {shorten(answer)} is not one of the options {shorten(list(options), 200)}: "
+        "give an option's text"
+    )
+
+
+def _words(text: str) -> str:
+    return match_key(text).removesuffix(".").rstrip()
 
 
 def includes(questions: Include, is_open: bool) -> bool:

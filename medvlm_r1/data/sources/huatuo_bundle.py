@@ -15,7 +15,7 @@ from filelock import FileLock
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.digest_cache import cache_folder
 from medvlm_r1.data.sample import BadRowError
-from medvlm_r1.data.sources.locate import find_set
+from medvlm_r1.data.sources.locate import files_of, find_set
 from medvlm_r1.data.sources.unzip import unzip
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def bundle_rows(root: Path) -> tuple[Path, list[Any]]:
         FileNotFoundError: the folder has no file of rows.
         BadRowError: the file cannot be read.
     """
-    files = next(filter(None, (sorted(root.glob(pattern)) for pattern in _ROW_FILES)), None)
+    files = next(filter(None, (files_of(root, pattern) for pattern in _ROW_FILES)), None)
     if files is None:
         raise FileNotFoundError(f"data.root={root} holds no rows: give {LAYOUT}")
     if files[0].suffix != ".parquet":

@@ -58,8 +58,11 @@ def find_set(
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    """Return the sorted files of a glob pattern; none if a shard (``-00000-of-00003``) is missing."""
-    files = sorted(folder.glob(pattern))
+    """Return the sorted files of a glob pattern; none if a shard (``-00000-of-00003``) is missing.
+
+    Hidden files do not count: macOS leaves a ``._x.json`` beside an ``x.json`` that it copies.
+    """
+    files = sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
     shards = [int(match[1]) for file in files if (match := re.search(r"-of-(\d+)", file.stem))]
     return files if all(count == len(files) for count in shards) else []
 

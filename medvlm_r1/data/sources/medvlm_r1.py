@@ -17,13 +17,22 @@ from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
 from medvlm_r1.data.formats.mcq_row import read_row
-from medvlm_r1.data.formats.question_file import image_faults, parse_rows, plain_stem, raise_first
-from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
+from medvlm_r1.data.formats.question_file import (
+    image_faults,
+    log_skipped,
+    parse_rows,
+    plain_stem,
+    raise_first,
+    require_rows,
+    skipped_rows,
+)
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.images.resolve import ImageRoot
-from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.sample import ImageHandle, VQASample
 from medvlm_r1.data.sources.huatuo_bundle import LAYOUT, bundle_images, bundle_rows, find_bundle
+from medvlm_r1.data.sources.published_set import LENIENT
 from medvlm_r1.data.splits import Questions
 
 logger = logging.getLogger(__name__)
@@ -39,7 +48,7 @@ def medvlm_r1(
     revision: str = "main",
     n_train: int = 600,
     n_validation: int = 100,
-    rows: RowPolicy = STRICT,
+    rows: RowPolicy = LENIENT,
 ) -> Questions:
     """Load MedVLM-R1's MRI questions and its tests on MRI, CT and X-ray; see :class:`MedVLMR1Set`."""
     read = functools.partial(MedVLMR1Set, root=root, test_file=test_file, revision=revision, rows=rows)
@@ -47,7 +56,13 @@ def medvlm_r1(
         read(part, n_train=n_train, n_validation=n_validation) for part in ("train", "validation")
     )
     tests = {name: read("test", name) for name in SUBSETS}
-    return Questions(train, validation, tests, tuple(train.skipped + validation.skipped))
+    skipped, _ = skipped_rows({"train": train, "validation": validation, **tests})
+    _, refused = skipped_rows({"train": train})
+    for name, part in {"bundle": train, "test file": tests["mri"]}.items():
+        if part.unusable:
+            log_skipped(f"data, {name}", part.unusable)
+    # several parts come from one file
+    return Questions(train, validation, tests, tuple(dict.fromkeys(skipped)), refused)
 
 
 class Selection(NamedTuple):
@@ -58,20 +73,28 @@ class Selection(NamedTuple):
 
 
 def select(
-    candidates: Sequence[VQASample], test: Sequence[VQASample], n_train: int, n_validation: int
+    candidates: Sequence[VQASample],
+    test: Sequence[VQASample],
+    n_train: int,
+    n_validation: int,
+    shown: Sequence[ImageHandle] = (),
 ) -> Selection:
     """Select the first rows without a test image for training, then the next without a training image either.
 
     Two images are the same if their file names (without folder) or, if both files exist, their bytes match.
+
+    Args:
+        shown: further images of the test.
     """
     train, validation, left_out = [], [], {"train": [], "validation": []}
-    test_names, test_bytes = _names(test), _digests(test)
+    shown = [*shown, *_handles(test)]
+    test_names, test_bytes = _names(shown), _digests(shown)
     train_names, train_bytes = set(), set()
     for sample in candidates:
         part = "train" if len(train) < n_train else "validation"
         if part == "validation" and len(validation) == n_validation:
             break
-        names, digests = _names([sample]), _digests([sample])
+        names, digests = _names(sample.images), _digests(sample.images)
         reasons = {
             "file name of a test image": names & test_names,
             "bytes of a test image": digests & test_bytes,
@@ -89,12 +112,16 @@ def select(
     return Selection(train, validation, left_out, compared=len(test_bytes))
 
 
-def _names(samples: Sequence[VQASample]) -> set[str]:
-    return {PurePath(handle.name).name for sample in samples for handle in sample.images}
+def _handles(samples: Sequence[VQASample]) -> list[ImageHandle]:
+    return [handle for sample in samples for handle in sample.images]
 
 
-def _digests(samples: Sequence[VQASample]) -> set[str]:
-    return {image_digest(handle) for sample in samples for handle in sample.images} - {None}
+def _names(handles: Sequence[ImageHandle]) -> set[str]:
+    return {PurePath(handle.name).name for handle in handles}
+
+
+def _digests(handles: Sequence[ImageHandle]) -> set[str]:
+    return {image_digest(handle) for handle in handles} - {None}
 
 
 class MedVLMR1Set(Sequence[VQASample]):
@@ -108,11 +135,13 @@ class MedVLMR1Set(Sequence[VQASample]):
         revision: commit of the bundle on the hub; unused with ``root``.
         n_train: number of training questions; the validation questions follow them.
         cache: folder to unpack the bundle's ``images.zip`` into.
-        rows: how rows are checked; unusable rows of the bundle are skipped before the selection. A damaged
+        rows: how rows are checked; by default unusable rows are left out before the selection. A damaged
             image always raises: to skip it would select other training questions on every machine.
 
     Attributes:
         skipped: one line for each row left out: unusable, or with an image of another part.
+        unusable: the former alone.
+        refused_images: line and images of each unusable row.
 
     Raises:
         FileNotFoundError: bundle, images or test file are missing.
@@ -130,7 +159,7 @@ class MedVLMR1Set(Sequence[VQASample]):
         n_train: int = 600,
         n_validation: int = 100,
         cache: str | Path | None = None,
-        rows: RowPolicy = STRICT,
+        rows: RowPolicy = LENIENT,
     ) -> None:
         if part not in ("train", "validation", "test"):
             raise ValueError(f"part is {part!r}: use 'train', 'validation' or 'test'")
@@ -145,9 +174,10 @@ class MedVLMR1Set(Sequence[VQASample]):
             images = bundle_images(root, cache) if rows.check_images else root
         image_root = ImageRoot(images, rows.follow_links, "data.root")
         parse = functools.partial(read_row, source=plain_stem(test_file), root=image_root)
-        test, _, places, _ = parse_rows(enumerate(read_json(test_file)), test_file, parse)
+        test, unusable, places, refused = parse_rows(enumerate(read_json(test_file)), test_file, parse, rows)
         if part == "test":
-            path, self.skipped, self.refused_images = test_file, [], []
+            path, self.skipped, self.unusable, self.refused_images = test_file, unusable, unusable, refused
+            require_rows(str(path), test, unusable)
             self._samples = [sample for sample in test if sample.modality == modality]
             if not self._samples:
                 subset = SUBSETS[modality]
@@ -158,7 +188,10 @@ class MedVLMR1Set(Sequence[VQASample]):
             subset = [(i, row) for i, row in subset if row.get("subset") == SUBSETS[modality]]
             parse = functools.partial(read_row, source=plain_stem(path), root=image_root, modality=modality)
             candidates, self.skipped, places, self.refused_images = parse_rows(subset, path, parse, rows)
-            chosen = select(candidates, test, n_train, n_validation)
+            self.unusable = list(self.skipped)
+            # nor may training hold the image of a test row that cannot be used
+            shown = [handle for _, handles in refused for handle in handles]
+            chosen = select(candidates, test, n_train, n_validation, shown)
             self._samples = getattr(chosen, part)
             self._report(path, chosen, places, n_train if part == "train" else n_validation)
         if rows.check_images:

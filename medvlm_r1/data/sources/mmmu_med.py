@@ -6,6 +6,7 @@ placeholders such as ``<image 1>``, ``image_1`` to ``image_7`` (embedded), ``ans
 """
 
 import ast
+import string
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
 from medvlm_r1.data.images.embedded import ParquetRows
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.fields import text_of
+from medvlm_r1.data.sources.fields import lettered_options, text_of
 from medvlm_r1.data.sources.locate import need_files
 from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.data.splits import Questions
+from medvlm_r1.runs.shorten import shorten
 
 HUB_ID = "MMMU/MMMU"
 SUBJECTS = (
@@ -52,7 +54,7 @@ def mmmu_med(subjects: Sequence[str] = SUBJECTS, **shared: Any) -> Questions:
         )
 
     dev, test = read("dev"), read("validation")
-    return settings.assemble([dev, test], dev.samples, {"mmmu_med": test.samples})
+    return settings.assemble({"train": dev, "mmmu_med": test}, dev.samples, {"mmmu_med": test.samples})
 
 
 def _parse(subject: str, row: dict[str, Any], id: str) -> VQASample | None:
@@ -61,12 +63,15 @@ def _parse(subject: str, row: dict[str, Any], id: str) -> VQASample | None:
     images = tuple(row[column] for column in IMAGES if row[column] is not None)
     if not images:
         raise BadRowError("has no image bytes: fetch the set again")
+    options, letters = _options(text_of(row, "options"))
+    if (answer := text_of(row, "answer")) not in letters:
+        raise BadRowError(f"answer is {shorten(answer)}: give the letter of an option, {', '.join(letters)}")
     return VQASample(
         id=id,
         images=images,
         question=text_of(row, "question"),
-        options=_options(text_of(row, "options")),
-        answer=text_of(row, "answer"),
+        options=options,
+        answer=letters[answer],
         modality="unknown",
         question_type=subject,
         source="mmmu_med",
@@ -74,11 +79,11 @@ def _parse(subject: str, row: dict[str, Any], id: str) -> VQASample | None:
     )
 
 
-def _options(text: str) -> tuple[str, ...]:
+def _options(text: str) -> tuple[tuple[str, ...], dict[str, str]]:
     try:
         options = ast.literal_eval(text)
         if not isinstance(options, list):
             raise ValueError("no list")
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise BadRowError(f"options {text!r} is not a list of texts ({error})") from None
-    return tuple(str(option).strip() for option in options)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise BadRowError(f"options {shorten(text)} is not a list of texts ({error!s:.80})") from None
+    return lettered_options(dict(zip(string.ascii_uppercase, options, strict=False)))

@@ -2,8 +2,8 @@
 
 ``QA_information/{Open-access,Restricted-access}/*.json`` and ``Images/``, in one archive on the hub, which is
 read without unpacking it. A row has ``question_type``, ``question``, ``gt_answer`` (text), ``image_path``,
-``option_A`` to ``option_D`` (rows with two options lack the last two) and ``modality_type``, which one
-file calls ``modality``.
+``option_A`` to ``option_D`` (rows with two options lack the last two, or have them empty) and
+``modality_type``, which one file calls ``modality``.
 """
 
 import zipfile
@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows, require_rows
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.sources.fields import letter_of, text_of
+from medvlm_r1.data.sources.fields import known_modality, letter_of, lettered_options, text_of
 from medvlm_r1.data.sources.med_r1 import task_of
 from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.data.splits import Questions, draw, hold_out, split_by_image
@@ -76,7 +75,7 @@ def omnimedvqa(
     of_domain = {name: [s for s in rest if getattr(s, by) == name] for name in domains}
     drawn = [draw(part, settings.n_train, settings.split_seed, name) for name, part in of_domain.items()]
     return replace(settings, n_train=None).assemble(
-        [rows],
+        {"all": rows},
         [sample for part in drawn for sample in part],
         {name: [s for s in test if getattr(s, by) == name] for name in tests or _names(test, by)},
         validation,
@@ -105,21 +104,20 @@ def _question_files(folder: Path, access: Sequence[str]) -> tuple[Path, list[Any
     else:
         raise FileNotFoundError(f"{place} lacks QA_information/{ACCESS[access[0]]} or another of {access}")
     files = [file for folder in folders for file in sorted(folder.iterdir(), key=str)]
-    return place, [file for file in files if file.name.endswith(".json")]
+    return place, [file for file in files if file.name.endswith(".json") and not file.name.startswith(".")]
 
 
 def _read(path: Any, images: ImageStore, rows: RowPolicy) -> ParsedRows:
     def parse(row: Any, id: str) -> VQASample:
         question, image = text_of(row, "question"), text_of(row, "image_path")
-        options = (row.get(f"option_{letter}") for letter in "ABCD")
-        options = tuple(str(option).strip() for option in options if option is not None)
+        options, _ = lettered_options({letter: row.get(f"option_{letter}") for letter in "ABCD"})
         return VQASample(
             id=id,
             images=(images.handle(image),),
             question=question,
             options=options,
             answer=letter_of(text_of(row, "gt_answer"), options),
-            modality=modality_of(text_of(row, "modality_type" if "modality_type" in row else "modality")),
+            modality=known_modality(row, "modality_type" if "modality_type" in row else "modality"),
             question_type=task_of(text_of(row, "question_type")),
             source=text_of(row, "dataset"),
             image_group=image,

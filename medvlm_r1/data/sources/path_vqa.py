@@ -22,5 +22,5 @@ def path_vqa(drop_test_images: bool = True, questions: Include = "closed", **sha
     """
     settings, names = PublishedSet(**shared), ("train", "validation", "test")
     parts = read_embedded(settings, HUB_ID, names, "path_vqa", "pathology", questions)
-    train, validation, test = (part.samples for part in parts)
+    train, validation, test = (part.samples for part in parts.values())
     return settings.assemble(parts, train, closed_and_open("path_vqa", test), validation, drop_test_images)

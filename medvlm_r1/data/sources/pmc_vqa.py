@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
+from medvlm_r1.data.formats.values import text_or_none
 from medvlm_r1.data.images.embedded import ImageStore
-from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.fields import letter_of, text_of
+from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
+from medvlm_r1.data.sources.fields import letter_of, lettered_options, text_of
 from medvlm_r1.data.sources.locate import need_files
 from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.data.splits import Questions
+from medvlm_r1.runs.shorten import shorten
 
 HUB_ID = "RadGenome/PMC-VQA"
 SUFFIX = {1: "", 2: "_2"}
@@ -44,14 +46,14 @@ def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Q
     images = ImageStore(*(folder / top for top in tops), folder / f"images{end}.zip")
 
     def parse(row: dict[str, str], id: str) -> VQASample:
-        options = tuple(_option(text_of(row, f"choice{a.lower()}"), a) for a in "ABCD")
+        options, letters = lettered_options({a: _option(row.get(f"choice{a.lower()}"), a) for a in "ABCD"})
         figure = text_of(row, "figurepath")
         return VQASample(
             id=id,
             images=(images.handle(figure),),
             question=text_of(row, "question"),
             options=options,
-            answer=_letter(row, options),
+            answer=_letter(row, options, letters),
             modality="unknown",
             question_type="multiple-choice",
             source="pmc_vqa",
@@ -62,8 +64,8 @@ def pmc_vqa(version: int = 2, drop_test_images: bool = True, **shared: Any) -> Q
         path = need_files(folder, f"{part}{end}.csv")[0]
         return parse_rows(_rows(path), path, parse, settings.rows, f"pmc_vqa-{part}")
 
-    parts = [read(part) for part in ("train", "test")]
-    train, test = (part.samples for part in parts)
+    parts = {"train": read("train"), "pmc_vqa": read("test")}
+    train, test = (part.samples for part in parts.values())
     return settings.assemble(parts, train, {"pmc_vqa": test}, drop_test_images=drop_test_images)
 
 
@@ -83,18 +85,20 @@ def _plain(column: str) -> str:
     return re.sub(r"[^a-z0-9]", "", column.lower())
 
 
-def _option(value: str, letter: str) -> str:
-    """Return the text of a choice such as `` A: Lung `` or ``Lung``."""
-    return re.sub(rf"^{letter}\s*:", "", value.strip()).strip()
+def _option(value: Any, letter: str) -> str | None:
+    """Return the text of a choice such as `` A: Lung `` or ``Lung``; ``None`` for a missing one."""
+    text = text_or_none(value)
+    return None if text is None else re.sub(rf"^{letter}\s*:", "", text.strip()).strip()
 
 
-def _letter(row: dict[str, Any], options: tuple[str, ...]) -> str:
+def _letter(row: dict[str, Any], options: tuple[str, ...], letters: dict[str, str]) -> str:
     text = text_of(row, "answer")
     label = text_of(row, "answerlabel") if "answerlabel" in row else text
-    if label not in tuple("ABCD"):
-        if "answerlabel" in row:
-            raise BadRowError(f"Answer_label is {label!r}: give one of A, B, C, D")
+    if label not in letters:
+        if "answerlabel" in row or label in tuple("ABCD"):
+            raise BadRowError(f"the answer's letter is {shorten(label)}: give one of {', '.join(letters)}")
         return letter_of(label, options)
-    if text != label and text in options and options.index(text) != "ABCD".index(label):
-        raise BadRowError(f"label {label} disagrees with the answer {text!r}, which is another option")
-    return label
+    letter = letters[label]
+    if text != label and text in options and LETTERS[options.index(text)] != letter:
+        raise BadRowError(f"label {label} disagrees with the answer {shorten(text)}, which is another option")
+    return letter

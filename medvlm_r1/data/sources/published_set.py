@@ -12,13 +12,17 @@ from medvlm_r1.data.formats.question_file import (
     log_skipped,
     raise_first,
     require_rows,
+    skipped_rows,
 )
-from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
+from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.data.sources.locate import find_set
 from medvlm_r1.data.splits import Questions, draw, hold_out
 
 logger = logging.getLogger(__name__)
+
+LENIENT = RowPolicy(on_bad_row="skip")
+"""Every large published set has some rows that nobody can use, and nobody here can correct them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class PublishedSet:
         revision: commit, tag or branch on the hub; unused with ``root``.
         n_train, n_validation, n_test: numbers of questions (``n_test`` of each test set); ``None`` takes all.
         split_seed: seed of all random choices of questions; not the run's seed.
-        rows: what to do with unusable rows.
+        rows: what to do with unusable rows. Default: leave them out, with a warning that counts the reasons.
 
     Raises:
         FileNotFoundError: the set is neither local nor on the hub.
@@ -44,7 +48,7 @@ class PublishedSet:
     n_validation: int = 100
     n_test: int | None = None
     split_seed: int = 0
-    rows: RowPolicy = STRICT
+    rows: RowPolicy = LENIENT
 
     def find(self, hub_id: str, needed: Sequence[str]) -> Path:
         """Return the folder of the set; see :func:`~medvlm_r1.data.sources.locate.find_set`."""
@@ -52,7 +56,7 @@ class PublishedSet:
 
     def assemble(
         self,
-        parts: Collection[ParsedRows],
+        parts: Mapping[str, ParsedRows],
         train: list[VQASample],
         tests: Mapping[str, list[VQASample]],
         validation: list[VQASample] | None = None,
@@ -61,13 +65,17 @@ class PublishedSet:
         """Draw the questions of each split, and decode all of their images once.
 
         Args:
-            parts: the parsed files that the questions come from.
+            parts: the parsed files that the questions come from, by ``train``, ``validation`` or test set; a
+                set that is split here has one part, ``all``.
             train, tests: questions to draw from.
             validation: the official validation part, of which the images of training and tests are left out.
                 Default: validation is held out of ``train`` by image group.
             drop_test_images: leave training questions out whose image a test shows.
         """
-        _, skipped, places, _ = concatenate(parts)
+        _, skipped, places, _ = concatenate(parts.values())
+        for name, part in parts.items():
+            if part.skipped:
+                log_skipped(f"data, {name}", part.skipped)
         for name, samples in {"train": train, **tests}.items():
             require_rows(name, samples, skipped)
         tested = {sample.image_group for test in tests.values() for sample in test}
@@ -85,13 +93,16 @@ class PublishedSet:
         faults = image_faults(chosen, places, remedy) if self.rows.check_images else {}
         if self.rows.on_bad_row == "fail":
             raise_first(faults)
+        if faults:
+            log_skipped("data, images", [*faults.values()])
         skipped += faults.values()
-        if skipped:
-            log_skipped("the set", skipped)
-        train, validation, *rest = (
-            [s for s in part if s.id not in faults] for part in (train, validation, *tests.values())
-        )
-        return Questions(train, validation, dict(zip(tests, rest, strict=True)), tuple(skipped))
+        drawn = {"train": train, "validation": validation, **tests}
+        rest = {name: [s for s in part if s.id not in faults] for name, part in drawn.items()}
+        for name, part in drawn.items():
+            require_rows(name, rest[name], [faults[s.id] for s in part if s.id in faults])
+        refused = tuple(row for row in skipped_rows(parts)[1] if row[0] in ("train", "validation", *tests))
+        train, validation = rest.pop("train"), rest.pop("validation")
+        return Questions(train, validation, rest, tuple(skipped), refused)
 
 
 def closed_and_open(name: str, samples: Iterable[VQASample]) -> dict[str, list[VQASample]]:
@@ -99,7 +110,7 @@ def closed_and_open(name: str, samples: Iterable[VQASample]) -> dict[str, list[V
     tests: dict[str, list[VQASample]] = {name: [], f"{name}_open": []}
     for sample in samples:
         tests[f"{name}_open" if sample.is_open else name].append(sample)
-    return {key: test for key, test in tests.items() if test}
+    return {key: test for key, test in tests.items() if test} or {name: []}
 
 
 def _without(samples: list[VQASample], groups: Collection[str]) -> list[VQASample]:

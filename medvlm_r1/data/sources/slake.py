@@ -6,12 +6,11 @@
 
 from typing import Any
 
-from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.sources.fields import YES_NO, Include, includes, text_of, yes_no_letter
+from medvlm_r1.data.sources.fields import YES_NO, Include, includes, known_modality, text_of, yes_no_letter
 from medvlm_r1.data.sources.locate import need_files
 from medvlm_r1.data.sources.published_set import PublishedSet, closed_and_open
 from medvlm_r1.data.splits import Questions
@@ -48,7 +47,7 @@ def slake(drop_test_images: bool = True, questions: Include = "closed", **shared
             question=text_of(row, "question"),
             options=() if letter is None else YES_NO,
             answer=letter or answer,
-            modality=modality_of(text_of(row, "modality")),
+            modality=known_modality(row, "modality"),
             question_type=text_of(row, "content_type"),
             source="slake",
             image_group=image,
@@ -58,6 +57,6 @@ def slake(drop_test_images: bool = True, questions: Include = "closed", **shared
         path = need_files(folder, *FILES[part])[0]
         return parse_rows(enumerate(read_json(path)), path, parse, settings.rows, f"slake-{part}")
 
-    parts = [read(part) for part in FILES]
-    train, validation, test = (part.samples for part in parts)
+    parts = {"slake" if part == "test" else part: read(part) for part in FILES}
+    train, validation, test = (part.samples for part in parts.values())
     return settings.assemble(parts, train, closed_and_open("slake", test), validation, drop_test_images)

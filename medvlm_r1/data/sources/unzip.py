@@ -31,14 +31,20 @@ def unzip(archive: Path, target: Path, below: str) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as file:
-            members = file.infolist()
+            members = [member for member in file.infolist() if not _is_of_macos(member.filename)]
             _check(archive, members)
             nested = any(f"/{below}/" in f"/{member.filename}" for member in members)
-            file.extractall(part if nested else part / below)
+            file.extractall(part if nested else part / below, members)
     except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise BadRowError(f"{archive} is damaged ({error}): fetch it again") from error
     os.replace(part, target)
+
+
+def _is_of_macos(name: str) -> bool:
+    """Whether a member is a file that macOS adds: ``__MACOSX/...``, ``._x.png``, ``.DS_Store``."""
+    parts = name.split("/")
+    return parts[0] == "__MACOSX" or parts[-1].startswith(("._", ".DS_Store"))
 
 
 def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:

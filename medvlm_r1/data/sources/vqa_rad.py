@@ -38,21 +38,22 @@ def vqa_rad(
         raise ValueError(f"data.split is {split!r}: use 'by_image' or 'official'")
     settings = PublishedSet(**shared)
     parts = read_embedded(settings, HUB_ID, ("train", "test"), "vqa_rad", "unknown", questions)
-    train, test = (part.samples for part in parts)
+    train, test = (part.samples for part in parts.values())
     if split == "by_image":
-        require_rows("the set", [*train, *test], [line for part in parts for line in part.skipped])
-        train, test = split_by_image([*train, *test], test_share, settings.split_seed)
+        parts = {"all": concatenate(parts.values())}
+        require_rows("the set", parts["all"].samples, parts["all"].skipped)
+        train, test = split_by_image(parts["all"].samples, test_share, settings.split_seed)
     return settings.assemble(parts, train, closed_and_open("vqa_rad", test))
 
 
 def read_embedded(
     settings: PublishedSet, hub_id: str, parts: Sequence[str], name: str, modality: str, questions: Include
-) -> list[ParsedRows]:
+) -> dict[str, ParsedRows]:
     """Read a set whose Parquet files have the columns ``image``, ``question`` and ``answer``.
 
     Args:
         parts: begin the names of the files.
-        name: of the set; begins the sample ids.
+        name: of the set, also of its test part; begins the sample ids.
         modality: of every question.
     """
     folder = settings.find(hub_id, [f"data/{part}-*.parquet" for part in parts])
@@ -78,10 +79,10 @@ def read_embedded(
             image_group=image.digest[:16],
         )
 
-    return [
-        concatenate(
+    return {
+        name if part == "test" else part: concatenate(
             parse_rows(images.read(path), path, parse, settings.rows, f"{name}-{part}-{shard}")
             for shard, path in enumerate(need_files(folder, f"data/{part}-*.parquet", f"{part}-*.parquet"))
         )
         for part in parts
-    ]
+    }

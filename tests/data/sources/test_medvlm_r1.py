@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from published import litter
 
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.data.sources.huatuo_bundle import HUB_ID, IMAGES, ROWS
-from medvlm_r1.data.sources.medvlm_r1 import SUBSETS, TEST_FILE, MedVLMR1Set
+from medvlm_r1.data.sources.medvlm_r1 import SUBSETS, TEST_FILE, MedVLMR1Set, medvlm_r1
 from medvlm_r1.prompts import PromptStyle
 
 SMALL = {"n_train": 6, "n_validation": 3}
@@ -138,8 +140,8 @@ def test_unusable_row_of_the_bundle(bundle):
     rows[2]["options"] = ["liver", "liver"]
     (bundle / ROWS).write_text(json.dumps(rows))
     with pytest.raises(BadRowError, match=r"data\.json row 2: options \['liver', 'liver'\].*on_bad_row=skip"):
-        MedVLMR1Set("train", root=bundle, **SMALL)
-    train = MedVLMR1Set("train", root=bundle, rows=RowPolicy(on_bad_row="skip"), **SMALL)
+        MedVLMR1Set("train", root=bundle, rows=RowPolicy(on_bad_row="fail"), **SMALL)
+    train = MedVLMR1Set("train", root=bundle, **SMALL)
     assert numbers(train) == [1, 4, 6, 7, 8, 9]
     assert len(train.skipped) == 3
 
@@ -191,6 +193,39 @@ def test_archive_is_unpacked_once(bundle, tmp_path, inside):
     assert again[0].images[0].path.parent == path.parent
     assert path.stat().st_ctime_ns == before
     assert [folder.name for folder in cache.iterdir() if folder.suffix == ".part"] == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_that_nobody_asked_for_are_passed_over(bundle, tmp_path, packed):
+    clean = MedVLMR1Set("train", root=bundle, **SMALL)
+    pixels = [s.images[0].load().tobytes() for s in clean]
+    if packed:
+        with zipfile.ZipFile(bundle / IMAGES, "w") as archive:
+            for image in (bundle / "images").iterdir():
+                archive.write(image, f"bundle/images/{image.name}")
+        shutil.rmtree(bundle / "images")
+    litter(bundle)
+    found = MedVLMR1Set("train", root=bundle, cache=tmp_path / "cache", **SMALL)
+    assert numbers(found) == numbers(clean)
+    assert [s.images[0].load().tobytes() for s in found] == pixels
+    assert not list((tmp_path / "cache").rglob("._*"))
+
+
+def test_unusable_rows_of_both_files_are_left_out_and_counted(bundle, caplog):
+    """A refused test row still keeps its image out of training; rows of one file are counted once."""
+    rows = [row(f"m{i}", options=["liver", "Liver "] if i == 2 else ["brain", "liver"]) for i in range(8)]
+    (bundle / ROWS).write_text(json.dumps(rows))
+    refused = row("m0", options=["liver", "liver"])
+    tests = [refused, row("t1"), row("c1", "ct"), row("x0", "xray")]
+    (bundle / TEST_FILE).write_text(json.dumps(tests))
+    questions = medvlm_r1(root=str(bundle), n_train=3, n_validation=2)
+    assert numbers(questions.train) == [1, 3, 4]
+    assert len(questions.test["mri"]) == 1
+    reasons = [line.partition(": ")[0].rpartition("/")[2] for line in questions.skipped]
+    assert reasons == [f"{ROWS} row 2", f"{ROWS} row 0", f"{TEST_FILE} row 0"]
+    said = " ".join(r.message for r in caplog.records if "rows skipped" in r.message)
+    assert "data, bundle: 1 rows skipped" in said
+    assert "data, test file: 1 rows skipped" in said
 
 
 def test_damaged_archive_is_named(bundle, tmp_path):

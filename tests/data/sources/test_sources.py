@@ -23,7 +23,7 @@ from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.images.embedded import ImageStore, ParquetImage, ZipImage
 from medvlm_r1.data.perturbation import Perturbation
 from medvlm_r1.data.sample import BadRowError, VQASample
-from medvlm_r1.data.sources.med_r1 import med_r1, read_file
+from medvlm_r1.data.sources.med_r1 import TASKS, med_r1, read_file
 from medvlm_r1.data.splits import Questions, split_by_image
 from medvlm_r1.evaluate.predictions import Prediction, summarise
 from medvlm_r1.policy.loading.load import load_policy
@@ -135,6 +135,87 @@ def test_med_r1_mistakes(tmp_path):
         med_r1(**keys | {"images": str(tmp_path)}, domain="xray", tests=["oct"], n_validation=1)
 
 
+RELEASED = [
+    *(
+        ("modality", d)
+        for d in ("ct", "dermoscopy", "fundus", "mri", "microscopy", "oct", "xray", "ultrasound")
+    ),
+    *(("question_type", task) for task in TASKS),
+]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    root = tmp_path_factory.mktemp("Med-R1")
+    published.med_r1_as_released(root)
+    published.litter(root)
+    return root
+
+
+@pytest.mark.parametrize(("by", "domain"), RELEASED, ids=lambda value: value)
+def test_med_r1_as_released(released, caplog, by, domain):
+    """All domains load from the authors' files; rows with the same option twice are left out and counted."""
+    name = {"modality": "med_r1_modality", "question_type": "med_r1_task"}[by]
+    keys = {
+        "root": str(released),
+        "images": str(released / "OmniMedVQA"),
+        "domain": domain,
+        "n_validation": 3,
+    }
+    questions = option(name, **keys)
+    assert len(questions.train) == 9
+    assert set(questions.test) == {name for kind, name in RELEASED if kind == by}
+    assert {len(test) for test in questions.test.values()} == {3}
+    twice = {"ct": 3, "ultrasound": 5, "modality_recognition": 2}.get(domain, 0)
+    in_tests = 3 if by == "question_type" else 0
+    assert len(questions.skipped) == twice + in_tests
+    assert all("contain a duplicate" in line for line in questions.skipped)
+    counted = [r.message for r in caplog.records if "rows skipped" in r.message]
+    assert [line.partition(" (")[0] for line in counted] == [
+        *([f"data, train: {twice} rows skipped"] if twice else []),
+        *(["data, modality_recognition: 3 rows skipped"] if in_tests else []),
+    ]
+    assert all("x options ... contain a duplicate" in line for line in counted)
+    assert {part for part, _, _ in questions.refused} == {
+        *(["train"] if twice else []),
+        *(["modality_recognition"] if in_tests else []),
+    }
+
+
+def test_med_r1_as_released_in_strict_mode(released):
+    keys = {"root": str(released), "images": str(released / "OmniMedVQA"), "domain": "ct"}
+    with pytest.raises(BadRowError, match=r"CT.*_train\.json row 0: options .* a duplicate.*on_bad_row=skip"):
+        option("med_r1_modality", **keys, rows={"on_bad_row": "fail"})
+
+
+def test_med_r1_as_released_runs(released, tmp_path):
+    """The README's command ends with a result, and says how many rows were left out and why."""
+    keys = [f"data.root={released}", f"data.images={released / 'OmniMedVQA'}", "data.domain=ultrasound"]
+    keys += [
+        "data.n_validation=4",
+        "data.tests=[oct]",
+        "model=tiny",
+        "trainer.max_steps=1",
+        "controls=[image]",
+    ]
+    done = run_here(tmp_path, "+experiment=med_r1_modality", *keys)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "data, train: 5 rows skipped (5 x options ... contain a duplicate" in said
+    (listed,) = tmp_path.glob("outputs/runs/*/skipped.txt")
+    assert len(listed.read_text().splitlines()) == 5
+
+
+def test_two_files_of_one_domain_are_told_apart(tmp_path):
+    published.med_r1(tmp_path)
+    folder = tmp_path / "Splits/modality/train"
+    shutil.copy(folder / "X-Ray_train.json", folder / "xray_train.json")
+    keys = {"root": str(tmp_path), "images": str(tmp_path / "OmniMedVQA"), "drop_test_images": True}
+    keys |= {"n_validation": 3}
+    with pytest.raises(ValueError, match=r"X-Ray_train\.json and xray_train\.json are both 'xray'"):
+        option("med_r1_modality", **keys, domain="xray")
+    assert option("med_r1_modality", **keys, domain="oct").train
+
+
 @pytest.mark.parametrize("domain", ["xray", "dermoscopy"])
 def test_real_med_r1(domain, tmp_path):
     """Every released row is read, with the option text behind the gold letter as it was written."""
@@ -209,8 +290,8 @@ def test_omnimedvqa_mistakes(tmp_path):
     del rows[5]["question"]
     path.write_text(json.dumps(rows))
     with pytest.raises(BadRowError, match=r"MRI\.json row 3: answer 'Spleen' is not one of the options"):
-        option("omnimedvqa", **root)
-    skipped = option("omnimedvqa", **root, rows={"on_bad_row": "skip"}, n_validation=2).skipped
+        option("omnimedvqa", **root, rows={"on_bad_row": "fail"})
+    skipped = option("omnimedvqa", **root, n_validation=2).skipped
     assert ["row 3" in skipped[0], "row 5: column 'question' is missing" in skipped[1]] == [True, True]
 
 
@@ -268,8 +349,8 @@ def test_damaged_parquet_and_bad_rows_are_named(tmp_path):
         ],
     )
     with pytest.raises(BadRowError, match=rf"{path.name} row 1: question is ' ': give text"):
-        option("path_vqa", root=str(tmp_path), n_validation=2)
-    skipped = option("path_vqa", root=str(tmp_path), n_validation=2, rows={"on_bad_row": "skip"}).skipped
+        option("path_vqa", root=str(tmp_path), n_validation=2, rows={"on_bad_row": "fail"})
+    skipped = option("path_vqa", root=str(tmp_path), n_validation=2).skipped
     assert len(skipped) == 1
     published.write_parquet(path, [{"picture": 50, "question": "Is it?", "answer": "yes"}], ["picture"])
     with pytest.raises(BadRowError, match="has no column 'image': it has picture, question"):
@@ -328,6 +409,98 @@ def test_medxpertqa_mm(tmp_path, walk):
     second = questions.test["medxpertqa_mm"][1]
     assert (second.question, second.answer, len(second.images)) == ("A patient of 1. What next?", "B", 2)
     walk(questions)
+
+
+# --- copies as people have them, and rows as authors ship them -------------------------------------
+
+SETS = {
+    "med_r1_modality": (published.med_r1_as_released, {"domain": "xray", "images": "OmniMedVQA"}),
+    "med_r1_task": (published.med_r1_as_released, {"domain": "lesion_grading", "images": "OmniMedVQA"}),
+    "omnimedvqa": (published.omnimedvqa, {}),
+    "vqa_rad": (published.vqa_rad, {}),
+    "slake": (published.slake, {}),
+    "path_vqa": (published.path_vqa, {}),
+    "pmc_vqa": (functools.partial(published.pmc_vqa, version=2), {}),
+    "mmmu_med": (published.mmmu_med, {}),
+    "medxpertqa_mm": (published.medxpertqa_mm, {}),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_files_that_nobody_asked_for_are_passed_over(tmp_path, name):
+    write, keys = SETS[name]
+    write(tmp_path)
+    keys = {k: str(tmp_path / v) if k == "images" else v for k, v in keys.items()}
+    keys |= {"root": str(tmp_path), "n_validation": 1}
+    clean = option(name, **keys)
+    published.litter(tmp_path)
+    if name.startswith("med_r1"):
+        for part in ("train", "test"):
+            published.write_json(tmp_path / f"Splits/modality/{part}/unknown_{part}.json", [{"any": 1}])
+            published.write_json(tmp_path / f"Splits/question_type/{part}/notes.json", [{"any": 1}])
+    littered = option(name, **keys)
+    assert all_samples(littered) == all_samples(clean)
+    assert littered.skipped == clean.skipped
+
+
+@pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])
+def test_a_missing_option_is_not_offered(tmp_path, missing):
+    """OmniMedVQA as pandas writes it again: the options of two-option rows are empty or NaN."""
+    published.omnimedvqa(tmp_path)
+    path = tmp_path / "OmniMedVQA/QA_information/Open-access/MRI.json"
+    rows = json.loads(path.read_text())
+    for row in rows[:19]:
+        row |= {"option_B": missing, "gt_answer": "heart."}
+    rows[19] |= {"option_B": missing, "option_C": missing, "option_D": missing, "gt_answer": missing}
+    path.write_text(json.dumps(rows))
+    questions = option("omnimedvqa", root=str(tmp_path), n_validation=2, modalities=["mri"])
+    assert {s.options for s in all_samples(questions)} == {("Brain", "Lung, left", "Heart")}
+    assert {s.answer for s in all_samples(questions)} == {"C"}
+    assert len(questions.skipped) == 1
+    assert "row 19: gt_answer is" in questions.skipped[0]
+
+
+def test_letters_follow_the_options_that_are_there(tmp_path):
+    """Of A to E, B is missing: the row's C is the second option; a missing gold option leaves the row out."""
+    published.medxpertqa_mm(tmp_path)
+    path = tmp_path / "MM/test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["options"]["B"] = None
+    path.write_text("\n".join(map(json.dumps, rows)))
+    questions = option("medxpertqa_mm", root=str(tmp_path))
+    kept = questions.test["medxpertqa_mm"]
+    assert {s.options for s in kept} == {("rest", "drug", "wait", "operate")}
+    assert [s.answer for s in kept] == ["A", "B", "C", "D", "A"]
+    reasons = [line.partition("row ")[2] for line in questions.skipped]
+    assert reasons == ["1: label is 'B': give the letter of an option, A, C, D, E"]
+
+    (tmp_path / "pmc").mkdir()
+    published.pmc_vqa(tmp_path / "pmc", 2)
+    for part in ("train", "test"):
+        path = tmp_path / f"pmc/{part}_2.csv"
+        path.write_text(path.read_text().replace("C: lung", "C: "))
+    pmc = option("pmc_vqa", root=str(tmp_path / "pmc"), n_validation=1)
+    assert {len(s.options) for s in all_samples(pmc)} == {3}
+    numbers = {s: int(s.image_group[3:-4]) for s in all_samples(pmc)}
+    texts = {0: lambda i: f"organ {i}", 1: lambda i: "B cells, or none", 3: lambda i: "heart\nmuscle"}
+    assert all(s.answer_text == texts[i % 4](i) for s, i in numbers.items())
+    assert {i % 4 for i in numbers.values()} == {0, 1, 3}
+
+
+def test_no_usable_row_is_told_with_its_reasons(tmp_path):
+    published.slake(tmp_path)
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps([row | {"question": None} for row in json.loads(path.read_text())]))
+    with pytest.raises(BadRowError, match=r"no row can be used \(5 x question is None: give text"):
+        option("slake", root=str(tmp_path))
+    published.slake(tmp_path)
+    (tmp_path / "imgs.zip").unlink()
+    (tmp_path / "imgs").mkdir()
+    with pytest.raises(
+        BadRowError, match=r"train: no row can be used \(9 x image \.\.\. does not exist; check"
+    ):
+        option("slake", root=str(tmp_path), n_validation=1)
 
 
 # --- open questions --------------------------------------------------------------------------------
