@@ -7,6 +7,8 @@ image_folder.py       labelled images; question_template.py turns a label into a
 question_file.py      parse the rows of a file, check their images, hold out validation
 row_policy.py         what to do with unusable rows: the config node ``data.rows``
 values.py             the text of a value of any container, or that it is missing
-rows.py               read the rows of JSON, JSONL, CSV and Parquet files
+options.py            options and answers in the shapes that files have
+row_filter.py         which rows of a table are used: ``data.where``
+rows.py               read the rows of JSON, JSONL and Parquet files; csv_rows.py those of CSV
 ====================  ==================================================================
 """

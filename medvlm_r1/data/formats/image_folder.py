@@ -11,13 +11,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem, skipped_rows
+from medvlm_r1.data.formats.columns import nearest_name
+from medvlm_r1.data.formats.csv_rows import read_csv
+from medvlm_r1.data.formats.question_file import QuestionFile, plain_stem, skipped_rows, test_files
 from medvlm_r1.data.formats.question_template import QuestionTemplate
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
-from medvlm_r1.data.formats.rows import read_csv
+from medvlm_r1.data.formats.values import id_or_none, text_or_none
 from medvlm_r1.data.images.resolve import ImageRoot, is_dicom_file, is_image, with_settings
-from medvlm_r1.data.sample import BadRowError, VQASample
+from medvlm_r1.data.sample import BadRowError, VQASample, keep_images
 from medvlm_r1.data.splits import Per, Questions, choose, hold_out
+from medvlm_r1.runs.shorten import clip, shorten
 
 SPLITS = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val"), "validation")}
 _COLUMNS = ("file", "label", "split", "patient", "slice", "window")
@@ -28,7 +31,7 @@ def image_folder(
     folder: str,
     modality: str,
     labels: str | None = None,
-    test: Mapping[str, str] | None = None,
+    test: Mapping[Any, str] | None = None,
     n_train: int | None = None,
     n_train_per: Per | None = None,
     n_validation: int = 100,
@@ -49,7 +52,9 @@ def image_folder(
         split_seed: seed of all random choices of questions.
     """
     read = functools.partial(ImageFolder, labels=labels, **labelled)
-    tests = {name: read(path, modality=name, name=f"{name}-test") for name, path in (test or {}).items()}
+    tests = {
+        name: read(path, modality=name, name=f"{name}-test") for name, path in test_files(test or {}).items()
+    }
     source = read(folder, modality, name=modality)
     skipped, refused = skipped_rows({"train": source, **tests})
     rest, validation, own_test = list(source), [], []
@@ -84,7 +89,7 @@ class ImageFolder(QuestionFile):
             whole match, names the patient. Default: the column ``patient``, or else every image is its own
             group.
         name: prefix of the sample ids. Default: the folder's name.
-        delimiter, encoding: of the CSV file.
+        delimiter, encoding: of the CSV file; see :func:`~medvlm_r1.data.formats.csv_rows.read_csv`.
         rows: as for :class:`~medvlm_r1.data.formats.question_file.QuestionFile`.
 
     Attributes:
@@ -105,7 +110,7 @@ class ImageFolder(QuestionFile):
         template: QuestionTemplate | None = None,
         group: str | None = None,
         name: str | None = None,
-        delimiter: str = ",",
+        delimiter: str | None = None,
         encoding: str = "utf-8-sig",
         rows: RowPolicy = STRICT,
     ) -> None:
@@ -126,7 +131,7 @@ class ImageFolder(QuestionFile):
 
 
 def find_labels(
-    folder: Path, labels: str | None, delimiter: str, encoding: str
+    folder: Path, labels: str | None, delimiter: str | None, encoding: str
 ) -> tuple[Path, list[dict | BadRowError]]:
     """Find the labelled images of a folder.
 
@@ -153,19 +158,28 @@ def find_labels(
     existing = list(next((row for row in rows if isinstance(row, dict)), {}))
     for column in ("file", "label"):
         if existing and column not in existing:
-            near = get_close_matches(column, [c for c in existing if c not in _COLUMNS], n=1, cutoff=0.5)
-            hint = f"rename {near[0]!r}; " if near else ""
-            raise BadRowError(
-                f"{path} has no column {column!r}: {hint}it has {', '.join(existing)} (or use data=table)"
-            )
+            near = nearest_name(column, [c for c in existing if c not in _COLUMNS])
+            hint = f"rename {shorten(near)}; " if near else ""
+            names = clip(", ".join(existing), 500)
+            raise BadRowError(f"{path} has no column {column!r}: {hint}it has {names} (or use data=table)")
     for column in existing:
-        near = get_close_matches(column.lower(), _COLUMNS, n=1, cutoff=0.75)
+        near = get_close_matches(column[:50].lower(), _COLUMNS, n=1, cutoff=0.75)
         if column not in _COLUMNS and near and near[0] not in existing:
-            raise BadRowError(f"{path}: unknown column {column!r}: rename it to {near[0]!r}, or remove it")
+            raise BadRowError(
+                f"{path}: unknown column {shorten(column)}: rename it to {near[0]!r}, or remove it"
+            )
+    rows = [_plain(row) if isinstance(row, dict) else row for row in rows]
     if any(isinstance(row, dict) and row.get("split") for row in rows):
         no_split = BadRowError("has no split, but other rows have one: fill it in")
         rows = [no_split if isinstance(row, dict) and not row["split"] else row for row in rows]
     return path, rows
+
+
+def _plain(row: dict) -> dict:
+    """Return a row of the labels file in which equal labels, patients and splits have equal texts."""
+    split = text_or_none(row.get("split"))
+    texts = {"label": id_or_none(row["label"]), "patient": id_or_none(row.get("patient"))}
+    return {**row, **texts, "split": split and split.casefold()}
 
 
 def _images_below(label: Path, folder: Path) -> list[str]:
@@ -203,22 +217,25 @@ def read_labelled(
         if not row.get(column):
             raise BadRowError(f"has no {column}: fill it in")
     if split and split not in SPLITS:
-        raise BadRowError(f"split is {split!r}: use train, validation or test, or leave the column out")
-    patient = row.get("patient")
+        raise BadRowError(
+            f"split is {shorten(split)}: use train, validation or test, or leave the column out"
+        )
+    entry, patient = with_settings(file, row.get("slice"), row.get("window")), row.get("patient")
+    images = root.images(entry)
     if group is not None:
         match = group.search(file)
         if match is None:
-            raise BadRowError(
-                f"file {file!r} does not match data.group {group.pattern!r}: correct one of them"
-            )
-        patient = match[1] if group.groups else match[0]
-    entry = with_settings(file, row.get("slice"), row.get("window"))
+            with keep_images(images):
+                raise BadRowError(
+                    f"file {shorten(file)} does not match data.group {group.pattern!r}: correct one of them"
+                )
+        patient = id_or_none(match[1] if group.groups else match[0])
     # Slices of one file are different questions: each has its own order of options.
     key = f"{file} {row['slice']}" if row.get("slice") else file
     options, letter = template.options(key, label, labels)
     return VQASample(
         id=id,
-        images=root.images(entry),
+        images=images,
         question=template.question.format(modality=_MODALITY_NAMES.get(modality, modality)),
         options=tuple(options),
         answer=letter,

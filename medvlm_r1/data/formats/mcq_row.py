@@ -4,21 +4,25 @@ MedVLM-R1 (arXiv 2502.19634) gives ``image`` (list), ``question``, ``options`` (
 of the gold option), ``dataset``, ``subset``, and redundantly ``problem`` and ``solution`` (letter).
 Med-R1 (arXiv 2503.13939) gives ``image`` (str), ``problem`` (question with inline options) and
 ``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for images of one patient
-or study. An image may also be an object with settings (:mod:`~medvlm_r1.data.images.resolve`). A column that
-looks like a misspelling of one of these is an error, since ignoring it would lose data; other columns are
-ignored.
+or study. Options may also be an object by letter (:mod:`~medvlm_r1.data.formats.options`), an image an object
+with settings (:mod:`~medvlm_r1.data.images.resolve`). A column that looks like a misspelling of one of these
+is an error, since ignoring it would lose data; other columns are ignored.
 """
 
 import re
 from difflib import get_close_matches
 from typing import Any
 
+from medvlm_r1.data.formats.options import answer_letter, answer_text, letter_in, option_texts
+from medvlm_r1.data.formats.values import id_or_none, is_missing, text_or_none
 from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import LETTERS, BadRowError, ImageHandle, Question, VQASample, keep_images
+from medvlm_r1.runs.shorten import clip, shorten
 
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
 _OPTIONAL = ("solution", "problem", "dataset", "subset", "qtype", "question_type", "group")
+_KNOWN = frozenset((*_REQUIRED, *_OPTIONAL))
 _MISSPELT = 0.8  # difflib ratio: "anwser" is 0.83 from "answer", "question_id" 0.75 from "question_type"
 
 # Short names of the modalities, and OmniMedVQA's spellings, which both papers' files use.
@@ -36,12 +40,14 @@ MODALITIES = {
     "photography": ("Digital Photography",),
     "infrared": ("Infrared Reflectance Imaging",),
 }
-_SOLUTION = re.compile(r"(?:<answer>)?\s*([A-J])\s*(?:</answer>)?")
+_SOLUTION = re.compile(r"\s*(?:<answer>)?([^<>]*)(?:</answer>)?\s*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKER = re.compile(r"(?:^|(?<=[\s,]))([A-J])\)")
 
 
-def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | None = None) -> VQASample:
+def read_row(
+    row: Any, name: str, source: str, root: ImageRoot, modality: str | None = None, may_be_open: bool = False
+) -> VQASample:
     """Parse a row with a gold answer. Does not check that the images exist.
 
     Args:
@@ -50,33 +56,40 @@ def read_row(row: Any, name: str, source: str, root: ImageRoot, modality: str | 
         source: data set of origin, for rows without ``dataset``.
         root: folder that image paths start from.
         modality: overrides the row's ``subset``.
+        may_be_open: a row without options is an open question, of which ``answer`` is the gold text.
 
     Raises:
         BadRowError: the row is unusable; the message names value and remedy, the caller adds file and row.
     """
     row = _columns(row)
-    entries, images = _images(row, root)
+    entries, images = image_handles_of(row.get("image"), root)
     with keep_images(images):
         inline = "problem" in row and "solution" in row and not ("question" in row and "options" in row)
-        _check_columns(row, _REQUIRED_INLINE if inline else _REQUIRED)
-        question, options = _split_problem(row["problem"]) if inline else (row["question"], row["options"])
-        _check_texts(question, options)
-        letter = _letter(row["solution"]) if "solution" in row else None
+        required = _REQUIRED_INLINE if inline else _REQUIRED
+        _check_columns(row, tuple(key for key in required if not (may_be_open and key == "options")))
+        question, options = _question_of(row, inline)
+        if not options and not may_be_open:
+            raise BadRowError(f"options is {shorten(row['options'])}: give a list of non-empty texts")
+        letter = _letter(row["solution"]) if options and "solution" in row else None
+        if not options:
+            answer = _checked_text(answer_text(row.get("answer")) or "")
+        else:
+            answer = answer_letter(row["answer"], options) if "answer" in row else letter
         sample = VQASample(
             id=name,
             images=images,
             question=question,
-            options=tuple(options),
-            answer=_letter_of_text(row["answer"], options) if "answer" in row else letter,
+            options=options,
+            answer=answer,
             modality=modality or modality_of(row.get("subset")),
-            question_type=str(row.get("qtype", row.get("question_type", "unknown"))),
-            source=str(row.get("dataset", source)),
-            image_group=str(row.get("group", "+".join(root.identity(entry) for entry in entries))),
+            question_type=text_or_none(row.get("qtype", row.get("question_type"))) or "unknown",
+            source=text_or_none(row.get("dataset")) or source,
+            image_group=id_or_none(row.get("group")) or "+".join(root.identity(entry) for entry in entries),
         )
         if letter not in (None, sample.answer):
             raise BadRowError(
-                f"solution {row['solution']!r} disagrees with answer {row['answer']!r}, which is option "
-                f"{sample.answer}: correct one of them"
+                f"solution {shorten(row['solution'])} disagrees with answer {shorten(row['answer'])}, which "
+                f"is option {sample.answer}: correct one of them"
             )
     return sample
 
@@ -92,54 +105,70 @@ def read_question(row: Any, name: str, root: ImageRoot) -> Question:
     inline = "problem" in row and "question" not in row
     required = ("image", "problem" if inline else "question")
     _check_columns(row, required, (*_OPTIONAL, "question", "options", "answer"))
-    question, options = _split_problem(row["problem"]) if inline else (row["question"], row.get("options"))
-    _check_texts(question, options)
-    return Question(name, _images(row, root)[1], question, tuple(options or ()))
+    question, options = _question_of(row, inline)
+    return Question(name, image_handles_of(row["image"], root)[1], question, options)
 
 
 def _columns(row: Any) -> dict[str, Any]:
-    """Drop columns without a value; Parquet fills missing ones with null."""
+    """Drop columns without a value: Parquet fills missing ones with null, pandas with NaN."""
     if not isinstance(row, dict):
-        raise BadRowError(f"is {row!r:.60}, not an object: give keys such as {', '.join(_REQUIRED)}")
-    return {key: value for key, value in row.items() if value is not None}
+        raise BadRowError(f"is {shorten(row)}, not an object: give keys such as {', '.join(_REQUIRED)}")
+    present = {}
+    for key, value in row.items():
+        try:
+            missing = is_missing(value) if key in _KNOWN else value is None
+        except BadRowError as error:
+            raise BadRowError(f"column {key!r} {error}") from None
+        if not missing or (key in ("question", "problem") and isinstance(value, str)):  # named as empty
+            present[key] = value
+    return present
 
 
-def _images(row: dict, root: ImageRoot) -> tuple[list[Any], tuple[ImageHandle, ...]]:
-    """Return the entries of a row's images as a list, and their handles; none if the column is missing."""
-    if "image" not in row:
+def image_handles_of(image: Any, root: ImageRoot) -> tuple[list[Any], tuple[ImageHandle, ...]]:
+    """Return the image entries of a row as a list, and their handles; none if ``image`` is ``None``.
+
+    Raises:
+        BadRowError: an entry is no path or object with settings, or no image can be there.
+    """
+    if image is None:
         return [], ()
-    entries = [row["image"]] if isinstance(row["image"], str | dict) else row["image"]
+    entries = [image] if isinstance(image, str | dict) else image
     if not isinstance(entries, list) or not entries:
-        raise BadRowError(f"image is {entries!r}: give a list of paths")
+        raise BadRowError(f"image is {shorten(image)}: give a list of paths")
     return entries, tuple(handle for entry in entries for handle in root.images(entry))
 
 
-def _check_texts(question: Any, options: Any) -> None:
-    """Check the types of question and options (``None`` if open)."""
-    if options is not None and (
-        not isinstance(options, list) or not options or not all(isinstance(v, str) and v for v in options)
-    ):
-        raise BadRowError(f"options is {options!r}: give a list of non-empty strings")
+def _question_of(row: dict, inline: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the text of the question and its options; none if it is open."""
+    if inline:
+        question, options = _split_problem(row["problem"])
+    else:
+        question, options = row["question"], option_texts(row.get("options"))
     if not isinstance(question, str):
-        raise BadRowError(f"question is {question!r}: give a string")
-    for text in (question, *(options or ())):
-        if not text.isascii() and _SURROGATE.search(text):
-            raise BadRowError(
-                f"{text!r:.80} holds an unpaired surrogate, which no tokenizer accepts: write it again"
-            )
+        raise BadRowError(f"question is {shorten(question)}: give a string")
+    return _checked_text(question), tuple(map(_checked_text, options))
+
+
+def _checked_text(text: str) -> str:
+    if not text.isascii() and _SURROGATE.search(text):
+        raise BadRowError(
+            f"{shorten(text)} holds an unpaired surrogate, which no tokenizer accepts: write it again"
+        )
+    return text
 
 
 def _check_columns(row: dict, required: tuple[str, ...], optional: tuple[str, ...] = _OPTIONAL) -> None:
     known = {*required, *optional}
     for key in row.keys() - known - {*_REQUIRED}:
-        near = get_close_matches(key.lower(), known, n=1, cutoff=_MISSPELT)
+        near = get_close_matches(str(key)[:50].lower(), known, n=1, cutoff=_MISSPELT)
         if near and near[0] not in row:
-            raise BadRowError(f"unknown column {key!r}: rename it to {near[0]!r}, or remove it")
+            raise BadRowError(f"unknown column {shorten(key)}: rename it to {near[0]!r}, or remove it")
     for key in required:
         if key not in row and not (key == "answer" and "solution" in row):
-            near = get_close_matches(key, row.keys() - known, n=1, cutoff=0.5)
+            near = get_close_matches(key, [str(other)[:50] for other in row.keys() - known], n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise BadRowError(f"column {key!r} is missing{hint}: add it; the row has {', '.join(row)}")
+            has = clip(", ".join(str(key)[:200] for key in row), 300)
+            raise BadRowError(f"column {key!r} is missing or empty{hint}: add it; the row has {has}")
 
 
 def _split_problem(problem: Any) -> tuple[str, list[str]]:
@@ -149,7 +178,7 @@ def _split_problem(problem: Any) -> tuple[str, list[str]]:
     start = letters.rfind("A")
     marks, letters = marks[start:], letters[start:]
     if start < 0 or letters != LETTERS[: len(letters)]:
-        raise BadRowError(f"problem {problem!r} has no options A)..., B)... in order: write them so")
+        raise BadRowError(f"problem {shorten(problem)} has no options A)..., B)... in order: write them so")
     ends = [mark.start() for mark in marks[1:]] + [len(problem)]
     options = [problem[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
     question = problem[: marks[0].start()].strip()
@@ -157,38 +186,33 @@ def _split_problem(problem: Any) -> tuple[str, list[str]]:
 
 
 def _letter(solution: Any) -> str:
-    match = _SOLUTION.fullmatch(solution.strip()) if isinstance(solution, str) else None
-    if match is None:
-        raise BadRowError(f"solution is {solution!r}: give one letter, or <answer> and </answer> around it")
-    return match[1]
+    match = _SOLUTION.fullmatch(solution) if isinstance(solution, str) and len(solution) < 100 else None
+    if match is None or (letter := letter_in(match[1])) is None:
+        shown = shorten(solution)
+        raise BadRowError(f"solution is {shown}: give one letter, or <answer> and </answer> around it")
+    return letter
 
 
-def _letter_of_text(answer: Any, options: list[str]) -> str:
-    if answer not in options:
-        near = get_close_matches(str(answer), options, n=1)
-        hint = f"; the closest is {near[0]!r}" if near else ""
-        raise BadRowError(
-            f"answer {answer!r} is not among the options {options}{hint}: give an option's text"
-        )
-    return LETTERS[options.index(answer) : options.index(answer) + 1]
-
-
-def modality_of(subset: Any) -> str:
+def modality_of(subset: Any, what: str = "subset", remedy: str = "set data.modality") -> str:
     """Return the short name of a modality, e.g. ``mri``, from any spelling in :data:`MODALITIES`.
+
+    Args:
+        what: name of the column, for messages.
+        remedy: what else to do about it, for messages.
 
     Raises:
         BadRowError: the spelling is unknown.
     """
-    if subset is None:
-        raise BadRowError("has no subset, the modality: add one, or set data.modality for all files")
-    if (modality := _BY_SPELLING.get(_plain(subset))) is not None:
+    if (text := text_or_none(subset)) is None:
+        raise BadRowError(f"has no {what}, the modality: add one, or {remedy} for all files")
+    if (modality := _BY_SPELLING.get(_plain(text))) is not None:
         return modality
     known = ", ".join(spellings[0] for spellings in MODALITIES.values())
-    raise BadRowError(f"subset {subset!r} is no known modality: use one of {known}; or set data.modality")
+    raise BadRowError(f"{what} {shorten(subset)} is no known modality: use one of {known}; or {remedy}")
 
 
-def _plain(name: Any) -> str:
-    return re.sub(r"[^a-z]", "", str(name).lower())
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
 
 
 _BY_SPELLING = {_plain(s): modality for modality, known in MODALITIES.items() for s in (modality, *known)}

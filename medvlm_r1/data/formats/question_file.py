@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
+from medvlm_r1.data.formats.values import text_or_none
 from medvlm_r1.data.images.validate import check_images
 from medvlm_r1.data.sample import BadRowError, ImageHandle, Question, VQASample, keep_images
 from medvlm_r1.data.skipped import reason_summary
@@ -204,7 +205,44 @@ class FileSplit:
             held_out = read(self.validation, name="validation", n=self.n_validation)
             rest, parts = list(source), {"train": source, "validation": held_out, **tests}
         chosen = choose(rest, self.n_train, self.split_seed, self.n_train_per)
-        return Questions(chosen, held_out, tests, *skipped_rows(parts))
+        return Questions(chosen, held_out, split_open(tests), *skipped_rows(parts))
+
+
+def test_files(test: Mapping[Any, str]) -> dict[str, str]:
+    """Return the test files by name; a name such as 1 becomes text.
+
+    Raises:
+        ValueError: a name is empty, or two are equal as text.
+    """
+    files = {text_or_none(name): str(path) for name, path in test.items()}
+    if None in files or len(files) < len(test):
+        raise ValueError(
+            f"data.test has the names {', '.join(map(shorten, test))}: give each test set its own"
+        )
+    return files
+
+
+def split_open(tests: Mapping[str, Sequence[VQASample]]) -> dict[str, Sequence[VQASample]]:
+    """Split test sets with both kinds of questions: accuracy and exact match must not be averaged.
+
+    The open questions of the set ``name`` become the set ``name_open``.
+
+    Raises:
+        ValueError: there is such a set already.
+    """
+    split: dict[str, Sequence[VQASample]] = {}
+    for name, samples in tests.items():
+        open_questions = [sample for sample in samples if sample.is_open]
+        if not 0 < len(open_questions) < len(samples):
+            split[name] = samples
+            continue
+        if f"{name}_open" in tests:
+            raise ValueError(
+                f"data.test names {name}_open, which the open questions of {name} become: rename it"
+            )
+        split[name] = [sample for sample in samples if not sample.is_open]
+        split[f"{name}_open"] = open_questions
+    return split
 
 
 def skipped_rows(

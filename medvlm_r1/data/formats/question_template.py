@@ -8,10 +8,13 @@ order, change no question.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from string import Formatter
+from typing import Any
 
-from medvlm_r1.data.sample import LETTERS
+from medvlm_r1.data.formats.columns import nearest_name
+from medvlm_r1.data.formats.values import id_or_none, text_or_none
+from medvlm_r1.data.sample import LETTERS, near_duplicates
+from medvlm_r1.runs.shorten import clip, shorten
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class QuestionTemplate:
     question: str = "Which disease is seen in this {modality} image?"
     question_type: str = "Disease Diagnosis"
     n_options: int | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[Any, Any] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +48,10 @@ class QuestionTemplate:
                 f"data.template.question {self.question!r} has the placeholders {sorted(unknown)}: only "
                 "{modality} can be filled in"
             )
+        texts = {id_or_none(label): text_or_none(name) for label, name in self.names.items()}
+        if None in texts or None in texts.values() or len(texts) < len(self.names):
+            raise ValueError(f"data.template.names is {shorten(dict(self.names))}: give each label one name")
+        object.__setattr__(self, "names", texts)  # YAML reads 0 and 1 as numbers
         if self.n_options is not None and not 2 <= self.n_options <= len(LETTERS):
             raise ValueError(
                 f"data.template.n_options is {self.n_options}: a question needs 2 to {len(LETTERS)}"
@@ -56,23 +63,28 @@ class QuestionTemplate:
         Raises:
             ValueError: there are too few or too many labels, two have the same name, or a name has no label.
         """
+        shown = clip(", ".join(labels), 500)
+        if same := near_duplicates(labels):
+            raise ValueError(
+                f"the labels {shorten(same[0])} and {shorten(same[1])} differ only in case or spaces: write "
+                "them in one way"
+            )
         for label in self.names:
             if label not in labels:
-                near = get_close_matches(label, labels, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                near = nearest_name(label, labels)
+                hint = f"did you mean {near!r}? " if near else ""
                 raise ValueError(
-                    f"data.template.names: there is no label {label!r}: {hint}The labels are "
-                    f"{', '.join(labels)}"
+                    f"data.template.names: there is no label {label!r}: {hint}The labels are {shown}"
                 )
         wanted = len(labels) if self.n_options is None else self.n_options
         if len(labels) < max(2, wanted):
-            raise ValueError(f"{wanted} options need as many labels, but there are only {', '.join(labels)}")
+            raise ValueError(f"{wanted} options need as many labels, but there are only {shown}")
         if wanted > len(LETTERS):
             raise ValueError(
                 f"{len(labels)} labels are more than the {len(LETTERS)} options that a question can have: "
                 "set data.template.n_options"
             )
-        if len({self.names.get(label, label) for label in labels}) < len(labels):
+        if near_duplicates([self.names.get(label, label) for label in labels]):
             raise ValueError("data.template.names gives two labels the same name: make each name different")
 
     def options(self, file: str, gold: str, labels: Sequence[str]) -> tuple[list[str], str]:

@@ -1,54 +1,84 @@
-"""Multiple-choice questions in a table of any layout (``conf/data/table.yaml``)."""
+"""Questions in a table of any layout, with options or open (``conf/data/table.yaml``)."""
 
 import functools
-import json
-import math
+import logging
+from collections import Counter
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 
-from medvlm_r1.data.formats.columns import ROLES, Column, Columns
-from medvlm_r1.data.formats.mcq_row import MODALITIES, read_row
-from medvlm_r1.data.formats.question_file import FileSplit, QuestionFile, plain_stem
+from medvlm_r1.data.formats.columns import ROLES, Columns, nearest_name
+from medvlm_r1.data.formats.mcq_row import MODALITIES, image_handles_of, modality_of, read_row
+from medvlm_r1.data.formats.options import answer_letter, answer_text, letter_in, list_in_text, option_texts
+from medvlm_r1.data.formats.question_file import FileSplit, QuestionFile, plain_stem, test_files
+from medvlm_r1.data.formats.row_filter import RowFilter
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.rows import PARQUET, read_table
+from medvlm_r1.data.formats.values import id_or_none, text_or_none
 from medvlm_r1.data.images.resolve import ImageRoot, with_settings
-from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
+from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample, keep_images
+from medvlm_r1.data.sources.fields import Include, includes
 from medvlm_r1.data.splits import Questions
+from medvlm_r1.runs.shorten import clip, shorten
+
+logger = logging.getLogger(__name__)
 
 
 def table(
     train: str,
-    test: Mapping[str, str],
+    test: Mapping[Any, str],
     columns: Columns,
     images: str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8-sig",
+    where: Mapping[Any, Any] | None = None,
+    train_where: Mapping[Any, Any] | None = None,
+    test_where: Mapping[Any, Any] | None = None,
+    questions: Include = "all",
     rows: RowPolicy = STRICT,
     **split: Any,
 ) -> Questions:
     """Load questions from JSON, JSONL, CSV or Parquet files of any layout.
 
+    A test file with questions of both kinds becomes the test sets ``<name>`` and ``<name>_open``.
+
     Args:
         train: file of training questions.
         test: files of test questions by test set name.
         columns: which column holds what, in all files.
-        images, delimiter, encoding, rows: see :class:`Table`, also for errors.
+        where: column -> value, or values, of the rows to use, in all files; see
+            :class:`~medvlm_r1.data.formats.row_filter.RowFilter`.
+        train_where, test_where: the same for the training file and the test files, which may be one file.
+        images, delimiter, encoding, questions, rows: see :class:`Table`, also for errors.
         split: see :class:`~medvlm_r1.data.formats.question_file.FileSplit`.
     """
     read = functools.partial(
-        Table, columns=columns, images=images, delimiter=delimiter, encoding=encoding, rows=rows
+        Table,
+        columns=columns,
+        images=images,
+        delimiter=delimiter,
+        encoding=encoding,
+        questions=questions,
+        rows=rows,
     )
-    # A constant modality holds for training; a test set named after a modality has that one.
-    constant = isinstance(columns.modality, Mapping)
-    tests = {
-        name: read(path, name=name, modality=name if constant and name in MODALITIES else None)
-        for name, path in test.items()
+    wanted = {
+        part: RowFilter(where) & RowFilter(own, f"data.{part}_where")
+        for part, own in (("train", train_where), ("test", test_where))
     }
-    return FileSplit(**split).questions(read, train, tests)
+    # A constant modality holds for training; a test set named after a modality has that one.
+    constant = isinstance(columns.modality, Mapping) and "value" in columns.modality
+    tests = {
+        name: read(
+            path,
+            name=name,
+            modality=name if constant and name in MODALITIES else None,
+            where=wanted["test"],
+        )
+        for name, path in test_files(test).items()
+    }
+    return FileSplit(**split).questions(functools.partial(read, where=wanted["train"]), train, tests)
 
 
 class Table(QuestionFile):
@@ -59,12 +89,13 @@ class Table(QuestionFile):
         columns: which column holds what.
         images: folder that image paths start from. Default: the folder of ``path``.
         modality: modality of every row, instead of the column's.
-        delimiter: of CSV. Default: a comma, in .tsv and .tab a tab.
-        encoding: of CSV.
+        delimiter, encoding: of CSV; see :func:`~medvlm_r1.data.formats.csv_rows.read_csv`.
+        where: the rows to use. Default: all.
+        questions: use those with options (``closed``), without (``open``) or ``all``.
         name, n, rows: as for :class:`~medvlm_r1.data.formats.question_file.QuestionFile`.
 
     Raises:
-        BadRowError: also if the file lacks a column of the mapping.
+        BadRowError: also if the file lacks a column of the mapping or of ``where``, or no row is used.
     """
 
     def __init__(
@@ -76,37 +107,52 @@ class Table(QuestionFile):
         name: str | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8-sig",
+        where: RowFilter | None = None,
+        questions: Include = "all",
         n: int | None = None,
         rows: RowPolicy = STRICT,
     ) -> None:
-        path = Path(path)
-        wanted = {column for names in columns.named.values() for column in names}
-        table_rows = read_table(path, delimiter, encoding, wanted)
-        present = set().union(*(row.keys() for row in table_rows if isinstance(row, dict)))
-        missing = [(role, c) for role, names in columns.named.items() for c in names if c not in present]
-        if present and missing:
-            role, column = missing[0]
-            existing = _column_names(path, table_rows)
-            near = get_close_matches(column, existing, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise BadRowError(
-                f"{path} has no column {column!r} (data.columns.{role}): {hint}Its columns are "
-                f"{', '.join(existing)}"
-            )
+        path, where = Path(path), where or RowFilter()
+        wanted = {f"data.columns.{role}": names for role, names in columns.named.items()}
+        wanted["data.where"] = list(where.wanted)
+        read = {name for names in wanted.values() for name in names}
+        table_rows = read_table(path, delimiter, encoding, read, columns.named.get("image", ()))
+        _check_columns(path, table_rows, wanted)
+        numbered = where.select(path, table_rows)
         source = plain_stem(path)
         root = ImageRoot(path.parent if images is None else images, rows.follow_links, volumes=rows.volumes)
+        left_out = Counter({"data.where": len(table_rows) - len(numbered)})
 
-        def parse(row: Any, id: str) -> VQASample:
-            return read_table_row(row, id, columns, name or source, source, root, modality)
+        def parse(row: Any, id: str) -> VQASample | None:
+            sample = read_table_row(row, id, columns, name or source, source, root, modality)
+            if includes(questions, sample.is_open):
+                return sample
+            left_out[f"data.questions={questions}"] += 1
+            return None
 
-        super().__init__(path, enumerate(table_rows), parse, name, n, rows)
+        includes(questions, is_open=False)  # an unknown value is an error whatever the rows
+        super().__init__(path, numbered, parse, name, n, rows)
+        for key, count in left_out.items():
+            if count:
+                logger.info("%s: %d of %d rows left out by %s", path, count, len(table_rows), key)
 
 
-def _column_names(path: Path, rows: list) -> list[str]:
-    """Return all column names of the file, including those that were not read."""
-    if path.suffix.lower() in PARQUET:
-        return pyarrow.parquet.read_schema(path).names
-    return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
+def _check_columns(path: Path, rows: list, wanted: Mapping[str, list[str]]) -> None:
+    """Check that the file has the wanted columns, given by the keys that name them."""
+    present = set().union(*(row.keys() for row in rows if isinstance(row, dict)))
+    missing = [(key, name) for key, names in wanted.items() for name in names if name not in present]
+    if not present or not missing:
+        return
+    key, column = missing[0]
+    existing = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
+    if path.suffix.lower() in PARQUET:  # the others were not read
+        existing = pyarrow.parquet.read_schema(path).names
+    near = nearest_name(column, existing)
+    hint = f"did you mean {shorten(near)}? " if near else ""
+    if any(sign in name for name in existing for sign in ";\t") and path.suffix.lower() not in PARQUET:
+        hint += "Its names hold other delimiters: set data.delimiter. "
+    names = clip(", ".join(map(str, existing)), 500)
+    raise BadRowError(f"{path} has no column {shorten(column)} ({key}): {hint}Its columns are {names}")
 
 
 def read_table_row(
@@ -114,88 +160,104 @@ def read_table_row(
 ) -> VQASample:
     """Parse one row: convert it to the papers' schema, then check it like theirs."""
     if not isinstance(row, dict):
-        raise BadRowError(f"is {row!r:.60}, not an object with one key a column")
-    value = {role: _value(row, getattr(columns, role)) for role in ROLES}
-    for role in ("image", "question", "options", "answer", *(() if modality else ("modality",))):
-        if value[role] is None or value[role] == []:
-            column = columns.named.get(role, ["value"])
-            raise BadRowError(f"has no {role} (column {', '.join(column)}): fill it in")
-    options, images = (_listed(value[role], columns.separator) for role in ("options", "image"))
-    if isinstance(options, list):
-        options = [_text(option) for option in options]
-    images = images if isinstance(images, list) else [images]
-    converted = {
-        "image": [with_settings(entry, value["slice"], value["window"]) for entry in images],
-        "question": value["question"],
-        "options": options,
-        "subset": value["modality"],
-        "qtype": value["question_type"],
-        "group": value["group"],
-    }
-    if columns.answer_is == "text":
-        converted["answer"] = _text(value["answer"])
-    else:
-        converted["solution"] = _letter(value["answer"], columns, options)
-    if value["id"] is not None:
-        id = f"{name}-{value['id']}"
-    return read_row(converted, id, source, root, modality)
+        raise BadRowError(f"is {shorten(row)}, not an object with one key a column")
+    images = _entries(row, columns)
+    _, handles = image_handles_of(images, root)
+    with keep_images(handles):
+        value = {role: _value(row, columns, role) for role in ROLES if role != "image"}
+        value["image"] = images
+        for role in ("image", "question", "answer", *(() if modality else ("modality",))):
+            if value[role] is None:
+                raise BadRowError(f"has no {role} (column {columns.names(role)}): fill it in")
+        options = option_texts(value["options"], columns.separator)
+        converted = {
+            "image": images,
+            "question": value["question"]
+            if isinstance(value["question"], str)
+            else text_or_none(value["question"]),
+            "options": options,
+            "qtype": value["question_type"],
+            "group": value["group"],
+        }
+        if options:
+            converted["solution"] = _letter(value["answer"], columns, options)
+        else:
+            converted["answer"] = _open_answer(value["answer"], columns)
+        if not modality:
+            remedy = "give it with data.columns.modality={column: C, map: {SPELLING: ct}}, or {value: ct}"
+            what = f"modality (column {columns.names('modality')})"
+            modality = modality_of(value["modality"], what, remedy)
+        if (own := id_or_none(value["id"])) is not None:
+            id = f"{name}-{own}"
+        return read_row(converted, id, source, root, modality, may_be_open=True)
 
 
-def _value(row: dict, column: Column | None) -> Any:
-    if column is None:
+def _value(row: dict, columns: Columns, role: str) -> Any:
+    try:
+        return columns.value(row, role)
+    except BadRowError as error:
+        if "bytes" in str(error):
+            raise BadRowError(f"column {columns.names(role)} {error}") from None
+        raise
+
+
+def _entries(row: dict, columns: Columns) -> list[Any] | None:
+    """Return the image entries of a row, with the settings of its columns; ``None`` if it has no image."""
+    image = _value(row, columns, "image")
+    if image is None:
         return None
-    if isinstance(column, Mapping):
-        return column["value"]
-    if isinstance(column, str):
-        return _or_none(row.get(column))
-    values = [_or_none(row.get(name)) for name in column]
-    while values and values[-1] is None:  # a question with fewer options than there are columns
-        values.pop()
-    return values
+    if isinstance(image, str):
+        parsed = list_in_text(image)  # None e.g. for a file named "[1].png"
+        separator = columns.separator
+        parts = image.split(separator) if separator and separator in image else [image]
+        image = (
+            parsed if parsed is not None else [part.strip() for part in parts] if len(parts) > 1 else parts
+        )
+    elif hasattr(image, "tolist"):
+        image = image.tolist()
+    entries = list(image) if isinstance(image, list | tuple) else [image]
+    settings = (
+        _value(row, columns, role) if getattr(columns, role) else None for role in ("slice", "window")
+    )
+    slice, window = settings
+    return [with_settings(entry, slice, window) for entry in entries]
 
 
-def _or_none(value: Any) -> Any:
-    """Map empty values to ``None``; pandas writes missing values to Parquet as NaN."""
-    return None if value == "" or (isinstance(value, float) and math.isnan(value)) else value
+def _open_answer(answer: Any, columns: Columns) -> str | None:
+    if columns.answer_is != "text":
+        raise BadRowError(
+            f"has no options (column {columns.names('options')}), but data.columns.answer_is="
+            f"{columns.answer_is} needs them: fill them in, or leave such rows out with data.where"
+        )
+    return answer_text(answer)
 
 
-def _listed(value: Any, separator: str) -> Any:
-    if not isinstance(value, str):
-        return [value] if isinstance(value, int) else value
-    if value.lstrip().startswith(("[", "{")):
-        try:
-            parts = json.loads(value)
-        except ValueError:
-            parts = None  # e.g. a file named "[1].png"
-        if isinstance(parts, list | dict):
-            return parts
-    return [part.strip() for part in value.split(separator)] if separator and separator in value else [value]
-
-
-def _text(value: Any) -> Any:
-    """Convert integers to text, as in CSV; :func:`read_row` checks all other types."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _letter(answer: Any, columns: Columns, options: Any) -> str:
-    n = len(options) if isinstance(options, list) else 0
-    column = ", ".join(columns.named.get("answer", ["value"]))
+def _letter(answer: Any, columns: Columns, options: list[str]) -> str:
+    n, column = len(options), columns.names("answer")
+    text = answer_text(answer)
+    if columns.answer_is == "text":
+        if letter_in(text) in tuple(LETTERS[:n]):
+            return answer_letter(
+                answer, options, "give an option's text, or set data.columns.answer_is=letter"
+            )
+        if text and text.isdecimal():
+            return answer_letter(
+                answer, options, "give an option's text, or set data.columns.answer_is=index"
+            )
+        return answer_letter(answer, options)
     if columns.answer_is == "letter":
-        letter = answer.strip().upper() if isinstance(answer, str) else ""
-        if len(letter) == 1 and letter in LETTERS[:n]:
+        if (letter := letter_in(text)) in tuple(LETTERS[:n]):
             return letter
         raise BadRowError(
-            f"{column} is {answer!r}: give one of the letters {', '.join(LETTERS[:n])} "
+            f"{column} is {shorten(answer)}: give one of the letters {', '.join(LETTERS[:n])} "
             "(data.columns.answer_is=letter)"
         )
     first = 0 if columns.answer_is == "index" else 1
-    try:
-        position = int(answer) - first if float(answer) == int(answer) else -1
-    except (TypeError, ValueError, OverflowError):
-        position = -1
-    if not 0 <= position < n or isinstance(answer, bool):
+    number = id_or_none(text)
+    position = int(number) - first if number and number.isdecimal() and len(number) < 4 else -1
+    if not 0 <= position < n:
         raise BadRowError(
-            f"{column} is {answer!r}: give a number from {first} to {n - 1 + first} "
+            f"{column} is {shorten(answer)}: give a number from {first} to {n - 1 + first} "
             f"(data.columns.answer_is={columns.answer_is})"
         )
     return LETTERS[position]

@@ -224,7 +224,10 @@ GOOD = "image,question,options,answer,modality\nimages/0.png,q,a|b,a,MR\n"
         ("images/1.png,q,a|b", r"row 1: has 3 fields where the header has 5 \(line 3: "),
         ('images/1.png,"q,a|b,a,MR', r"is invalid in the row that starts at line 3 .*close its quotes"),
         ('images/1.png,"q"uote,a|b,a,MR', r"is invalid in the row that starts at line 3 .*double a quote"),
-        (f'images/1.png,"{"q" * 200_000}', r"is invalid in the row that starts at line 3 \(field larger"),
+        (
+            f'images/1.png,"{"q" * 200_000}',
+            r"is invalid in the row that starts at line 3 \(unexpected end of data",
+        ),
     ],
     ids=["long", "short", "open quote", "quote inside", "runaway"],
 )
@@ -246,7 +249,7 @@ def test_ragged_rows_can_be_skipped(pictures):
     [
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"image,image\n1,2\n", "column 'image' 2 times in its header"),
-        ("a.csv", b"image,\n1,2\n", "column '' 1 times in its header"),
+        ("a.csv", b"image,\n1,2\n", "no column 'question' .*Its columns are image$"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\xff\xfe", "is not in utf-8-sig"),
         ("a.parquet", b"PAR1 cut short", "is no readable Parquet file"),
         ("a.xlsx", b"PK", r"has the suffix '\.xlsx': give a \.json, \.jsonl, \.csv"),

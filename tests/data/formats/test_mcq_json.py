@@ -123,7 +123,7 @@ BAD_ROWS = {
     "no image": (row(1, image=["images/text.png"]), "images/text.png cannot be decoded", "replace"),
     "folder as image": (row(1, image=["images"]), "/images cannot be decoded", "replace"),
     "image of no type": (row(1, image=7), "image is 7", "give a list"),
-    "answer not an option": (row(1, answer="Brain"), "'Brain' is not among", "closest is 'brain'"),
+    "answer not an option": (row(1, answer="Brian"), "'Brian' is not among", "closest is 'brain'"),
     "duplicate options": (row(1, options=["brain"] * 2, answer="brain"), "['brain', 'brain']", "different"),
     "one option": (row(1, options=["brain"], answer="brain"), "1 options", "needs 2 to"),
     "options of no type": (row(1, options="brain, liver"), "options is 'brain, liver'", "give a list"),

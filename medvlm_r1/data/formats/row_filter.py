@@ -1,0 +1,72 @@
+"""Which rows of a table are used: the keys ``data.where``, ``data.train_where`` and ``data.test_where``."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medvlm_r1.data.formats.values import id_or_none
+from medvlm_r1.data.sample import BadRowError, match_key
+from medvlm_r1.runs.shorten import clip, shorten
+
+
+class RowFilter:
+    """Rows whose columns have one of the wanted values.
+
+    Values are compared as texts, without case and extra space: ``CLOSED`` matches "closed ", 1 matches "1.0".
+
+    Args:
+        where: column -> its value, or a list of values; ``None`` is a missing value.
+        key: the setting, for messages.
+
+    Raises:
+        ValueError: ``where`` is no mapping, or names a column without a value.
+    """
+
+    def __init__(self, where: Mapping[Any, Any] | None = None, key: str = "data.where") -> None:
+        if where is not None and not isinstance(where, Mapping):
+            raise ValueError(
+                f"{key} is {shorten(where)}: give {{COLUMN: VALUE}} or {{COLUMN: [VALUE, VALUE]}}"
+            )
+        self.wanted: dict[str, frozenset[str | None]] = {}
+        for column, values in (where or {}).items():
+            several = isinstance(values, Sequence) and not isinstance(values, str)
+            self.wanted[str(column)] = frozenset(map(comparable, values if several else [values]))
+            if not self.wanted[str(column)]:
+                raise ValueError(f"{key}.{column} is []: give at least one value")
+
+    def __and__(self, other: "RowFilter") -> "RowFilter":
+        """Return the filter of the rows that both take."""
+        both = RowFilter()
+        both.wanted = {**self.wanted, **other.wanted}
+        for column in self.wanted.keys() & other.wanted.keys():
+            both.wanted[column] = self.wanted[column] & other.wanted[column]
+        return both
+
+    def takes(self, row: Any) -> bool:
+        """Whether a row is used. What is no row is, so that it is named as a fault."""
+        return not isinstance(row, dict) or all(
+            comparable(row.get(column)) in values for column, values in self.wanted.items()
+        )
+
+    def select(self, path: Path, rows: Sequence[Any]) -> list[tuple[int, Any]]:
+        """Return the rows of a file that are used, each with its number.
+
+        Raises:
+            BadRowError: no row is used; the message has the values that there are.
+        """
+        taken = [(number, row) for number, row in enumerate(rows) if self.takes(row)]
+        if not taken:
+            present = []
+            for column in self.wanted:
+                counts = Counter(id_or_none(row.get(column)) for row in rows if isinstance(row, dict))
+                values = (f"{shorten(value, 40)} ({count})" for value, count in counts.most_common(5))
+                present.append(f"{column} is {', '.join(values)}")
+            raise BadRowError(f"{path}: data.where selects no row: {clip('; '.join(present), 1000)}")
+        return taken
+
+
+def comparable(value: Any) -> str | None:
+    """Return a value as a filter or a map of a column compares it; ``None`` if it is missing."""
+    text = id_or_none(value)
+    return None if text is None else match_key(text)
