@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medvlm_r1.data.sample import Phase, Question, VQASample
+from medvlm_r1.reading.lenient import lenient_letter
 
 _BETWEEN = {"think": re.compile(r"</think>\s*<answer>"), "answer": re.compile(r"</answer>\s*<think>")}
 _TORN_TAG = re.compile(r"</?\w*$")  # a tag cut at the token limit
@@ -166,7 +167,7 @@ class PromptStyle:
             text=text,
             content=content,
             letter=letter,
-            lenient=letter or _lenient_letter(text if content is None else content, sample),
+            lenient=letter or lenient_letter(text, sample),
             reasoning=tag_contents(text, "think"),
             well_formed=_is_pair(text, "think", "answer"),
             answer_only=_is_answer_only(text),
