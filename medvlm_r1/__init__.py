@@ -13,7 +13,7 @@ audit        leaks and shortcuts among the questions             ``audit/``
 render       a prompt style turns the question into a chat       ``prompts.py``: ``PromptStyle.render``
 encode       the chat and its images become tensors              ``policy/encode.py``
 sample       an engine samples G completions of the prompt       ``rollout/``
-parse        the prompt style reads the answers                  ``prompts.py``: ``PromptStyle.parse``
+parse        the prompt style reads the answers                  ``prompts.py``, ``reading/``
 reward       weighted sum of reward terms                        ``rewards.py``
 log-probs    policy, old policy and reference, per token         ``policy/forward/logprobs.py``
 advantage    each completion relative to its group               ``algorithms/advantages.py``

@@ -13,7 +13,8 @@ Rewards and evaluation share this parser. Departures from the papers' released c
    takes the contents of the first ``<answer>`` tag in any case; ``letter`` is set if they are a
    single letter of the question. MedVLM-R1's evaluation accepts upper case only, Med-R1's any word.
 2. MedVLM-R1's "simple" evaluation requires the raw output to equal the letter, so a zero-shot
-   model that answers ``A.`` scores 0. ``lenient`` accepts such an answer; both are reported.
+   model that answers ``A.`` scores 0. ``lenient`` accepts such an answer
+   (:mod:`medvlm_r1.reading`); both are reported.
 3. Neither paper has open questions. They have a template of their own here (``open``), and an answer
    is compared with the gold text by SQuAD's rules.
 """
@@ -27,22 +28,11 @@ from typing import Literal
 
 from medvlm_r1.data.sample import Phase, Question, VQASample
 from medvlm_r1.reading.lenient import lenient_letter
+from medvlm_r1.reading.scope import TAG_ENDS, close_think, end_of_think, reopen_think, tag_contents
+
+__all__ = ["reopen_think", "tag_contents"]  # of the package reading
 
 _BETWEEN = {"think": re.compile(r"</think>\s*<answer>"), "answer": re.compile(r"</answer>\s*<think>")}
-_TORN_TAG = re.compile(r"</?\w*$")  # a tag cut at the token limit
-_TAG_ENDS = {
-    tag: (re.compile(f"<{tag}>", re.IGNORECASE), re.compile(f"</{tag}>", re.IGNORECASE))
-    for tag in ("think", "answer")
-}
-# The "A" of "A cyst" and "the answer is a cyst" is an article: the letter A counts only before a bracket or
-# punctuation or at the end of a line; other capitals count without. "A or B" is no choice.
-_CLOSED = r"(?=[*_]*(?:[)\].:,]|[ \t]*(?:\n|$)))"
-_ALONE = r"(?![\s*_)\]]*(?:,|/|&|or\b|and\b)[\s*_(\[]*(?-i:[A-HJ])\b)"
-_LEADING_LETTER = re.compile(rf"^[\s*_(\[]*([B-HJ](?=\s)|[A-Ja-j]{_CLOSED}){_ALONE}")
-_STATED_LETTER = re.compile(
-    rf"\b(?:answer|option|choice)\b(?:\s+is\b)?[\s:*_(\[]*((?-i:[B-J])\b|[A-J]{_CLOSED}){_ALONE}",
-    re.IGNORECASE,
-)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
@@ -161,7 +151,7 @@ class PromptStyle:
         """Parse one completion. Never raises."""
         content = tag_contents(text, "answer")
         if content is None and not self.tags:
-            content = text[_end_of_think(text) :].strip()
+            content = text[end_of_think(text) :].strip()
         letter = content.upper() if content and content.upper() in tuple(sample.letters) else None
         return Answer(
             text=text,
@@ -182,41 +172,22 @@ class PromptStyle:
         no tags, it is the letter alone, behind the think tags where there are some.
         """
         text, letters = answer.text, sample.letters
-        opening, closing = _TAG_ENDS["answer"]
+        opening, closing = TAG_ENDS["answer"]
         start = opening.search(text)
         end = closing.search(text, start.end()) if start else None
         if answer.letter:
-            first, last = (start.end(), end.start()) if start and end else (_end_of_think(text), len(text))
+            first, last = (start.end(), end.start()) if start and end else (end_of_think(text), len(text))
             place = first + len(text[first:last]) - len(text[first:last].lstrip())
             letters = letters.lower() if text[place].islower() else letters
             before, after = text[:place], text[place + 1 : end.end() if end else len(text)]
         elif start:
             before, after = text[: start.end()], "</answer>"
         elif self.tags:
-            before, after = f"{_closed_think(text)}\n<answer>".lstrip(), "</answer>"
+            before, after = f"{close_think(text)}\n<answer>".lstrip(), "</answer>"
         else:
-            before, after = "".join(_closed_think(text).rpartition("</think>")[:2]), ""
+            before, after = "".join(close_think(text).rpartition("</think>")[:2]), ""
         texts = tuple(before + letter + after for letter in letters)
         return Alternatives(texts, forced=answer.letter is None, ends_turn=not after.strip())
-
-
-def reopen_think(text: str) -> str:
-    """Put back a think tag that a completion closes but does not open: the chat template has opened it."""
-    before, closing, _ = text.partition("</think>")
-    return f"<think>{text}" if closing and "<think>" not in before else text
-
-
-def _closed_think(text: str) -> str:
-    """A completion without an answer, with its think tag closed."""
-    text = _TORN_TAG.sub("", text).rstrip()
-    opening, closing = _TAG_ENDS["think"]
-    start = opening.search(text)
-    return f"{text}</think>" if start and not closing.search(text, start.end()) else text
-
-
-def _end_of_think(text: str) -> int:
-    """Index behind the last closing think tag; 0 without one."""
-    return max((tag.end() for tag in _TAG_ENDS["think"][1].finditer(text)), default=0)
 
 
 def is_correct(answer: Answer, sample: VQASample) -> bool:
@@ -265,18 +236,6 @@ def f1_score(text: str, gold: str) -> float:
     return 2 * shared / (len(words) + len(gold_words)) if shared else 0.0
 
 
-# A regular expression with two lazy wildcards takes quadratic time on the degenerate texts of early training;
-# these functions search each tag once.
-
-
-def tag_contents(text: str, tag: str) -> str | None:
-    """Stripped contents of the first ``<tag>...</tag>`` in any case; ``None`` without both tags."""
-    opening, closing = _TAG_ENDS[tag]
-    if (start := opening.search(text)) and (end := closing.search(text, start.end())):
-        return text[start.end() : end.start()].strip()
-    return None
-
-
 def _is_pair(text: str, first: str, second: str) -> bool:
     r"""Whether all of ``text`` matches ``<first>.*?</first>\s*<second>.*?</second>``, dot matching all."""
     if not (text.startswith(f"<{first}>") and text.endswith(f"</{second}>")):
@@ -289,13 +248,3 @@ def _is_answer_only(text: str) -> bool:
     r"""Whether all of ``text`` matches ``\s*<answer>.*?</answer>``, dot matching all."""
     text = text.lstrip()
     return text.startswith("<answer>") and text.removeprefix("<answer>").endswith("</answer>")
-
-
-def _lenient_letter(text: str, sample: Question) -> str | None:
-    """The one letter that ``text`` starts with, states, or names by its option's text; else ``None``."""
-    for pattern in (_LEADING_LETTER, _STATED_LETTER):
-        letters = {match.upper() for match in pattern.findall(text)}
-        if letters:
-            return letters.pop() if len(letters) == 1 and letters <= set(sample.letters) else None
-    mentioned = mentioned_options(text, sample.options)
-    return sample.letters[mentioned[0]] if len(mentioned) == 1 else None

@@ -103,6 +103,7 @@ class TestLenientReading:
             ("The correct choice is **B**", "B"),
             ("The answer is: B) kidney", "B"),
             ("I would say option D, as it is bright", "D"),
+            ("Option B is wrong, option C is right", "C"),
             # it names an option
             ("kidney", "B"),
             ("It shows the Kidney.", "B"),
@@ -123,7 +124,6 @@ class TestLenientReading:
             ("A/B", None),
             ("ABCD", None),
             ("The answer is B or C", None),
-            ("Option B is wrong, option C is right", None),
             ("kidney or liver", None),
             ("The answer is not B", None),
             # it says nothing of this question

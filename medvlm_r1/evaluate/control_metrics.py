@@ -11,8 +11,8 @@ prior_gain             accuracy minus that of the option-text prior
 order_consistency      share of questions whose answer keeps its option text in both orders, of those with a
                        strict letter in both
 reasoning_contradicts  share of plain answers whose letter differs from the option named in the think tags,
-                       of those with a strict letter and exactly one named option; without yes/no
-                       questions, because a "no" in a sentence need not be the option
+                       of those with a strict letter and exactly one named option, which is not denied;
+                       without yes/no questions, because a "no" in a sentence need not be the option
 not_run                controls that were requested and skipped, with the reason
 labels                 audit warnings that affect every number here
 verdict                one sentence: whether the model uses the image
@@ -32,6 +32,7 @@ from medvlm_r1.evaluate.controls import BLANK, CUT, PERMUTED, PRIOR, SWAPPED
 from medvlm_r1.evaluate.predictions import Prediction
 from medvlm_r1.evaluate.statistics import Interval, paired_difference, proportion
 from medvlm_r1.prompts import mentioned_options, tag_contents
+from medvlm_r1.reading.lenient import affirmed_options
 
 GAINS = {BLANK: "image_gain", SWAPPED: "swap_gain", CUT: "reasoning_effect", PRIOR: "prior_gain"}
 Scores = dict[str, float]  # question id -> correct (1) or not (0), or the probability to be correct
@@ -114,9 +115,10 @@ class _TestSet:
         for name, row in self.plain.items():
             if {"yes", "no"} & {option.casefold() for option in row.options}:
                 continue
-            mentioned = mentioned_options(tag_contents(row.text, "think") or "", row.options)
+            reasoning = tag_contents(row.text, "think") or ""
+            mentioned = mentioned_options(reasoning, row.options)
             chosen = _chosen(row)
-            if len(mentioned) == 1 and chosen is not None:
+            if len(mentioned) == 1 and mentioned == affirmed_options(reasoning, row.options) and chosen:
                 scores[name] = float(row.options[mentioned[0]] != chosen)
         return scores
 

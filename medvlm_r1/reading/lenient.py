@@ -17,29 +17,20 @@ It may say none: a wrong letter is worse than a missing one.
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from medvlm_r1.data.sample import Question
 from medvlm_r1.reading.claims import judge
 from medvlm_r1.reading.mentions import Mention, find_mentions
 from medvlm_r1.reading.plain import plain
 from medvlm_r1.reading.scope import answering_part
+from medvlm_r1.reading.words import DENYING, GENERIC, OPENS, RETRACTION, TURNED
 
-_STRONG = (
-    r"\b(?:no,? wait|wait,? no|wait(?!-|ing)|correction|(?:scratch|strike) that|let me (?:reconsider|re-?think|correct (?:that|myself|this))|"
-    r"i (?:was|am) (?:wrong|mistaken)|my mistake|i made an? (?:mistake|error)|i misspoke|on second thoughts?|on (?:further )?reflection|"
-    r"actually,? no|i take that back|i change my (?:mind|answer))\b|等等|更正"
-)
-_WEAK = r"\b(?:actually|or rather|i mean|i meant|sorry|oops|apologies|let me (?:double[- ]|re)?-?check|no[,;:!]|(?<=[?.!] )no\.)"
-_RETRACTION = re.compile(rf"(?P<strong>{_STRONG})|(?P<weak>{_WEAK})", re.IGNORECASE)
-_ALONE = re.compile(r"[\s().\[\]:,;!\-\u2013\u2014]*")
-_OPENS = re.compile(r"[\s(\[:.\-]*(?:(?:yes|ok|okay|sure|well|option|choice|answer|so|probably|likely|maybe|perhaps)\b[\s,:(]*)*", re.IGNORECASE)
-_WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
-_POLAR = re.compile(r"\b(?:no|not|free|absent|absence|without|normal|healthy|negative|ruled?|exclude[ds]?|lack|clear|intact)\b|n't\b")
-_GENERIC = frozenset(
-    "a an the this that these there is are was be it i we can do does did not no any of in on at or and image images picture scan radiograph "
-    "film seen see visible present evident evidence sign signs indication show shows shown showing appear appears identified noted observed "
-    "detected found demonstrated to have has been clear clearly obvious definite don doesn isn cannot one such here therefore so".split()
-)
+_BARE = re.compile(r"[\s().\[\]:,;!\-\u2013\u2014]*")
+_BEGINS = re.compile(r"(?:\n|[.!?:;] )[(\[]?$")
+_ENDS = re.compile(r"[)\].:;!]{1,3}(?:\s|$)|\n|$")
+_LISTED = re.compile(r"[)\].:;!,]{0,3}\s?[(\[]?")
+_WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 
 
 def lenient_letter(text: str, question: Question) -> str | None:
@@ -50,7 +41,7 @@ def lenient_letter(text: str, question: Question) -> str | None:
     if text.casefold() in (folded := [option.casefold() for option in question.options]):
         return question.letters[folded.index(text.casefold())]
     text = plain(text)
-    bare = _ALONE.sub("", text)
+    bare = _BARE.sub("", text)
     if len(bare) == 1 and bare.upper() in question.letters and "?" not in text:
         return bare.upper()
     index, _ = _read_behind_retractions(text, question)
@@ -58,7 +49,10 @@ def lenient_letter(text: str, question: Question) -> str | None:
 
 
 def affirmed_options(text: str, options: Sequence[str]) -> list[int]:
-    """Indices of the options whose text a plain text names without denying it, in their order."""
+    """Indices of the options whose text a text names without denying or only supposing it.
+
+    An option inside a longer option that is also named does not count: "left kidney" contains "kidney".
+    """
     text = plain(text)
     mentions = find_mentions(text, options)
     judge(text, mentions)
@@ -68,7 +62,7 @@ def affirmed_options(text: str, options: Sequence[str]) -> list[int]:
 def _read_behind_retractions(text: str, question: Question) -> tuple[int | None, bool]:
     """Read what stands behind the last retraction; if that says nothing, what stands before a weak one."""
     says_no = any(re.match(r"no\b", option, re.IGNORECASE) for option in question.options)
-    marks = [m for m in _RETRACTION.finditer(text) if not (says_no and m[0].lower().startswith("no"))]
+    marks = [m for m in RETRACTION.finditer(text) if not (says_no and m[0].lower().startswith("no"))]
     for mark in reversed(marks[-3:]):
         index, found = _read(text[mark.end() :].lstrip(" ,.:;-\u2013\u2014"), question)
         if found or mark["strong"]:
@@ -83,6 +77,7 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     _place(text, mentions, len(question.options))
     kept = [m for m in mentions if not (m.denied or m.dropped)]
     stated = [m for m in kept if m.stated]
+    stated = [m for m in stated if not m.hedged] or stated
     if len({m.index for m in stated}) > 1 and stated[-1].concluded:
         stated = [m for m in stated if m.concluded]
     leading = [m for m in kept if m.leads]
@@ -107,23 +102,24 @@ def _place(text: str, mentions: Sequence[Mention], options: int) -> None:
     """Mark the mention that leads, those that stand alone, and the options that are only listed again."""
     for first in range(len(mentions) - options + 1):
         listed = mentions[first : first + options]
-        if [m.index for m in listed] == list(range(options)) and all(m.lettered for m in listed):
+        in_order = all(m.index == i and m.lettered and not m.denied for i, m in enumerate(listed))
+        if in_order and len({m.stated for m in listed}) == 1:
             for mention in listed:
-                mention.dropped = mention.dropped or not (mention.stated and mention is listed[-1] and False)
+                mention.dropped = True
     for mention in mentions:
-        before, after = text[max(0, mention.start - 3) : mention.start], text[mention.end : mention.end + 3]
-        opens = mention.start == 0 or re.search(r"(?:\n|[.!?:] )[(\[]?$", before) or not text[: mention.start].strip(" (["); 
-        mention.alone = bool(opens and re.match(r"[)\].:!]{0,3}(?:\s|$)", after))
-    if mentions and _OPENS.fullmatch(text[: mentions[0].start][:60]) and mentions[0].start <= 60:
+        before = text[max(0, mention.start - 3) : mention.start]
+        opens = _BEGINS.search(before) or (mention.start <= 3 and not before.strip("[( "))
+        mention.alone = bool(opens and _ENDS.match(text, mention.end))
+    for last, mention in pairwise(mentions):
+        listed = mention.alone and _LISTED.fullmatch(text, last.end, max(last.end, mention.start))
+        if listed and (mention.lettered or mention.reply):
+            mention.coordinated = [*last.coordinated, last][-10:]
+    if mentions and mentions[0].start <= 60 and OPENS.fullmatch(text[: mentions[0].start]):
         first = mentions[0]
-        first.leads = first.lettered or first.start == 0 and _is_yes_no(text[first.start : first.end])
+        first.leads = first.lettered or (first.start == 0 and first.reply)
         for mention in mentions[1:]:
-            if first in mention.coordinated:
+            if any(each is first for each in mention.coordinated):
                 mention.leads = first.leads and (mention.lettered or not first.lettered)
-
-
-def _is_yes_no(text: str) -> bool:
-    return text.lower() in ("yes", "no", "true", "false")
 
 
 def _named(kept: Iterable[Mention], options: Sequence[str], mentions: Iterable[Mention] = ()) -> set[int]:
@@ -138,15 +134,15 @@ def _named(kept: Iterable[Mention], options: Sequence[str], mentions: Iterable[M
 
 
 def _answered_no(text: str, question: Question) -> tuple[int | None, bool]:
-    """``There is no fracture`` answers "no" to ``Is there a fracture?``, if all its words are the question's."""
+    """``There is no fracture`` answers "no" to ``Is there a fracture?``: the question has all its words."""
     folded = [option.casefold().strip(" .") for option in question.options]
     asked = question.question.casefold()
-    if "no" not in folded or _POLAR.search(asked):
+    if "no" not in folded or TURNED.search(asked):
         return None, False
     words = set(_WORD.findall(asked))
     for sentence in re.split(r"[.;!?\n]", text.casefold()):
-        said = set(_WORD.findall(sentence)) - _GENERIC
-        denied = re.search(r"\b(?:no|not|cannot|without)\b|n't\b", sentence)
+        said = {word for word in _WORD.findall(sentence) if not word.endswith("n't")} - GENERIC
+        denied = DENYING.search(sentence)
         if denied and said and all(word in words or word.removesuffix("s") in words for word in said):
             return folded.index("no"), True
     return None, False

@@ -38,11 +38,12 @@ _FUNCTION_WORD = re.compile(
 )
 _CALLED = re.compile(r"(?i:\b(?:option|choice|letter)|[选项择]) ?\(?$")
 _CALLED_SMALL = re.compile(
-    r"(?i:\b(?:answer|option|choice|letter)(?: (?:is|would be|should be))?(?: option)?[ :=(]{1,3}|[选项择是] ?)$"
+    r"(?i:\b(?:answer|option|choice|letter)(?: (?:is|would be|should be))?(?: option)?[ :=(]{1,3}|"
+    r"\b(?:say|choose|select|pick|it is|it's) |[选项择是] ?)$"
 )
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\w)", re.IGNORECASE)
 _ANSWER_WORDS = {"yes", "no", "true", "false"}
-_ENDS_WORD = r"(?=[,.;:!)\]\n]| ?[-\u2013\u2014(]| (?:because|as|since)\b|$)"
+_ENDS_WORD = r"(?=[,.;:!)\]\n]| ?[-\u2013\u2014(]| (?:because|as|since|there|it|this|i)\b|$)"
 _DASH_SPACE = re.compile(r"[-\u2013\s]+")
 
 
@@ -55,8 +56,10 @@ class Mention:
     end: int
     lettered: bool  # by its letter
     named: bool  # by its text
+    reply: bool = False  # by "yes" or "no"
     stated: bool = False
     concluded: bool = False
+    hedged: bool = False
     denied: bool = False
     dropped: bool = False  # only supposed, asked or listed
     reason: bool = False  # in a subordinate clause that gives a reason
@@ -83,13 +86,15 @@ def option_pattern(options: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _names(option: str) -> list[str]:
-    """The spellings of an option, folded: whole, without its bracket, the bracket's contents, without article."""
+    """The spellings of an option, folded: whole, without its bracket, or its bracket alone; no article."""
     whole = " ".join(plain(option).split()).casefold().rstrip(" .,;")
     names = [whole]
     if match := re.fullmatch(r"([^()]{2,}?) ?\(([^()]{2,})\)", whole):
         names += [match[1], match[2]]
     names = [_ARTICLE.sub("", name, count=1) if _ARTICLE.match(name) else name for name in names]
-    return [name for name in dict.fromkeys(names) if re.search(r"\w", name) and not re.fullmatch(r"[a-j]", name)]
+    return [
+        name for name in dict.fromkeys(names) if re.search(r"\w", name) and not re.fullmatch(r"[a-j]", name)
+    ]
 
 
 def _spelling(name: str) -> str:
@@ -109,7 +114,9 @@ def _spelling(name: str) -> str:
 def find_mentions(text: str, options: Sequence[str]) -> list[Mention]:
     """All mentions in a plain text, in its order; a letter inside an option's text is no mention."""
     texts = [
-        Mention(int(m.lastgroup[1:].split("_")[0]), m.start(), m.end(), False, True)
+        Mention(
+            int(m.lastgroup[1:].split("_")[0]), m.start(), m.end(), False, True, m[0].lower() in _ANSWER_WORDS
+        )
         for m in option_pattern(tuple(options)).finditer(text)
         if m.lastgroup
     ]
@@ -148,7 +155,12 @@ def _merged(text: str, mentions: list[Mention]) -> list[Mention]:
     merged: list[Mention] = []
     for mention in mentions:
         last = merged[-1] if merged else None
-        if last and last.end <= mention.start and last.lettered != mention.lettered and last.named != mention.named:
+        if (
+            last
+            and last.end <= mention.start
+            and last.lettered != mention.lettered
+            and last.named != mention.named
+        ):
             between = text[last.end : mention.start]
             label = _LABEL if last.lettered else _LABEL_BEHIND
             if last.index == mention.index and label.fullmatch(between):

@@ -3,7 +3,7 @@ r"""Text without its markup: Markdown, LaTeX, JSON, quotes, full-width character
 ==================================  ===============
 written                             plain
 ==================================  ===============
-``**B**``, ``"B"``, ``$B$``, ``Ｂ``   ``B``
+``**B**``, ``"B"``, ``$B$``        ``B``
 ``\text{B}``                        ``B``
 ``\boxed{B}``                       ``answer: B``
 ``{"answer": "B"}``                 ``answer: B``
@@ -14,15 +14,16 @@ written                             plain
 import re
 import unicodedata
 
-LONGEST = 20_000  # characters; of a longer text its beginning and its end are read
+LONGEST = 10_000  # characters; of a longer text its beginning and its end are read
 _RULES = [
     (re.compile(r"<\|[^|<>]{0,40}\|>|</?[A-Za-z][\w-]{0,20} ?/?>"), " "),  # special tokens, tags
     (re.compile(r"~~[^~\n]{1,200}~~"), " "),
     (re.compile(r"\\f?boxed ?(?=\{)"), " answer: "),
-    (re.compile(r"\\[A-Za-z]{1,20} ?(?=\{)|\\[()\[\],;! ]|[{}$*`\"“”„«»「」『』]"), ""),
-    (re.compile(r"[’‘]"), "'"),
+    (re.compile(r"\\[A-Za-z]{1,20} ?(?=\{)|\\[()\[\],;! ]|[{}$*`\"]"), ""),
+    (re.compile("[\u201c-\u201f\u00ab\u00bb\u3008-\u3011\u3014\u3015]"), ""),  # quotes and brackets
+    (re.compile(r"[\u2018\u2019]"), "'"),
     (re.compile(r"(?<!\w)'|'(?!\w)|(?<!\w)_{1,3}|_{1,3}(?!\w)"), ""),
-    (re.compile(r"(?m)^[ \t]{0,8}(?:#{1,6} |> ?|[-•+] )"), ""),
+    (re.compile(r"(?m)^[ \t]{0,8}(?:#{1,6} |> ?|[-\u2022+] )"), ""),
     (re.compile(r"[^\S\n]+"), " "),
     (re.compile(r" ?\n[ \n]*"), "\n"),
 ]

@@ -12,8 +12,8 @@ completion                                 the part that answers
 ``<think>...so <answer>B.</answer>``       ``B.``: the reasoning is not closed, the answer is
 =========================================  ==================================================
 
-Every tag is searched once: a regular expression with two lazy wildcards takes quadratic time on the degenerate
-texts of early training.
+Every tag is searched once: a regular expression with two lazy wildcards takes quadratic time on the
+degenerate texts of early training.
 """
 
 import re

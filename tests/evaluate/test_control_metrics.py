@@ -89,6 +89,8 @@ class TestNumbers:
             ("not the liver but the kidney", False, None),
             ("bright and round", False, None),
             ("left-kidneys", False, None),
+            ("there is no kidney here", False, None),
+            ("the kidney can be ruled out", False, None),
             (None, False, None),
         ],
         ids=str,
