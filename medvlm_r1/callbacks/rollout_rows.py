@@ -9,6 +9,7 @@ from medvlm_r1.algorithms.trajectory import Trajectory
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.prompts import is_correct
 from medvlm_r1.runs.durable import replace_file, write_whole
+from medvlm_r1.runs.folder import image_path
 
 MAX_SIDE = 448  # pixels; a scan is legible, and hundreds of images stay small
 
@@ -51,8 +52,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def save_image(sample: VQASample, folder: Path) -> None:
-    """Save a small copy of the question's first image as ``<sample id>.png``, unless there is one."""
-    target = folder / f"{sample.id}.png"
+    """Save a small copy of the question's first image in ``folder``, unless there is one."""
+    target = image_path(folder, sample.id)
     if sample.images and not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         image = sample.images[0].load()

@@ -19,10 +19,10 @@ from medvlm_r1.report.tables.paper import as_csv, as_latex
 from medvlm_r1.report.tables.table import (
     accuracy_table,
     as_markdown,
-    as_rich,
     difference_table,
     escape_markdown,
     fairness_lines,
+    print_table,
     table_console,
 )
 from medvlm_r1.tracking.comparison import send_comparison
@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(c: Comparison, console: Console) -> None:
     """Print the tables, the fairness list and what is missing."""
-    console.print(as_rich(accuracy_table(c)))
+    print_table(accuracy_table(c), console)
     if c.differences:
-        console.print(as_rich(difference_table(c)))
+        print_table(difference_table(c), console)
     if controls := control_summary(c):
-        console.print(as_rich(controls))
+        print_table(controls, console)
     for fairness in c.fairness:
         console.print("[bold]Fairness[/bold]")
         console.print(escape("\n".join(fairness_lines(fairness))), highlight=False)

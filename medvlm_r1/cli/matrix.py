@@ -11,7 +11,7 @@ from medvlm_r1.report.matrix.cells import Matrices
 from medvlm_r1.report.matrix.tables import heat_map, matrices_csv, matrices_tables
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.tables.paper import as_latex
-from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
+from medvlm_r1.report.tables.table import as_markdown, print_table, table_console
 
 EXAMPLES = """examples:
   python run.py -m +experiment=med_r1_modality model=tiny data=phantom_modality data.domain=mri,ct,xray \\
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     matrices = assemble(args.folders)
     console = table_console()
     for table in matrices_tables(matrices):
-        console.print(as_rich(table))
+        print_table(table, console)
     print("wrote " + ", ".join(map(str, write(matrices, out, command_line(parser, arguments)))))
     return 0
 

@@ -14,7 +14,7 @@ from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.sweep.figures import effects_figure, parallel_figure
 from medvlm_r1.report.sweep.summary import Sweep, read_sweep
 from medvlm_r1.report.sweep.tables import state_lines, sweep_tables
-from medvlm_r1.report.tables.table import as_markdown, as_rich, table_console
+from medvlm_r1.report.tables.table import as_markdown, print_table, table_console
 
 EXAMPLES = """examples:
   medvlm-r1 sweep outputs/sweeps/ablate_beta
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in state_lines(sweep):
         console.print(escape(line), highlight=False)
     for table in sweep_tables(sweep):
-        console.print(as_rich(table))
+        print_table(table, console)
     print("wrote " + ", ".join(map(str, write(sweep, command_line(parser, arguments)))))
     return 0 if len(sweep.runs) == len(sweep.statuses) else 1
 

@@ -6,10 +6,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from medvlm_r1.data.sample import ImageHandle, VQASample
 from medvlm_r1.data.skipped import reason_summary
+from medvlm_r1.runs.shorten import shorten
 
 Source = Sequence[VQASample]
 Per = Literal["modality", "question_type", "answer"]
@@ -18,6 +19,7 @@ _CLASS: dict[str, Callable[[VQASample], str]] = {
     "question_type": lambda sample: sample.question_type,
     "answer": lambda sample: sample.answer_text,
 }
+_LONGEST_NAME = 80  # characters of a test set's name
 _PATH_HASH = re.compile(r"-[0-9a-f]{8}(?=\+|$)")
 
 
@@ -28,13 +30,15 @@ class Questions:
     Attributes:
         train: training questions.
         validation: questions of the training domain that share no image with training.
-        test: test sets by name, in the order in which they are reported.
+        test: test sets by name, in the order in which they are reported; a name becomes text (YAML reads 1 as
+            a number).
         skipped: one line for each skipped row, with file, row and reason.
         refused: part (``train``, ``validation`` or a test set), line and images of each row that was skipped
             for another reason than its images: a model may have seen them elsewhere.
 
     Raises:
-        ValueError: a part is empty, or validation shares an image with training or a test set.
+        ValueError: a part is empty, a test set's name cannot be used, or validation shares an image with
+            training or a test set.
     """
 
     train: Source
@@ -52,6 +56,7 @@ class Questions:
     def __post_init__(self) -> None:
         if not self.test:
             raise ValueError("data.test names no test set: give data.test={NAME:FILE,...}")
+        object.__setattr__(self, "test", _by_text(self.test))
         for name, source in {"train": self.train, "validation": self.validation, **self.test}.items():
             if not len(source):
                 why = (
@@ -74,6 +79,22 @@ class Questions:
                     f"{leaked} of {len(source)} questions of test set {name!r} show an image of training",
                     stacklevel=2,
                 )
+
+
+def _by_text(tests: Mapping[Any, Source]) -> dict[str, Source]:
+    """Test sets by the text of their names, which head tables, metrics and predictions."""
+    named: dict[str, Source] = {}
+    for key, source in tests.items():
+        name = str(key)
+        if name in named or name in ("train", "validation"):
+            raise ValueError(f"data.test names {name!r} twice, or as another part: rename that test set")
+        if not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"data.test names a test set {shorten(name)}: give it a name of 1 to {_LONGEST_NAME} "
+                "printable characters"
+            )
+        named[name] = source
+    return named
 
 
 def hold_out(

@@ -127,11 +127,11 @@ def write_report(folder: Path) -> None:
     from medvlm_r1.report.comparison import compare
     from medvlm_r1.report.page.render import write_run_report
     from medvlm_r1.report.tables.controls import control_summary
-    from medvlm_r1.report.tables.table import accuracy_table, as_rich, table_console
+    from medvlm_r1.report.tables.table import accuracy_table, print_table, table_console
 
     comparison = compare([folder])
     for table in filter(None, (accuracy_table(comparison), control_summary(comparison))):
-        table_console().print(as_rich(table))
+        print_table(table, table_console())
     for journal in folder.glob("predictions-*.journal"):
         journal.unlink(missing_ok=True)
     log.info("report: %s", write_run_report(folder))

@@ -15,6 +15,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from medvlm_r1.data.perturbation import PLAIN
+from medvlm_r1.runs.folder import image_path
 from medvlm_r1.runs.renames import COMPLEMENTS, METRICS, renamed, renamed_config, renamed_overrides
 
 
@@ -196,7 +197,7 @@ class Run:
 
     def image(self, sample_id: str) -> Path | None:
         """The image of a question, if the run saved it."""
-        path = self.folder / "images" / f"{sample_id}.png"
+        path = image_path(self.folder / "images", sample_id)
         return path if path.is_file() else None
 
 

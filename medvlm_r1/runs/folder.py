@@ -11,6 +11,8 @@ from medvlm_r1.runs.durable import remove
 from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
 from medvlm_r1.runs.status import ATTEMPTS, LOCK, OLD_ATTEMPTS, is_locked, tracking_id
 
+_UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f]')
+_LONGEST_NAME = 200  # bytes; file systems take 255, with suffixes
 # Overrides that do not change the result stay out of the run's name.
 UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "plan", "card", "controls")
 UNNAMED += ("image_cache", "image_cache.folder", "image_cache.limit", "resume", "retry", "ckpt_path")
@@ -66,6 +68,17 @@ def empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in (".hydra", "config.yaml", "run.log", LOCK, ATTEMPTS, OLD_ATTEMPTS):
             remove(path)
+
+
+def image_path(folder: Path, sample_id: str) -> Path:
+    """Path of a question's image: ``<sample id>.png``, without what a file name cannot hold.
+
+    An id may come from a data file: it may be long, or a path that leads out of the folder.
+    """
+    name = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", sample_id)
+    if len(name.encode()) > _LONGEST_NAME:
+        name = name.encode()[:100].decode(errors="ignore") + "-" + hashlib.sha256(name.encode()).hexdigest()
+    return folder / f"{name}.png"
 
 
 def tracked(key: str, *, _root_: DictConfig) -> str | None:

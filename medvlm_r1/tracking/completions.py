@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from PIL import Image
 
 from medvlm_r1.data.sample import LETTERS
+from medvlm_r1.runs.folder import image_path
 from medvlm_r1.tracking.mlflow import MLflow
 
 
@@ -20,10 +21,10 @@ def send_completions(
 
     Args:
         rows: lines of ``rollouts/step-N.jsonl``.
-        images: folder with ``<sample id>.png``; ``None`` sends no pictures.
+        images: folder of the run's images; ``None`` sends no pictures.
     """
     ids = list(dict.fromkeys(row["sample_id"] for row in rows))
-    paths = {name: images / f"{name}.png" for name in ids} if images else {}
+    paths = {name: image_path(images, name) for name in ids} if images else {}
     paths = {name: path for name, path in paths.items() if path.exists()}
     columns, cells = table_of(rows)
     for logger in loggers:

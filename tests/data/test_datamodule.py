@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import resource
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,3 +202,20 @@ def test_a_large_test_batch_leaves_its_worker_without_open_files_or_shared_memor
     patches = {prompt.pixels.data_ptr(): prompt.pixels.nbytes for prompt in prompts}
     assert len(patches) < 3.1 * 64
     assert len(pickle.dumps(_Batch(batch))) < 1.1 * sum(patches.values()) + 2e6
+
+
+@pytest.mark.parametrize("name", [1, 1.5, True, "a/b", "é 中", "..", "x=1", "<b>|"])
+def test_names_of_test_sets_are_text(tmp_path, name):
+    """YAML reads 1 and true as values of other types."""
+    train, test = rows(tmp_path, "a", 8), rows(tmp_path, "b", 5)
+    loaded = mcq_json(train, {"ct": test}, n_validation=2)
+    assert list(replace(loaded, test={name: loaded.test["ct"]}).test) == [str(name)]
+
+
+@pytest.mark.parametrize("names", [["train"], ["validation"], [1, "1"], [""], [" "], ["a\nb"], ["x" * 81]])
+def test_a_name_that_cannot_be_used(tmp_path, names):
+    train, test = rows(tmp_path, "a", 8), rows(tmp_path, "b", 5)
+    loaded = mcq_json(train, {"ct": test}, n_validation=2)
+    with pytest.raises(ValueError, match=r"data\.test names") as error:
+        replace(loaded, test=dict.fromkeys(names, loaded.test["ct"]))
+    assert len(str(error.value)) < 300

@@ -56,3 +56,19 @@ def test_one_process_of_all_decides(name, rank, later, monkeypatch):
     monkeypatch.setenv(name, rank)
     assert ranks.is_rank_zero() is not later
     assert (folder.run_log("here") == "here/run.log") is not later
+
+
+@pytest.mark.parametrize(
+    "id", ["a/b-0", "../../etc/x", "..", "patient:1?", "é 中", "x" * 1000, "中" * 300, "a\nb", ""]
+)
+def test_an_image_of_any_id_lies_in_its_folder(id, tmp_path):
+    path = folder.image_path(tmp_path, id)
+    assert path.parent == tmp_path
+    path.write_bytes(b"")
+    assert len(path.name.encode()) < 240
+
+
+def test_images_of_different_ids_are_different_files(tmp_path):
+    ids = ["a/b", "a%2Fb", "a_b", "x" * 300, "x" * 301]
+    assert len({folder.image_path(tmp_path, id) for id in ids}) == len(ids)
+    assert folder.image_path(tmp_path, "mri-test-0").name == "mri-test-0.png"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -17,6 +18,10 @@ from medvlm_r1.report.groups import FEW_SEEDS, RunGroup
 from medvlm_r1.report.page.audit import LEAK, SHORTCUT, best_shortcuts, leaked_shares, marks
 
 SHORT = {"mri": "MRI", "ct": "CT", "xray": "X-ray", "oct": "OCT", MEAN: "Mean", OUTSIDE: "Out of domain"}
+
+
+_LABELS = 24  # columns of a console that row labels get at most, where numbers need the rest
+_SPACE = 2  # columns between two numbers
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,24 @@ def table_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=110)
 
 
+def print_table(table: Table, console: Console) -> None:
+    """Print a table; columns that do not fit beside the others follow below, with the same row labels."""
+    columns = list(zip(table.heads, *table.rows, strict=True))
+    labels, room = min(_width(columns[0]), _LABELS) + 2 * _SPACE, console.width
+    blocks: list[list[int]] = [[]]
+    taken = labels
+    for k, column in enumerate(columns[1:], 1):
+        taken += _width(column) + _SPACE
+        if taken > room and blocks[-1]:
+            blocks.append([])
+            taken = labels + _width(column) + _SPACE
+        blocks[-1].append(k)
+    for number, block in enumerate(blocks, 1):
+        heads, *rows = ([row[k] for k in (0, *block)] for row in (table.heads, *table.rows))
+        notes = table.notes if number == len(blocks) else []
+        console.print(as_rich(Table(table.title if number == 1 else "", heads, rows, notes)))
+
+
 def as_rich(table: Table) -> RichTable:
     """A table for the console, narrow enough for 80 columns with three test sets."""
     table_out = RichTable(
@@ -172,9 +195,13 @@ def as_rich(table: Table) -> RichTable:
         pad_edge=False,
     )
     for k, column in enumerate(zip(table.heads, *table.rows, strict=True)):
-        width = max(len(line) for cell in column for line in _lines(cell).plain.split("\n"))
+        width = _width(column)
         # a narrow console folds the labels, never the numbers
-        style = {"justify": "right", "min_width": width, "no_wrap": True} if k else {"overflow": "fold"}
+        style = (
+            {"justify": "right", "min_width": width, "no_wrap": True}
+            if k
+            else {"overflow": "fold", "min_width": min(width, _LABELS)}
+        )
         table_out.add_column(_lines(column[0]), **style)
     for row in table.rows:
         table_out.add_row(*map(_lines, row))
@@ -205,6 +232,11 @@ def difference_cell(d: Tested, mark: str) -> Cell:
     """A difference in points with its interval and adjusted p; bold if the test supports it."""
     note = f"{span(d.interval, signed=True)}; p {p_text(d.adjusted)}"
     return Cell(percent(d.interval.value, signed=True) + mark, note, d.supported)
+
+
+def _width(column: Iterable[Cell]) -> int:
+    """Characters of the longest line in a column."""
+    return max(cell_len(line) for cell in column for line in _lines(cell).plain.split("\n"))
 
 
 def _lines(cell: Cell) -> Text:
