@@ -85,7 +85,7 @@ def image_size(image: ImageHandle) -> tuple[int, int]:
     """Width and height of an image as it loads; of most formats, only the header is read."""
     if isinstance(image, BlankImage):
         return image_size(image.of)
-    if not isinstance(image, ImageFile):
+    if not isinstance(image, ImageFile) or image.frame:
         return image.load().size
     with Image.open(image.path) as opened:
         turned = opened.getexif().get(0x0112) in _TURNED

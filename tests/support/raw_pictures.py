@@ -3,8 +3,6 @@
 import struct
 import zlib
 
-import numpy as np
-
 
 def png(values, colour_type, *chunks, bits=16):
     """PNG of these samples (height x width x channels); ``chunks`` come before the pixels."""

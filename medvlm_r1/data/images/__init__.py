@@ -2,10 +2,12 @@
 
 ==================  ==================================================================
 resolve.py          a row's ``image`` entry to image handles, inside one folder
-decode.py           image files as RGB
+decode.py           image files as RGB; depth.py: their samples at their own depth
+notes.py            what is blank or not shown in full
 embedded.py         images inside Parquet files and zip archives
 volume.py           slices, windows and grey values that DICOM and NIfTI share
-dicom.py nifti.py   the two formats; dicom_header.py: privacy, slice order, limits
+dicom.py nifti.py   the two formats; dicom_header.py: privacy, limits, measurements
+series.py stack.py  the files of a DICOM series; its slices in spatial order
 validate.py         decode every image once before training
 content_key.py      digests that identify an image by its content
 digest_cache.py     digests and results of earlier runs, in SQLite

@@ -13,7 +13,7 @@ from medvlm_r1.data.images.embedded import ParquetImage, ZipImage
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageHandle
 
-VERSION = 1  # of the decoding code: increase it when the same file decodes to other pixels
+VERSION = 2  # of the decoding code: increase it when the same file decodes to other pixels
 _DECODERS = ("pillow", "numpy", "pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel")
 
 
@@ -59,7 +59,8 @@ def image_digest(handle: ImageHandle, known: DigestCache | None = None) -> str |
 def _content(handle: ImageHandle, known: DigestCache, unread: bool) -> tuple[str | list | None, dict]:
     """Return the digest of the file, and the settings that select a part of it."""
     if isinstance(handle, ImageFile):
-        return known.digest(handle.path, unread) if handle.path.is_file() else None, {}
+        content = known.digest(handle.path, unread) if handle.path.is_file() else None
+        return content, {"frame": handle.frame} if handle.frame else {}
     if isinstance(handle, ParquetImage | ZipImage):
         file = handle.path if isinstance(handle, ParquetImage) else handle.archive
         return known.digest_inside(file, handle.name, handle.read, unread), {}

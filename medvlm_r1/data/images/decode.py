@@ -39,9 +39,9 @@ class ImageFile:
 def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Image:
     """Decode an image as RGB and apply its EXIF orientation, like transformers' ``load_image``.
 
-    Samples of more than 8 bits (16- or 32-bit integers or floats; grey or colours) are first scaled linearly from
-    the image's minimum to its maximum, over all visible pixels and channels; an image of a single value becomes
-    black. Pillow's conversion would clip grey values above 255 to white and take the high byte of colours, which
+    Samples of more than 8 bits (integers or floats, grey or colours) are first scaled linearly from the
+    image's minimum to its maximum, over all visible pixels and channels; an image of one value becomes black.
+    Pillow's conversion would clip grey values above 255 to white and take the high byte of colours, which
     blanks most of a scan. A TIFF whose PhotometricInterpretation is WhiteIsZero is inverted at every depth.
     Transparent pixels become white, as in the model's image processor.
 
@@ -61,7 +61,7 @@ def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Imag
                 raise BadRowError(f"image {name} {held}, not {frame}: set frame to one of these")
             if frame:
                 opened.seek(frame)
-            notes = [Note(FRAMES, f"{name} ({frames} frames, shown: {frame})")] if frames > 1 else []
+            notes = [Note(FRAMES, f"frame {frame} of {frames}, from 0")] if frames > 1 else []
             return with_notes(_as_rgb(opened, file, frame), notes)
     except FileNotFoundError:
         raise BadRowError(f"image {name} does not exist") from None

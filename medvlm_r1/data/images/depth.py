@@ -1,7 +1,8 @@
 """Read the samples of PNG and TIFF files at their own depth.
 
-Pillow opens most depths but keeps the high byte alone of 16-bit colours, ignores WhiteIsZero above 8 bits, reads
-compressed big-endian signed or float samples in the wrong order, and reads unsigned 32-bit samples as signed.
+Pillow opens most depths but keeps the high byte alone of 16-bit colours, ignores WhiteIsZero above 8 bits,
+reads compressed big-endian signed or float samples in the wrong order, and takes unsigned 32-bit samples for
+signed.
 """
 
 import sys
@@ -70,7 +71,7 @@ def is_16_bit_colour(opened: Image.Image) -> bool:
 def colour_samples(
     open_image: Callable[[], Image.Image],
 ) -> tuple[Real[np.ndarray, "height width channels"], Float[np.ndarray, "height width"] | None]:
-    """Return the 16-bit samples of an image of :func:`is_16_bit_colour`, upright, and its opacity from 0 to 1.
+    """Return the samples of an image of :func:`is_16_bit_colour`, upright, and its opacity from 0 to 1.
 
     Args:
         open_image: opens the image anew; Pillow decodes it twice, for the high and for the low bytes.
@@ -79,7 +80,11 @@ def colour_samples(
         ValueError: the samples are in compressed planes, of which Pillow gives the high bytes alone.
     """
     with open_image() as image:
-        raw, tags, transparent = _raw_mode(image), getattr(image, "tag_v2", {}), image.info.get("transparency")
+        raw, tags, transparent = (
+            _raw_mode(image),
+            getattr(image, "tag_v2", {}),
+            image.info.get("transparency"),
+        )
         if raw in ("LA;16B", "RGBA"):  # grey and alpha: four bytes a pixel
             _set_raw_mode(image, lambda _: "RGBA")
             native = image.tile[0].codec_name == "libtiff"

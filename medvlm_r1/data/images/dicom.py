@@ -4,9 +4,10 @@ Overlay planes, presentation states and colour profiles are not applied.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Integer, Real
@@ -15,11 +16,15 @@ from PIL import Image, ImageOps
 from medvlm_r1.data.images.dicom_header import (
     Slice,
     frame_header,
+    has_preamble,
     in_hounsfield_units,
+    measurements,
     pydicom,
-    slices_of,
     spacing,
+    with_syntax,
 )
+from medvlm_r1.data.images.notes import with_notes
+from medvlm_r1.data.images.series import read_series
 from medvlm_r1.data.images.volume import (
     CT_WINDOWS,
     MAX_SLICE,
@@ -48,19 +53,22 @@ class DicomImage:
     Attributes:
         path: the file or folder.
         pick: the slice, or a montage of several.
-        window, allow_identifying: see :class:`~medvlm_r1.data.images.volume.Volumes`.
+        window, allow_identifying, volume: see :class:`~medvlm_r1.data.images.volume.Volumes`.
     """
 
     path: Path
     pick: Pick = MIDDLE
     window: str | tuple[float, float] | None = None
     allow_identifying: bool = False
+    volume: int = 0
 
     @property
     def name(self) -> str:
         """The path, and the settings that differ from the default; nothing of the header."""
         window = self.window if self.window is None or isinstance(self.window, str) else list(self.window)
-        return label(self.path.as_posix(), self.pick, *([] if window is None else [f"window={window}"]))
+        settings = [f"window={window}"] if window is not None else []
+        settings += [f"volume={self.volume}"] if self.volume else []
+        return label(self.path.as_posix(), self.pick, *settings)
 
     def load(self) -> Image.Image:
         """Decode as RGB.
@@ -76,9 +84,24 @@ class DicomImage:
         """
         pydicom()
         with errors_named(self.path):
-            slices = slices_of(self.path, self.allow_identifying)
-            shown = [_render(slices[i], self.window) for i in indices(self.pick, len(slices))]
-        return montage(shown) if self.pick == "montage" else shown[0]
+            series = read_series(self.path, self.allow_identifying, self.volume)
+            shown = [_render(series.slices[i], self.window) for i in self._indices(series.slices)]
+        return with_notes(montage(shown) if self.pick == "montage" else shown[0], series.notes)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the header says of the (first) slice that is shown; see :func:`measurements`.
+
+        Raises:
+            BadRowError: as :meth:`load`.
+        """
+        pydicom()
+        with errors_named(self.path):
+            series = read_series(self.path, self.allow_identifying, self.volume)
+            facts = measurements(frame_header(series.slices[self._indices(series.slices)[0]]))
+        return facts if series.distance is None else facts | {"slice_distance_mm": series.distance}
+
+    def _indices(self, slices: Sequence[Slice]) -> list[int]:
+        return indices(self.pick, len(slices))
 
 
 def _render(place: Slice, window: str | tuple[float, float] | None) -> Image.Image:
@@ -105,9 +128,9 @@ def _stored(place: Slice, header: "Dataset") -> Integer[np.ndarray, "height widt
     if not decoder.is_available:
         raise BadRowError(f"is compressed as {syntax.name}: {pip_install('dicom')}")
     frames = int(header.get("NumberOfFrames") or 1)
-    if frames > 1 and not syntax.is_encapsulated:
+    if frames > 1 and not syntax.is_encapsulated and has_preamble(place.path):
         return library.pixels.pixel_array(place.path, index=place.frame)  # reads only that frame
-    dataset = library.dcmread(place.path)
+    dataset = with_syntax(library.dcmread(place.path, force=True))
     if syntax.is_encapsulated:
         _check_stream(library.encaps.get_frame(dataset.PixelData, place.frame, number_of_frames=frames))
     return library.pixels.pixel_array(dataset, index=place.frame)
@@ -129,7 +152,7 @@ def _check_stream(frame: bytes) -> None:
 def _monochrome(
     stored: Integer[np.ndarray, "height width"], header: "Dataset", window: str | tuple[float, float] | None
 ) -> Image.Image:
-    values = pydicom().pixels.apply_modality_lut(stored, header)
+    values, padded = pydicom().pixels.apply_modality_lut(stored, header), _padding(stored, header)
     function = str(header.get("VOILUTFunction") or "LINEAR")
     if window is not None:
         if isinstance(window, str) and not in_hounsfield_units(header):
@@ -141,19 +164,18 @@ def _monochrome(
         image = windowed(values, centre, width)
     elif header.get("VOILUTSequence"):
         image = _through_table(values, header)
-    elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+    elif "WindowCenter" in header and "WindowWidth" in header:
         centre, width = (
             float(np.atleast_1d(header[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth")
         )
         image = windowed(values, centre, width, function)
     else:
-        padded = _padding(stored, header)
         valid = values[~padded & np.isfinite(values)]
         low, high = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 0.0)
-        image = grey(np.where(padded, low, values), low, high)
-        if header.PhotometricInterpretation == "MONOCHROME1":
-            return Image.fromarray(np.where(padded, 0, np.asarray(ImageOps.invert(image))))
-    return ImageOps.invert(image) if header.PhotometricInterpretation == "MONOCHROME1" else image
+        image = grey(values, low, high)
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        image = ImageOps.invert(image)
+    return Image.fromarray(np.where(padded, 0, np.asarray(image)).astype(np.uint8))
 
 
 def windowed(
@@ -184,7 +206,8 @@ def windowed(
 
 def _through_table(values: Real[np.ndarray, "height width"], header: "Dataset") -> Image.Image:
     """Apply the first table of the VOI LUT Sequence (PS3.3 C.11.2.1.1)."""
-    item, view = header.VOILUTSequence[0], pydicom().Dataset()
+    item = next(item for item in header.VOILUTSequence if item.get("LUTData") and item.get("LUTDescriptor"))
+    view = pydicom().Dataset()
     count, first, bits = item.LUTDescriptor
     count = count or 2**16
     if first >= 2**15 and values.min() < 0:
@@ -202,8 +225,10 @@ def _padding(stored: Integer[np.ndarray, "height width"], header: "Dataset") -> 
     value = header.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=bool)
-    limit = header.get("PixelPaddingRangeLimit")
-    low, high = sorted((value, value if limit is None else limit))
+    ends = [value, header.get("PixelPaddingRangeLimit", value)]
+    if stored.dtype.kind == "i":  # written as unsigned by some
+        ends = [end - 2 ** (8 * stored.itemsize) if end > np.iinfo(stored.dtype).max else end for end in ends]
+    low, high = sorted(ends)
     return (stored >= low) & (stored <= high)
 
 

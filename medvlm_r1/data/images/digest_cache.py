@@ -21,7 +21,8 @@ _BATCH = 5000  # results between two writes; a killed run loses at most these
 _LOCK_TIMEOUT = 10.0  # seconds to wait for another process's write
 _TABLES = """
 CREATE TABLE IF NOT EXISTS digests (path BLOB PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS good (picture TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS decoded (picture TEXT PRIMARY KEY, notes TEXT NOT NULL);
+DROP TABLE IF EXISTS good;
 """
 _LOCK = threading.Lock()
 
@@ -32,7 +33,7 @@ def cache_folder() -> Path:
 
 
 class DigestCache:
-    """Digests of unchanged files, and keys of images that decoded without error ("good").
+    """Digests of unchanged files, and keys of images that decoded without error ("good"), with notes on them.
 
     Writes to the database happen in batches and at the end of a ``with`` block. Threads and forked processes
     may share one instance.
@@ -45,7 +46,7 @@ class DigestCache:
     def __init__(self, path: Path | None = None, batch: int = _BATCH) -> None:
         self.path, self.batch = path or cache_folder() / "images.sqlite", batch
         self._digests: dict[bytes, tuple[str, str]] = {}
-        self._good: set[str] = set()
+        self._good: dict[str, str] = {}
         self._databases: dict[int, sqlite3.Connection] = {}
 
     def __getstate__(self) -> dict:
@@ -80,19 +81,26 @@ class DigestCache:
 
     def is_good(self, key: str) -> bool:
         """Whether the image with this key decoded without error."""
-        return key in self._good or bool(self._select("SELECT 1 FROM good WHERE picture = ?", key))
+        return self.notes(key) is not None
 
-    def add_good(self, key: str) -> None:
-        """Record that the image with this key decoded without error."""
+    def notes(self, key: str) -> str | None:
+        """Return what was noted about the image with this key; ``None`` if it did not decode yet."""
+        if key in self._good:
+            return self._good[key]
+        rows = self._select("SELECT notes FROM decoded WHERE picture = ?", key)
+        return rows[0][0] if rows else None
+
+    def add_good(self, key: str, notes: str = "") -> None:
+        """Record that the image with this key decoded without error, and what was noted about it."""
         with _LOCK:
-            self._good.add(key)
+            self._good[key] = notes
         self._write_batch()
 
     def write(self) -> None:
         """Write the new results to the database."""
         with _LOCK:
             digests, self._digests = self._digests, {}
-            good, self._good = self._good, set()
+            good, self._good = self._good, {}
         if not digests and not good:
             return
 
@@ -101,8 +109,8 @@ class DigestCache:
                 database.execute("BEGIN IMMEDIATE")
                 rows = [(path, *entry) for path, entry in digests.items()]
                 database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", rows)
-                database.executemany("INSERT OR IGNORE INTO good VALUES (?)", [(key,) for key in good])
-                for table in ("digests", "good"):
+                database.executemany("INSERT OR IGNORE INTO decoded VALUES (?, ?)", good.items())
+                for table in ("digests", "decoded"):
                     last = f"(SELECT max(rowid) FROM {table})"
                     database.execute(f"DELETE FROM {table} WHERE rowid <= {last} - ?", [_MAX_ROWS])
 

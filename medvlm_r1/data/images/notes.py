@@ -1,6 +1,7 @@
 """What a decoder notes about an image that it could read: nothing is shown, or not all of the file.
 
-A decoder attaches its notes to the image that it returns; the checks before training and the audit count them.
+A decoder attaches its notes to the image that it returns; the checks before training and the audit count
+them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ class Note(NamedTuple):
 
     Attributes:
         kind: one of the constants of this module, a predicate of several images.
-        detail: what is special about this image; names the file.
+        detail: what is special about this image, without its name: copies of a file share its notes.
     """
 
     kind: str
@@ -40,9 +41,9 @@ def with_notes(image: Image.Image, notes: Iterable[Note]) -> Image.Image:
     return image
 
 
-def notes_of(image: Image.Image, name: str) -> tuple[Note, ...]:
+def notes_of(image: Image.Image) -> tuple[Note, ...]:
     """Return the notes about a decoded image, and whether it is blank."""
-    return (*image.info.get("notes", ()), *([Note(BLANK, name)] if is_blank(image) else ()))
+    return (*image.info.get("notes", ()), *([Note(BLANK, "")] if is_blank(image) else ()))
 
 
 def counted(notes: Mapping[str, Iterable[Note]]) -> dict[str, dict[str, int | str]]:
@@ -54,11 +55,12 @@ def counted(notes: Mapping[str, Iterable[Note]]) -> dict[str, dict[str, int | st
         notes: image name -> its notes.
 
     Returns:
-        Kind -> ``n``, the number of different details, and ``first``, the first of them.
+        Kind -> ``n``, the number of images or files, and ``first``, name and detail of the first of them.
     """
-    kinds: dict[str, dict[str, None]] = {}
-    for of_image in notes.values():
+    kinds: dict[str, dict[str, str]] = {}
+    for name, of_image in notes.items():
         for kind, detail in of_image:
-            kinds.setdefault(kind, {})[detail] = None
+            what = name if kind == BLANK else name.partition("#")[0]
+            kinds.setdefault(kind, {}).setdefault(what, f"{what}: {detail}" if detail else what)
     frequent = sorted(kinds.items(), key=lambda item: -len(item[1]))
-    return {kind: {"n": len(details), "first": next(iter(details))} for kind, details in frequent}
+    return {kind: {"n": len(files), "first": next(iter(files.values()))} for kind, files in frequent}

@@ -21,9 +21,10 @@ from medvlm_r1.data.sample import BadRowError, ImageHandle
 from medvlm_r1.runs.shorten import shorten
 
 _DICOM_SUFFIXES = (".dcm", ".dicom")
-# Settings that a row may have, by format; ``allow_identifying`` is a setting of the whole run.
+# Settings that a row may have, by format.
 _SETTINGS = {
-    "DICOM": ("slice", "slices", "window"),
+    "plain image": ("frame",),
+    "DICOM": ("slice", "slices", "volume", "window", "allow_identifying"),
     "NIfTI": ("slice", "slices", "plane", "volume", "range", "percentiles"),
 }
 
@@ -209,11 +210,11 @@ def image_handles(entry: Any, folder: Path, volumes: Volumes) -> Iterator[ImageH
     except (TypeError, ValueError) as error:
         raise BadRowError(f"image {path}: {error}") from None
     if kind == "plain image":
-        yield ImageFile(path)
+        yield ImageFile(path, shown.frame)
     elif kind == "DICOM":
         require("pydicom", "dicom")
         for pick in picks(shown.slices):
-            yield DicomImage(path, pick, shown.window, shown.allow_identifying)
+            yield DicomImage(path, pick, shown.window, shown.allow_identifying, shown.volume)
     else:
         require("nibabel", "nifti")
         for pick in picks(shown.slices):

@@ -39,16 +39,18 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Volumes:
-    """How DICOM and NIfTI files are shown where a row does not set it.
+    """How DICOM and NIfTI files, and images of several frames, are shown where a row does not set it.
 
     Attributes:
+        frame: of other images (TIFF, GIF, WebP, APNG): index of the frame, from 0.
         slices: ``middle``; ``montage``, nine evenly spaced slices in one image; a number of evenly spaced
             slices, one image each; or a list of indices from 0, one image each.
         window: DICOM: ``None`` is the file's own window; ``lung``, ``bone``, ``brain``, ``abdomen`` or
             ``mediastinum``, for CT only; or centre and width in rescaled units (HU in CT).
         allow_identifying: read DICOM files that identify a patient or have burned-in text.
         plane: NIfTI: ``axial``, ``coronal`` or ``sagittal``.
-        volume: NIfTI with four dimensions: index in the fourth, from 0.
+        volume: of several times, b-values or echoes, the index from 0: in the fourth dimension of NIfTI; of
+            DICOM in the order of time, b-value, echo and InstanceNumber.
         range: NIfTI: the values shown black and white, in the file's units.
         percentiles: NIfTI, instead of ``range``: the same in percent of the volume's voxels. With neither,
             black is the volume's minimum and white its maximum.
@@ -64,6 +66,7 @@ class Volumes:
     volume: int = 0
     range: Sequence[float] | None = None
     percentiles: Sequence[float] | None = None
+    frame: int = 0
 
     def __post_init__(self) -> None:
         for key in ("slices", "window", "range", "percentiles"):
@@ -82,8 +85,9 @@ class Volumes:
             raise ValueError(f"allow_identifying is {self.allow_identifying!r}: use true or false")
         if self.plane not in PLANES:
             raise ValueError(f"plane is {self.plane!r}: use {', '.join(PLANES)}")
-        if not _index(self.volume):
-            raise ValueError(f"volume is {self.volume!r}: give an index from 0")
+        for key in ("volume", "frame"):
+            if not _index(getattr(self, key)):
+                raise ValueError(f"{key} is {getattr(self, key)!r}: give an index from 0")
         for key in ("range", "percentiles"):
             pair = getattr(self, key)
             if pair is not None and not (_pair(pair) and pair[0] < pair[1]):
