@@ -1,5 +1,6 @@
 """Loading: tensors, image size, encoder, class, and merged adapters."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -160,6 +161,13 @@ class TestEncoder:
         write(checkpoint / "chat_template.json", {"chat_template": (checkpoint / "t").read_text()})
         expected = (EMBEDDED / template.name).read_text()
         assert load_encoder(checkpoint, recipe()).tokenizer.chat_template == expected
+
+    def test_limits_beyond_the_context_are_refused(self):
+        limits = recipe(max_completion_tokens=24, max_prompt_tokens=4096 - 24)
+        load_policy("embedded", limits)
+        remedy = r"context of 4096 tokens: lower model\.recipe\.max_prompt_tokens=4073"
+        with pytest.raises(ValueError, match=remedy):
+            load_policy("embedded", dataclasses.replace(limits, max_prompt_tokens=4073))
 
     def test_without_a_chat_template_it_says_so(self, checkpoint):
         (checkpoint / "chat_template.jinja").unlink()

@@ -105,7 +105,7 @@ def load_policy(
         MissingWeightsError: there is no checkpoint.
         UnusableWeightsError: the checkpoint cannot be loaded, e.g. is of another family.
         ValueError: the checkpoint was trained on images of another size, or is an adapter and ``tuning`` adds
-            another adapter or 4-bit weights.
+            another adapter or 4-bit weights; or the token limits exceed the model's context.
     """
     tuning = tuning or Tuning()
     folder = find_weights(path, revision)
@@ -121,6 +121,12 @@ def load_policy(
     model = load_model(path, base or folder, dtype=dtype, **tuning.quantization(dtype))
     if base:
         model = merge_adapter_weights(path, model, base, folder)
+    context = model.config.get_text_config().max_position_embeddings
+    if isinstance(recipe, Recipe) and recipe.max_prompt_tokens + recipe.max_completion_tokens > context:
+        raise ValueError(
+            f"{path} has a context of {context} tokens: lower model.recipe.max_prompt_tokens="
+            f"{recipe.max_prompt_tokens} or model.recipe.max_completion_tokens={recipe.max_completion_tokens}"
+        )
     # The model comes in evaluation mode. It has no dropout: only gradient checkpointing depends on the mode.
     policy = Policy(tuning.apply(model).train(), load_encoder(folder, recipe, base), layout)
     if recipe.gradient_checkpointing:
