@@ -2,7 +2,8 @@
 
 ====================  ==================================================================
 mcq_json.py           the papers' JSON schema; mcq_row.py parses one row of it
-table.py              JSON, JSONL, CSV or Parquet of any layout; columns.py maps columns
+table.py              JSON, JSONL, CSV or Parquet of any layout
+mapped_rows.py        rows of tables whose columns are mapped; columns.py is the mapping
 image_folder.py       labelled images; question_template.py turns a label into a question
 question_file.py      parse the rows of a file, check their images, hold out validation
 row_policy.py         what to do with unusable rows: the config node ``data.rows``

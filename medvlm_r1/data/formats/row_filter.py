@@ -49,17 +49,17 @@ class RowFilter:
             comparable(row.get(column)) in values for column, values in self.wanted.items()
         )
 
-    def select(self, path: Path, rows: Sequence[Any]) -> list[tuple[int, Any]]:
-        """Return the rows of a file that are used, each with its number.
+    def select(self, path: Path, numbered: Sequence[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        """Return the numbered rows of a file that are used.
 
         Raises:
             BadRowError: no row is used; the message has the values that there are.
         """
-        taken = [(number, row) for number, row in enumerate(rows) if self.takes(row)]
+        taken = [(number, row) for number, row in numbered if self.takes(row)]
         if not taken:
             present = []
             for column in self.wanted:
-                counts = Counter(id_or_none(row.get(column)) for row in rows if isinstance(row, dict))
+                counts = Counter(id_or_none(row.get(column)) for _, row in numbered if isinstance(row, dict))
                 values = (f"{shorten(value, 40)} ({count})" for value, count in counts.most_common(5))
                 present.append(f"{column} is {', '.join(values)}")
             raise BadRowError(f"{path}: data.where selects no row: {clip('; '.join(present), 1000)}")
