@@ -2,6 +2,7 @@
 
 ==================  ==================================================================
 resolve.py          a row's ``image`` entry to image handles, inside one folder
+paths.py            what a row gives as a path: no path, or a file that is spelt otherwise
 decode.py           image files as RGB; depth.py: their samples at their own depth
 notes.py            what is blank or not shown in full
 embedded.py         images inside Parquet files and zip archives

@@ -10,6 +10,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from medvlm_r1.data.images.depth import colour_samples, grey_samples, is_16_bit_colour
 from medvlm_r1.data.images.notes import FRAMES, Note, with_notes
+from medvlm_r1.data.images.paths import missing_image
 from medvlm_r1.data.sample import BadRowError
 
 
@@ -64,7 +65,7 @@ def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Imag
             notes = [Note(FRAMES, f"frame {frame} of {frames}, from 0")] if frames > 1 else []
             return with_notes(_as_rgb(opened, file, frame), notes)
     except FileNotFoundError:
-        raise BadRowError(f"image {name} does not exist") from None
+        raise BadRowError(missing_image(Path(name))) from None
     except Image.DecompressionBombError as error:
         message = f"image {name} has more pixels than the decoder's limit ({error}): shrink it"
         raise BadRowError(message) from None

@@ -18,7 +18,9 @@ import pyarrow.parquet
 from PIL import Image
 
 from medvlm_r1.data.images.decode import ImageFile, decode
+from medvlm_r1.data.images.paths import entry_path
 from medvlm_r1.data.sample import BadRowError, ImageHandle
+from medvlm_r1.runs.shorten import shorten
 
 _BATCH = 32  # rows in memory at a time
 
@@ -190,8 +192,9 @@ class ImageStore:
         Raises:
             BadRowError: the path leaves the folder. Symbolic links may: the hub's cache consists of them.
         """
+        relative = entry_path(relative)
         if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
-            raise BadRowError(f"image {relative!r} lies outside {self.path}: correct the data file")
+            raise BadRowError(f"image {shorten(relative)} lies outside {self.path}: correct the data file")
         if self._members is None:
             return ImageFile(self.path / relative)
         names = [relative, *(f"{top}/{relative}" for top in self._tops), relative.partition("/")[2]]

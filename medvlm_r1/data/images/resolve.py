@@ -16,6 +16,7 @@ from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.dicom_header import is_dicom
 from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.images.nifti import SUFFIXES, NiftiImage
+from medvlm_r1.data.images.paths import entry_path, other_forms
 from medvlm_r1.data.images.volume import Volumes, picks, require
 from medvlm_r1.data.sample import BadRowError, ImageHandle
 from medvlm_r1.runs.shorten import shorten
@@ -66,26 +67,37 @@ class ImageRoot:
         self.identity(entry)
         if isinstance(entry, str) and entry in self._handles:
             return self._handles[entry]
+        given, path = entry, self._spelling(entry_path(entry))
+        entry = {**entry, "path": path} if isinstance(entry, dict) else path
         if self._archive is None:
             images = tuple(image_handles(entry, self.folder, self.volumes))
         else:
             images = (self._member(entry),)
-        if isinstance(entry, str):
-            self._handles[entry] = images
+        if isinstance(given, str):
+            self._handles[given] = images
         return images
 
     def identity(self, entry: Any) -> str:
         """Return the file name and a hash of the real path: two folders may both have an ``images/1.png``."""
         path = entry_path(entry)
         if path not in self._identities:
-            self._identities[path] = self._checked_identity(path)
+            self._identities[path] = self._checked_identity(self._spelling(path))
         return self._identities[path]
+
+    def _spelling(self, path: str) -> str:
+        """Return the path, or its other form of accented letters if that is the one that exists."""
+        forms = other_forms(path)
+        for form in (path, *forms) if forms else ():
+            file = self.folder / form if self._archive is None else self._archive.handle(form)
+            if file.exists():
+                return form
+        return path
 
     def _checked_identity(self, path: str) -> str:
         if "\0" in path:
-            raise BadRowError(f"image {path!r} holds a NUL character: correct the file's name")
+            raise BadRowError(f"image {shorten(path)} holds a NUL character: correct the file's name")
         if not path.isprintable() and any("\ud800" <= c <= "\udfff" for c in path):
-            raise BadRowError(f"image {path!r} holds an unpaired surrogate: correct the file's name")
+            raise BadRowError(f"image {shorten(path)} holds an unpaired surrogate: correct the file's name")
         if self._archive is not None:
             member = self._archive.handle(path).name
             return f"{Path(path).name}-{zlib.crc32(os.fsencode(os.path.realpath(member))):08x}"
@@ -95,13 +107,13 @@ class ImageRoot:
             remedy = "if you trust the data file, set data.rows.follow_links=true"
             if not _inside(os.path.abspath(file), self._absolute):
                 raise BadRowError(
-                    f"image {path!r} lies outside the folder that image paths start from, {self.folder}: set "
-                    f"{self.key} to a folder above all images and write the paths from there; {remedy}"
+                    f"image {shorten(path)} lies outside the folder that image paths start from, "
+                    f"{self.folder}: set {self.key} to a folder above all images and write the paths from there; {remedy}"
                 )
             if not _inside(real, self._real):
                 raise BadRowError(
-                    f"image {path!r} is a symbolic link out of the folder {self.folder}, to {real}: copy the "
-                    f"images, or set {self.key} to their real folder; {remedy}"
+                    f"image {shorten(path)} is a symbolic link out of the folder {self.folder}, to {real}: "
+                    f"copy the images, or set {self.key} to their real folder; {remedy}"
                 )
         return f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
 
@@ -127,13 +139,6 @@ class ImageRoot:
 
 def _inside(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def entry_path(entry: Any) -> str:
-    path = entry.get("path") if isinstance(entry, dict) else entry
-    if not isinstance(path, str) or not path:
-        raise BadRowError(f"image is {entry!r}: give a path, or an object with one as 'path'")
-    return path
 
 
 def with_settings(entry: Any, slice: Any, window: Any) -> Any:
@@ -196,9 +201,11 @@ def image_handles(entry: Any, folder: Path, volumes: Volumes) -> Iterator[ImageH
     own = {k: v for k, v in entry.items() if k != "path" and v is not None} if isinstance(entry, dict) else {}
     known = _SETTINGS.get(kind, ())
     for key in own.keys() - known:
-        near = get_close_matches(key, known, n=1)
+        near = get_close_matches(key[:50], known, n=1)
         hint = f"rename it to {near[0]!r}" if near else f"it takes {', '.join(known) or 'none'}"
-        raise BadRowError(f"image {path} has the setting {key!r}, which a {kind} file does not take: {hint}")
+        raise BadRowError(
+            f"image {path} has the setting {shorten(key)}, which a {kind} file does not take: {hint}"
+        )
     if "slice" in own:
         if "slices" in own:
             raise BadRowError(f"image {path} has slice and slices: give one")

@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Real
 from PIL import Image
 
+from medvlm_r1.data.images.paths import missing_image
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.runs.places import pip_install
+from medvlm_r1.runs.shorten import shorten
 
 MAX_SLICE = 2**26  # pixels per slice, 8192 x 8192; the largest mammograms have half as many
 MAX_VOLUME = 2**29  # voxels per file or series, 2048 slices of 512 x 512
@@ -79,21 +81,21 @@ class Volumes:
             named = ", ".join(CT_WINDOWS)
             if not _pair(window) or window[1] <= 0:
                 raise ValueError(
-                    f"window is {window!r}: use {named}, or [centre, width] with a width above 0"
+                    f"window is {shorten(window)}: use {named}, or [centre, width] with a width above 0"
                 )
         if not isinstance(self.allow_identifying, bool):
-            raise ValueError(f"allow_identifying is {self.allow_identifying!r}: use true or false")
+            raise ValueError(f"allow_identifying is {shorten(self.allow_identifying)}: use true or false")
         if self.plane not in PLANES:
-            raise ValueError(f"plane is {self.plane!r}: use {', '.join(PLANES)}")
+            raise ValueError(f"plane is {shorten(self.plane)}: use {', '.join(PLANES)}")
         for key in ("volume", "frame"):
             if not _index(getattr(self, key)):
-                raise ValueError(f"{key} is {getattr(self, key)!r}: give an index from 0")
+                raise ValueError(f"{key} is {shorten(getattr(self, key))}: give an index from 0")
         for key in ("range", "percentiles"):
             pair = getattr(self, key)
             if pair is not None and not (_pair(pair) and pair[0] < pair[1]):
-                raise ValueError(f"{key} is {pair!r}: give [low, high]")
+                raise ValueError(f"{key} is {shorten(pair)}: give [low, high]")
         if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError(f"percentiles is {self.percentiles!r}: give numbers between 0 and 100")
+            raise ValueError(f"percentiles is {shorten(self.percentiles)}: give numbers between 0 and 100")
         if self.range and self.percentiles:
             raise ValueError("range and percentiles are both set: set one of them")
 
@@ -124,7 +126,9 @@ def picks(slices: str | int | Sequence[int]) -> tuple[Pick, ...]:
         return tuple((k, slices) for k in range(slices))
     if isinstance(slices, list | tuple) and slices and all(map(_index, slices)):
         return tuple(slices)
-    raise ValueError(f"slices is {slices!r}: use middle, montage, a number of slices, or a list of indices")
+    raise ValueError(
+        f"slices is {shorten(slices)}: use middle, montage, a number of slices, or a list of indices"
+    )
 
 
 def indices(pick: Pick, depth: int) -> list[int]:
@@ -206,7 +210,7 @@ def errors_named(path: Path) -> Iterator[None]:
     except BadRowError as error:
         raise BadRowError(f"image {path} {error}") from None
     except FileNotFoundError:
-        raise BadRowError(f"image {path} does not exist") from None
+        raise BadRowError(missing_image(path)) from None
     except Exception as error:  # damage raises errors of any type, whose text may quote the header
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise BadRowError(f"image {path} cannot be decoded (damaged: {reason})") from None

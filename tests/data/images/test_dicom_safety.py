@@ -203,7 +203,7 @@ class TestRows:
             ({"path": "a.png", "frame": -1}, "frame is -1: give an index from 0"),
             ({"path": "a.png", "window": "lung"}, "which a plain image file does not take"),
             ({"window": "lung"}, "give a path"),
-            ([], "give a list"),
+            ([], "'image' is missing or empty"),
         ],
     )
     def test_settings_that_cannot_be(self, image, message, tmp_path):
