@@ -108,7 +108,8 @@ class ImageRoot:
             if not _inside(os.path.abspath(file), self._absolute):
                 raise BadRowError(
                     f"image {shorten(path)} lies outside the folder that image paths start from, "
-                    f"{self.folder}: set {self.key} to a folder above all images and write the paths from there; {remedy}"
+                    f"{self.folder}: set {self.key} to a folder above all images and write the paths from "
+                    f"there; {remedy}"
                 )
             if not _inside(real, self._real):
                 raise BadRowError(
