@@ -7,16 +7,31 @@
 :func:`is_correct_leniently`  the same by the lenient letter
 ============================  =========================================================================
 
-Rewards and evaluation share this parser. Departures from the papers' released code:
+Both papers read letters differently in their rewards and in their evaluation. Here one parser serves both:
+it takes the contents of the first ``<answer>`` tag, and ``letter`` is set if they are a single letter of the
+question. Departures from the papers' released code; ``tests/test_released_code.py`` restates that code and
+finds the number of every disagreement over 20,000 completions:
 
-1. Both papers parse letters differently in their rewards and in their evaluation. Here one parser
-   takes the contents of the first ``<answer>`` tag in any case; ``letter`` is set if they are a
-   single letter of the question. MedVLM-R1's evaluation accepts upper case only, Med-R1's any word.
-2. MedVLM-R1's "simple" evaluation requires the raw output to equal the letter, so a zero-shot
-   model that answers ``A.`` scores 0. ``lenient`` accepts such an answer
-   (:mod:`medvlm_r1.reading`); both are reported.
-3. Neither paper has open questions. They have a template of their own here (``open``), and an answer
-   is compared with the gold text by SQuAD's rules.
+1. Strict reading: tags and letter may be in any case. MedVLM-R1's evaluation takes small tags and a capital
+   letter, Med-R1's small tags and the gold letter's case.
+2. Strict reading: the first pair of tags counts, as in the rewards. The released evaluation takes the first
+   pair that holds nothing but a letter (MedVLM-R1) or a word (Med-R1): ``<think>I use <answer> tags</think>
+   <answer>B</answer>`` is right there and wrong here, although its format is right.
+3. Strict reading of a prompt without tags: white space, a small letter, tags, and reasoning before the letter
+   are allowed. The released evaluation compares the whole completion with the letter.
+4. Strict reading of Med-R1's prompt without thinking: the tags that it asks for are read. The released
+   evaluation compares the whole completion with the letter: tags are wrong there, a bare letter is right.
+5. Med-R1's accuracy reward: 0 without tags. The released code compares the whole text: ``B`` earns 1.
+6. Med-R1's accuracy reward: tags in any case and line breaks within them are read. The released code takes
+   the first pair of small tags on one line, or else the whole text.
+7. ``lenient``, the letter that a human reader takes (:mod:`medvlm_r1.reading`), is reported beside the
+   strict one: a zero-shot model that answers ``A.`` without tags scores 0 in MedVLM-R1's evaluation.
+8. Neither paper has open questions. They have a template of their own here (``open``), and an answer is
+   compared with the gold text by SQuAD's rules.
+
+MedVLM-R1's accuracy reward and all format rewards agree with the released code. Departures 1 to 4 keep one
+parser for training and test; ``evaluation.reading=released`` adds the accuracy without them
+(:mod:`medvlm_r1.reading.released`).
 """
 
 import re

@@ -30,7 +30,17 @@ ALLOWED = {
     "report": {"audit", "data", "evaluate", "runs"},
     "tracking": {"artifacts", "data", "report", "runs"},
     "artifacts": {"algorithms", "data", "evaluate", "policy", "report", "runs"},
-    "launch": {"callbacks", "evaluate", "inference", "plan", "policy", "report", "rollout", "runs"},
+    "launch": {
+        "callbacks",
+        "evaluate",
+        "inference",
+        "plan",
+        "policy",
+        "reading",
+        "report",
+        "rollout",
+        "runs",
+    },
     "cli": {"artifacts", "audit", "data", "inference", "policy", "report", "runs", "tracking"},
     "run": {
         "algorithms",

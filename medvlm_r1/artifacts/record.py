@@ -24,6 +24,7 @@ from medvlm_r1.evaluate.control_metrics import summarise_controls
 from medvlm_r1.evaluate.controls import PRIOR, controls_of
 from medvlm_r1.evaluate.predictions import (
     Prediction,
+    add_released,
     prior_predictions,
     sort_predictions,
     summarise,
@@ -87,6 +88,7 @@ def write_artifacts(
         answered = {(row.test_set, row.sample_id) for row in predictions}  # fewer with limit_test_batches
         prior = [row for row in prior if (row.test_set, row.sample_id) in answered]
         predictions = sort_predictions([*predictions, *prior])
+    predictions = add_released(predictions, config["evaluation"]["reading"], config["prompt"]["name"])
     write_predictions(folder / "predictions.jsonl", predictions)
     trained = module.policy.trainable_parameters if module.trains else []
     run = {

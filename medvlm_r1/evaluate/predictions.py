@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from medvlm_r1.audit.shortcuts import hit_probability, prior_guesses
@@ -11,6 +11,7 @@ from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
 from medvlm_r1.evaluate.statistics import proportion
 from medvlm_r1.prompts import Answer, f1_score, is_correct, is_correct_leniently
+from medvlm_r1.reading.released import RELEASED, RULES, check_reading
 from medvlm_r1.runs.durable import write_whole
 
 
@@ -24,6 +25,9 @@ class Prediction:
 
     The prior has no text. If it ranks several options equally, ``answer`` is ``None`` and ``correct`` is the
     probability that a uniform draw among them is correct.
+
+    ``correct_released`` scores the answer by the released evaluation code of the prompt's paper; ``None``
+    unless ``evaluation.reading=released``, and for open questions and the prior.
 
     ``options`` and ``gold`` are those of the perturbed question; for ``order`` and ``picture_of`` see
     :class:`~medvlm_r1.data.perturbation.Perturbation`.
@@ -50,6 +54,7 @@ class Prediction:
     truncated: bool
     order: list[int] | None = None
     picture_of: str | None = None
+    correct_released: bool | None = None
 
     @classmethod
     def from_answer(
@@ -104,6 +109,27 @@ def prior_predictions(
     return rows
 
 
+def add_released(predictions: Iterable[Prediction], reading: str, prompt: str) -> list[Prediction]:
+    """Score the answers by the released evaluation code of the prompt's paper, if ``reading`` asks for it.
+
+    Args:
+        reading: ``evaluation.reading``.
+        prompt: name of the prompt.
+
+    Raises:
+        ValueError: see :func:`~medvlm_r1.reading.released.check_reading`.
+    """
+    check_reading(reading, prompt)
+    if reading != RELEASED:
+        return list(predictions)
+    read = RULES[prompt]
+
+    def score(row: Prediction) -> bool | None:
+        return read(row.text) == row.gold if row.options and row.control != PRIOR else None
+
+    return [replace(row, correct_released=score(row)) for row in predictions]
+
+
 def sort_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
     """Sort by test set (in order of first occurrence), then by control; questions keep their order."""
     rows = list(predictions)
@@ -122,7 +148,8 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
 
     Values are fractions with intervals (Wilson, or a bootstrap over image groups if questions share one).
     ``tokens`` holds the mean completion length and the share of completions cut at the limit; ``open``, for
-    test sets with open questions, their exact match and mean token F1.
+    test sets with open questions, their exact match and mean token F1; ``accuracy_released``, of the
+    questions with options, only where :func:`add_released` scored them.
     """
     sections: dict[str, dict] = {"accuracy": {}, "accuracy_lenient": {}, "format": {}, "tokens": {}}
     predictions = [p for p in predictions if p.control == PLAIN]
@@ -134,6 +161,8 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
 
         sections["accuracy"][name] = share("correct")
         sections["accuracy_lenient"][name] = share("correct_lenient")
+        if released := [p for p in rows if p.correct_released is not None]:
+            sections.setdefault("accuracy_released", {})[name] = share("correct_released", released)
         sections["format"][name] = {f: share(f) for f in ("well_formed", "answered")}
         sections["tokens"][name] = {
             "mean": sum(p.tokens for p in rows) / len(rows),

@@ -9,6 +9,7 @@ from medvlm_r1.evaluate.controls import check_controls
 from medvlm_r1.inference.endpoint_client import check_endpoint
 from medvlm_r1.launch.suggest import SYNONYMS
 from medvlm_r1.launch.types import check_types
+from medvlm_r1.reading.released import check_reading
 from medvlm_r1.rollout.vllm_client import NO_TRUNCATION, check_vllm
 from medvlm_r1.runs import status
 from medvlm_r1.runs.places import pip_install
@@ -18,7 +19,7 @@ from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
 TRACK = ("completions", "images", "files")
 # Keys that may differ between two attempts of one run: they do not change its result.
 FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "logger", "callbacks")
-FREE += ("run_folder", "paths", "optimized_metric", "tags", "track")
+FREE += ("run_folder", "paths", "evaluation", "optimized_metric", "tags", "track")
 FREE += ("rollout.python", "rollout.url", "rollout.folder", "rollout.timeout", "rollout.log")
 FREE += ("rollout.memory_share", "rollout.transfer")
 # Arguments of Lightning's trainer for automatic optimisation, and the keys that do the same here.
@@ -41,6 +42,7 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError(f"select is {cfg.select!r}: use 'last' or 'best'")
     check_tracking(cfg)
     check_controls(cfg.controls, served="url" in cfg.model)
+    check_reading(cfg.evaluation.reading, cfg.prompt.name)
     if not cfg.trainer.get("limit_test_batches", 1):
         raise ValueError("trainer.limit_test_batches is 0: a run ends with a test, give it at least 1")
     for name, key in _OWN.items():

@@ -86,6 +86,15 @@ class Comparison:
         return self._rates("correct_lenient")
 
     @cached_property
+    def released(self) -> dict[str, dict[str, Interval]]:
+        """Group label -> scope -> accuracy by the released evaluation code of the prompt's paper.
+
+        Only groups whose runs scored every question of every test set so (``evaluation.reading=released``).
+        """
+        scored = {group.label for group in self.groups if all(map(_has_released, group.runs))}
+        return self._rates("correct_released", scored)
+
+    @cached_property
     def well_formed(self) -> dict[str, dict[str, Interval]]:
         """Group label -> scope -> share of responses with think tags followed by answer tags."""
         return self._rates("well_formed")
@@ -97,12 +106,14 @@ class Comparison:
 
     @property
     def rates(self) -> dict[str, dict[str, dict[str, Interval]]]:
-        """The four tables of rates by their names in files."""
+        """The tables of rates by their names in files; ``accuracy_released`` only if a group has it."""
         names = ("accuracy", "accuracy_lenient", "well_formed", "answered")
-        return dict(zip(names, (self.accuracy, self.lenient, self.well_formed, self.answered), strict=True))
+        tables = dict(zip(names, (self.accuracy, self.lenient, self.well_formed, self.answered), strict=True))
+        return tables | ({"accuracy_released": self.released} if self.released else {})
 
-    def _rates(self, column: str) -> dict[str, dict[str, Interval]]:
-        return {g.label: {s: g.rate(sets, column) for s, sets in self.scopes.items()} for g in self.groups}
+    def _rates(self, column: str, labels: set[str] | None = None) -> dict[str, dict[str, Interval]]:
+        groups = [g for g in self.groups if labels is None or g.label in labels]
+        return {g.label: {s: g.rate(sets, column) for s, sets in self.scopes.items()} for g in groups}
 
     @cached_property
     def chance(self) -> dict[str, float]:
@@ -206,6 +217,12 @@ def _baseline(groups: Sequence[RunGroup], name: str | None) -> RunGroup | None:
         labels = ", ".join(g.label for g in matches)
         raise RunFolderError(f"baseline {name!r} matches {labels}: give one label")
     return matches[0] if matches else None
+
+
+def _has_released(run: Run) -> bool:
+    """Whether the run scored every test question by the released evaluation code."""
+    released = run.metrics.get("accuracy_released", {})
+    return all(released.get(name, {}).get("n") == rate["n"] for name, rate in run.metrics["accuracy"].items())
 
 
 def _same_seed(a: RunGroup, b: RunGroup) -> tuple[Run, Run]:

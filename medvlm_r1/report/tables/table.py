@@ -67,7 +67,11 @@ def p_text(p: float) -> str:
 
 
 def accuracy_table(c: Comparison) -> Table:
-    """One row per run group, then chance; a second zero-shot row parses answers leniently."""
+    """One row per run group, then chance.
+
+    A second zero-shot row parses answers leniently; a further row of a group is by the released evaluation
+    code of its prompt's paper, if its runs have that.
+    """
     heads = [Cell("Method")]
     for scope, sets in c.scopes.items():
         n = c.accuracy[c.groups[0].label][scope].n
@@ -88,6 +92,9 @@ def accuracy_table(c: Comparison) -> Table:
         if group.method == "zero_shot":
             rates = [rate_cell(i, touched[s]) for s, i in c.lenient[label].items()]
             rows.append([Cell(label, "parsed leniently", muted=True), *rates, Cell(""), Cell("")])
+        if released := c.released.get(label):
+            rates = [rate_cell(i, touched[s]) for s, i in released.items()]
+            rows.append([Cell(label, "by the paper's released code", muted=True), *rates, Cell(""), Cell("")])
     guess = [Cell(percent(c.chance[scope])) for scope in c.scopes]
     rows.append([Cell("Chance", "guessing an option", muted=True), *guess, Cell(""), Cell("")])
 
