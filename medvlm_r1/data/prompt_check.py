@@ -54,8 +54,7 @@ def check_prompts(
     if on_bad_row == "fail":
         others = f" ({len(faults) - 1} more questions have such a fault)" if len(faults) > 1 else ""
         raise BadRowError(f"{faults[0]} (data.rows.on_bad_row=skip leaves such questions out){others}")
-    why = reason_summary(faults)
-    logger.warning("%d questions are left out (%s); the first: %s", len(faults), why, faults[0])
+    logger.warning("questions left out: %s; the first: %s", reason_summary(faults), faults[0])
     skipped = (*questions.skipped, *faults)
     return replace(questions, train=train, validation=validation, test=tests, skipped=skipped)
 
