@@ -28,6 +28,10 @@ from scipy.ndimage import gaussian_filter
 from medvlm_r1.audit.compare_pair import Turn, View, view
 from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.images.dicom import DicomImage
+from medvlm_r1.data.images.embedded import ZipImage
+from medvlm_r1.data.images.nifti import NiftiImage
+from medvlm_r1.data.images.notes import Note, notes_of
 from medvlm_r1.data.sample import ImageHandle
 from medvlm_r1.runs.progress import track
 
@@ -65,6 +69,7 @@ class Fingerprint:
     pixels: str  # digest of size and decoded RGB
     thumbnail: UInt8[np.ndarray, "32 32"]  # grey values
     view: View | None = None  # for the closer comparison; None for files, which are decoded again
+    notes: tuple[Note, ...] = ()  # whether the image is blank, or not shown in full
 
     @cached_property
     def is_flat(self) -> bool:
@@ -88,14 +93,21 @@ def fingerprint(handle: ImageHandle) -> Fingerprint | None:
     Raises:
         BadRowError: the file exists and cannot be decoded.
     """
-    if isinstance(handle, ImageFile) and not handle.path.is_file():
+    if not exists(handle):
         return None
     image = handle.load()
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     thumbnail = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
     if isinstance(handle, ImageFile):
-        return Fingerprint(image_digest(handle) or pixels, pixels, thumbnail)
-    return Fingerprint(pixels, pixels, thumbnail, view(image))
+        return Fingerprint(image_digest(handle) or pixels, pixels, thumbnail, notes=notes_of(image))
+    return Fingerprint(pixels, pixels, thumbnail, view(image), notes_of(image))
+
+
+def exists(handle: ImageHandle) -> bool:
+    """Whether the file of an image is there; an image without one is."""
+    if isinstance(handle, ZipImage):
+        return handle.exists()
+    return not isinstance(handle, ImageFile | DicomImage | NiftiImage) or handle.path.exists()
 
 
 def fingerprints(handles: Sequence[ImageHandle], workers: int | None = None) -> list[Fingerprint | None]:

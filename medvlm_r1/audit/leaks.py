@@ -1,5 +1,6 @@
 """Find questions of one set that show an image of another set."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from medvlm_r1.audit.compare_pair import COPIES, EXACT, NAMED, NEIGHBOUR, View, 
 from medvlm_r1.audit.fingerprints import Candidate, Fingerprint, candidates, in_parallel
 from medvlm_r1.data.sample import ImageHandle, VQASample
 
+Refused = Sequence[tuple[ImageHandle, ...]]  # images of refused rows
 Prints = Mapping[str, Fingerprint | None]  # by image name; None if the file does not exist
 
 
@@ -34,6 +36,10 @@ class Leak:
     kinds: dict[str, int]  # kind -> questions of the target whose closest source image is of that kind
     sources: tuple[str, ...]  # ids of the source's questions that show the original of a copy
     pairs: tuple[Pair, ...]  # closest kind first
+    of_refused: int = 0  # number of ``questions`` whose originals are in refused rows of the source alone
+    refused: int = 0  # number of refused rows of the target, not in ``n``, that show a copy
+    same_group: int = 0  # number of other questions of the target whose group (patient) is in the source
+    alike_group: tuple[str, str] | None = None  # groups of source and target that may be one, as spelt
 
     @property
     def share(self) -> float:
@@ -47,13 +53,22 @@ def find_leak(
     target: Sequence[VQASample],
     handles: Mapping[str, ImageHandle],
     prints: Prints,
+    refused: tuple[Refused, Refused] = ((), ()),
 ) -> Leak:
     """Compare every image of ``target`` with every image of ``source``.
 
     Compares paths always, bytes and pixels if both files exist. Otherwise lists equal file names in different
     folders, if each set has the name once; these do not count as copies.
+
+    Args:
+        refused: images of the rows of ``source`` and ``target`` that cannot be used: a question that shows a
+            copy of one counts, and a refused row of the target that shows a copy is counted apart.
     """
-    first, second = unique_images(source), unique_images(target)
+    good = unique_images(source)
+    first, second = (
+        images | {handle.name: handle for row in rows for handle in row}
+        for images, rows in zip((good, unique_images(target)), refused, strict=True)
+    )
     pairs = _exact_pairs(first, second, prints)
     seen = {(pair.first, pair.second) for pair in pairs}
     pairs += _similar_pairs(first, second, handles, prints, seen)
@@ -64,9 +79,16 @@ def find_leak(
     for pair in pairs:
         nearest.setdefault(pair.second, pair.kind)
     kinds: dict[str, int] = dict.fromkeys(order, 0)
+    copies = {pair.second for pair in pairs if pair.kind in COPIES}
+    copies_of_good = {pair.second for pair in pairs if pair.kind in COPIES and pair.first in good}
+    groups = {sample.image_group for sample in source}
+    of_refused = same_group = 0
     for sample in target:
-        if matches := [nearest[h.name] for h in sample.images if h.name in nearest]:
+        shown = {handle.name for handle in sample.images}
+        if matches := [nearest[name] for name in shown if name in nearest]:
             kinds[min(matches, key=order.get)] += 1
+        of_refused += bool(shown & copies) and not shown & copies_of_good
+        same_group += not shown & copies and sample.image_group in groups
     originals = {pair.first for pair in pairs if pair.kind in COPIES}
     return Leak(
         source=names[0],
@@ -76,7 +98,24 @@ def find_leak(
         kinds={kind: count for kind, count in kinds.items() if count},
         sources=tuple(s.id for s in source if any(h.name in originals for h in s.images)),
         pairs=tuple(pairs),
+        of_refused=of_refused,
+        refused=sum(any(handle.name in copies for handle in row) for row in refused[1]),
+        same_group=same_group,
+        alike_group=_alike_group(groups, {sample.image_group for sample in target}),
     )
+
+
+def _alike_group(source: set[str], target: set[str]) -> tuple[str, str] | None:
+    """Return two groups that differ only in case, spaces or leading zeros: one patient may be spelt twice."""
+
+    def plain(group: str) -> str:
+        return re.sub(r"(?<!\d)0+(?=\d)", "", "".join(group.casefold().split()))
+
+    known = {plain(group): group for group in source}
+    for group in sorted(target - source):
+        if (other := known.get(plain(group))) is not None:
+            return other, group
+    return None
 
 
 def unique_images(samples: Sequence[VQASample]) -> dict[str, ImageHandle]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from medvlm_r1.runs.progress import track
 logger = logging.getLogger(__name__)
 
 OnLeak = Literal["warn", "drop", "fail"]
-VERSION = 1  # raise it when a change of the code gives another result for the same questions
+VERSION = 2  # raise it when a change of the code gives another result for the same questions
 
 
 class PreRunAudit:
@@ -84,7 +84,10 @@ class PreRunAudit:
 
 def _run(questions: Questions) -> Audit:
     logger.info("auditing the questions; the result is cached")
-    return audit(questions.train, questions.test, questions.validation, questions.skipped)
+    refused: dict[str, list[tuple[ImageHandle, ...]]] = {}
+    for part, _, images in questions.refused:
+        refused.setdefault(part, []).append(images)
+    return audit(questions.train, questions.test, questions.validation, questions.skipped, refused=refused)
 
 
 def content_key(questions: Questions, digests: Mapping[str, str | None]) -> str:
@@ -93,6 +96,8 @@ def content_key(questions: Questions, digests: Mapping[str, str | None]) -> str:
     for name, samples in _sets(questions).items():
         line = json.dumps([name, [_line(sample, digests) for sample in samples]])
         key.update(hashlib.sha256(line.encode()).digest())
+    refused = [[part, line, _images(images, digests)] for part, line, images in questions.refused]
+    key.update(json.dumps(refused).encode())
     return key.hexdigest()[:24]
 
 
@@ -113,12 +118,17 @@ def _sets(questions: Questions) -> dict[str, Source]:
 
 def _line(sample: VQASample, digests: Mapping[str, str | None]) -> list:
     fields = {key: value for key, value in vars(sample).items() if key not in ("images", "place")}
-    return [fields, [[h.name, " ".join(filter(None, (repr(h), digests[h.name])))] for h in sample.images]]
+    return [fields, _images(sample.images, digests)]
+
+
+def _images(handles: Sequence[ImageHandle], digests: Mapping[str, str | None]) -> list[list[str]]:
+    return [[h.name, " ".join(filter(None, (repr(h), digests[h.name])))] for h in handles]
 
 
 def _image_digests(questions: Questions) -> dict[str, str | None]:
     """Image name -> digest of its file, ``None`` if it is rendered or in an archive; decodes nothing."""
     handles = unique_images([sample for samples in _sets(questions).values() for sample in samples])
+    handles |= {handle.name: handle for _, _, images in questions.refused for handle in images}
     digests: dict[Path, str] = {}  # slices of a volume share a file
     with DigestCache() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
 

@@ -1,13 +1,14 @@
 """The result of an audit, its JSON form and its one-line verdict."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from medvlm_r1.audit.compare_pair import NAMED, NEIGHBOUR
 from medvlm_r1.audit.leaks import Leak, Pair
 from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.data.sample import VQASample
+from medvlm_r1.runs.shorten import shorten
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Audit:
     shortcuts: dict[str, dict[str, Shortcut]]  # test set -> rule -> score
     dropped: int = 0  # number of training questions dropped for their images
     data_sha256: dict[str, str] = field(default_factory=dict)  # set -> digest of its questions and images
+    checked: dict[str, int] = field(
+        default_factory=dict
+    )  # set -> number of images whose pixels were compared
+    refused: dict[str, int] = field(default_factory=dict)  # set -> number of refused rows with images
+    # set -> kind -> number and first of the images that are blank or not shown in full
+    notes: dict[str, dict[str, dict[str, int | str]]] = field(default_factory=dict)
+    apart: str = ""  # why equal paths of two sets need not be one image
 
     @property
     def into_tests(self) -> list[Leak]:
@@ -66,7 +74,9 @@ class Audit:
         def leak(fields: dict) -> Leak:
             fields = {key: value for key, value in fields.items() if key != "pairs_in_all"}
             pairs = tuple(Pair(**pair) for pair in fields["pairs"])
-            return Leak(**fields | {"pairs": pairs, "sources": tuple(fields["sources"])})
+            alike = fields.get("alike_group")
+            more = {"alike_group": alike and tuple(alike), "sources": tuple(fields["sources"])}
+            return Leak(**fields | more | {"pairs": pairs})
 
         rest = {key: value for key, value in plain.items() if key != "verdict"}
         return cls(
@@ -86,40 +96,75 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """One line that summarises all problems."""
-        parts = []
+        """One line that summarises all problems, and what was compared."""
+        return "; ".join([*self._leaks(), *self._rows(), *self._images()])
+
+    def _leaks(self) -> Iterator[str]:
         for leak in self.into_tests:
             shown = f"{leak.questions} of {leak.n} {leak.target} questions ({100 * leak.share:.1f} %)"
-            parts.append(f"{shown} {'showed' if self.dropped else 'show'} a copy of a training image")
+            yield f"{shown} {'showed' if self.dropped else 'show'} a copy of a training image"
+            if leak.of_refused:
+                yield f"{leak.of_refused} of these a copy of an image of refused training rows alone"
         if self.dropped:
-            parts.append(f"{self.dropped} training questions dropped for it")
+            yield f"{self.dropped} training questions dropped for it"
         if not self.into_tests:
-            parts.append("no test image is a copy of a training image")
+            yield self._no_copy()
         for kind, words in (
             (NEIGHBOUR, "what may be a neighbouring slice of a training image"),
             (NAMED, "an image with a training image's file name"),
         ):
             counts = [(k.kinds.get(kind), k.target) for k in self.leaks if k.source == "train"]
             if questions := ", ".join(f"{n} {name}" for n, name in counts if n):
-                parts.append(f"{questions} questions show {words}")
+                yield f"{questions} questions show {words}"
         for leak in self.leaks:
             if leak.questions and "validation" in (leak.source, leak.target):
                 n = f"{leak.questions} of {leak.n} {leak.target} questions"
-                parts.append(f"{n} show a copy of a {leak.source} image")
+                yield f"{n} show a copy of a {leak.source} image"
+            if leak.refused:
+                yield f"{leak.refused} refused {leak.target} rows show a copy of a {leak.source} image"
+            if leak.same_group:
+                yield f"{leak.same_group} {leak.target} questions show another image of a {leak.source} group"
+            if leak.alike_group:
+                groups = " and ".join(map(shorten, leak.alike_group))
+                yield f"the groups {groups} of {leak.source} and {leak.target} may be one, spelt in two ways"
+
+    def _no_copy(self) -> str:
+        """What can be said where no copy was found: it depends on what could be compared."""
+        sets = [name for name in ("train", *self.tests) if name in self.checked]
+        if all(self.checked[name] == self.sets[name].images for name in sets):
+            return "no test image is a copy of a training image"
+        if self.checked.get("train") and any(self.checked.get(name) for name in self.tests):
+            return "no copy of a training image among the test images that are there"
+        if self.apart:
+            return f"nothing was compared: no image is there, and {self.apart}"
+        return "no test question names the path of a training image, and no pixels were compared"
+
+    def _rows(self) -> Iterator[str]:
         if twice := {name: len(ids) for name, ids in self.repeated.items() if ids}:
-            parts.append("repeated questions: " + ", ".join(f"{n} in {name}" for name, n in twice.items()))
+            yield "repeated questions: " + ", ".join(f"{n} in {name}" for name, n in twice.items())
         for name, rules in self.shortcuts.items():
             rule, best = max(rules.items(), key=lambda item: item[1].accuracy)
             if best.stands_out:
                 score = f"{rule} alone scores {100 * best.accuracy:.1f} % on {name} without looking"
-                parts.append(f"{score} (chance {100 * best.chance:.1f})")
+                yield f"{score} (chance {100 * best.chance:.1f})"
         if self.faults:
-            parts.append(f"{len(self.faults)} faults in rows")
+            yield f"{len(self.faults)} faults in rows"
+        if refused := ", ".join(f"{n} {name}" for name, n in self.refused.items() if n):
+            yield f"rows refused, whose images were compared: {refused}"
+
+    def _images(self) -> Iterator[str]:
+        for name, kinds in self.notes.items():
+            for kind, note in kinds.items():
+                yield f"{note['n']} {name} images {kind} (the first: {note['first']})"
         if not self.images_checked:
-            parts.append("no image was there, so pixels were not checked")
+            yield "no image was there, so pixels were not checked"
         elif self.images_checked < self.images:
-            parts.append(f"pixels checked of {self.images_checked} of {self.images} images")
-        return "; ".join(parts)
+            parts = [f"{n} of {self.sets[name].images} {name}" for name, n in self.checked.items()]
+            yield f"pixels checked of {', '.join(parts)} images"
+            if self.apart:
+                yield self.apart
+        else:
+            yield f"pixels checked of all {self.images} images"
 
 
 def balance(samples: Sequence[VQASample]) -> Balance:

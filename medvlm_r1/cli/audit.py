@@ -14,8 +14,12 @@ from rich.text import Text
 
 from medvlm_r1.audit import Audit, audit
 from medvlm_r1.audit.question_files import read_files
-from medvlm_r1.cli.command import command_parser, exits_on
+from medvlm_r1.cli.command import CommandError, command_parser, exits_on
+from medvlm_r1.data.formats.question_file import require_rows
+from medvlm_r1.data.images.dicom_header import ALLOW_IN_RUN
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError
+from medvlm_r1.runs.shorten import shorten
 
 EXAMPLES = """examples:
   medvlm-r1 audit --train train.json --test mri.json ct.json
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--validation", default=[], help="validation questions, as one set", **files)
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder that image paths are relative to")
     parser.add_argument("--modality", help="modality of all rows, for files without that column")
+    allow = "read DICOM files that identify a patient or have burned-in text"
+    parser.add_argument("--allow-identifying", action="store_true", help=allow)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all findings to this file")
     parser.add_argument("--fail-on-leak", action="store_true", help="exit code 1 if there is a leak")
     args = parser.parse_args(arguments)
@@ -55,14 +61,30 @@ def _audited(args: Namespace) -> Audit:
     for path in args.test:
         name = path.stem if path.stem not in read else path.as_posix()
         read[name] = [path]
-    parts, faults = {}, []
+    parts, faults, refused = {}, [], {}
+    volumes = Volumes(allow_identifying=args.allow_identifying)
     for name, paths in read.items():
-        parts[name], more = read_files(paths, args.images, args.modality)
-        faults += more
-        if paths and not parts[name]:
-            raise BadRowError(f"{paths[0]}: no row can be used; the first: {more[0]}")
+        rows = read_files(paths, args.images, args.modality, volumes)
+        parts[name], refused[name] = rows.samples, rows.refused
+        faults += rows.faults
+        if paths:
+            require_rows(", ".join(map(str, paths)), rows.samples, rows.faults)
     train, validation = parts.pop("train"), parts.pop("validation")
-    return audit(train, parts, validation, faults)
+    try:
+        return audit(train, parts, validation, faults, refused=refused, apart=_apart(args, read))
+    except BadRowError as error:
+        raise CommandError(str(error).replace(ALLOW_IN_RUN, "give --allow-identifying")) from None
+
+
+def _apart(args: Namespace, read: Mapping[str, Sequence[Path]]) -> str:
+    """Say from which folders the image paths start, if these differ."""
+    folders = {
+        name: sorted({str(path.parent.resolve()) for path in paths}) for name, paths in read.items() if paths
+    }
+    if args.images or len({folder for names in folders.values() for folder in names}) < 2:
+        return ""
+    starts = ", ".join(f"{name} from {' and '.join(map(shorten, names))}" for name, names in folders.items())
+    return f"image paths start from different folders ({starts}): give --images DIR if they share one"
 
 
 def show(result: Audit, console: Console) -> None:

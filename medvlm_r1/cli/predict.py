@@ -18,8 +18,10 @@ from medvlm_r1.cli.command import CommandError, command_parser, exits_on
 from medvlm_r1.data.formats.mcq_row import read_question
 from medvlm_r1.data.formats.question_file import image_faults, raise_first
 from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.images.dicom_header import ALLOW_IN_ROW, ALLOW_IN_RUN
 from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.images.validate import check_images
+from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError, Question
 from medvlm_r1.inference.answer_file import AnswerFile, AnswerRecord
 from medvlm_r1.inference.endpoint_client import EndpointError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 DISCLAIMER = "For research only. This is not a medical device: no answer may guide the care of a patient."
 # What errors of a run name, and what this command has for it.
 OPTIONS = {
+    ALLOW_IN_RUN: "give --allow-identifying",
     "raise model.recipe.max_prompt_tokens or lower model.recipe.max_pixels": "give fewer images "
     "or a shorter text: the model's context is the limit",
     "model.name": "--name",
@@ -92,6 +95,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument("--questions", type=Path, metavar="FILE", help="a question file instead")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL output file of --questions")
+    allow = "read DICOM files that identify a patient or have burned-in text"
+    parser.add_argument("--allow-identifying", action="store_true", help=allow)
     parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     name = {"metavar": "NAME"}
     parser.add_argument("--prompt", help="option of conf/prompt, for a model without medvlm_r1.json", **name)
@@ -126,9 +131,9 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 def answer_one(args: Namespace) -> None:
     """Answer one question and print it; ValueError or OSError for an unusable image, question or model."""
     row = {"image": args.image, "question": args.question, "options": args.options}
-    question = read_question(row, "question", ImageRoot(".", follow_links=True))
+    question = read_question(row, "question", _image_root(Path(), args.allow_identifying))
     for _, fault in check_images([question]):
-        raise BadRowError(f"{fault}: correct --image")
+        raise BadRowError(f"{fault.replace(ALLOW_IN_ROW, '')}: correct --image")
     model = load(args, [question])
     model.check([question])
     (record,) = model.answer([question])
@@ -143,7 +148,7 @@ def answer_file(args: Namespace) -> None:
 
     ValueError or OSError for an unusable question file, image, output file or model.
     """
-    questions = read_questions(args.questions)
+    questions = read_questions(args.questions, args.allow_identifying)
     with AnswerFile(args.out, args.name or args.model).locked() as file:
         missing = file.missing(questions)
         if missing:
@@ -163,14 +168,18 @@ def answer_file(args: Namespace) -> None:
         print(f"accuracy (strict) {correct / len(graded):.1%} of {len(graded)} questions with a gold answer")
 
 
-def read_questions(path: Path) -> list[Question]:
+def _image_root(folder: Path, allow_identifying: bool) -> ImageRoot:
+    return ImageRoot(folder, follow_links=True, volumes=Volumes(allow_identifying=allow_identifying))
+
+
+def read_questions(path: Path, allow_identifying: bool = False) -> list[Question]:
     """Read a question file and check every row and image.
 
     Raises:
         BadRowError: at the first faulty row or image; names file, row, value and remedy.
     """
     questions, places = [], {}
-    root = ImageRoot(path.parent, follow_links=True)
+    root = _image_root(path.parent, allow_identifying)
     for number, row in enumerate(read_json(path)):
         name, place = f"{path.stem}-{number}", f"{path} row {number}"
         try:

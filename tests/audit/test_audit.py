@@ -247,7 +247,7 @@ def test_on_leak(planted, tmp_path):
         PreRunAudit("fail", tmp_path)(questions)
     clean, dropped = PreRunAudit("drop", tmp_path)(questions)
     assert (len(clean.train), dropped.dropped) == (30, 5)
-    assert clean.test is questions.test
+    assert clean.test == questions.test
     assert "5 training questions dropped for it" in dropped.verdict
     assert not PreRunAudit("warn")(clean)[1].leaking
     with pytest.raises(ValueError, match="'warn', 'drop' or 'fail'"):
@@ -343,7 +343,8 @@ def test_every_fault_names_file_and_row(tmp_path):
         ROW | {"subset": "Palmistry"},
         ROW | {"image": ["missing.png"]},
     ]
-    samples, faults = read_files([write_rows(tmp_path / "rows.json", rows)])
+    samples, faults, refused = read_files([write_rows(tmp_path / "rows.json", rows)])
+    assert [len(images) for images in refused] == [1, 1, 1, 1]
     assert [s.id for s in samples] == ["rows-0", "rows-5", "rows-6"]
     assert samples[1].modality == "unknown"
     faulty = ("not among the options", "duplicate", "1 options", "question is empty", "no known modality")
@@ -390,7 +391,7 @@ def test_known_truths_of_med_r1(name, shared, n, prior):
 
 
 def test_balance_of_medvlm_r1s_own_test_file():
-    samples, faults = read_files([real("MEDVLM_R1_REAL_QUESTIONS", "medvlm_r1_test_900.json")])
+    samples, faults, _ = read_files([real("MEDVLM_R1_REAL_QUESTIONS", "medvlm_r1_test_900.json")])
     made_of = audit(samples[:10], {"all": samples}).sets["all"]
     assert not faults
     assert made_of.modalities == {"mri": 300, "ct": 300, "xray": 300}

@@ -49,7 +49,9 @@ IDENTIFYING = (
     "OperatorsName",
 )
 PRIVACY = (*IDENTIFYING, "PatientIdentityRemoved", "BurnedInAnnotation")
-ALLOW_IDENTIFYING = "data.rows.volumes.allow_identifying=true"  # the commands have a flag instead
+# The remedies of a run and of a row; the commands, which have no such key, replace the first by their flag.
+ALLOW_IN_RUN = "set data.rows.volumes.allow_identifying=true"
+ALLOW_IN_ROW = ', or "allow_identifying": true in the image of the row'
 # Attributes that the package reads and that count as absent where they are empty.
 _OPTIONAL = (
     "NumberOfFrames",
@@ -176,7 +178,7 @@ def check_privacy(header: "Dataset", allow_identifying: bool, where: str = "") -
     """
     if allow_identifying:
         return
-    remedy = f'or set {ALLOW_IDENTIFYING}, or "allow_identifying": true in the row\'s image'
+    remedy = f"or {ALLOW_IN_RUN}{ALLOW_IN_ROW}"
     if _is_yes(header, "BurnedInAnnotation"):
         raise BadRowError(f"has BurnedInAnnotation YES{where}: remove the text from its pixels, {remedy}")
     named = [tag for tag in IDENTIFYING if str(header.get(tag) or "").strip(" ^[]")]

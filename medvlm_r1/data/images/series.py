@@ -84,7 +84,7 @@ class _LeftOut:
         for reason, names in self.names.items():
             shown = ", ".join(shorten(name, 60) for name in names[:_NAMES])
             parts.append(f"{len(names)} {reason} ({shown}{', ...' if len(names) > _NAMES else ''})")
-        return f"{sum(map(len, self.names.values()))} left out: {'; '.join(parts)}" if parts else ""
+        return f"{sum(map(len, self.names.values()))} left out: {', '.join(parts)}" if parts else ""
 
 
 def _images_of(folder: Path, allow_identifying: bool, left_out: _LeftOut) -> Iterator[PlacedSlice]:

@@ -92,7 +92,7 @@ class TestFilesOfTheFolder:
         report.save_as(folder / "report")
         assert values(folder, 5) == [0, 10, 20, 30, 40]
         assert notes(folder)[LEFT_OUT] == (
-            "7 left out: 5 no DICOM file ('b.txt', 'c.txt', 'd.txt', ...); 1 a folder ('more'); "
+            "7 left out: 5 no DICOM file ('b.txt', 'c.txt', 'd.txt', ...), 1 a folder ('more'), "
             "1 without pixels ('report')"
         )
 
