@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from medvlm_r1.data.images.notes import VOLUMES, Note, with_notes
 from medvlm_r1.data.images.volume import (
     MIDDLE,
     PLANES,
@@ -99,7 +101,24 @@ class NiftiImage:
             in_proportion(grey(_facing(values.take(k, axis)), low, high), row, column).convert("RGB")
             for k in indices(self.pick, values.shape[axis])
         ]
-        return montage(images) if self.pick == "montage" else images[0]
+        notes = [Note(VOLUMES, f"volume {self.volume} of {volumes}, from 0")] if volumes > 1 else []
+        return with_notes(montage(images) if self.pick == "montage" else images[0], notes)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the distances between voxels, as :meth:`DicomImage.facts` does.
+
+        Raises:
+            BadRowError: the file is missing or damaged.
+        """
+        import nibabel
+
+        with errors_named(self.path):
+            image = nibabel.as_closest_canonical(nibabel.load(self.path))
+            sizes = nibabel.affines.voxel_sizes(image.affine).tolist()
+            to_mm = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
+        across = _ACROSS[self.plane]
+        column, row = (size * to_mm for axis, size in enumerate(sizes) if axis != across)
+        return {"pixel_spacing_mm": (row, column), "slice_distance_mm": sizes[across] * to_mm}
 
     def _limits(self, values: Float[np.ndarray, "x y z"]) -> tuple[float, float]:
         if self.range is not None:

@@ -37,7 +37,7 @@ def is_blank(image: Image.Image) -> bool:
 
 def with_notes(image: Image.Image, notes: Iterable[Note]) -> Image.Image:
     """Attach notes to a decoded image, in place of what its file says about itself (profiles, EXIF)."""
-    image.info = {"notes": tuple(notes)}
+    image.info = {"notes": found} if (found := tuple(notes)) else {}
     return image
 
 

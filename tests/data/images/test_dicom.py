@@ -72,6 +72,27 @@ class TestWindows:
         write(here, np.array([[-2000, -1500, 0, 50, 100]], np.int16), PixelPaddingValue=-2000, **inverted)
         assert shown(here) == [[0, 0, 255, 127, 0]]
 
+    def test_padding_is_black_under_every_window_and_table(self, here):
+        """As unsigned 63536 some write the signed -2000."""
+        window = {"WindowCenter": 50, "WindowWidth": 101, "PhotometricInterpretation": "MONOCHROME1"}
+        write(here, np.array([[-2000, 0, 99]], np.int16), PixelPaddingValue=-2000, **window)
+        assert shown(here) == [[0, 254, 1]]
+        ds = pydicom.dcmread(here)
+        del ds.PixelPaddingValue
+        ds.add_new("PixelPaddingValue", "US", 63536)
+        ds.save_as(here)
+        assert shown(here) == [[0, 254, 1]]
+        item = Dataset()
+        item.add_new("LUTDescriptor", "SS", [100, 0, 8])
+        item.add_new("LUTData", "US", list(range(100)))
+        write(
+            here,
+            np.array([[-2000, 0, 99]], np.int16),
+            PixelPaddingValue=-2000,
+            **window | {"VOILUTSequence": Sequence([item])},
+        )
+        assert shown(here) == [[0, 255, 156]]
+
     def test_monochrome1_is_inverted(self, here):
         values = np.array([[0, 51, 255]], np.uint8)
         write(here, values, PhotometricInterpretation="MONOCHROME1")
@@ -134,6 +155,55 @@ class TestWindows:
             shown(here)
         with pytest.raises(BadRowError, match="VOILUTFunction"):
             windowed(self.STORED, 1, 2, "CUBIC")
+
+
+class TestAttributesThatMeanNothing:
+    VALUES = np.array([[0, 50, 100]], np.int16)
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            {"RescaleSlope": None, "RescaleIntercept": None},
+            {"RescaleSlope": "", "RescaleIntercept": None, "RescaleType": ""},
+            {"WindowCenter": None, "WindowWidth": None},
+            {"WindowCenter": [], "WindowWidth": 3},
+            {"VOILUTSequence": Sequence([Dataset()]), "ModalityLUTSequence": Sequence([Dataset()])},
+            {"VOILUTSequence": Sequence([]), "ModalityLUTSequence": Sequence([]), "VOILUTFunction": ""},
+            {"PixelPaddingValue": None, "PixelSpacing": None, "NumberOfFrames": None},
+            {"PixelSpacing": ["", ""], "PixelAspectRatio": None},
+        ],
+    )
+    def test_because_they_are_empty_are_absent(self, header, here):
+        write(here, self.VALUES, **header)
+        assert shown(here) == [[0, 128, 255]]
+
+    def test_a_table_without_entries_leaves_the_window(self, here):
+        item = Dataset()
+        item.add_new("LUTDescriptor", "SS", [4, 0, 8])
+        header = {"VOILUTSequence": Sequence([item]), "WindowCenter": 50, "WindowWidth": 101}
+        write(here, self.VALUES, **header)
+        assert shown(here) == [[1, 129, 255]]  # (x + 0.5) / 100 * 255, at most 255
+
+    def test_a_slope_without_intercept(self, here):
+        write(here, self.VALUES, RescaleSlope=2, RescaleIntercept=None, WindowCenter=100, WindowWidth=201)
+        assert shown(here) == [[1, 128, 255]]  # (2 x + 0.5) / 200 * 255
+
+    @pytest.mark.parametrize(
+        ("header", "fault"),
+        [
+            ({"RescaleSlope": 0, "RescaleIntercept": 5}, "a RescaleSlope of 0, so all pixels have one value"),
+            ({"RescaleSlope": "NaN", "RescaleIntercept": 0}, "a RescaleSlope that is no finite number"),
+            ({"RescaleSlope": 1, "RescaleIntercept": "inf"}, "a RescaleIntercept that is no finite number"),
+        ],
+    )
+    def test_a_rescale_that_cannot_be_meant_is_refused(self, header, fault, here):
+        write(here, self.VALUES, **header)
+        with pytest.raises(BadRowError, match=rf"a\.dcm has {fault}: correct it, or delete RescaleSlope and"):
+            shown(here)
+        ds = pydicom.dcmread(here)
+        del ds.RescaleSlope, ds.RescaleIntercept
+        ds.save_as(here)
+        assert shown(here) == [[0, 128, 255]]
 
 
 class TestColour:

@@ -14,6 +14,7 @@ from dicom_files import CT, write
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from medvlm_r1.cli import predict
 from medvlm_r1.data.formats.mcq_json import McqJson
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.content_key import image_digest
@@ -40,6 +41,49 @@ class TestPrivacy:
         assert DicomImage(here, allow_identifying=True).load()
         write(here, values, PatientName="Zyx^Distinct", PatientIdentityRemoved="YES")
         assert DicomImage(here).load()
+
+    @pytest.mark.parametrize("place", ["run", "row", "file"])
+    def test_the_remedy_of_a_run_works(self, place, tmp_path):
+        write(tmp_path / "a.dcm", np.eye(3, dtype=np.uint8), PatientID="Zyx")
+        row = {"image": "a.dcm", "question": "What?", "options": ["a", "b"], "answer": "a", "subset": "CT"}
+        (tmp_path / "rows.json").write_text(json.dumps([row]))
+        with pytest.raises(BadRowError) as refused:
+            McqJson(tmp_path / "rows.json")
+        message = str(refused.value)
+        policy = RowPolicy()
+        if place == "run":
+            assert "set data.rows.volumes.allow_identifying=true" in message
+            policy = RowPolicy(volumes=Volumes(allow_identifying=True))
+        elif place == "row":
+            assert '"allow_identifying": true in the image of the row' in message
+            row["image"] = {"path": "a.dcm", "allow_identifying": True}
+            (tmp_path / "rows.json").write_text(json.dumps([row]))
+        else:
+            assert "de-identify it and mark it PatientIdentityRemoved YES" in message
+            header = pydicom.dcmread(tmp_path / "a.dcm")
+            header.PatientID, header.PatientIdentityRemoved = "", "YES"
+            header.save_as(tmp_path / "a.dcm")
+        assert len(McqJson(tmp_path / "rows.json", rows=policy)) == 1
+
+    @pytest.mark.parametrize("form", ["one", "file"])
+    def test_the_remedy_of_predict_works(self, form, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "a.dcm", np.eye(3, dtype=np.uint8), PatientID="Zyx")
+        row = {"image": "a.dcm", "question": "What?", "options": ["a", "b"]}
+        (tmp_path / "rows.json").write_text(json.dumps([row]))
+        command = ["--model", "none"]
+        if form == "one":
+            command += ["--image", "a.dcm", "--question", "What?", "--options", "a", "b"]
+        else:
+            command += ["--questions", "rows.json", "--out", "out.jsonl"]
+        assert predict.main(command) == 2
+        message = capsys.readouterr().err
+        assert "identifies a patient by PatientID: " in message
+        assert "or give --allow-identifying" in message
+        assert "data.rows" not in message
+        assert ("in the image of the row" in message) == (form == "file")
+        assert predict.main([*command, "--allow-identifying"]) == 2  # at the model, which is not there
+        assert "identifies" not in capsys.readouterr().err
 
     def test_burned_in_text_is_refused(self, here):
         write(here, np.zeros((2, 2), np.uint8), BurnedInAnnotation="YES", PatientIdentityRemoved="YES")

@@ -12,6 +12,7 @@ import pytest
 from medvlm_r1.data.formats.mcq_json import McqJson
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.nifti import NiftiImage
+from medvlm_r1.data.images.notes import BLANK, VOLUMES, notes_of
 from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError
 
@@ -208,3 +209,40 @@ def test_settings_that_cannot_be(settings, message):
 def test_names_hold_the_path_as_given():
     assert NiftiImage(Path("x/a.nii")).name == "x/a.nii"
     assert NiftiImage(Path("a.nii"), "montage", "sagittal", 3).name == "a.nii#montage&plane=sagittal&volume=3"
+
+
+class TestMeaning:
+    @pytest.mark.parametrize(("slope", "intercept"), [(0, 0), (0, 5), (np.nan, np.nan), (np.inf, 0)])
+    def test_a_slope_that_scales_nothing_is_no_scaling(self, slope, intercept, here):
+        """NIfTI-1, scl_slope: 0 means unscaled."""
+        values = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+        plain = shown(write(here, values))
+        image = nibabel.load(write(here, values))
+        data = bytearray(gzip.decompress(here.read_bytes()))
+        data[112:120] = np.array([slope, intercept], image.header.structarr["scl_slope"].dtype).tobytes()
+        here.write_bytes(gzip.compress(bytes(data)))
+        assert shown(here) == plain
+        assert len(np.unique(plain)) > 1
+
+    def test_colours_are_refused(self, here):
+        values = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+        write(here, values)
+        with pytest.raises(BadRowError, match="has voxels that are not plain numbers: convert it to grey"):
+            NiftiImage(here).load()
+
+    def test_several_volumes_are_noted(self, here):
+        values = np.random.default_rng(0).integers(0, 99, (4, 4, 2, 10)).astype(np.int16)
+        loaded = NiftiImage(write(here, values), volume=3).load()
+        assert notes_of(loaded) == ((VOLUMES, "volume 3 of 10, from 0"),)
+
+    def test_one_value_is_blank(self, here):
+        loaded = NiftiImage(write(here, np.full((4, 4, 4), 7, np.int16))).load()
+        assert notes_of(loaded) == ((BLANK, ""),)
+
+    def test_distances(self, here):
+        write(here, CUBE, np.diag([2.0, 3.0, 5.0, 1.0]))
+        assert NiftiImage(here).facts() == {"pixel_spacing_mm": (3.0, 2.0), "slice_distance_mm": 5.0}
+        assert NiftiImage(here, plane="sagittal").facts() == {
+            "pixel_spacing_mm": (5.0, 3.0),
+            "slice_distance_mm": 2.0,
+        }
