@@ -126,8 +126,11 @@ def hold_out(
         taken.add(group)
     rest = [sample for sample in source if sample.image_group not in taken]
     if len(held_out) < n or not rest:
+        shown = sum(sample.image_group in avoid for sample in source)
+        shared = f", of which {shown} show an image of a test set," if shown else ""
         raise ValueError(
-            f"{len(source)} questions are too few to hold out {n} for {what} and train: lower data.n_{what}"
+            f"{len(source)} questions{shared} are too few to hold out {n} for {what} and train: lower "
+            f"data.n_{what}"
         )
     return rest, held_out[:n]
 

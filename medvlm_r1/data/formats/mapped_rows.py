@@ -1,7 +1,6 @@
 """Rows whose columns are mapped to the parts of a question: what tables and Hugging Face data sets share."""
 
 import functools
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,13 @@ from medvlm_r1.data.formats.options import answer_letter, answer_text, letter_in
 from medvlm_r1.data.formats.question_file import FileSplit, QuestionFile, plain_stem, test_files
 from medvlm_r1.data.formats.row_filter import RowFilter
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
+from medvlm_r1.data.formats.rows import CSV
 from medvlm_r1.data.formats.values import id_or_none, text_or_none
 from medvlm_r1.data.images.resolve import ImageRoot, with_settings
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample, keep_images
 from medvlm_r1.data.sources.fields import Include, includes
 from medvlm_r1.data.splits import Questions
 from medvlm_r1.runs.shorten import clip, shorten
-
-logger = logging.getLogger(__name__)
 
 
 def read_splits(
@@ -94,10 +92,7 @@ class MappedRows(QuestionFile):
             return None
 
         includes(questions, is_open=False)  # an unknown value is an error whatever the rows
-        super().__init__(path, used, parse, name, n, rows)
-        for key, count in left_out.items():
-            if count:
-                logger.info("%s: %d of %d rows left out by %s", path, count, len(numbered), key)
+        super().__init__(path, used, parse, name, n, rows, left_out)
 
 
 def wanted_columns(columns: Columns, where: RowFilter | None) -> dict[str, list[str]]:
@@ -118,8 +113,8 @@ def need_columns(path: Path, existing: Sequence[str], wanted: Mapping[str, list[
     key, column = missing[0]
     near = nearest_name(column, existing)
     hint = f"did you mean {shorten(near)}? " if near else ""
-    if any(sign in name for name in existing for sign in ";\t") and path.suffix.lower() not in PARQUET:
-        hint += "Its names hold other delimiters: set data.delimiter. "
+    if path.suffix.lower() in CSV and any(";" in name or "\t" in name for name in existing):
+        hint += "Its names hold another delimiter: set data.delimiter. "
     names = clip(", ".join(map(str, existing)), 500)
     raise BadRowError(f"{path} has no column {shorten(column)} ({key}): {hint}Its columns are {names}")
 
@@ -139,11 +134,10 @@ def read_table_row(
             if value[role] is None:
                 raise BadRowError(f"has no {role} (column {columns.names(role)}): fill it in")
         options = option_texts(value["options"], columns.separator)
+        question = value["question"]
         converted = {
             "image": images,
-            "question": value["question"]
-            if isinstance(value["question"], str)
-            else text_or_none(value["question"]),
+            "question": question if isinstance(question, str) else text_or_none(question),
             "options": options,
             "qtype": value["question_type"],
             "group": value["group"],
@@ -175,20 +169,13 @@ def _entries(row: dict, columns: Columns) -> list[Any] | None:
     image = _value(row, columns, "image")
     if image is None:
         return None
-    if isinstance(image, str):
-        parsed = list_in_text(image)  # None e.g. for a file named "[1].png"
-        separator = columns.separator
-        parts = image.split(separator) if separator and separator in image else [image]
-        image = (
-            parsed if parsed is not None else [part.strip() for part in parts] if len(parts) > 1 else parts
-        )
-    elif hasattr(image, "tolist"):
-        image = image.tolist()
+    separator = columns.separator
+    if isinstance(image, str) and (parsed := list_in_text(image)) is not None:
+        image = parsed  # None e.g. for a file named "[1].png"
+    elif isinstance(image, str) and separator and separator in image:
+        image = [part.strip() for part in image.split(separator)]
     entries = list(image) if isinstance(image, list | tuple) else [image]
-    settings = (
-        _value(row, columns, role) if getattr(columns, role) else None for role in ("slice", "window")
-    )
-    slice, window = settings
+    slice, window = (_value(row, columns, role) for role in ("slice", "window"))
     return [with_settings(entry, slice, window) for entry in entries]
 
 
@@ -205,15 +192,12 @@ def _letter(answer: Any, columns: Columns, options: list[str]) -> str:
     n, column = len(options), columns.names("answer")
     text = answer_text(answer)
     if columns.answer_is == "text":
+        remedy = "give an option's text"
         if letter_in(text) in tuple(LETTERS[:n]):
-            return answer_letter(
-                answer, options, "give an option's text, or set data.columns.answer_is=letter"
-            )
-        if text and text.isdecimal():
-            return answer_letter(
-                answer, options, "give an option's text, or set data.columns.answer_is=index"
-            )
-        return answer_letter(answer, options)
+            remedy += ", or set data.columns.answer_is=letter"
+        elif text and text.isdecimal():
+            remedy += ", or set data.columns.answer_is to index or number"
+        return answer_letter(answer, options, remedy)
     if columns.answer_is == "letter":
         if (letter := letter_in(text)) in tuple(LETTERS[:n]):
             return letter

@@ -1,6 +1,7 @@
 """Multiple-choice questions in a JSON file: the papers' files and your own (``conf/data/mcq_json.yaml``)."""
 
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,15 @@ class McqJson(QuestionFile):
     ) -> None:
         path = Path(path)
         root = ImageRoot(path.parent if images is None else images, rows.follow_links, volumes=rows.volumes)
-        source = plain_stem(path)
+        source, left_out = plain_stem(path), Counter()
         if questions is not None:
             includes(questions, is_open=False)  # an unknown value is an error whatever the rows
 
         def parse(row: Any, id: str) -> VQASample | None:
             sample = read_row(row, id, source, root, modality, may_be_open=questions is not None)
-            return sample if questions is None or includes(questions, sample.is_open) else None
+            if questions is None or includes(questions, sample.is_open):
+                return sample
+            left_out[f"data.questions={questions}"] += 1
+            return None
 
-        super().__init__(path, enumerate(read_json(path)), parse, name, n, rows)
+        super().__init__(path, enumerate(read_json(path)), parse, name, n, rows, left_out)

@@ -150,6 +150,8 @@ def _question_of(row: dict, inline: bool) -> tuple[str, tuple[str, ...]]:
 
 
 def _checked_text(text: str) -> str:
+    if "\0" in text:
+        raise BadRowError(f"{shorten(text)} holds a NUL character: remove it")
     if not text.isascii() and _SURROGATE.search(text):
         raise BadRowError(
             f"{shorten(text)} holds an unpaired surrogate, which no tokenizer accepts: write it again"

@@ -16,6 +16,7 @@ _STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _NUMPY = re.compile(rf"\[\s*(?:(?:{_STRING})(?:\s+(?:{_STRING}))+|-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")
 _NUMPY_PART = re.compile(rf"{_STRING}|-?[\d.]+")
 _ADJACENT = re.compile(rf"(?:{_STRING})\s*(?:{_STRING})")
+_ARRAY = re.compile(r"^array\((\[.*\])(?:,\s*dtype=[\w'<>]+)?\)$", re.DOTALL)
 _LONGEST = 1 << 20  # characters of a list written as text
 _LETTER = re.compile(r"[(\[]?\s*([A-J])\s*[)\].:,;]*")
 
@@ -27,6 +28,8 @@ def list_in_text(text: str) -> list | dict | None:
         BadRowError: two strings of a Python list lack a comma between them.
     """
     text = text.strip()
+    if text.startswith("array(") and len(text) <= _LONGEST:
+        text = _ARRAY.sub(r"\1", text)
     if not text.startswith(("[", "{", "(")) or not text.endswith(("]", "}", ")")) or len(text) > _LONGEST:
         return None
     try:

@@ -34,6 +34,7 @@ class QuestionFile(Sequence[VQASample]):
         name: prefix of the sample ids. Default: the file's stem.
         n: number of questions, the first of the file. Default: all.
         rows: what to do with unusable rows; ``skip`` leaves them out before ``n`` counts.
+        left_out: number of usable rows that a setting leaves out, by the setting; ``parse`` may count them.
 
     Attributes:
         skipped: one line for each skipped row, with file, row and reason.
@@ -54,6 +55,7 @@ class QuestionFile(Sequence[VQASample]):
         name: str | None = None,
         n: int | None = None,
         rows: RowPolicy = STRICT,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
         samples, self.skipped, places, self.refused_images = parse_rows(numbered, path, parse, rows, name)
         if rows.check_images and rows.on_bad_row == "skip":
@@ -62,7 +64,10 @@ class QuestionFile(Sequence[VQASample]):
             self.skipped += faults.values()
         if self.skipped:
             log_skipped(str(path), self.skipped)
-        require_rows(str(path), samples, self.skipped)
+        left_out = {key: count for key, count in (left_out or {}).items() if count}
+        for key, count in left_out.items():
+            logger.info("%s: %d rows left out by %s", path, count, key)
+        require_rows(str(path), samples, self.skipped, left_out)
         if n is not None and not 1 <= n <= len(samples):
             raise ValueError(
                 f"{path}: {n} questions requested, but {len(samples)} can be used ({len(self.skipped)} "
@@ -144,15 +149,23 @@ def log_skipped(what: str, skipped: Sequence[str]) -> None:
     )
 
 
-def require_rows(what: str, samples: Sequence[VQASample], skipped: Sequence[str]) -> None:
+def require_rows(
+    what: str, samples: Sequence[VQASample], skipped: Sequence[str], left_out: Mapping[str, int] | None = None
+) -> None:
     """Check that a file or part has a usable row.
+
+    Args:
+        left_out: number of usable rows that a setting leaves out, by the setting.
 
     Raises:
         BadRowError: it has none; the message counts the reasons, the most frequent first.
     """
     if not samples:
-        why = f" ({reason_summary(skipped)}); the first: {skipped[0]}" if skipped else " (it holds none)"
-        raise BadRowError(f"{what}: no row can be used{why}")
+        settings = [f"{count} left out by {key}" for key, count in (left_out or {}).items()]
+        reasons = [reason_summary(skipped)] if skipped else []
+        first = f"; the first: {skipped[0]}" if skipped else ""
+        why = "; ".join([*reasons, *settings]) or "it holds none"
+        raise BadRowError(f"{what}: no row can be used ({why}){first}")
 
 
 def plain_stem(path: Path | zipfile.Path) -> str:

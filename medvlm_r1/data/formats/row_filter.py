@@ -45,9 +45,12 @@ class RowFilter:
 
     def takes(self, row: Any) -> bool:
         """Whether a row is used. What is no row is, so that it is named as a fault."""
-        return not isinstance(row, dict) or all(
-            comparable(row.get(column)) in values for column, values in self.wanted.items()
-        )
+        try:
+            return not isinstance(row, dict) or all(
+                comparable(row.get(column)) in values for column, values in self.wanted.items()
+            )
+        except BadRowError:  # bytes
+            return False
 
     def select(self, path: Path, numbered: Sequence[tuple[int, Any]]) -> list[tuple[int, Any]]:
         """Return the numbered rows of a file that are used.
@@ -59,8 +62,8 @@ class RowFilter:
         if not taken:
             present = []
             for column in self.wanted:
-                counts = Counter(id_or_none(row.get(column)) for _, row in numbered if isinstance(row, dict))
-                values = (f"{shorten(value, 40)} ({count})" for value, count in counts.most_common(5))
+                counts = Counter(shorten(row.get(column), 40) for _, row in numbered if isinstance(row, dict))
+                values = (f"{value} ({count})" for value, count in counts.most_common(5))
                 present.append(f"{column} is {', '.join(values)}")
             raise BadRowError(f"{path}: data.where selects no row: {clip('; '.join(present), 1000)}")
         return taken

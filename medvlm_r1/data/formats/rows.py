@@ -16,6 +16,7 @@ from medvlm_r1.runs.shorten import clip, shorten
 
 JSON_LIMIT = 1 << 30
 """Bytes; parsing a JSON array takes several times its size in memory."""
+CSV = (".csv", ".tsv", ".tab")
 PARQUET = (".parquet", ".pq")
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -45,7 +46,7 @@ def read_table(
         return read_json(path)
     if suffix in PARQUET:
         return read_parquet(path, columns, images)
-    if suffix in (".csv", ".tsv", ".tab"):
+    if suffix in CSV:
         return read_csv(path, delimiter, encoding)
     raise BadRowError(
         f"{path} has the suffix {suffix!r}: give a .json, .jsonl, .csv, .tsv or .parquet file, named so"
@@ -58,7 +59,14 @@ def read_json(path: Path | zipfile.Path) -> list[Any]:
     A ``.json`` file may also hold lines, or an object whose only list is the rows (``{"data": [...]}``).
     """
     is_lines = path.suffix.lower() in _JSON_LINES
+    if path.suffix.lower() in (*CSV, *PARQUET):
+        raise BadRowError(f"{path} is no JSON file: data=table reads CSV and Parquet")
     try:
+        if is_lines:
+            with path.open("rb") as file:
+                encoding = json.detect_encoding(file.read(4))
+            with path.open(encoding=encoding) as file:
+                is_lines = not file.read(80).lstrip().startswith("[")  # else an array that is named as lines
         size = path.stat().st_size if isinstance(path, Path) else 0  # a member of an archive has no size
         if not is_lines and size > JSON_LIMIT and path.is_file():
             raise BadRowError(
@@ -66,8 +74,6 @@ def read_json(path: Path | zipfile.Path) -> list[Any]:
                 "not read: write it as .jsonl (one row a line) or .parquet"
             )
         if is_lines:
-            with path.open("rb") as file:
-                encoding = json.detect_encoding(file.read(4))
             with path.open(encoding=encoding, newline="\n") as file:  # U+2028 does not end a line
                 rows = [_parsed(line, path, above) for above, line in enumerate(file) if line.strip()]
         else:
@@ -82,21 +88,18 @@ def read_json(path: Path | zipfile.Path) -> list[Any]:
         raise BadRowError(
             f"{path} cannot be read ({clip(str(error))}): give a readable UTF-8 JSON file"
         ) from None
-    if is_lines and len(rows) == 1 and isinstance(rows[0], list):
-        rows = rows[0]  # an array that is named as lines
     if not rows:
         raise BadRowError(f"{path} holds no rows: give a JSON array with one row a question")
     return rows
 
 
 def _array(text: str, path: Path | zipfile.Path) -> list[Any]:
-    lines = text.split("\n")
     try:
         value = _parsed(text, path, 0)
     except BadRowError as error:
         if not text.lstrip().startswith("{") or "Extra data" not in str(error):
             raise
-        return [_parsed(line, path, above) for above, line in enumerate(lines) if line.strip()]
+        return [_parsed(line, path, above) for above, line in enumerate(text.split("\n")) if line.strip()]
     if not isinstance(value, dict):
         if isinstance(value, list):
             return value
@@ -123,8 +126,6 @@ def _parsed(text: str, path: Path | zipfile.Path, above: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {above + error.lineno} column {error.colno}"
-        if path.suffix.lower() not in (".json", *_JSON_LINES):
-            raise BadRowError(f"{path} is no JSON file: data=table reads CSV and Parquet") from None
         raise BadRowError(f"{path} is not valid JSON at {where} ({error.msg}): correct that line") from None
     except ValueError as error:  # Python rejects integers of more than 4,300 digits
         raise BadRowError(f"{path} cannot be read at line {above + 1} or below ({error})") from None

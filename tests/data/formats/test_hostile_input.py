@@ -146,7 +146,7 @@ def test_an_image_of_one_pixel_s_width(pictures, size):
 def test_a_folder_and_a_pipe_are_no_pictures(pictures):
     os.mkfifo(pictures / "pipe.png")  # reading it would wait for ever
     for name, why in (
-        ("images", "a folder without DICOM images"),
+        ("images", "a folder without DICOM images: .*"),
         ("pipe.png", "it is a folder or a device, no file"),
     ):
         with pytest.raises(BadRowError, match=rf"cannot be decoded \({why}"):
