@@ -14,6 +14,7 @@ from filelock import FileLock
 from medvlm_r1.audit.leaks import unique_images
 from medvlm_r1.audit.result import Audit
 from medvlm_r1.audit.run_audit import audit
+from medvlm_r1.data.images.arrow import ArrowImage
 from medvlm_r1.data.images.content_key import image_digest
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
@@ -133,6 +134,8 @@ def _image_digests(questions: Questions) -> dict[str, str | None]:
     with DigestCache() if len(handles) >= WORTH_KEEPING else nullcontext() as known:
 
         def digest(handle: ImageHandle) -> str | None:
+            if isinstance(handle, ArrowImage):
+                return handle.digest
             if not isinstance(handle, ImageFile | DicomImage | NiftiImage):
                 return None
             if handle.path not in digests:

@@ -3,6 +3,7 @@
 ====================  ==================================================================
 mcq_json.py           the papers' JSON schema; mcq_row.py parses one row of it
 table.py              JSON, JSONL, CSV or Parquet of any layout
+hf_dataset.py         Hugging Face data sets; hf_load.py finds them on disk, in caches, on the hub
 mapped_rows.py        rows of tables whose columns are mapped; columns.py is the mapping
 image_folder.py       labelled images; question_template.py turns a label into a question
 question_file.py      parse the rows of a file, check their images, hold out validation

@@ -6,6 +6,7 @@ import json
 from importlib import metadata
 from pathlib import Path
 
+from medvlm_r1.data.images.arrow import ArrowImage
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.digest_cache import DigestCache, file_digest
@@ -61,6 +62,8 @@ def _content(handle: ImageHandle, known: DigestCache, unread: bool) -> tuple[str
     if isinstance(handle, ImageFile):
         content = known.digest(handle.path, unread) if handle.path.is_file() else None
         return content, {"frame": handle.frame} if handle.frame else {}
+    if isinstance(handle, ArrowImage):
+        return handle.digest, {}
     if isinstance(handle, ParquetImage | ZipImage):
         file = handle.path if isinstance(handle, ParquetImage) else handle.archive
         return known.digest_inside(file, handle.name, handle.read, unread), {}
