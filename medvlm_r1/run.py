@@ -58,6 +58,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     from lightning import seed_everything
 
     from medvlm_r1.algorithms.optim import NonFiniteGradientError
+    from medvlm_r1.algorithms.steps import check_length
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
     from medvlm_r1.callbacks.alarms import BrokenSamplerError
     from medvlm_r1.rollout.engine import RemoteEngine, stopped_after
@@ -68,6 +69,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     seed_everything(cfg.seed, workers=True, verbose=False)
     with user_errors():
         questions, findings = load_questions(cfg, clock)
+        check_length(cfg, len(questions.train))
         with clock.phase("build"):
             module, data, trainer = build(cfg, questions)
     log.info("run %s: %s", this.job.folder, describe(cfg, module, data.questions))

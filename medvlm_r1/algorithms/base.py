@@ -32,8 +32,8 @@ from medvlm_r1.rollout.sampling_noise import NoiseKey
 Item = TypeVar("Item")
 
 # Validation metric -> field of a prediction, averaged over the questions.
-_VALIDATION = {"accuracy": "correct", "accuracy_lenient": "correct_lenient"}
-_VALIDATION |= {name: name for name in ("well_formed", "answered", "tokens", "truncated")}
+_VALIDATION = {name: name for name in ("well_formed", "answered", "tokens", "truncated")}
+_VALIDATION |= {"accuracy": "correct", "accuracy_lenient": "correct_lenient"}
 
 
 def rows_of(prompts: Iterable[Item], group_size: int) -> list[Item]:
@@ -51,6 +51,7 @@ class VLMModule(LightningModule):
         name: of the method in records and tables.
     """
 
+    validation_metrics = tuple(f"validation/{name}" for name in (*_VALIDATION, "reward"))
     updates_per_step = 1  # see :mod:`~medvlm_r1.algorithms.steps`
 
     def __init__(
@@ -65,12 +66,11 @@ class VLMModule(LightningModule):
         name: str = "zero_shot",
     ) -> None:
         super().__init__()
-        self.method = name
+        self.method, self.optim = name, optim
         self.strict_loading = False  # checkpoints hold only the trained weights
         self.automatic_optimization = False  # several updates a rollout, and clipping, are loops here
         self.policy, self.prompt, self.engine, self.rewards, self.seed = policy, prompt, engine, rewards, seed
         self.greedy = Sampling(group_size=1, max_tokens=max_completion_tokens, temperature=0.0)
-        self.optim = optim
         self.skipped = SkippedUpdates(optim.max_skipped_updates if optim else 1)
         self.step = 0  # finished training steps: rollouts for GRPO, batches for SFT
         self.seen: Counter[str] = Counter()  # questions and tokens of training so far, of all ranks
@@ -138,7 +138,7 @@ class VLMModule(LightningModule):
         asked = [Perturbation(PLAIN, prompt.sample) for prompt in prompts]
         rows, rewards = self.evaluate(asked, prompts, "validation")
         values = {name: [getattr(row, field) for row in rows] for name, field in _VALIDATION.items()}
-        for name, value in {**values, "reward": rewards.tolist()}.items():
+        for name, value in (values | {"reward": rewards.tolist()}).items():
             metric = self._validation[name]
             metric.update(torch.tensor(value, dtype=torch.float32, device=self.device))
             self.log(f"validation/{name}", metric, prog_bar=name == "accuracy", batch_size=len(prompts))

@@ -72,11 +72,7 @@ class GRPO(VLMModule):
     ) -> None:
         super().__init__(name=name, **shared)
         self.loss, self.kl = loss or PolicyLoss(), KLPenalty(beta, kl_placement)
-        if sampling.group_size < 2 or sampling.temperature == 0:
-            raise ValueError(
-                f"GRPO compares completions of one prompt: group_size {sampling.group_size} must be at "
-                f"least 2 and temperature {sampling.temperature} above 0"
-            )
+        self.check(sampling, self.loss, advantages, kl_placement, normalize_advantages)
         if min(micro_batch, num_iterations, num_minibatches) < 1:
             raise ValueError("micro_batch, num_iterations and num_minibatches must be at least 1")
         if dynamic_sampling_rounds < 0 or not 0 <= overlong_buffer < 1:
@@ -84,15 +80,34 @@ class GRPO(VLMModule):
                 f"dynamic_sampling_rounds {dynamic_sampling_rounds} must not be negative; overlong_buffer "
                 f"{overlong_buffer} is a share of the completion limit, below 1"
             )
-        if isinstance(advantages, NoBaseline) and not normalize_advantages:
-            raise ValueError("advantages without a baseline only push up: set normalize_advantages=true")
-        if kl_placement == "token" and self.loss.importance_sampling_level != "token":
-            raise ValueError("kl_placement=token needs importance_sampling_level=token")
         self.sampling, self.micro_batch = sampling, micro_batch
         self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
         self.updates_per_step = num_iterations * num_minibatches
         self.advantages, self.normalize_advantages = advantages or GroupRelative(), normalize_advantages
         self.dynamic_sampling_rounds, self.overlong_buffer = dynamic_sampling_rounds, overlong_buffer
+
+    @staticmethod
+    def check(
+        sampling: Sampling,
+        loss: PolicyLoss,
+        advantages: Advantages | None = None,
+        kl_placement: str = "loss",
+        normalize_advantages: bool = False,
+        **settings: Any,
+    ) -> None:
+        """Check settings that must go together; raises ``ValueError``. It needs no model."""
+        if sampling.group_size < 2 or sampling.temperature == 0:
+            raise ValueError(
+                "GRPO compares completions of one prompt: method.sampling.group_size "
+                f"{sampling.group_size} must be at least 2 and method.sampling.temperature "
+                f"{sampling.temperature} above 0"
+            )
+        if isinstance(advantages, NoBaseline) and not normalize_advantages:
+            raise ValueError(
+                "advantages without a baseline only push up: set method.normalize_advantages=true"
+            )
+        if kl_placement == "token" and loss.importance_sampling_level != "token":
+            raise ValueError("method.kl_placement=token needs method.loss.importance_sampling_level=token")
 
     def setup(self, stage: str) -> None:
         prompts = self.trainer.datamodule.prompts_per_step // self.trainer.world_size

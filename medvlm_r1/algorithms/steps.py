@@ -5,10 +5,13 @@ intervals, logs and file names count steps. Lightning's own ``trainer.max_steps`
 ``global_step`` count updates.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+log = logging.getLogger("medvlm_r1")
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,47 @@ def run_length(config: Mapping[str, Any], questions: int, prompts_per_step: int)
         per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
     total = total_steps(per_epoch, trainer["max_epochs"], trainer["max_steps"], updates)
     return RunLength(per_epoch, total, updates)
+
+
+def check_length(config: Mapping[str, Any], questions: int) -> None:
+    """Check a training run's length before its weights are loaded; warn of a schedule that it does not reach.
+
+    Args:
+        config: of the run.
+        questions: number of training questions.
+
+    Raises:
+        ValueError: an epoch has no step, or fewer than there are between two validations.
+    """
+    if "optim" not in config["method"]:
+        return
+    prompts, trainer = config["model"]["recipe"]["prompts_per_step"], config["trainer"]
+    if questions < prompts:
+        raise ValueError(
+            f"{questions} training questions do not fill a step of {prompts}: lower "
+            "model.recipe.prompts_per_step"
+        )
+    length = run_length(config, questions, prompts)
+    if length.per_epoch == 0:
+        raise ValueError(
+            f"trainer.limit_train_batches is {trainer.get('limit_train_batches')}, which leaves none of the "
+            f"{questions // prompts} steps of an epoch: raise it"
+        )
+    interval = trainer.get("val_check_interval")
+    is_count = interval is not None and (isinstance(interval, int) or interval > 1)
+    if is_count and interval > length.per_epoch and trainer.get("check_val_every_n_epoch", 1) is not None:
+        raise ValueError(
+            f"trainer.val_check_interval is {interval:g}, and an epoch has {length.per_epoch} steps: lower "
+            "it, give a fraction such as 0.5, or count over epochs with +trainer.check_val_every_n_epoch=null"
+        )
+    warmup = config["method"]["optim"].get("warmup_steps", 0)
+    if warmup >= length.total:
+        log.warning(
+            "method.optim.warmup_steps is %d and the run has %d steps: the learning rate rises to %.2g of "
+            "its peak and never reaches it; give fewer",
+            *(warmup, length.total, length.total / (warmup + 1)),
+        )
+    if trainer.get("max_time") is not None:
+        log.warning(
+            "trainer.max_time may end the run before its schedule, which is that of %d steps", length.total
+        )

@@ -7,8 +7,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from medvlm_r1.evaluate.controls import check_controls
 from medvlm_r1.inference.endpoint_client import check_endpoint
+from medvlm_r1.launch.parts import check_parts
 from medvlm_r1.launch.suggest import SYNONYMS
-from medvlm_r1.launch.types import check_types
+from medvlm_r1.launch.trainer_settings import check_trainer
+from medvlm_r1.launch.types import check_top, check_types
 from medvlm_r1.reading.released import check_reading
 from medvlm_r1.rollout.vllm_client import NO_TRUNCATION, check_vllm
 from medvlm_r1.runs import status
@@ -22,13 +24,6 @@ FREE = ("resume", "retry", "ckpt_path", "overwrite", "workers", "image_cache", "
 FREE += ("run_folder", "paths", "evaluation", "optimized_metric", "tags", "track")
 FREE += ("rollout.python", "rollout.url", "rollout.folder", "rollout.timeout", "rollout.log")
 FREE += ("rollout.memory_share", "rollout.transfer")
-# Arguments of Lightning's trainer for automatic optimisation, and the keys that do the same here.
-_OWN = {
-    "trainer.gradient_clip_val": "method.optim.max_grad_norm",
-    "trainer.gradient_clip_algorithm": "method.optim.max_grad_norm",
-    "trainer.accumulate_grad_batches": "model.recipe.micro_batch (prompts in one pass) and "
-    "model.recipe.prompts_per_step (questions of one step)",
-}
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -36,6 +31,7 @@ def check_settings(cfg: DictConfig) -> None:
     for old in KEYS:
         if OmegaConf.select(cfg, old, throw_on_resolution_failure=False) is not None:
             raise ValueError(f"`{old}` is now `{renamed(old)}`: rename it in the file that sets it")
+    check_top(cfg)
     if not cfg.get("rollout") and "url" not in cfg.model:
         raise ValueError("rollout is null: a local model needs an engine, such as rollout=shared_prefix")
     if cfg.select not in ("last", "best"):
@@ -43,11 +39,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_tracking(cfg)
     check_controls(cfg.controls, served="url" in cfg.model)
     check_reading(cfg.evaluation.reading, cfg.prompt.name)
-    if not cfg.trainer.get("limit_test_batches", 1):
-        raise ValueError("trainer.limit_test_batches is 0: a run ends with a test, give it at least 1")
-    for name, key in _OWN.items():
-        if OmegaConf.select(cfg, name) is not None:
-            raise ValueError(f"{name} has no effect here, since steps are taken by hand: use {key}")
+    check_trainer(cfg)
     for name in SYNONYMS.keys() & cfg.keys():  # added with +
         raise ValueError(f"nothing reads the key {name!r}: use {' or '.join(SYNONYMS[name])}")
     if cfg.resume not in (None, "auto"):
@@ -73,6 +65,7 @@ def check_tracking(cfg: DictConfig) -> None:
 def check_model(cfg: DictConfig) -> None:
     """Check that the model is available and fits method, peft option and trainer; raises ``ValueError``."""
     check_types(cfg)
+    check_parts(cfg)
     trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
     splits = strategy.endswith("ModelParallelStrategy")

@@ -58,7 +58,7 @@ def count_questions(cfg: dict[str, Any], recipe: Recipe, trains: bool, answers: 
     if train is None:
         return Questions(None, validation, test, answers, steps=None, validations=0)
     length = run_length(cfg, train, recipe.prompts_per_step)
-    interval = trainer["val_check_interval"]
+    interval = trainer.get("val_check_interval") or 1.0
     if isinstance(interval, float):  # a share of an epoch
         interval = int(length.per_epoch * interval)
     validations = length.total // max(1, interval) + 2  # and one before and one after training

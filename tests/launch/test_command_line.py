@@ -100,11 +100,14 @@ def test_options_and_overrides_stand_in_any_order(tmp_path):
     [
         ("method.sampling.group_size=2.5", "method.sampling.group_size is 2.5: it must be an integer"),
         ("model.recipe.dtype=bf16", "model.recipe.dtype is 'bf16': it must be float32 or bfloat16"),
-        ("method.normalize_advantages=1", "method.normalize_advantages is 1: it must be bool"),
+        ("method.normalize_advantages=1", "method.normalize_advantages is 1: it must be true or false"),
         ("+trainer.gradient_clip_val=1", "use method.optim.max_grad_norm"),
         ("+trainer.accumulate_grad_batches=2", "use model.recipe.micro_batch"),
         ("+lr=1e-6", "nothing reads the key 'lr': use method.optim.lr"),
-        ("+trainer.limit_test_batches=0", "give it at least 1"),
+        (
+            "+trainer.limit_test_batches=0",
+            "trainer.limit_test_batches is 0: give batches (an integer, at least 1)",
+        ),
         ("trainer.max_steps=1.5", "trainer.max_steps is 1.5: it must be an integer"),
     ],
 )
