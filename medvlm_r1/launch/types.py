@@ -69,7 +69,8 @@ def check_types(cfg: DictConfig) -> None:
     Numbers, texts, flags, null, literals, and lists and mappings of them are checked; a node of a parameter
     with another type is not. Of nodes from elsewhere, that their constructor can be imported.
     """
-    for path, node in _nodes(OmegaConf.to_container(cfg, resolve=True)):
+    known = OmegaConf.merge(cfg, {"run_folder": cfg.run_folder or "run"})  # filled in when a run starts
+    for path, node in _nodes(OmegaConf.to_container(known, resolve=True)):
         target = node["_target_"]
         if not str(target).startswith(("medvlm_r1.", "lightning.")):
             _check_import(path, target)

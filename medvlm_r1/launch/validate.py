@@ -65,7 +65,6 @@ def check_tracking(cfg: DictConfig) -> None:
 def check_model(cfg: DictConfig) -> None:
     """Check that the model is available and fits method, peft option and trainer; raises ``ValueError``."""
     check_types(cfg)
-    check_parts(cfg)
     trains, is_endpoint = "optim" in cfg.method, "url" in cfg.model
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_"))
     splits = strategy.endswith("ModelParallelStrategy")
@@ -81,6 +80,7 @@ def check_model(cfg: DictConfig) -> None:
         raise ValueError(f"{what} cannot be split over devices: take trainer=single or trainer=ddp")
     if splits and "8bit" in cfg.optimizer._target_:
         raise ValueError("8-bit moments cannot be split over devices: take optimizer=adamw with trainer=fsdp")
+    check_parts(cfg)
     if is_endpoint:
         check_endpoint(cfg.model.url, cfg.model.name, cfg.model.api_key_variable)
     else:
