@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from medvlm_r1.data.images.depth import colour_samples, grey_samples, is_16_bit_colour
+from medvlm_r1.data.images.depth import colour_samples, grey_samples, is_16_bit_colour, use_8_bit_palette
 from medvlm_r1.data.images.notes import FRAMES, Note, with_notes
 from medvlm_r1.data.images.paths import missing_image
 from medvlm_r1.data.sample import BadRowError
@@ -71,7 +71,10 @@ def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Imag
         raise BadRowError(message) from None
     except BadRowError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except UnidentifiedImageError:
+        reason = "no image, or a depth or kind that is not read: save it as PNG or TIFF with 8 or 16 bits"
+        raise BadRowError(f"image {name} cannot be decoded ({reason})") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 
 
@@ -89,6 +92,7 @@ def _as_rgb(opened: Image.Image, file: Path | BufferedIOBase, frame: int) -> Ima
     values = grey_samples(opened)
     if values is not None:
         return _on_white(values[..., None], None if transparent is None else (values != transparent) * 1.0)
+    use_8_bit_palette(opened)
     upright = ImageOps.exif_transpose(opened)
     if upright.mode == "LAB":
         return ImageCms.profileToProfile(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from PIL import Image, ImageOps, TiffImagePlugin
 
-_BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF 6.0
+_BITS, _PHOTOMETRIC, _PLANAR, _COLOR_MAP, _SAMPLE_FORMAT = 258, 262, 284, 320, 339  # tags of TIFF 6.0
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 # libtiff returns samples in the order of the machine, also those of a big-endian file.
@@ -65,7 +65,7 @@ def grey_samples(opened: Image.Image) -> Real[np.ndarray, "height width"] | None
 def is_16_bit_colour(opened: Image.Image) -> bool:
     """Whether an unread image has colours, or grey and alpha, of 16 bits each, of which Pillow drops 8."""
     deep_tiff = opened.mode in ("RGB", "RGBA") and 16 in getattr(opened, "tag_v2", {}).get(_BITS, ())
-    return deep_tiff or _raw_mode(opened).startswith(("RGB;16", "RGBA;16", "LA;16"))
+    return deep_tiff or _is_deep_ppm(opened) or _raw_mode(opened).startswith(("RGB;16", "RGBA;16", "LA;16"))
 
 
 def colour_samples(
@@ -99,6 +99,7 @@ def colour_samples(
             _set_raw_mode(image, lambda band: f"{band};16{order}")
         high = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
     with open_image() as image:
+        _as_raw(image)
         other = _OTHER_ORDER[order or _raw_mode(image)[-1]]
         _set_raw_mode(image, lambda mode: f"{mode};16{other}" if order else mode[:-1] + other)
         values = high * 256 + np.asarray(ImageOps.exif_transpose(image))
@@ -107,6 +108,24 @@ def colour_samples(
     if transparent is not None:  # PNG's tRNS: the colour that is transparent
         return values, (values != np.array(transparent)).any(-1).astype(np.float64)
     return values, None
+
+
+def _as_raw(opened: Image.Image) -> None:
+    """Read the samples of a PPM of more than 8 bits as those of an uncompressed TIFF, unscaled."""
+    if _is_deep_ppm(opened):
+        opened.tile = [tile._replace(codec_name="raw", args=("RGB;16B", 0, 1)) for tile in opened.tile]
+
+
+def _is_deep_ppm(opened: Image.Image) -> bool:
+    tile = opened.tile[0] if opened.mode == "RGB" and getattr(opened, "tile", None) else None
+    return tile is not None and tile.codec_name == "ppm" and tile.args[1] > 255
+
+
+def use_8_bit_palette(opened: Image.Image) -> None:
+    """Replace the palette of a TIFF that stores 8-bit colours where 16 bits belong: Pillow makes it black."""
+    colours = getattr(opened, "tag_v2", {}).get(_COLOR_MAP, ())
+    if opened.mode == "P" and colours and 0 < max(colours) < 256:
+        opened.putpalette(bytes(colours), "RGB;L")
 
 
 def _raw_mode(opened: Image.Image) -> str:

@@ -206,8 +206,7 @@ def windowed(
 
 def _through_table(values: Real[np.ndarray, "height width"], header: "Dataset") -> Image.Image:
     """Apply the first table of the VOI LUT Sequence (PS3.3 C.11.2.1.1)."""
-    item = next(item for item in header.VOILUTSequence if item.get("LUTData") and item.get("LUTDescriptor"))
-    view = pydicom().Dataset()
+    item, view = header.VOILUTSequence[0], pydicom().Dataset()
     count, first, bits = item.LUTDescriptor
     count = count or 2**16
     if first >= 2**15 and values.min() < 0:

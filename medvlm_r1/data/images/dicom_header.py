@@ -197,6 +197,9 @@ def frame_header(place: Slice) -> "Dataset":
     """
     header = of_frame(read_header(place.path), place.frame)
     for name in _OPTIONAL:
+        if name in header and header[name].VR == "SQ":
+            tables = [item for item in header[name].value or [] if item.get("LUTData")]
+            header[name].value = [item for item in tables if item.get("LUTDescriptor")]
         if name in header and _is_empty(header[name]):
             del header[name]
     _check_rescale(header)
@@ -218,9 +221,7 @@ def of_frame(header: "Dataset", frame: int) -> "Dataset":
 
 
 def _is_empty(element: "DataElement") -> bool:
-    """Whether an attribute has no value, or is a table without entries."""
-    if element.VR == "SQ":
-        return not any(item.get("LUTData") and item.get("LUTDescriptor") for item in element.value or [])
+    """Whether an attribute has no value, or no first one."""
     values = element.value if isinstance(element.value, list | tuple) or element.VM > 1 else [element.value]
     return element.is_empty or any(value is None or str(value).strip() == "" for value in list(values)[:1])
 

@@ -133,7 +133,7 @@ def _one_stack(images: list[PlacedSlice], left_out: _LeftOut) -> list[PlacedSlic
         return _frames(images[0].slice.path, read_header(images[0].slice.path, (*_SIZE, *_FRAMES, *_FOLDER)))
     if any(int(image.value("NumberOfFrames") or 1) > 1 for image in images):
         raise BadRowError("is a folder with a multi-frame file and other files: give the path of that file")
-    sizes = Counter((int(image.header.Rows), int(image.header.Columns)) for image in images)
+    sizes = Counter(tuple(int(image.value(side) or 0) for side in ("Rows", "Columns")) for image in images)
     if len(sizes) > 1:
         first, second = (f"{rows} x {columns} ({n} files)" for (rows, columns), n in sizes.most_common(2))
         raise BadRowError(

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -114,6 +115,25 @@ class TestColoursOf16Bits:
     def test_tiff(self, planar, deflate, order):
         assert shown(tiff(self.VALUES.astype("u2"), 2, order, None, planar, deflate)).tolist() == SHOWN
 
+    def test_ppm(self):
+        data = self.VALUES.astype(">u2").tobytes()
+        assert shown(b"P6 2 1 65535\n" + data).tolist() == SHOWN
+        assert shown(b"P6 2 1 255\n" + bytes([0, 80, 160, 255, 0, 80])).tolist() == SHOWN
+
+    def test_interlaced_png(self):
+        """Adam7: the second pixel of a row is in the sixth pass, the first in the first."""
+        rows = [b"\0" + self.VALUES[:, k].astype(">u2").tobytes() for k in (0, 1)]
+        data = bytearray(png(self.VALUES, 2))
+        data[28] = 1
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        start = data.index(b"IDAT")
+        pixels = zlib.compress(b"".join(rows))
+        chunk = b"IDAT" + pixels
+        tail = struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IEND\xaeB`\x82"
+        assert (
+            shown(bytes(data[: start - 4]) + struct.pack(">I", len(pixels)) + chunk + tail).tolist() == SHOWN
+        )
+
     def test_tiff_in_compressed_planes_is_refused(self):
         data = tiff(self.VALUES.astype("u2"), 2, planar=2, deflate=True)
         with pytest.raises(BadRowError, match=r"16-bit colours in compressed planes: save it with Planar"):
@@ -158,6 +178,14 @@ class TestColours:
         image.putdata([0, 1, 2])
         values = shown(saved(image, "PNG", transparency=bytes([255, 51, 0])))
         assert values.tolist() == [[[255, 0, 0], [204, 204, 204], [255, 255, 255]]]
+
+    @pytest.mark.parametrize("top", [255, 65535])
+    def test_a_palette_of_a_tiff(self, top):
+        """Three entries, red, green and blue after each other; some write 8 bits where 16 belong."""
+        colours = np.zeros((3, 256), int)
+        colours[0, 1] = colours[2, 2] = top
+        data = tiff(np.array([[0, 1, 2]], np.uint8), 3, tags={320: colours.ravel().tolist()})
+        assert shown(data).tolist() == [[[0, 0, 0], [255, 0, 0], [0, 0, 255]]]
 
     @pytest.mark.parametrize("form", ["PNG", "TIFF"])
     def test_one_bit(self, form):

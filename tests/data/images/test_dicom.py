@@ -177,6 +177,13 @@ class TestAttributesThatMeanNothing:
         write(here, self.VALUES, **header)
         assert shown(here) == [[0, 128, 255]]
 
+    def test_the_first_table_with_entries_counts(self, here):
+        item = Dataset()
+        item.add_new("LUTDescriptor", "SS", [101, 0, 8])
+        item.add_new("LUTData", "US", [100 - k for k in range(101)])
+        write(here, self.VALUES, VOILUTSequence=Sequence([Dataset(), item]))
+        assert shown(here) == [[100, 50, 0]]
+
     def test_a_table_without_entries_leaves_the_window(self, here):
         item = Dataset()
         item.add_new("LUTDescriptor", "SS", [4, 0, 8])
