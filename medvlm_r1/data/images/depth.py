@@ -80,11 +80,9 @@ def colour_samples(
         ValueError: the samples are in compressed planes, of which Pillow gives the high bytes alone.
     """
     with open_image() as image:
-        raw, tags, transparent = (
-            _raw_mode(image),
-            getattr(image, "tag_v2", {}),
-            image.info.get("transparency"),
-        )
+        _as_raw(image)
+        raw, tags = _raw_mode(image), getattr(image, "tag_v2", {})
+        transparent = image.info.get("transparency")
         if raw in ("LA;16B", "RGBA"):  # grey and alpha: four bytes a pixel
             _set_raw_mode(image, lambda _: "RGBA")
             native = image.tile[0].codec_name == "libtiff"
