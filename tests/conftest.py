@@ -1,10 +1,13 @@
 """Fixtures of several test files: questions with images of different sizes, models, checkpoints on disk."""
 
+import atexit
 import functools
 import inspect
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import command
@@ -29,6 +32,11 @@ from medvlm_r1.policy.encode import Encoder
 from medvlm_r1.policy.loading import resolve
 from medvlm_r1.policy.policy import Policy
 from medvlm_r1.prompts import PromptStyle
+
+# Data sets that tests convert, also in other processes, do not stay in the user's cache.
+CONVERTED = tempfile.mkdtemp(prefix="medvlm_r1-tests-")
+os.environ["HF_DATASETS_CACHE"] = CONVERTED
+atexit.register(shutil.rmtree, CONVERTED, ignore_errors=True)
 
 # Seeded, and without a clock: the suite runs on busy machines too.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)

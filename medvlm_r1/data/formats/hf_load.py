@@ -77,6 +77,20 @@ def load_splits(
     return _from_hub(path, name, revision, files)
 
 
+def load_parquet(path: Path) -> "datasets.Dataset":
+    """Return the rows of one Parquet file, converted once into the cache.
+
+    Raises:
+        BadRowError: the file is damaged, or the cache cannot be written.
+    """
+    try:
+        return _load("parquet", str(path), data_files={"train": str(path.absolute())})["train"]
+    except BadRowError as error:
+        raise BadRowError(
+            f"{path} is no readable Parquet file ({clip(str(error), 400)}): fetch it again"
+        ) from error
+
+
 def _from_folder(folder: Path, name: str | None, files: Files | None) -> Splits:
     import datasets
 
@@ -189,6 +203,7 @@ def _load(path: str, shown: str, **settings: Any) -> Splits:
 
     settings = {key: value for key, value in settings.items() if value is not None}
     splits = _guarded(shown, lambda: datasets.load_dataset(path, **settings))
+    pyarrow.default_memory_pool().release_unused()  # a conversion reads row groups as a whole
     for origin in next(iter(splits.values())).info.download_checksums or ():
         if match := re.search(r"@([0-9a-f]{40})/", origin):
             logger.info("%s: commit %s", shown, match[1])
@@ -207,6 +222,11 @@ def _guarded(shown: str | Path, load: Any) -> Any:
         raise BadRowError(
             f"data.path={shown} cannot be read ({type(cause).__name__}: {clip(str(cause))}): a file is "
             "damaged, or its files have different columns; name files of one kind: data.files={train: X}"
+        ) from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"{error.filename or datasets.config.HF_DATASETS_CACHE} cannot be written, where data sets are "
+            "converted: set the environment variable HF_DATASETS_CACHE to a folder of your own"
         ) from error
     except (FileNotFoundError, HfHubHTTPError, ConnectionError) as error:
         raise FileNotFoundError(

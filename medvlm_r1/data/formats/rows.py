@@ -148,7 +148,7 @@ def read_parquet(
             if "binary" in str(type_) and (name in images or pyarrow.types.is_nested(type_)):
                 raise BadRowError(
                     f"{path}: column {name!r} holds bytes ({clip(str(type_))}): save the images as files and "
-                    "give their paths"
+                    f"give their paths; or use data=hf_dataset data.path={path.parent}"
                 )
         # If none of the columns exists, read all: the caller lists them in its message.
         table = pyarrow.parquet.read_table(path, columns=names or None)

@@ -10,7 +10,7 @@ from medvlm_r1.data.images.arrow import ArrowImage
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.digest_cache import DigestCache, file_digest
-from medvlm_r1.data.images.embedded import ParquetImage, ZipImage
+from medvlm_r1.data.images.embedded import ZipImage
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import ImageHandle
 
@@ -64,9 +64,8 @@ def _content(handle: ImageHandle, known: DigestCache, unread: bool) -> tuple[str
         return content, {"frame": handle.frame} if handle.frame else {}
     if isinstance(handle, ArrowImage):
         return handle.digest, {}
-    if isinstance(handle, ParquetImage | ZipImage):
-        file = handle.path if isinstance(handle, ParquetImage) else handle.archive
-        return known.digest_inside(file, handle.name, handle.read, unread), {}
+    if isinstance(handle, ZipImage):
+        return known.digest_inside(handle.archive, handle.name, handle.read, unread), {}
     if isinstance(handle, DicomImage | NiftiImage):
         is_folder = handle.path.is_dir()
         content = _folder(handle.path, known, unread) if is_folder else known.digest(handle.path, unread)

@@ -1,28 +1,21 @@
-"""Images inside Parquet files and zip archives.
+"""Images inside other files: what all share, and images in zip archives.
 
 A handle holds the location of an image; a DataLoader worker reads and decodes that image alone.
 """
 
 import functools
-import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 from PIL import Image
 
 from medvlm_r1.data.images.decode import ImageFile, decode
 from medvlm_r1.data.images.paths import entry_path
 from medvlm_r1.data.sample import BadRowError, ImageHandle
 from medvlm_r1.runs.shorten import shorten
-
-_BATCH = 32  # rows in memory at a time
 
 
 class EmbeddedImage:
@@ -45,88 +38,6 @@ class EmbeddedImage:
             BadRowError: the file is missing or damaged.
         """
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class ParquetImage(EmbeddedImage):
-    """An image in a Parquet file, embedded by the library ``datasets`` as a struct of bytes and path.
-
-    Attributes:
-        path, column, row: location of the image; rows are numbered from 0.
-        digest: SHA-256 of its bytes when the file was first read.
-    """
-
-    path: Path
-    column: str
-    row: int
-    digest: str = field(compare=False)
-
-    @property
-    def name(self) -> str:
-        return f"{self.path.as_posix()}/{self.row}/{self.column}"
-
-    def read(self) -> bytes:
-        try:
-            return self._bytes()
-        except (OSError, pyarrow.ArrowException, IndexError) as error:
-            raise BadRowError(f"image {self.name} cannot be read ({error})") from error
-
-    def _bytes(self) -> bytes:
-        """Read the pages up to this row."""
-        with pyarrow.parquet.ParquetFile(self.path) as file:
-            if self.row >= file.metadata.num_rows:
-                raise IndexError(f"it has {file.metadata.num_rows} rows")
-            left, group = self.row, 0
-            while left >= (size := file.metadata.row_group(group).num_rows):
-                left, group = left - size, group + 1
-            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[self.column]):
-                if left < batch.num_rows:
-                    break
-                left -= batch.num_rows
-            return batch.column(0)[left]["bytes"].as_py()
-
-
-class ParquetRows:
-    """Reader of Parquet files with embedded images.
-
-    If an image occurs several times, in any row or file, all rows get the handle of its first occurrence:
-    equal bytes are one image and one image group.
-
-    Args:
-        columns: the columns that hold images; they may be empty in a row.
-    """
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns = columns
-        self._first: dict[str, ParquetImage] = {}
-
-    def read(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the number and the content of every row, with a :class:`ParquetImage` or ``None`` per image.
-
-        Raises:
-            BadRowError: the file is unreadable, or lacks an image column.
-        """
-        number = 0
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                if missing := sorted(set(self.columns) - set(file.schema_arrow.names)):
-                    raise BadRowError(
-                        f"{path} has no column {missing[0]!r}: it has {', '.join(file.schema_arrow.names)}"
-                    )
-                for batch in file.iter_batches(_BATCH):
-                    for row in batch.to_pylist():
-                        row |= {column: self._handle(path, column, number, row) for column in self.columns}
-                        yield number, row
-                        number += 1
-        except (OSError, pyarrow.ArrowException) as error:
-            raise BadRowError(f"{path} is no readable Parquet file ({error}): fetch it again") from error
-
-    def _handle(self, path: Path, column: str, number: int, row: dict[str, Any]) -> ParquetImage | None:
-        data = (row[column] or {}).get("bytes")
-        if data is None:
-            return None
-        digest = hashlib.sha256(data).hexdigest()
-        return self._first.setdefault(digest, ParquetImage(path, column, number, digest))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ placeholders such as ``<image 1>``, ``image_1`` to ``image_7`` (embedded), ``ans
 
 import ast
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from medvlm_r1.data.formats.hf_load import load_parquet
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows
-from medvlm_r1.data.images.embedded import ParquetRows
+from medvlm_r1.data.images.arrow import ArrowRows
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.fields import lettered_options, text_of
 from medvlm_r1.data.sources.locate import need_files
@@ -44,11 +46,15 @@ def mmmu_med(subjects: Sequence[str] = SUBJECTS, **shared: Any) -> Questions:
     settings = PublishedSet(**shared)
     needed = [f"{subject}/{part}-*.parquet" for subject in subjects for part in ("dev", "validation")]
     folder = settings.find(HUB_ID, needed)
-    images = ParquetRows(IMAGES)
+    images = ArrowRows()
+    columns = dict.fromkeys((*IMAGES, "question", "options", "answer", "question_type"), False)
+
+    def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        return images.read(load_parquet(path), path.as_posix(), columns)
 
     def read(part: str) -> ParsedRows:
         return concatenate(
-            parse_rows(images.read(path), path, partial(_parse, s), settings.rows, f"{s}-{part}")
+            parse_rows(rows(path), path, partial(_parse, s), settings.rows, f"{s}-{part}")
             for s in subjects
             for path in need_files(folder, f"{s}/{part}-*.parquet")
         )

@@ -3,11 +3,13 @@
 ``data/{train,test}-*.parquet`` of the hub's copy: ``image`` (embedded), ``question``, ``answer``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from medvlm_r1.data.formats.hf_load import load_parquet
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows, require_rows
-from medvlm_r1.data.images.embedded import ParquetRows
+from medvlm_r1.data.images.arrow import ArrowRows
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.fields import YES_NO, Include, includes, text_of, yes_no_letter
 from medvlm_r1.data.sources.locate import need_files
@@ -57,7 +59,11 @@ def read_embedded(
         modality: of every question.
     """
     folder = settings.find(hub_id, [f"data/{part}-*.parquet" for part in parts])
-    images = ParquetRows(["image"])  # shared by the parts: an image has one handle in all of them
+    images = ArrowRows()  # shared by the parts: an image has one handle in all of them
+    columns = dict.fromkeys(("image", "question", "answer"), False)
+
+    def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        return images.read(load_parquet(path), path.as_posix(), columns)
 
     def parse(row: Any, id: str) -> VQASample | None:
         image, question = row["image"], text_of(row, "question")
@@ -81,7 +87,7 @@ def read_embedded(
 
     return {
         name if part == "test" else part: concatenate(
-            parse_rows(images.read(path), path, parse, settings.rows, f"{name}-{part}-{shard}")
+            parse_rows(rows(path), path, parse, settings.rows, f"{name}-{part}-{shard}")
             for shard, path in enumerate(need_files(folder, f"data/{part}-*.parquet", f"{part}-*.parquet"))
         )
         for part in parts

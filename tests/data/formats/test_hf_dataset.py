@@ -20,6 +20,8 @@ from omegaconf import OmegaConf
 
 from medvlm_r1.audit.pre_run import _image_digests, data_digests
 from medvlm_r1.audit.run_audit import audit
+from medvlm_r1.data.formats.columns import Columns
+from medvlm_r1.data.formats.table import Table
 from medvlm_r1.data.images.arrow import ArrowImage, open_arrow
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.images.content_key import image_key
@@ -260,6 +262,13 @@ def test_files_in_the_librarys_caches_are_read(tmp_path, caches):
         (caches / f"hub/snapshot/{i}.png").symlink_to(caches / f"hub/blobs/{i}.png")
     paths_alone(tmp_path / "set", lambda i: str(caches / f"hub/snapshot/{i}.png"))
     assert pixels(load(tmp_path / "set").test["vqa"][1]) == [shown(21)]
+
+
+def test_a_table_with_embedded_images_names_the_option_that_reads_it(tmp_path):
+    folder = write(both(), tmp_path / "set", "parquet") / "data"
+    with pytest.raises(BadRowError, match=rf"holds bytes .*; or use data=hf_dataset data\.path={folder}$"):
+        Table(folder / "test-00000-of-00002.parquet", Columns(modality={"value": "ct"}))
+    assert pixels(load(folder).test["vqa"][1]) == [shown(21)]
 
 
 def test_open_questions_and_rows_of_one_kind(tmp_path):

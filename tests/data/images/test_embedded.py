@@ -1,5 +1,6 @@
 """Images in Parquet files and archives: handles that a worker pickles and decodes."""
 
+import dataclasses
 import functools
 import json
 import pickle
@@ -11,25 +12,31 @@ import pytest
 from medvlm_r1.audit.question_files import read_files
 from medvlm_r1.audit.run_audit import audit
 from medvlm_r1.data.formats.columns import Columns
+from medvlm_r1.data.formats.hf_load import load_parquet
 from medvlm_r1.data.formats.mcq_json import McqJson
 from medvlm_r1.data.formats.table import Table
-from medvlm_r1.data.images.embedded import ImageStore, ParquetImage
+from medvlm_r1.data.images.arrow import ArrowRows
+from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import BadRowError
 
 
-def test_embedded_pictures_travel_as_places(tmp_path):
-    """What a worker gets is small, and shows what was written in that row, in whatever row group."""
-    published.write_parquet(tmp_path / "a.parquet", [{"image": i, "n": str(i)} for i in range(70)])
+@pytest.mark.parametrize("marked", [True, False], ids=["datasets", "pandas"])
+def test_embedded_pictures_travel_as_places(tmp_path, marked):
+    """What a worker gets is small, and shows what was written in that row, by whatever library."""
+    path = tmp_path / "b.parquet"
+    published.write_parquet(tmp_path / "a.parquet", [{"image": i, "n": str(i)} for i in range(600)])
     table = pyarrow.parquet.read_table(tmp_path / "a.parquet")
-    pyarrow.parquet.write_table(table, tmp_path / "b.parquet", row_group_size=33)
-    for row in (0, 31, 32, 33, 69):
-        handle = ParquetImage(tmp_path / "b.parquet", "image", row, "")
+    table = table if marked else table.replace_schema_metadata(None)
+    pyarrow.parquet.write_table(table, path, row_group_size=33)
+    rows = list(ArrowRows().read(load_parquet(path), str(path), {"image": False, "n": False}))
+    assert [(number, row["n"]) for number, row in rows] == [(i, str(i)) for i in range(600)]
+    for number in (0, 32, 33, 255, 256, 599):
+        handle = rows[number][1]["image"]
+        assert handle.name == f"{path}/{number}/image"
         assert len(pickle.dumps(handle)) < 1000
-        assert handle.load().tobytes() == published.picture(row).convert("RGB").tobytes()
-    with pytest.raises(BadRowError, match="it has 70 rows"):
-        ParquetImage(tmp_path / "b.parquet", "image", 70, "").load()
-    with pytest.raises(BadRowError, match="cannot be read"):
-        ParquetImage(tmp_path / "c.parquet", "image", 0, "").load()
+        assert handle.load().tobytes() == published.picture(number).convert("RGB").tobytes()
+    with pytest.raises(BadRowError, match=r"b\.parquet/0/image cannot be read from"):
+        dataclasses.replace(rows[0][1]["image"], row=600).load()
 
 
 @pytest.mark.parametrize("inside", ["images/", "", "set/images/"])

@@ -24,13 +24,15 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
+from medvlm_r1.data.formats.hf_load import load_parquet
 from medvlm_r1.data.formats.mcq_json import McqJson
 from medvlm_r1.data.images import content_key, digest_cache
+from medvlm_r1.data.images.arrow import ArrowRows
 from medvlm_r1.data.images.cache import ImageCache
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.digest_cache import DigestCache
-from medvlm_r1.data.images.embedded import ParquetImage, ZipImage
+from medvlm_r1.data.images.embedded import ZipImage
 from medvlm_r1.data.images.nifti import NiftiImage
 from medvlm_r1.data.sample import BadRowError
 from medvlm_r1.phantom import PhantomSource
@@ -72,7 +74,8 @@ def embedded(path):
     data = png(noise(90, 120))
     table = pyarrow.table({"image": [{"bytes": data, "path": "x.png"}]})
     pyarrow.parquet.write_table(table, path)
-    return ParquetImage(path, "image", 0, hashlib.sha256(data).hexdigest())
+    (_, row), *_ = ArrowRows().read(load_parquet(path), path.as_posix(), {"image": False})
+    return row["image"]
 
 
 def volume(path):

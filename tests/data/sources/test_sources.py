@@ -20,7 +20,8 @@ from training import PROMPT, RECIPE, REWARDS, ROOT, module_of
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.data.datamodule import VQADataModule
-from medvlm_r1.data.images.embedded import ImageStore, ParquetImage, ZipImage
+from medvlm_r1.data.images.arrow import ArrowImage
+from medvlm_r1.data.images.embedded import ImageStore, ZipImage
 from medvlm_r1.data.perturbation import Perturbation
 from medvlm_r1.data.sample import BadRowError, VQASample
 from medvlm_r1.data.sources.med_r1 import TASKS, med_r1, read_file
@@ -306,7 +307,7 @@ def test_vqa_rad_is_split_by_image(tmp_path, walk):
     assert len({s.id for s in all_samples(questions)}) == len(all_samples(questions)) > 30
     assert {s.options for s in all_samples(questions)} == {("yes", "no")}
     assert {s.answer for s in all_samples(questions)} == {"A", "B"}
-    assert isinstance(questions.train[0].images[0], ParquetImage)
+    assert isinstance(questions.train[0].images[0], ArrowImage)
     walk(questions, workers=1)
 
 
