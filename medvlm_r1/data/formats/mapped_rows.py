@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlm_r1.data.formats.columns import ROLES, Columns, nearest_name
-from medvlm_r1.data.formats.mcq_row import MODALITIES, image_handles_of, modality_of, read_row
+from medvlm_r1.data.formats.mcq_row import MODALITIES, MOST_IMAGES, image_handles_of, modality_of, read_row
 from medvlm_r1.data.formats.options import answer_letter, answer_text, letter_in, list_in_text, option_texts
 from medvlm_r1.data.formats.question_file import FileSplit, QuestionFile, plain_stem, test_files
 from medvlm_r1.data.formats.row_filter import RowFilter
@@ -175,6 +175,8 @@ def _entries(row: dict, columns: Columns) -> list[Any] | None:
     elif isinstance(image, str) and separator and separator in image:
         image = [part.strip() for part in image.split(separator)]
     entries = list(image) if isinstance(image, list | tuple) else [image]
+    if len(entries) > MOST_IMAGES:
+        return entries  # which image_handles_of refuses
     slice, window = (_value(row, columns, role) for role in ("slice", "window"))
     return [with_settings(entry, slice, window) for entry in entries]
 

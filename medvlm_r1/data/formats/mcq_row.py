@@ -22,6 +22,7 @@ from medvlm_r1.runs.shorten import clip, shorten
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
 _OPTIONAL = ("solution", "problem", "dataset", "subset", "qtype", "question_type", "group")
+MOST_IMAGES = 1000  # entries of a row
 _KNOWN = frozenset((*_REQUIRED, *_OPTIONAL))
 _MISSPELT = 0.8  # difflib ratio: "anwser" is 0.83 from "answer", "question_id" 0.75 from "question_type"
 
@@ -135,6 +136,8 @@ def image_handles_of(image: Any, root: ImageRoot) -> tuple[list[Any], tuple[Imag
     entries = [image] if isinstance(image, str | dict) else image
     if not isinstance(entries, list) or not entries:
         raise BadRowError(f"image is {shorten(image)}: give a list of paths")
+    if len(entries) > MOST_IMAGES:
+        raise BadRowError(f"image has {len(entries):,} entries: give at most {MOST_IMAGES:,} a row")
     return entries, tuple(handle for entry in entries for handle in root.images(entry))
 
 

@@ -18,6 +18,7 @@ _NUMPY_PART = re.compile(rf"{_STRING}|-?[\d.]+")
 _ADJACENT = re.compile(rf"(?:{_STRING})\s*(?:{_STRING})")
 _ARRAY = re.compile(r"^array\((\[.*\])(?:,\s*dtype=[\w'<>]+)?\)$", re.DOTALL)
 _LONGEST = 1 << 20  # characters of a list written as text
+_MOST = 1000  # options, missing ones included, that are read at all
 _LETTER = re.compile(r"[(\[]?\s*([A-J])\s*[)\].:,;]*")
 
 
@@ -68,6 +69,8 @@ def option_texts(value: Any, separator: str = "") -> list[str]:
         BadRowError: an option within the list is missing, no text or number, or the keys are not the letters.
     """
     given = value
+    if isinstance(value, str) and separator and value.count(separator) > _MOST:
+        raise BadRowError(f"{value.count(separator) + 1:,} options: a question needs 2 to {len(LETTERS)}")
     if isinstance(value, str):
         parsed = list_in_text(value)
         value = value.split(separator) if parsed is None and separator else parsed
@@ -80,7 +83,10 @@ def option_texts(value: Any, separator: str = "") -> list[str]:
     by_letter = _by_letter(value)
     if by_letter is not None:
         value = by_letter
-    texts = [_option(part, given) for part in (value if isinstance(value, list | tuple) else ())]
+    value = value if isinstance(value, list | tuple) else ()
+    if len(value) > _MOST:
+        raise BadRowError(f"{len(value):,} options: a question needs 2 to {len(LETTERS)}")
+    texts = [_option(part, given) for part in value]
     while texts and texts[-1] is None:
         texts.pop()
     if None in texts:

@@ -59,7 +59,11 @@ def id_or_none(value: Any) -> str | None:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value of any container stands for nothing; an empty list or object does."""
+    """Whether a value of any container stands for nothing, as an empty list or object does."""
+    if isinstance(value, list | tuple):
+        return not value
+    if isinstance(value, Mapping):
+        return all(map(is_missing, value.values()))
     return text_or_none(value) is None
 
 
