@@ -9,15 +9,17 @@ from medvlm_r1.audit.shortcuts import Shortcut
 def leak_shares(audit: Mapping[str, Any], trained: bool) -> dict[str, float]:
     """Test set -> share of its questions that show a copy of a training image.
 
-    Empty if the run did not train or dropped those training questions. ``audit`` is the audit's JSON form,
-    empty without one.
+    Empty if the run did not train or dropped those training questions. Images of refused rows do not count:
+    the model is not trained on them. ``audit`` is the audit's JSON form, empty without one.
     """
     if not trained or audit.get("dropped"):
         return {}
     return {
-        leak["target"]: leak["questions"] / leak["n"]
+        leak["target"]: questions / leak["n"]
         for leak in audit.get("leaks", [])
-        if leak["source"] == "train" and leak["target"] != "validation" and leak["questions"]
+        if leak["source"] == "train"
+        and leak["target"] != "validation"
+        and (questions := leak["questions"] - leak.get("of_refused", 0))
     }
 
 

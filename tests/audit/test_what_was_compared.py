@@ -14,6 +14,7 @@ from medvlm_r1.data.formats.mcq_json import McqJson, mcq_json
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images.notes import BLANK, FRAMES, LEFT_OUT
 from medvlm_r1.data.splits import Questions
+from medvlm_r1.evaluate.audit_warnings import leak_shares
 
 ROW = {"question": "What is shown?", "options": ["Cyst", "Mass"], "answer": "Cyst", "subset": "CT"}
 
@@ -138,6 +139,7 @@ class TestRefusedRows:
             leak = next(leak for leak in result.leaks if (leak.source, leak.target) == ("train", "mri"))
             assert (leak.questions, leak.of_refused) == (1, 1)
             assert not result.leaking
+            assert leak_shares(result.as_dict(), trained=True) == {}
 
 
 class TestGroups:

@@ -79,7 +79,7 @@ def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Imag
 
 
 def _as_rgb(opened: Image.Image, file: Path | BufferedIOBase, frame: int) -> Image.Image:
-    if is_16_bit_colour(opened):
+    if is_16_bit_colour(opened) and not (frame and opened.format == "PNG"):  # APNG adds its frames up
 
         def again() -> Image.Image:
             image = Image.open(file)

@@ -132,7 +132,7 @@ def _one_volume(
     notes = []
     if volumes > 1:
         missing = len(stacks) - len(picked)
-        lacks = f"; {missing} of {len(stacks)} positions lack it" if missing else ""
+        lacks = f", which {missing} of {len(stacks)} positions lack" if missing else ""
         notes = [Note(VOLUMES, f"volume {volume} of {volumes}, from 0{lacks}")]
     return picked, notes
 
