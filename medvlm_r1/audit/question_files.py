@@ -7,6 +7,7 @@ from typing import NamedTuple
 from medvlm_r1.audit.fingerprints import exists
 from medvlm_r1.data.formats.mcq_row import read_row
 from medvlm_r1.data.formats.rows import read_json
+from medvlm_r1.data.formats.values import is_missing
 from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError, ImageHandle, VQASample
@@ -51,7 +52,7 @@ def read_files(
         for number, row in enumerate(read_json(path)):
             name = f"{path.stem}-{number}"
             row_modality = modality
-            if row_modality is None and isinstance(row, dict) and row.get("subset") is None:
+            if row_modality is None and isinstance(row, dict) and is_missing(row.get("subset")):
                 row_modality, nameless = UNKNOWN, nameless + 1
             try:
                 try:
