@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from medvlm_r1.reading.mentions import Mention
 from medvlm_r1.reading.words import AFFIRMED, ANSWER_CUE, CUES, DENIES, GOES_ON, HEDGED, JOINT, LETTER_CUE
 
+_LISTS = re.compile(r"no\b|without|neither|nor|free|negative|absence|lack|den")  # "no A, B" denies both
 _IS = re.compile(r"(?:is|are|was|can|has)\b")
 
 
@@ -30,11 +31,13 @@ _IS = re.compile(r"(?:is|are|was|can|has)\b")
 class _Clause:
     """State of the pass: what the clause so far does to the next mention."""
 
+    start: int = 0
     denies: bool = False
     drops: bool = False
     reason: bool = False
     concludes: bool = False
-    instead: bool = False
+    conceded: bool = False  # a reason or a concession that ends at the next comma
+    unlisted: bool = False  # a comma ends what is denied, unless "or" follows
     last: Mention | None = None  # last mention that a cue behind it can still deny
 
 
@@ -53,7 +56,7 @@ def judge(text: str, mentions: Sequence[Mention]) -> None:
             if cue[0] == "?":
                 for mention in sentence:
                     mention.dropped = True
-            clause, sentence = _Clause(), []
+            clause, sentence = _Clause(cue.end()), []
         else:
             _apply(text, cue, clause, waiting[-1] if waiting else None)
     while waiting:
@@ -87,7 +90,7 @@ def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | 
         kind = "negated_verb"  # "pneumonia not seen"
     if kind in ("denial", "instead"):
         clause.denies, clause.last = True, None
-        clause.instead = kind == "instead" or word == "not"
+        clause.unlisted = kind == "instead" or not _LISTS.match(word)
     elif kind in ("passive", "negated_verb"):
         if clause.last and (kind == "passive" or DENIES.match(text, cue.end())):
             parted = "," in text[clause.last.end : cue.start()] and not _IS.match(word)
@@ -97,16 +100,20 @@ def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | 
         clause.last = None
     elif kind in ("supposed", "believed"):
         clause.drops = True
-    elif kind == "reason":
-        clause.reason, clause.denies, clause.last = clause.last is not None, False, None
+    elif kind == "reason" or word in ("while", "although", "though"):
+        clause.conceded = not text[clause.start : cue.start()].strip()
+        clause.reason, clause.denies, clause.last = True, False, None
     elif kind in ("therefore", "contrast"):
         clause.denies = clause.reason = False
         clause.drops = clause.drops and kind == "therefore"
         clause.concludes, clause.last = clause.concludes or kind == "therefore", None
-    elif kind == "comma" and not _continues(text, cue, clause, following):
-        clause.denies = False
-    elif kind == "both" and clause.denies and not _continues(text, cue, clause, following):
-        clause.denies, clause.last = False, None
+    elif kind == "comma":
+        clause.reason = clause.reason and not clause.conceded
+        clause.denies = clause.denies and _continues(text, cue, clause, following)
+    elif kind == "both" and clause.denies:
+        clause.unlisted = True  # "A, C and D, ...": the list is complete
+        if not _continues(text, cue, clause, following):
+            clause.denies, clause.last = False, None
 
 
 def _denies_behind(text: str, cue: re.Match[str], last: Mention | None) -> bool:
@@ -118,6 +125,6 @@ def _continues(text: str, cue: re.Match[str], clause: _Clause, following: Mentio
     """Whether a denied list goes on behind a comma or "and": ``no pneumonia, effusion, or fracture``."""
     if clause.last is None or following is None or following.start - cue.end() > 40:
         return False
-    if clause.instead and cue.lastgroup == "comma" and not GOES_ON.match(text, following.end):
+    if clause.unlisted and cue.lastgroup == "comma" and not GOES_ON.match(text, following.end):
         return False
     return bool(JOINT.fullmatch(text[cue.end() : following.start]))

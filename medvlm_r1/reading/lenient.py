@@ -62,7 +62,9 @@ def affirmed_options(text: str, options: Sequence[str]) -> list[int]:
 def _read_behind_retractions(text: str, question: Question) -> tuple[int | None, bool]:
     """Read what stands behind the last retraction; if that says nothing, what stands before a weak one."""
     says_no = any(re.match(r"no\b", option, re.IGNORECASE) for option in question.options)
-    marks = [m for m in RETRACTION.finditer(text) if not (says_no and m[0].lower().startswith("no"))]
+    marks = [
+        m for m in RETRACTION.finditer(text) if m["strong"] or not (says_no and m[0].lower().startswith("no"))
+    ]
     for mark in reversed(marks[-3:]):
         index, found = _read(text[mark.end() :].lstrip(" ,.:;-\u2013\u2014"), question)
         if found or mark["strong"]:
@@ -77,12 +79,15 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     _place(text, mentions, len(question.options))
     kept = [m for m in mentions if not (m.denied or m.dropped)]
     stated = [m for m in kept if m.stated]
-    stated = [m for m in stated if not m.hedged] or stated
-    if len({m.index for m in stated}) > 1 and stated[-1].concluded:
-        stated = [m for m in stated if m.concluded]
+    for weaker in ("hedged", "reason"):
+        stated = [m for m in stated if not getattr(m, weaker)] or stated
     leading = [m for m in kept if m.leads]
+    claims = [*stated, *(m for m in leading if m.lettered)] if stated else leading
+    claims = [m for m in claims if not _is_alternative(m, claims)] or claims
+    if len({m.index for m in stated}) > 1 and stated[-1].concluded:
+        claims = [m for m in stated if m.concluded]
     rules = (
-        [*stated, *(m for m in leading if m.lettered)] if stated else leading,
+        claims,
         [m for m in kept if m.alone and m.lettered],
         [m for m in kept if m.lettered and m.named],
     )
@@ -92,6 +97,12 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     if named := _named(kept, question.options, mentions):
         return (named.pop() if len(named) == 1 else None), True
     return _answered_no(text, question)
+
+
+def _is_alternative(mention: Mention, claims: Sequence[Mention]) -> bool:
+    """Whether a mention is one of several that "or", "and" or a comma join: ``B or C`` is no choice."""
+    indices = {each.index for each in mention.coordinated} | {mention.index}
+    return len(indices) > 1 or any(m.index != mention.index and mention in m.coordinated for m in claims)
 
 
 def _with_coordinated(mentions: Iterable[Mention]) -> set[int]:
@@ -118,7 +129,7 @@ def _place(text: str, mentions: Sequence[Mention], options: int) -> None:
         first = mentions[0]
         first.leads = first.lettered or (first.start == 0 and first.reply)
         for mention in mentions[1:]:
-            if any(each is first for each in mention.coordinated):
+            if first in mention.coordinated:
                 mention.leads = first.leads and (mention.lettered or not first.lettered)
 
 

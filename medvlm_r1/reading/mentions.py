@@ -43,11 +43,11 @@ _CALLED_SMALL = re.compile(
 )
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\w)", re.IGNORECASE)
 _ANSWER_WORDS = {"yes", "no", "true", "false"}
-_ENDS_WORD = r"(?=[,.;:!)\]\n]| ?[-\u2013\u2014(]| (?:because|as|since|there|it|this|i)\b|$)"
+_ENDS_WORD = r"(?=[,.;:!)\]\n]| ?[-\u2013\u2014(]| (?:because|as|since|there|it|this|i|is|or|and)\b|$)"
 _DASH_SPACE = re.compile(r"[-\u2013\s]+")
 
 
-@dataclass
+@dataclass(eq=False)  # compared by identity
 class Mention:
     """A place that names an option. ``stated``, ``denied`` and the like are filled in by ``claims.py``."""
 
@@ -100,6 +100,9 @@ def _names(option: str) -> list[str]:
 def _spelling(name: str) -> str:
     words = [re.escape(word) for word in _DASH_SPACE.split(name) if word]
     body = r"[-\u2013\s]".join(words)
+    body = re.sub(
+        r"(?<=\d)(?:\[-\\u2013\\s\])?(?=(?:mm|cm|ml|kg|mg|years?)$)", r"\\s?", body
+    )  # "2.5cm" is "2.5 cm"
     before = r"(?<![A-Za-z0-9_])(?<!\d\.)" if re.match(r"[a-z0-9_]", name) else ""
     after = r"(?:s|es)?(?![A-Za-z0-9_]|[.,]\d)" if re.search(r"[a-z]$", name) else ""
     if re.search(r"[0-9_]$", name):

@@ -43,12 +43,14 @@ _CUES = {
         rf"""(?:{VERB}{ADVERB})?(?:excluded|ruled out|eliminated|rejected|discarded|unlikely|improbable)
         (?:{VERB}{ADVERB})?(?:less likely|least likely|absent|wrong|incorrect|false|impossible|inconsistent)
         (?:{VERB}{ADVERB})?(?:incompatible|out(?= of the question)|out(?! of))""",
-        "(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对|不符合|不可能",
+        r"(?<=[:\-\u2013] )no(?=[.,;!\n)]|$)|(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对"
+        "|不符合|不可能",
     ),
     "negated_verb": _any(rf"{VERB}{ADVERB}not|[a-z]{{2,8}}n't|cannot|can not|never"),
     "denial": _any(
         r"""no|not|without|neither|nor|none of|nothing|hardly|scarcely|barely|little|against
         lack(?:s|ed|ing)?(?: of)?|absence of|negative for|free (?:of|from)|fail(?:s|ed)? to|different from
+        r/o|too \w+ (?:for|to be)
         den(?:y|ies|ied|ying)|rul(?:e|es|ing|ed) out|exclud(?:e|es|ing)|eliminat(?:e|es|ing)|reject(?:s|ing)?
         discard(?:s|ing)?|(?:anything|everything|all) but""",
         "不是|不选|并非|没有|未见|未显示|不存在|排除|并无|无|未|不|非",
@@ -56,6 +58,7 @@ _CUES = {
     "supposed": _any("if|whether|unless|suppos(?:e|ing)|assuming|were it|had it", "如果|假如|是否"),
     "believed": _any(
         r"""(?:at first|initially|originally)(?: \w+)?|first (?:thought|guess(?:ed)?|considered|impression)
+        initial (?:answer|guess|thought|impression)|i thought it (?:was|is|could be|might be)
         tempt(?:ed|ing)|was going to|would have (?:said|chosen)|could have been|would have been
         than|compared (?:to|with)|mistaken for|mimic(?:s|king)?|confused with""",
         "比",
@@ -64,7 +67,7 @@ _CUES = {
     "therefore": _any(
         """so|therefore|thus|hence|consequently|accordingly|in conclusion|to conclude|finally|overall
         in summary|conclusion""",
-        "[\u2192\u21d2]|=>|所以|因此|综上",
+        "[\u2192\u21d2]|[=-]>|所以|因此|综上",
     ),
     "contrast": _any(
         r"""but|however|although|though|whereas|while|yet|nevertheless|instead|which|who|except that
@@ -115,13 +118,14 @@ ANSWER_CUE = _compiled(rf"(?:{_ANSWER})(?:{_ANSWER_LINK})*$")
 _PLURAL = r"(?<!options )(?<!choices )(?<!answers )"
 _CHOOSES = _any(
     rf"""choos(?:e|ing)|chose|select(?:ed|ing)?|pick(?:ed|ing)?|(?:go|going|went) (?:with|for)|opt(?:ed)? for
-    vote for|settle (?:on|for)|say|guess|think|believe|conclude|favou?r|indicates?|suggests?|matches|but|so
+    vote for|settle (?:on|for)|lean(?:ing)? towards?|prefer|leaves?|leaving|only|maybe|perhaps|probably|say
+    guess|think|believe|conclude|favou?r|indicates?|suggests?|matches|but|so
     (?:corresponds?|points?) to|therefore|thus|hence|finally|overall|conclusion|be|{_PLURAL}(?:is|are|was)""",
-    r"'s\b|=>|[\u2192\u21d2]|所以|因此|[选是为]",
+    r"'s\b|[=-]>|[\u2192\u21d2]|所以|因此|[选是为]",
 )
 _CHOOSES_LINK = _any(
     """option|choice|letter|the|that|it|is|it's|definitely|clearly|most|likely|probably|possibly|maybe|perhaps
-    would|be|must|should|for|with|therefore|indeed|actually|certainly|only|still""",
+    would|be|must|should|for|with|therefore|indeed|actually|certainly|only|still|also""",
     r"[\s:,(\[]",
 )
 LETTER_CUE = _compiled(rf"(?:{_CHOOSES})(?:{_CHOOSES_LINK}){{0,12}}$")
@@ -136,7 +140,8 @@ _CORRECT = _joined(
 _DEGREE = "(?:the |my |our )?(?:(?:single|most|best|only|more|clearly|definitely|actually|overall) ){0,2}"
 AFFIRMED = _compiled(
     rf"[\s)\].]{{0,3}}(?:{_IS}{ADVERB}{_DEGREE}(?:{_CORRECT})\b(?! (?:to|than)\b)|"
-    r"(?:fits|matches|is) (?:best|better)|remains\b|it is\b|[\u2713\u2714\u2705]|项?是?最?(?:正确|对的|合适))"
+    r"(?:fits|matches|is) (?:best|better)|remains\b|it is\b|(?:is|are) (?:left|remaining)(?=[.,;!\n]|$)|"
+    r"(?:[:\-\u2013]) ?(?:yes|present|positive)\b|[\u2713\u2714\u2705]|项?是?最?(?:正确|对的|合适))"
 )
 
 # What takes an answer back. Behind a strong mark stands another answer or none.
@@ -144,7 +149,7 @@ _STRONG = _any(
     r"""no,? wait|wait,? no|wait(?!-)|correction|(?:scratch|strike) that|let me (?:reconsider|re-?think)
     let me correct (?:that|myself|this)|i (?:was|am) (?:wrong|mistaken)|my mistake|i made an? mistake
     i made an? error|i misspoke|on second thoughts?|on (?:further )?reflection|actually,? no|i take that back
-    i change my (?:mind|answer)""",
+    i change my (?:mind|answer)|(?:that is|that's|this is) (?:wrong|incorrect|not right|not correct)""",
     "等等|更正",
 )
 _WEAK = _any(
