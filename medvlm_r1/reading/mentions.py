@@ -68,7 +68,7 @@ class Mention:
     coordinated: list["Mention"] = field(default_factory=list, repr=False)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def option_pattern(options: tuple[str, ...]) -> re.Pattern[str]:
     """Pattern of all option texts; the group ``oI`` holds option ``I``."""
     names = [_names(option) for option in options]
