@@ -3,9 +3,11 @@
 ===============  =======================================================================================
 ``scope.py``     the part of a completion that answers: behind the reasoning, within answer tags
 ``plain.py``     that part without Markdown, LaTeX, JSON and quotes
+``options.py``   where it has the text of an option
 ``mentions.py``  where it names an option, by letter or by text
 ``claims.py``    which of these mentions it denies, doubts or states, rule by rule
 ``lenient.py``   the letter that a human reader takes, or none
+``words.py``     the words that these rules go by, English and Chinese
 ``released.py``  the rules of the papers' released code, for comparison
 ===============  =======================================================================================
 """

@@ -39,6 +39,10 @@ class _Clause:
     conceded: bool = False  # a reason or a concession that ends at the next comma
     unlisted: bool = False  # a comma ends what is denied, unless "or" follows
     last: Mention | None = None  # last mention that a cue behind it can still deny
+    parted: tuple[int, Mention | None] = (
+        0,
+        None,
+    )  # end of the last "but" or "and", and the mention before it
 
 
 def judge(text: str, mentions: Sequence[Mention]) -> None:
@@ -92,21 +96,23 @@ def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | 
         clause.denies, clause.last = True, None
         clause.unlisted = kind == "instead" or not _LISTS.match(word)
     elif kind in ("passive", "negated_verb"):
-        if clause.last and (kind == "passive" or DENIES.match(text, cue.end())):
-            parted = "," in text[clause.last.end : cue.start()] and not _IS.match(word)
-            for mention in () if parted or clause.last.reply else (clause.last, *clause.last.coordinated):
+        last = clause.last or _before_conjunction(text, cue, clause)
+        speaks = last is not None and ("," not in text[last.end : cue.start()] or _IS.match(word) is not None)
+        if last and speaks and not last.reply and (kind == "passive" or DENIES.match(text, cue.end())):
+            for mention in (last, *last.coordinated):
                 mention.denied, mention.stated = True, False
-        clause.denies = clause.denies or kind == "negated_verb" or clause.last is None
+        clause.denies = clause.denies or kind == "negated_verb" or last is None
         clause.last = None
     elif kind in ("supposed", "believed"):
         clause.drops = True
-    elif kind == "reason" or word in ("while", "although", "though"):
+    elif kind == "reason" or word in ("while", "whereas", "although", "though"):
         clause.conceded = not text[clause.start : cue.start()].strip()
         clause.reason, clause.denies, clause.last = True, False, None
     elif kind in ("therefore", "contrast"):
         clause.denies = clause.reason = False
         clause.drops = clause.drops and kind == "therefore"
-        clause.concludes, clause.last = clause.concludes or kind == "therefore", None
+        clause.concludes, clause.parted = clause.concludes or kind == "therefore", (cue.end(), clause.last)
+        clause.last = None
     elif kind == "comma":
         clause.reason = clause.reason and not clause.conceded
         clause.denies = clause.denies and _continues(text, cue, clause, following)
@@ -114,6 +120,12 @@ def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | 
         clause.unlisted = True  # "A, C and D, ...": the list is complete
         if not _continues(text, cue, clause, following):
             clause.denies, clause.last = False, None
+
+
+def _before_conjunction(text: str, cue: re.Match[str], clause: _Clause) -> Mention | None:
+    """The mention that ``pneumonia was considered but excluded`` still speaks of behind "but"."""
+    end, mention = clause.parted
+    return None if text[end : cue.start()].strip() else mention
 
 
 def _denies_behind(text: str, cue: re.Match[str], last: Mention | None) -> bool:

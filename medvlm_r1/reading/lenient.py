@@ -136,7 +136,10 @@ def _place(text: str, mentions: Sequence[Mention], options: int) -> None:
 def _named(kept: Iterable[Mention], options: Sequence[str], mentions: Iterable[Mention] = ()) -> set[int]:
     """Options that are named by their text and nowhere denied; a longer option outweighs one within it."""
     named = [m for m in kept if m.named and not (m.denied or m.dropped)]
-    found = {m.index for m in named if not m.reason} or {m.index for m in named}
+    named = [m for m in named if not m.reason] or named
+    if named and named[-1].concluded:
+        named = [m for m in named if m.concluded]
+    found = {m.index for m in named}
     found -= {m.index for m in mentions if m.denied and m.named}
     folded = [option.casefold() for option in options]
     pairs = {frozenset((m.index, each.index)) for m in named for each in m.coordinated}

@@ -1,4 +1,4 @@
-"""Where a plain text names an option: by its letter, by its text, or by both.
+"""Where a plain text names an option: by its letter, by its text (``options.py``), or by both.
 
 =====================================  ===================================================================
 rule                                   examples (options: liver, kidney, left kidney, spleen)
@@ -8,18 +8,15 @@ a small letter needs a bracket         ``b)``, ``(b)``; or stands behind "answer
 the letter A is no article             ``A.``, ``A is right``, ``option A``; not ``A cyst``
 the letter I is no pronoun             ``I)``, ``(I)``; not ``I think``
 some words name other letters          ``hepatitis B``, ``type A``, ``figure C``, ``B cells`` are no letters
-an option's text is found as a whole   ``left kidney`` is C, not B; hyphen and space are the same
 a letter before its text is one        ``B) kidney``, ``B: kidney``, ``kidney (B)``
 =====================================  ===================================================================
 """
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-from medvlm_r1.reading.plain import plain
+from medvlm_r1.reading.options import ANSWER_WORDS, find_options
 
 UNKNOWN = -1  # index of a letter that is none of the question's
 
@@ -41,10 +38,6 @@ _CALLED_SMALL = re.compile(
     r"(?i:\b(?:answer|option|choice|letter)(?: (?:is|would be|should be))?(?: option)?[ :=(]{1,3}|"
     r"\b(?:say|choose|select|pick|it is|it's) |[选项择是] ?)$"
 )
-_ARTICLE = re.compile(r"(?:a|an|the) (?=\w)", re.IGNORECASE)
-_ANSWER_WORDS = {"yes", "no", "true", "false"}
-_ENDS_WORD = r"(?=[,.;:!)\]\n]| ?[-\u2013\u2014(]| (?:because|as|since|there|it|this|i|is|or|and)\b|$)"
-_DASH_SPACE = re.compile(r"[-\u2013\s]+")
 
 
 @dataclass(eq=False)  # compared by identity
@@ -68,60 +61,11 @@ class Mention:
     coordinated: list["Mention"] = field(default_factory=list, repr=False)
 
 
-@lru_cache(maxsize=512)
-def option_pattern(options: tuple[str, ...]) -> re.Pattern[str]:
-    """Pattern of all option texts; the group ``oI`` holds option ``I``."""
-    names = [_names(option) for option in options]
-    counts = Counter(name for own in names for name in own)
-    first = Counter(own[0].split(" ")[0].strip(",.") for own in names if own)
-    pairs = [(name, i) for i, own in enumerate(names) for name in own if counts[name] == 1]
-    for i, own in enumerate(names):
-        word = own[0].split(" ")[0].strip(",.") if own else ""
-        if word in _ANSWER_WORDS and first[word] == 1 and word not in own:
-            pairs.append((word, i))
-    # The longest first: at one place the longest option counts.
-    pairs.sort(key=lambda pair: -len(pair[0]))
-    groups = [f"(?P<o{i}_{number}>{_spelling(name)})" for number, (name, i) in enumerate(pairs)]
-    return re.compile("|".join(groups) or r"(?!)", re.IGNORECASE)
-
-
-def _names(option: str) -> list[str]:
-    """The spellings of an option, folded: whole, without its bracket, or its bracket alone; no article."""
-    whole = " ".join(plain(option).split()).casefold().rstrip(" .,;")
-    names = [whole]
-    if match := re.fullmatch(r"([^()]{2,}?) ?\(([^()]{2,})\)", whole):
-        names += [match[1], match[2]]
-    names = [_ARTICLE.sub("", name, count=1) if _ARTICLE.match(name) else name for name in names]
-    return [
-        name for name in dict.fromkeys(names) if re.search(r"\w", name) and not re.fullmatch(r"[a-j]", name)
-    ]
-
-
-def _spelling(name: str) -> str:
-    words = [re.escape(word) for word in _DASH_SPACE.split(name) if word]
-    body = r"[-\u2013\s]".join(words)
-    body = re.sub(
-        r"(?<=\d)(?:\[-\\u2013\\s\])?(?=(?:mm|cm|ml|kg|mg|years?)$)", r"\\s?", body
-    )  # "2.5cm" is "2.5 cm"
-    before = r"(?<![A-Za-z0-9_])(?<!\d\.)" if re.match(r"[a-z0-9_]", name) else ""
-    after = r"(?:s|es)?(?![A-Za-z0-9_]|[.,]\d)" if re.search(r"[a-z]$", name) else ""
-    if re.search(r"[0-9_]$", name):
-        after = r"(?![A-Za-z0-9_]|[.,]\d)"
-    if name == "no":
-        after = _ENDS_WORD
-    if re.fullmatch(r"[^\x00-\u02ff]", name):  # one Chinese character is mostly part of another word
-        before, after = r"(?<!\w)", r"(?!\w)"
-    return before + body + after
-
-
 def find_mentions(text: str, options: Sequence[str]) -> list[Mention]:
     """All mentions in a plain text, in its order; a letter inside an option's text is no mention."""
     texts = [
-        Mention(
-            int(m.lastgroup[1:].split("_")[0]), m.start(), m.end(), False, True, m[0].lower() in _ANSWER_WORDS
-        )
-        for m in option_pattern(tuple(options)).finditer(text)
-        if m.lastgroup
+        Mention(index, start, end, lettered=False, named=True, reply=text[start:end].lower() in ANSWER_WORDS)
+        for index, start, end in find_options(text, tuple(options))
     ]
     taken = iter([*texts, Mention(0, len(text) + 1, len(text) + 1, False, False)])
     following, letters = next(taken), []

@@ -22,6 +22,10 @@ TAG_ENDS = {
     tag: (re.compile(f"<{tag}>", re.IGNORECASE), re.compile(f"</{tag}>", re.IGNORECASE))
     for tag in ("think", "answer")
 }
+# A human reader knows other names of the tag, too.
+_REASONING = tuple(
+    re.compile(f"<{slash}(?:think(?:ing)?|thoughts?|reasoning)>", re.IGNORECASE) for slash in ("", "/")
+)
 TORN_TAG = re.compile(r"</?[A-Za-z]*$")  # a tag cut at the token limit
 
 
@@ -65,11 +69,12 @@ def answering_part(text: str) -> str:
 
 def _outside_reasoning(text: str) -> str:
     """The text behind the last closed think tag; else the text before the first think tag."""
-    end = end_of_think(text)
-    behind, reopened, _ = _split(text[end:], TAG_ENDS["think"][0])
+    opening, closing = _REASONING
+    end = max((tag.end() for tag in closing.finditer(text)), default=0)
+    behind, reopened, _ = _split(text[end:], opening)
     if behind := _untorn(behind):
         return behind
-    before, opened, _ = _split(text[:end], TAG_ENDS["think"][0])
+    before, opened, _ = _split(text[:end], opening)
     return _untorn(before) if opened and not reopened else ""
 
 

@@ -28,6 +28,12 @@ _ADVERBS = _joined(
 VERB = rf"(?:(?:{_VERBS})\b ?){{1,3}}"
 ADVERB = rf"(?:(?:{_ADVERBS}) ){{0,2}}"
 
+# "Pneumonia would show consolidation" says that it is no pneumonia.
+_OTHERWISE = _joined(
+    """show|appear|look|present|cause|have|produce|demonstrate|require
+    be (?:larger|smaller|brighter|darker|located|found|on|in|seen|visible|expected|displaced|enlarged)"""
+)
+
 # Cue -> pattern, in the order in which they are tried at one place.
 _CUES = {
     "harmless": _any(
@@ -42,7 +48,9 @@ _CUES = {
     "passive": _any(
         rf"""(?:{VERB}{ADVERB})?(?:excluded|ruled out|eliminated|rejected|discarded|unlikely|improbable)
         (?:{VERB}{ADVERB})?(?:less likely|least likely|absent|wrong|incorrect|false|impossible|inconsistent)
-        (?:{VERB}{ADVERB})?(?:incompatible|out(?= of the question)|out(?! of))""",
+        (?:{VERB}{ADVERB})?(?:incompatible|out(?= of the question)|out(?! of)|negative(?! for)|doubtful)
+        (?:{VERB}{ADVERB})?(?:implausible|resolved|dismissed|refuted|disproved)
+        would (?:(?:usually|typically) )?(?:{_OTHERWISE})""",
         r"(?<=[:\-\u2013] )no(?=[.,;!\n)]|$)|(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对"
         "|不符合|不可能",
     ),
@@ -50,7 +58,7 @@ _CUES = {
     "denial": _any(
         r"""no|not|without|neither|nor|none of|nothing|hardly|scarcely|barely|little|against
         lack(?:s|ed|ing)?(?: of)?|absence of|negative for|free (?:of|from)|fail(?:s|ed)? to|different from
-        r/o|too \w+ (?:for|to be)
+        r/o|insufficient|inadequate|far from|(?:wrong|incorrect|a mistake|an error) to|too \w+ (?:for|to be)
         den(?:y|ies|ied|ying)|rul(?:e|es|ing|ed) out|exclud(?:e|es|ing)|eliminat(?:e|es|ing)|reject(?:s|ing)?
         discard(?:s|ing)?|(?:anything|everything|all) but""",
         "不是|不选|并非|没有|未见|未显示|不存在|排除|并无|无|未|不|非",
@@ -59,7 +67,8 @@ _CUES = {
     "believed": _any(
         r"""(?:at first|initially|originally)(?: \w+)?|first (?:thought|guess(?:ed)?|considered|impression)
         initial (?:answer|guess|thought|impression)|i thought it (?:was|is|could be|might be)
-        tempt(?:ed|ing)|was going to|would have (?:said|chosen)|could have been|would have been
+        tempt(?:ed|ing)|was going to|second (?:most likely|choice)|would have (?:said|chosen)
+        could have been|would have been
         than|compared (?:to|with)|mistaken for|mimic(?:s|king)?|confused with""",
         "比",
     ),
@@ -94,8 +103,8 @@ DENIES = _compiled(
 # What stands between two mentions of one list: "the liver or maybe the kidney".
 _BETWEEN = _any(
     """or|and|nor|plus|vs|versus|an?|the|maybe|perhaps|possibly|probably|even|also|either|both|any|option|choice
-    letter|of|signs?|evidence|likely|with|then|all|be|it|could|may|might""",
-    r"或者|还是|以及|[\s,()\[\]&/\u3001和与及或]|(?<=vs)\.",
+    as well as|to|letter|of|signs?|evidence|likely|with|then|all|be|it|could|may|might""",
+    r"或者|还是|以及|[\s,()\[\]&/|+\u3001和与及或]|(?<=vs)\.",
 )
 JOINT = _compiled(rf"(?:{_BETWEEN})*")
 GOES_ON = _compiled(r"[^.;\n]{0,80}?\b(?:or|nor|and)\b")  # "not A, B or C"; not "not A, B"
@@ -119,6 +128,7 @@ _PLURAL = r"(?<!options )(?<!choices )(?<!answers )"
 _CHOOSES = _any(
     rf"""choos(?:e|ing)|chose|select(?:ed|ing)?|pick(?:ed|ing)?|(?:go|going|went) (?:with|for)|opt(?:ed)? for
     vote for|settle (?:on|for)|lean(?:ing)? towards?|prefer|leaves?|leaving|only|maybe|perhaps|probably|say
+    just|vote|clearly|definitely|certainly|obviously|surely|now
     guess|think|believe|conclude|favou?r|indicates?|suggests?|matches|but|so
     (?:corresponds?|points?) to|therefore|thus|hence|finally|overall|conclusion|be|{_PLURAL}(?:is|are|was)""",
     r"'s\b|[=-]>|[\u2192\u21d2]|所以|因此|[选是为]",
@@ -150,16 +160,18 @@ _STRONG = _any(
     let me correct (?:that|myself|this)|i (?:was|am) (?:wrong|mistaken)|my mistake|i made an? mistake
     i made an? error|i misspoke|on second thoughts?|on (?:further )?reflection|actually,? no|i take that back
     i change my (?:mind|answer)|(?:that is|that's|this is) (?:wrong|incorrect|not right|not correct)""",
-    "等等|更正",
+    "等等|更正|不对(?=[,。])",
 )
 _WEAK = _any(
-    r"actually|or rather|i mean|i meant|sorry|oops|apologies|let me (?:double[- ]|re)?-?check",
-    r"\bno[,;:!]|\bno(?= [(]?(?-i:[A-J])\b)|(?<=[?.!] )no\.",
+    r"""actually|or rather|i mean|i meant|sorry|oops|apologies|let me (?:double[- ]|re)?-?check
+    (?:on|upon) (?:(?:closer|further|second) )?(?:inspection|look|review|examination)|hold on|make that
+    let me correct""",
+    r"(?<=[.,;] )rather(?! than)\b|\bno[,;:!]|\bno(?= [(]?(?-i:[A-J])\b)|(?<=[?.!] )no\.",
 )
 RETRACTION = _compiled(f"(?P<strong>{_STRONG})|(?P<weak>{_WEAK})")
 
 OPENS = _compiled(
-    r"[\s(\[:.\-]*(?:(?:yes|ok|okay|sure|well|option|choice|answer|so|probably|likely|maybe|perhaps)\b[\s,:(]*)*"
+    r"[^\w\n]{0,8}(?:(?:yes|ok|okay|sure|well|option|choice|answer|so|probably|likely|maybe|perhaps)\b[\s,:(]*)*"
 )
 DENYING = re.compile(r"\b(?:no|not|cannot|without)\b|n't\b")
 # Words of a question that turn the meaning of "no" around: "Is it normal?", "Is it free of lesions?"
@@ -175,6 +187,6 @@ GENERIC = frozenset(
         """a|an|the|this|that|these|there|is|are|was|be|been|it|i|we|can|cannot|do|does|did|not|no|any|of|in|on|at|or
         and|to|have|has|one|such|here|therefore|so|image|images|picture|scan|radiograph|film|seen|see|visible
         present|evident|evidence|sign|signs|indication|show|shows|shown|showing|appear|appears|identified|noted
-        observed|detected|found|demonstrated|clear|clearly|obvious|definite"""
+        observed|detected|found|demonstrated|clear|clearly|obvious|definite|line|lines|without"""
     ).split("|")
 )
