@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from medvlm_r1.data.sample import Question
+from medvlm_r1.data.sample import BadRowError, Question
 from medvlm_r1.prompts import PromptStyle
 from medvlm_r1.reading.lenient import affirmed_options
 from medvlm_r1.reading.plain import plain
@@ -112,9 +112,9 @@ def test_an_option_that_is_a_letter_is_none_by_its_text():
     assert [read(text, blood) for text in ("The answer is B.", "AB", "0")] == ["B", "C", "D"]
 
 
-def test_options_of_the_same_text_after_folding_are_read_by_letter_alone():
-    cased = Question("q", (), "Which?", ("Mass", "mass", "Cyst"))
-    assert [read(text, cased) for text in ("a mass", "B) mass", "cyst")] == [None, "B", "C"]
+def test_options_that_differ_in_markup_alone_are_read_by_letter_alone():
+    marked = Question("q", (), "Which?", ("T2", "T2*", "T1"))
+    assert [read(text, marked) for text in ("A T2 image", "B) T2*", "A T1 image")] == [None, "B", "C"]
 
 
 PIECES = (
@@ -196,5 +196,8 @@ def test_any_text_is_read_without_an_error(text, question):
 
 @given(st.text(), st.lists(st.text(min_size=1), min_size=2, max_size=10, unique=True))
 def test_any_options_are_read_without_an_error(text, options):
-    question = Question("q", (), "Which?", tuple(options))
+    try:
+        question = Question("q", (), "Which?", tuple(options))
+    except BadRowError:  # options that differ in case or white space alone
+        reject()
     assert read(f"{text} {options[0]}", question) in (None, *question.letters)

@@ -21,9 +21,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medvlm_r1.reading.mentions import Mention
-from medvlm_r1.reading.words import AFFIRMED, ANSWER_CUE, CUES, DENIES, GOES_ON, HEDGED, JOINT, LETTER_CUE
+from medvlm_r1.reading.words import (
+    AFFIRMED,
+    ANSWER_CUE,
+    CUES,
+    DENIES,
+    GOES_ON,
+    HEDGED,
+    JOINT,
+    LETTER_CUE,
+    WRONG_VERDICT,
+)
 
 _LISTS = re.compile(r"no\b|without|neither|nor|free|negative|absence|lack|den")  # "no A, B" denies both
+_DASHES = "-\u2013\u2014"
+_PRONOUN = re.compile(r"\b(?:it|this|that|there|he|she|they)\b", re.IGNORECASE)
 _IS = re.compile(r"(?:is|are|was|can|has)\b")
 
 
@@ -39,10 +51,7 @@ class _Clause:
     conceded: bool = False  # a reason or a concession that ends at the next comma
     unlisted: bool = False  # a comma ends what is denied, unless "or" follows
     last: Mention | None = None  # last mention that a cue behind it can still deny
-    parted: tuple[int, Mention | None] = (
-        0,
-        None,
-    )  # end of the last "but" or "and", and the mention before it
+    parted: tuple[int, Mention | None] = (0, None)  # end of the last "but", and the mention before it
 
 
 def judge(text: str, mentions: Sequence[Mention]) -> None:
@@ -57,6 +66,9 @@ def judge(text: str, mentions: Sequence[Mention]) -> None:
         if previous and cue.start() < previous.end:  # a cue within an option's text
             continue
         if cue.lastgroup == "stop":
+            label = previous is not None and previous.lettered and text[previous.end : cue.end()] == "."
+            if label and WRONG_VERDICT.match(text, cue.end()):
+                continue  # "A. incorrect"
             if cue[0] == "?":
                 for mention in sentence:
                     mention.dropped = True
@@ -90,19 +102,24 @@ def _judge_one(text: str, mention: Mention, previous: Mention | None, clause: _C
 def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | None) -> None:
     """Change the state of the clause, and deny the mentions before a cue that works backwards."""
     kind, word = cue.lastgroup, cue[0].lower()
-    if kind == "denial" and word == "not" and _denies_behind(text, cue, clause.last):
+    behind = clause.last or _before_conjunction(text, cue, clause)
+    if kind == "denial" and word == "not" and _denies_behind(text, cue, clause, behind):
         kind = "negated_verb"  # "pneumonia not seen"
+    if word.startswith(("except", "apart")) and clause.last and clause.last.named:
+        clause.last.denied = True  # "normal except for an effusion"
     if kind in ("denial", "instead"):
         clause.denies, clause.last = True, None
         clause.unlisted = kind == "instead" or not _LISTS.match(word)
     elif kind in ("passive", "negated_verb"):
         last = clause.last or _before_conjunction(text, cue, clause)
-        speaks = last is not None and ("," not in text[last.end : cue.start()] or _IS.match(word) is not None)
-        if last and speaks and not last.reply and (kind == "passive" or DENIES.match(text, cue.end())):
+        if last and _speaks_of(text, last, cue, following):
             for mention in (last, *last.coordinated):
                 mention.denied, mention.stated = True, False
         clause.denies = clause.denies or kind == "negated_verb" or last is None
         clause.last = None
+    elif kind == "otherwise":
+        for mention in (clause.last, *clause.last.coordinated) if clause.last else ():
+            mention.denied, mention.stated = True, False
     elif kind in ("supposed", "believed"):
         clause.drops = True
     elif kind == "reason" or word in ("while", "whereas", "although", "though"):
@@ -122,20 +139,36 @@ def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | 
             clause.denies, clause.last = False, None
 
 
+def _speaks_of(text: str, mention: Mention, cue: re.Match[str], following: Mention | None) -> bool:
+    """Whether a cue denies the mention before it, rather than the one behind it or a property."""
+    if mention.reply:
+        return False
+    between = text[mention.end : cue.start()]
+    if "," in between and (_PRONOUN.search(between) or not _IS.match(cue[0].lower())):
+        return False
+    if cue.lastgroup == "passive":
+        return True
+    aims = following is not None and following.start - cue.end() <= 40
+    if aims and JOINT.fullmatch(text, cue.end(), max(cue.end(), following.start)):
+        return False
+    return DENIES.match(text, cue.end()) is not None
+
+
 def _before_conjunction(text: str, cue: re.Match[str], clause: _Clause) -> Mention | None:
     """The mention that ``pneumonia was considered but excluded`` still speaks of behind "but"."""
     end, mention = clause.parted
     return None if text[end : cue.start()].strip() else mention
 
 
-def _denies_behind(text: str, cue: re.Match[str], last: Mention | None) -> bool:
-    adjacent = last is not None and not text[last.end : cue.start()].strip()
+def _denies_behind(text: str, cue: re.Match[str], clause: _Clause, last: Mention | None) -> bool:
+    """Whether "not" without a verb denies the mention before it: ``pneumonia not seen``."""
+    adjacent = last is not None and (clause.last is None or not text[last.end : cue.start()].strip())
     return adjacent and DENIES.match(text, cue.end()) is not None
 
 
 def _continues(text: str, cue: re.Match[str], clause: _Clause, following: Mention | None) -> bool:
     """Whether a denied list goes on behind a comma or "and": ``no pneumonia, effusion, or fracture``."""
-    if clause.last is None or following is None or following.start - cue.end() > 40:
+    if clause.last is None or following is None or following.start - cue.end() > 40 or cue[0] in _DASHES:
         return False
     if clause.unlisted and cue.lastgroup == "comma" and not GOES_ON.match(text, following.end):
         return False

@@ -29,6 +29,8 @@ from medvlm_r1.reading.words import DENYING, GENERIC, OPENS, RETRACTION, TURNED
 _BARE = re.compile(r"[\s().\[\]:,;!\-\u2013\u2014]*")
 _BEGINS = re.compile(r"(?:\n|[.!?:;] )[(\[]?$")
 _ENDS = re.compile(r"[)\].:;!]{1,3}(?:\s|$)|\n|$")
+_STOP = re.compile(r"[.!?;]\s|\n")
+_GOES_ON = re.compile(r" (?:is|was|seems|looks|appears|could|might|may|would|can)\b")  # "A is tempting, but"
 _LISTED = re.compile(r"[)\].:;!,]{0,3}\s?[(\[]?")
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 
@@ -81,7 +83,7 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     stated = [m for m in kept if m.stated]
     for weaker in ("hedged", "reason"):
         stated = [m for m in stated if not getattr(m, weaker)] or stated
-    leading = [m for m in kept if m.leads]
+    leading = [m for m in kept if m.leads and not (stated and _GOES_ON.match(text, m.end))]
     claims = [*stated, *(m for m in leading if m.lettered)] if stated else leading
     claims = [m for m in claims if not _is_alternative(m, claims)] or claims
     if len({m.index for m in stated}) > 1 and stated[-1].concluded:
@@ -106,20 +108,23 @@ def _is_alternative(mention: Mention, claims: Sequence[Mention]) -> bool:
 
 
 def _with_coordinated(mentions: Iterable[Mention]) -> set[int]:
-    return {each.index for m in mentions for each in (m, *m.coordinated) if not each.denied}
+    return {each.index for m in mentions for each in (m, *m.coordinated) if not (each.denied or each.dropped)}
 
 
 def _place(text: str, mentions: Sequence[Mention], options: int) -> None:
     """Mark the mention that leads, those that stand alone, and the options that are only listed again."""
     for first in range(len(mentions) - options + 1):
         listed = mentions[first : first + options]
-        in_order = all(m.index == i and m.lettered and not m.denied for i, m in enumerate(listed))
+        in_order = all(m.index == i and not m.denied for i, m in enumerate(listed))
+        in_order = in_order and all(m.lettered or (options > 2 and m.coordinated) for m in listed[1:])
         if in_order and len({m.stated for m in listed}) == 1:
             for mention in listed:
                 mention.dropped = True
-    for mention in mentions:
+    for last, mention in pairwise((None, *mentions)):
         before = text[max(0, mention.start - 3) : mention.start]
         opens = _BEGINS.search(before) or (mention.start <= 3 and not before.strip("[( "))
+        if before.endswith(", "):  # "It has the shape of a bean, B.": the first mention of its sentence
+            opens = opens or last is None or _STOP.search(text, last.end, mention.start)
         mention.alone = bool(opens and _ENDS.match(text, mention.end))
     for last, mention in pairwise(mentions):
         listed = mention.alone and _LISTED.fullmatch(text, last.end, max(last.end, mention.start))

@@ -16,7 +16,7 @@ import unicodedata
 
 LONGEST = 10_000  # characters; of a longer text its beginning and its end are read
 _RULES = [
-    (re.compile(r"<\|[^|<>]{0,40}\|>|</?[A-Za-z][\w-]{0,20} ?/?>"), " "),  # special tokens, tags
+    (re.compile(r"<\|[^|<>]{0,40}\|>|</?(?![A-J] ?>)[A-Za-z][\w-]{0,20} ?/?>"), " "),  # special tokens, tags
     (re.compile(r"~~[^~\n]{1,200}~~"), " "),
     (re.compile(r"\\f?boxed ?(?=\{)"), " answer: "),
     (re.compile(r"\\[A-Za-z]{1,20} ?(?=\{)|\\[()\[\],;! ]|[{}$*`\"]"), ""),

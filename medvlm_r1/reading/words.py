@@ -28,11 +28,12 @@ _ADVERBS = _joined(
 VERB = rf"(?:(?:{_VERBS})\b ?){{1,3}}"
 ADVERB = rf"(?:(?:{_ADVERBS}) ){{0,2}}"
 
-# "Pneumonia would show consolidation" says that it is no pneumonia.
-_OTHERWISE = _joined(
-    """show|appear|look|present|cause|have|produce|demonstrate|require
-    be (?:larger|smaller|brighter|darker|located|found|on|in|seen|visible|expected|displaced|enlarged)"""
+# "Pneumonia would show consolidation" says that it is no pneumonia; "pneumonia would fit" does not.
+_FITS = _joined(
+    """be|fit|match|explain|suit|seem|make|best|say|choose|go|answer|work|select|pick|also|not|indicate|suggest
+    account"""
 )
+_ELSEWHERE = "larger|smaller|brighter|darker|located|found|on|in|seen|visible|expected|displaced|enlarged"
 
 # Cue -> pattern, in the order in which they are tried at one place.
 _CUES = {
@@ -42,18 +43,20 @@ _CUES = {
         (?:am|is|are)n't (?:sure|certain|clear)"""
     ),
     "instead": _any(
-        r"rather than|instead of|as opposed to|in contrast to|unlike|other than|in place of|except(?: for)?",
+        r"""rather than|instead of|as opposed to|in contrast to|unlike|other than|in place of
+        except(?: for)?|apart from""",
         "而不是|而非",
     ),
     "passive": _any(
         rf"""(?:{VERB}{ADVERB})?(?:excluded|ruled out|eliminated|rejected|discarded|unlikely|improbable)
         (?:{VERB}{ADVERB})?(?:less likely|least likely|absent|wrong|incorrect|false|impossible|inconsistent)
         (?:{VERB}{ADVERB})?(?:incompatible|out(?= of the question)|out(?! of)|negative(?! for)|doubtful)
-        (?:{VERB}{ADVERB})?(?:implausible|resolved|dismissed|refuted|disproved)
-        would (?:(?:usually|typically) )?(?:{_OTHERWISE})""",
+        (?:{VERB}{ADVERB})?(?:implausible|missing|lacking|considered|discussed|worse)
+        (?:{VERB}{ADVERB})?(?:resolved|dismissed|refuted|disproved)""",
         r"(?<=[:\-\u2013] )no(?=[.,;!\n)]|$)|(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对"
-        "|不符合|不可能",
+        "|不符合|不可能|[\u2717\u2718\u274c]",
     ),
+    "otherwise": _any(rf"would (?:(?:usually|typically) )?(?:(?!(?:{_FITS})\b)\w+|be (?:{_ELSEWHERE}))"),
     "negated_verb": _any(rf"{VERB}{ADVERB}not|[a-z]{{2,8}}n't|cannot|can not|never"),
     "denial": _any(
         r"""no|not|without|neither|nor|none of|nothing|hardly|scarcely|barely|little|against
@@ -79,12 +82,12 @@ _CUES = {
         "[\u2192\u21d2]|[=-]>|所以|因此|综上",
     ),
     "contrast": _any(
-        r"""but|however|although|though|whereas|while|yet|nevertheless|instead|which|who|except that
+        r"""makes|implies|but|however|although|though|whereas|while|yet|nevertheless|instead|which|who
         and (?:is|are|was|there|it|the)|with(?= (?:a|an|the)\b)""",
         "但是?|而是|然而",
     ),
     "stop": r"(?<![A-Za-z0-9]\.[A-Za-z])(?<!\bvs)[.!?;](?=[\s)\]]|$|[^\x00-\x7f])|[\u3002\n]|\u2026",
-    "comma": "[,:]",
+    "comma": "[,:]|(?<= )[-\u2013\u2014](?= )",
     "both": _any("and|or|nor|plus|as well as|versus|vs", "[&/\u3001]|或者?|还是|以及|[和与及]"),
 }
 CUES = _compiled("|".join(f"(?P<{name}>{pattern})" for name, pattern in _CUES.items()))
@@ -126,9 +129,10 @@ _ANSWER_LINK = _any(
 ANSWER_CUE = _compiled(rf"(?:{_ANSWER})(?:{_ANSWER_LINK})*$")
 _PLURAL = r"(?<!options )(?<!choices )(?<!answers )"
 _CHOOSES = _any(
-    rf"""choos(?:e|ing)|chose|select(?:ed|ing)?|pick(?:ed|ing)?|(?:go|going|went) (?:with|for)|opt(?:ed)? for
-    vote for|settle (?:on|for)|lean(?:ing)? towards?|prefer|leaves?|leaving|only|maybe|perhaps|probably|say
-    just|vote|clearly|definitely|certainly|obviously|surely|now
+    rf"""choos(?:e|ing)|chosen?|select(?:ed|ing)?|pick(?:ed|ing)?|(?:go|going|went) (?:with|for)
+    opt(?:ed)? for|vote for|settle (?:on|for)|lean(?:ing)? towards?|prefer|leaves?|leaving|only
+    maybe|perhaps|probably
+    say|just|vote|clearly|definitely|certainly|obviously|surely|now
     guess|think|believe|conclude|favou?r|indicates?|suggests?|matches|but|so
     (?:corresponds?|points?) to|therefore|thus|hence|finally|overall|conclusion|be|{_PLURAL}(?:is|are|was)""",
     r"'s\b|[=-]>|[\u2192\u21d2]|所以|因此|[选是为]",
@@ -148,8 +152,10 @@ _CORRECT = _joined(
     plausible|match|fit"""
 )
 _DEGREE = "(?:the |my |our )?(?:(?:single|most|best|only|more|clearly|definitely|actually|overall) ){0,2}"
+_VERDICT = r"[.):] ?(?:correct|right|yes|true)\b(?! \w)"
+WRONG_VERDICT = _compiled(r" ?(?:incorrect|wrong|no|false|not correct)\b(?! \w)")  # "A. incorrect"
 AFFIRMED = _compiled(
-    rf"[\s)\].]{{0,3}}(?:{_IS}{ADVERB}{_DEGREE}(?:{_CORRECT})\b(?! (?:to|than)\b)|"
+    rf"{_VERDICT}|[\s)\].]{{0,3}}(?:{_IS}{ADVERB}{_DEGREE}(?:{_CORRECT})\b(?! (?:to|than)\b)|"
     r"(?:fits|matches|is) (?:best|better)|remains\b|it is\b|(?:is|are) (?:left|remaining)(?=[.,;!\n]|$)|"
     r"(?:[:\-\u2013]) ?(?:yes|present|positive)\b|[\u2713\u2714\u2705]|项?是?最?(?:正确|对的|合适))"
 )
