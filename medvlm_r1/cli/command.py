@@ -6,15 +6,23 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from medvlm_r1.runs.shorten import MAX_ERROR, clip
 
 
 class CommandError(ValueError):
     """The command cannot be carried out. The message gives the reason and the remedy."""
 
 
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(clip(message, 500))  # the usage stands before it
+
+
 def command_parser(name: str, description: str, epilog: str) -> ArgumentParser:
     """Return the parser of ``medvlm-r1 <name>``; the epilog keeps its line breaks."""
-    return ArgumentParser(
+    return _Parser(
         prog=f"medvlm-r1 {name}",
         description=description,
         epilog=epilog,
@@ -55,7 +63,7 @@ def write_texts(folder: Path, stem: str, **texts: str) -> list[Path]:
 def exits_on(*errors: type[Exception]) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Decorate ``main``, which runs a command and returns its exit code.
 
-    A CommandError or one of ``errors`` becomes one line on stderr and exit code 2.
+    A CommandError, an OSError or one of ``errors`` becomes one line on stderr and exit code 2.
     """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
@@ -63,8 +71,8 @@ def exits_on(*errors: type[Exception]) -> Callable[[Callable[..., int]], Callabl
         def run(arguments: Sequence[str] | None = None) -> int:
             try:
                 return main(arguments)
-            except (CommandError, *errors) as error:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            except (CommandError, OSError, *errors) as error:
+                print(f"error: {clip(' '.join(str(error).split()), MAX_ERROR)}", file=sys.stderr)
                 return 2
 
         return run

@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
+from medvlm_r1.runs.shorten import shorten
+
 # Module of each command, and what the command does.
 COMMANDS = {
     "run": ("medvlm_r1.run", "train and evaluate: one run, or a sweep with -m"),
@@ -45,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         print(f"medvlm_r1 {version('medvlm_r1')}")
         return 0
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
+        near = get_close_matches(name[:80], COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        print(f"error: there is no command {name!r}: {hint}", file=sys.stderr)
+        print(f"error: there is no command {shorten(name)}: {hint}", file=sys.stderr)
         return 2
     sys.argv[1:] = rest
     return import_module(COMMANDS[name][0]).main()

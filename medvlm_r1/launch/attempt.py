@@ -22,6 +22,7 @@ from medvlm_r1.runs import status
 from medvlm_r1.runs.durable import write_whole
 from medvlm_r1.runs.folder import empty
 from medvlm_r1.runs.ranks import has_other_ranks, is_rank_zero
+from medvlm_r1.runs.shorten import MAX_ERROR, clip
 
 log = logging.getLogger("medvlm_r1")
 _SIGNALS = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -85,7 +86,7 @@ def attempt(cfg: DictConfig) -> Iterator[Attempt]:
         if not rank_zero:
             status.record_failure(job.folder, error)
         if job.in_multirun:
-            log.error("run %s failed: %s", job.folder.name, error)
+            log.error("run %s failed: %s", job.folder.name, clip(str(error), MAX_ERROR))
             if started and has_other_ranks():  # the ranks may have failed at different steps: end them all
                 raise SystemExit(1) from error
             raise
@@ -149,9 +150,9 @@ def exit_codes() -> Iterator[None]:
     Exit codes: 1 if a run of a multirun failed, 2 for an error that the user can fix, 3 if a plan does not
     fit, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    sys.argv[1:] = hydra_arguments(sys.argv[1:])
     try:
         with user_errors():
+            sys.argv[1:] = hydra_arguments(sys.argv[1:])
             sweep = compose_jobs(sys.argv[1:])
     except UserError as error:
         exit_with_error(str(error))

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -46,8 +46,14 @@ def cause_of(error: Exception) -> tuple[Exception, str | None]:
 
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
-    """Parse a command line with Hydra's parser, overrides and options in any order."""
-    return get_args_parser().parse_intermixed_args(arguments)
+    """Parse a command line with Hydra's parser, overrides and options in any order; or UserError."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message} (python run.py --help shows the options)")
+
+    parser.error = refuse
+    return parser.parse_intermixed_args(arguments)
 
 
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
@@ -126,6 +132,8 @@ def compose_jobs(arguments: Sequence[str]) -> Path | None:
         sweep, outputs = composed[-1][1].sweep, composed[-1][1].paths.outputs
         for job, cfg, name in composed:
             check_settings(cfg)
+            with suppress(FileNotFoundError):
+                Path(cfg.paths.outputs).stat()  # OSError for a folder that cannot be
             if (other := jobs.setdefault(name, list(job))) != list(job):
                 both = " and ".join(map(" ".join, (other, job)))
                 raise UserError(f"{both} would share the folder {name}: give each a sweep of its own")

@@ -9,6 +9,7 @@ from typing import NoReturn
 from omegaconf.errors import OmegaConfBaseException
 
 from medvlm_r1.launch.compose import UserError, cause_of
+from medvlm_r1.runs.shorten import MAX_ERROR, clip
 
 
 @contextmanager
@@ -25,10 +26,11 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(cause, kinds):
             raise
         where = f"while building {node}; " if node else ""
-        raise UserError(f"{cause}\n({where}HYDRA_FULL_ERROR=1 shows the traceback)") from error
+        what = clip(str(cause), MAX_ERROR - 200)
+        raise UserError(f"{what}\n({where}HYDRA_FULL_ERROR=1 shows the traceback)") from error
 
 
 def exit_with_error(message: str) -> NoReturn:
-    """Print the message to stderr and exit with code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """Print the message, whose middle is left out if it is too long, to stderr and exit with code 2."""
+    print(f"error: {clip(message, MAX_ERROR)}", file=sys.stderr)
     raise SystemExit(2)

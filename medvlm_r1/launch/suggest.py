@@ -8,9 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from medvlm_r1.runs.renames import OPTIONS, renamed
+from medvlm_r1.runs.shorten import clip, shorten
+
+_LONGEST = 80  # characters of a name that are compared with others
 
 # Names that TRL, verl, PEFT, Lightning and the Lightning-Hydra template have for keys here.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -71,16 +76,16 @@ def suggest(error: Exception, known: DictConfig, folders: Sequence[Path]) -> str
             return f"{key[1]} has no default to override: add {added[1] if added else f'+{key[1]}=...'}"
         near = nearest(key[1], keys_of(OmegaConf.to_container(known)))
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
-        return f"there is no key {key[1]!r} in the configuration: {hint}"
+        return f"there is no key {shorten(key[1])} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
         group, _, name = option[1].rpartition("/")
         if new := OPTIONS.get(group, {}).get(name):
             return f"`{group}={name}` is now `{group}={new}`: rename it in the file that sets it"
         options = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
-        near = get_close_matches(name, options, n=2, cutoff=0.5)
+        near = get_close_matches(name[:_LONGEST], options, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         hint = f"{group}=null leaves it out. " if name in ("none", "off", "false") else hint
-        return f"{group} has no option {name!r}: {hint}The options are {', '.join(options)}"
+        return f"{group} has no option {shorten(name)}: {hint}The options are {', '.join(options)}"
     return message
 
 
@@ -88,18 +93,43 @@ def suggest_quotes(override: str, message: str) -> str:
     """Show how to quote a value that Hydra's grammar refuses; ``message`` is Hydra's."""
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"[+~]*[\w./@-]+", key, re.ASCII):
-        return f"{override!r} is no override, which has the form key=value"
+        return f"{shorten(override)} is no override, which has the form key=value"
     if value.startswith(("{", "[")):
         remedy = "put each name with signs other than letters, digits and _ . / - in double quotes"
         example = """'data.test={ct:"my file, 2.csv"}'"""
-        return f"Hydra cannot read {override} ({message.splitlines()[0]}): {remedy}, as in {example}"
-    escaped = os.path.expanduser(value).replace('"', '\\"')
-    quoted = shlex.quote(f'{key}="{escaped}"')
-    return f"Hydra reads the value of {key} only in quotes: write {quoted}"
+        written = f"write {own}, or " if (own := _quoted_container(key, value)) else ""
+        reason = clip(message.splitlines()[0])
+        return f"Hydra cannot read {clip(override)} ({reason}): {written}{remedy}, as in {example}"
+    return f"Hydra reads the value of {key} only in quotes: write {shlex.quote(f'{key}={_quoted(value)}')}"
+
+
+def _quoted(value: str) -> str:
+    """A text in Hydra's double quotes; ``~`` at its start is the home folder, as in a shell."""
+    text = re.sub(r'(\\*)"', r'\1\1\\"', os.path.expanduser(value))  # backslashes before a quote count double
+    return f'"{text}{text[len(text.rstrip(chr(92))) :]}"'
+
+
+def _quoted_container(key: str, value: str) -> str | None:
+    """A list of texts or a dictionary of names to texts, in quotes for the shell; ``None`` for others."""
+    opened, body, closed = value[:1], value[1:-1], value[-1:]
+    if opened == "{" and closed == "}":
+        items = [item.partition(":")[::2] for item in re.split(r",(?=\s*[\w-]+\s*:)", body)]
+        inner = ",".join(f"{name.strip()}:{_quoted(text.strip())}" for name, text in items)
+    elif opened == "[" and closed == "]":
+        inner = ",".join(_quoted(text.strip()) for text in body.split(","))
+    else:
+        return None
+    written = f"{key}={opened}{inner}{closed}"
+    try:
+        OverridesParser.create().parse_override(written)
+    except HydraException:
+        return None
+    return shlex.quote(written)
 
 
 def nearest(key: str, known: list[str]) -> list[str]:
     """Up to three near keys: by another library's name, else by the last word, first in the same group."""
+    key = key[-_LONGEST:]
     group, _, word = key.rpartition(".")
     if other := [
         k for k in SYNONYMS.get(word.lower(), ()) if any(n == k or n.startswith(f"{k}.") for n in known)

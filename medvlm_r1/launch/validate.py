@@ -1,6 +1,7 @@
 """Check settings before data and weights are loaded."""
 
 from importlib.util import find_spec
+from os.path import exists
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,6 +17,7 @@ from medvlm_r1.rollout.vllm_client import NO_TRUNCATION, check_vllm
 from medvlm_r1.runs import status
 from medvlm_r1.runs.places import pip_install
 from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
+from medvlm_r1.runs.shorten import clip
 
 # Parts that `track` may list.
 TRACK = ("completions", "images", "files")
@@ -44,6 +46,8 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError(f"nothing reads the key {name!r}: use {' or '.join(SYNONYMS[name])}")
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume is {cfg.resume!r}: use auto, or leave it out")
+    if cfg.ckpt_path not in (None, "last") and not exists(cfg.ckpt_path):
+        raise ValueError(f"ckpt_path: there is no {clip(cfg.ckpt_path)}")
     if cfg.overwrite and (cfg.resume or cfg.ckpt_path):
         raise ValueError("overwrite=true deletes the run that resume or ckpt_path needs: give one of them")
     if missing := OmegaConf.missing_keys(cfg):

@@ -5,6 +5,7 @@ import reprlib
 from typing import Any
 
 _MIN = 32  # characters; less would show nothing
+MAX_ERROR = 1800  # characters of an error on the console, whatever it quotes; its end is often the remedy
 
 
 def shorten(value: Any, limit: int = 80) -> str:
