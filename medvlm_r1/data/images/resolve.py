@@ -122,8 +122,9 @@ class ImageRoot:
         """Return an image in the archive, whose DICOM and NIfTI files are not read."""
         path, settings = Path(entry_path(entry)), isinstance(entry, dict) and set(entry) - {"path"}
         if settings or path.name.lower().endswith((*SUFFIXES, *_DICOM_SUFFIXES)):
+            what = "has settings" if settings else "is a DICOM or NIfTI file"
             raise BadRowError(
-                f"image {shorten(entry)} is a DICOM or NIfTI file in an archive, where they are not read: "
+                f"image {shorten(entry)} {what} in an archive, where only other images are read, as a whole: "
                 f"unpack {self.folder} and set {self.key} to the folder"
             )
         return self._archive.handle(path.as_posix())

@@ -86,7 +86,9 @@ def order_slices(images: list[PlacedSlice], volume: int, notes: Sequence[Note] =
     chosen, more = _one_volume(images, stacks, volume)
     steps = np.diff(along[chosen])
     slices = [images[k].slice for k in chosen]
-    return Series(slices, (*notes, *more, *_gaps(steps)), float(np.median(steps)) if steps.size else None)
+    # the lower median: of three slices left of four, one of two distances is a gap
+    distance = float(np.sort(steps)[(len(steps) - 1) // 2]) if steps.size else None
+    return Series(slices, (*notes, *more, *_gaps(steps, distance)), distance)
 
 
 def _positions(images: Sequence[PlacedSlice]) -> tuple[Float[np.ndarray, "n"], list[list[int]]] | None:
@@ -158,16 +160,13 @@ def _volumes_by_value(
     )
 
 
-def _gaps(steps: Float[np.ndarray, "n"]) -> list[Note]:
-    if len(steps) < 2:
-        return []
-    median = float(np.median(steps))
-    wide = np.flatnonzero(steps > _WIDE * median)
+def _gaps(steps: Float[np.ndarray, "n"], distance: float | None) -> list[Note]:
+    wide = np.flatnonzero(steps > _WIDE * distance) if distance else np.array([])
     if not wide.size:
         return []
     k = int(wide[0])
     more = f", and {wide.size - 1} more" if wide.size > 1 else ""
-    return [Note(GAP, f"{steps[k]:g} mm between slices {k} and {k + 1}, elsewhere {median:g} mm{more}")]
+    return [Note(GAP, f"{steps[k]:g} mm between slices {k} and {k + 1}, elsewhere {distance:g} mm{more}")]
 
 
 def _by_number(images: list[PlacedSlice]) -> list[PlacedSlice]:

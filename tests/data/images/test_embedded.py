@@ -80,7 +80,7 @@ def test_own_questions_with_their_images_in_an_archive(tmp_path, reader, inside)
         ("../0.png", r"row 0: image '\.\./0\.png' lies outside .*x\.zip"),
         ("/0.png", r"row 0: image '/0\.png' lies outside .*x\.zip"),
         ("scan.dcm", r"row 0: image 'scan\.dcm' is a DICOM or NIfTI file in an archive.*: unpack .*x\.zip"),
-        ({"path": "images/0.png", "slice": 3}, r"row 0: image .* is a DICOM or NIfTI file in an archive"),
+        ({"path": "images/0.png", "slice": 3}, r"row 0: image .* has settings in an archive"),
         ("im\0age.png", "NUL"),
     ],
     ids=["missing", "parent", "absolute", "dicom", "settings", "nul"],

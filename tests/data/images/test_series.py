@@ -217,7 +217,10 @@ class TestVolumes:
                     place(tmp_path, f"{z}{time}", 10 * time + z, z, TemporalPositionIdentifier=time + 1)
         assert values(tmp_path, 3, volume=1) == [10, 12, 13]
         assert values(tmp_path, 4, volume=2) == [20, 21, 22, 23]
-        assert notes(tmp_path, volume=1) == {VOLUMES: "volume 1 of 3, from 0, which 1 of 4 positions lack"}
+        assert notes(tmp_path, volume=1) == {
+            VOLUMES: "volume 1 of 3, from 0, which 1 of 4 positions lack",
+            GAP: "2 mm between slices 0 and 1, elsewhere 1 mm",
+        }
         assert notes(tmp_path, volume=0) == {VOLUMES: "volume 0 of 3, from 0"}
 
     def test_what_nothing_tells_apart_is_refused(self, folder):
