@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from medvlm_r1.audit.compare_pair import NAMED, NEIGHBOUR
 from medvlm_r1.audit.leaks import Leak, Pair
@@ -74,9 +75,10 @@ class Audit:
         def leak(fields: dict) -> Leak:
             fields = {key: value for key, value in fields.items() if key != "pairs_in_all"}
             pairs = tuple(Pair(**pair) for pair in fields["pairs"])
-            alike = fields.get("alike_group")
-            more = {"alike_group": alike and tuple(alike), "sources": tuple(fields["sources"])}
-            return Leak(**fields | more | {"pairs": pairs})
+            more: dict[str, Any] = {"pairs": pairs, "sources": tuple(fields["sources"])}
+            if fields.get("alike_group"):
+                more["alike_group"] = tuple(fields["alike_group"])
+            return Leak(**fields | more)
 
         rest = {key: value for key, value in plain.items() if key != "verdict"}
         return cls(

@@ -133,7 +133,7 @@ class TestRefusedRows:
         train = write_rows(pictures / "train.json", self.REFUSED, {"image": "0.png"}, {"image": "2.png"})
         test = write_rows(pictures / "test.json", {"image": "1.png"})
         rows = RowPolicy(on_bad_row="skip")
-        questions = mcq_json(train, {"mri": test}, n_validation=1, rows=rows)
+        questions = mcq_json(str(train), {"mri": str(test)}, n_validation=1, rows=rows)
         for policy in ("warn", "drop", "fail"):  # the model is not trained on the row
             _, result = PreRunAudit(policy, tmp_path / "cache")(questions)
             leak = next(leak for leak in result.leaks if (leak.source, leak.target) == ("train", "mri"))
@@ -222,7 +222,9 @@ def test_a_changed_refused_image_is_audited_again(pictures, tmp_path):
         pictures / "train.json", TestRefusedRows.REFUSED, {"image": "0.png"}, {"image": "2.png"}
     )
     test = write_rows(pictures / "test.json", {"image": "3.png"})
-    questions: Questions = mcq_json(train, {"mri": test}, n_validation=1, rows=RowPolicy(on_bad_row="skip"))
+    questions: Questions = mcq_json(
+        str(train), {"mri": str(test)}, n_validation=1, rows=RowPolicy(on_bad_row="skip")
+    )
     assert not PreRunAudit("warn", tmp_path / "cache")(questions)[1].into_tests
     (pictures / "1.png").write_bytes((pictures / "3.png").read_bytes())
     assert PreRunAudit("warn", tmp_path / "cache")(questions)[1].into_tests

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from jaxtyping import Float, Real
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile as PillowFile
 
 from medvlm_r1.data.images.depth import colour_samples, grey_samples, is_16_bit_colour, use_8_bit_palette
 from medvlm_r1.data.images.notes import FRAMES, Note, with_notes
@@ -55,7 +57,7 @@ def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Imag
         BadRowError: the file is missing, is no image, is truncated, or lacks the frame.
     """
     try:
-        with Image.open(file) as opened:
+        with _open(file) as opened:
             frames = getattr(opened, "n_frames", 1)
             if frame >= frames:
                 held = f"has the frames 0 to {frames - 1}" if frames > 1 else "has one frame, 0"
@@ -78,11 +80,15 @@ def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Imag
         raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 
 
-def _as_rgb(opened: Image.Image, file: Path | BufferedIOBase, frame: int) -> Image.Image:
+def _open(file: Path | BufferedIOBase) -> PillowFile:
+    return Image.open(file if isinstance(file, Path) else cast(IO[bytes], file))
+
+
+def _as_rgb(opened: PillowFile, file: Path | BufferedIOBase, frame: int) -> Image.Image:
     if is_16_bit_colour(opened) and not (frame and opened.format == "PNG"):  # APNG adds its frames up
 
-        def again() -> Image.Image:
-            image = Image.open(file)
+        def again() -> PillowFile:
+            image = _open(file)
             if frame:
                 image.seek(frame)
             return image
@@ -95,9 +101,8 @@ def _as_rgb(opened: Image.Image, file: Path | BufferedIOBase, frame: int) -> Ima
     use_8_bit_palette(opened)
     upright = ImageOps.exif_transpose(opened)
     if upright.mode == "LAB":
-        return ImageCms.profileToProfile(
-            upright, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(upright)
     if upright.mode == "La":  # alpha already multiplied in
         upright = upright.convert("LA")
     if "A" in upright.getbands() or "a" in upright.getbands() or transparent is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Real
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import ImageOps, TiffImagePlugin
+from PIL.ImageFile import ImageFile
 
 _BITS, _PHOTOMETRIC, _PLANAR, _COLOR_MAP, _SAMPLE_FORMAT = 258, 262, 284, 320, 339  # tags of TIFF 6.0
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
@@ -39,13 +40,13 @@ for _order, _b in ((b"II", ""), (b"MM", "B")):
         TiffImagePlugin.OPEN_INFO.setdefault((_order, 1, (1,), 1, (16, 16), (_extra,)), ("RGBA", "RGBA"))
 
 
-def grey_samples(opened: Image.Image) -> Real[np.ndarray, "height width"] | None:
+def grey_samples(opened: ImageFile) -> Real[np.ndarray, "height width"] | None:
     """Return the grey values of an image of more than 8 bits or of signed ones, upright and with 0 as black.
 
     Returns:
         ``None`` for other images.
     """
-    tags = getattr(opened, "tag_v2", {})
+    tags = _tags(opened)
     white_is_zero = bool(tags) and tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
     format_ = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
     signed_bytes = opened.mode == "L" and format_ == _SIGNED
@@ -62,14 +63,14 @@ def grey_samples(opened: Image.Image) -> Real[np.ndarray, "height width"] | None
     return -values.astype(np.float64) if white_is_zero else values
 
 
-def is_16_bit_colour(opened: Image.Image) -> bool:
+def is_16_bit_colour(opened: ImageFile) -> bool:
     """Whether an unread image has colours, or grey and alpha, of 16 bits each, of which Pillow drops 8."""
-    deep_tiff = opened.mode in ("RGB", "RGBA") and 16 in getattr(opened, "tag_v2", {}).get(_BITS, ())
+    deep_tiff = opened.mode in ("RGB", "RGBA") and 16 in _tags(opened).get(_BITS, ())
     return deep_tiff or _is_deep_ppm(opened) or _raw_mode(opened).startswith(("RGB;16", "RGBA;16", "LA;16"))
 
 
 def colour_samples(
-    open_image: Callable[[], Image.Image],
+    open_image: Callable[[], ImageFile],
 ) -> tuple[Real[np.ndarray, "height width channels"], Float[np.ndarray, "height width"] | None]:
     """Return the samples of an image of :func:`is_16_bit_colour`, upright, and its opacity from 0 to 1.
 
@@ -81,7 +82,7 @@ def colour_samples(
     """
     with open_image() as image:
         _as_raw(image)
-        raw, tags = _raw_mode(image), getattr(image, "tag_v2", {})
+        raw, tags = _raw_mode(image), _tags(image)
         transparent = image.info.get("transparency")
         if raw in ("LA;16B", "RGBA"):  # grey and alpha: four bytes a pixel
             _set_raw_mode(image, lambda _: "RGBA")
@@ -108,32 +109,39 @@ def colour_samples(
     return values, None
 
 
-def _as_raw(opened: Image.Image) -> None:
+def _as_raw(opened: ImageFile) -> None:
     """Read the samples of a PPM of more than 8 bits as those of an uncompressed TIFF, unscaled."""
     if _is_deep_ppm(opened):
         opened.tile = [tile._replace(codec_name="raw", args=("RGB;16B", 0, 1)) for tile in opened.tile]
 
 
-def _is_deep_ppm(opened: Image.Image) -> bool:
-    tile = opened.tile[0] if opened.mode == "RGB" and getattr(opened, "tile", None) else None
-    return tile is not None and tile.codec_name == "ppm" and tile.args[1] > 255
+def _is_deep_ppm(opened: ImageFile) -> bool:
+    if opened.mode != "RGB" or not opened.tile or opened.tile[0].codec_name != "ppm":
+        return False
+    arguments: Any = opened.tile[0].args  # mode and maximum
+    return arguments[1] > 255
 
 
-def use_8_bit_palette(opened: Image.Image) -> None:
+def use_8_bit_palette(opened: ImageFile) -> None:
     """Replace the palette of a TIFF that stores 8-bit colours where 16 bits belong: Pillow makes it black."""
-    colours = getattr(opened, "tag_v2", {}).get(_COLOR_MAP, ())
+    colours = _tags(opened).get(_COLOR_MAP, ())
     if opened.mode == "P" and colours and 0 < max(colours) < 256:
         opened.putpalette(bytes(colours), "RGB;L")
 
 
-def _raw_mode(opened: Image.Image) -> str:
+def _tags(opened: ImageFile) -> Any:
+    """Return the tags of a TIFF; an empty mapping for other formats."""
+    return getattr(opened, "tag_v2", {})
+
+
+def _raw_mode(opened: ImageFile) -> str:
     """Return how the samples lie in the file, by the name that Pillow's unpackers have for it."""
-    arguments = opened.tile[0].args if getattr(opened, "tile", None) else None
+    arguments = opened.tile[0].args if opened.tile else None
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return raw if isinstance(raw, str) else ""
 
 
-def _set_raw_mode(opened: Image.Image, change: Callable[[str], str]) -> None:
+def _set_raw_mode(opened: ImageFile, change: Callable[[str], str]) -> None:
     def changed(arguments: Any) -> Any:
         return change(arguments) if isinstance(arguments, str) else (change(arguments[0]), *arguments[1:])
 

@@ -133,14 +133,15 @@ def _one_stack(images: list[PlacedSlice], left_out: _LeftOut) -> list[PlacedSlic
         return _frames(images[0].slice.path, read_header(images[0].slice.path, (*_SIZE, *_FRAMES, *_FOLDER)))
     if any(int(image.value("NumberOfFrames") or 1) > 1 for image in images):
         raise BadRowError("is a folder with a multi-frame file and other files: give the path of that file")
-    sizes = Counter(tuple(int(image.value(side) or 0) for side in ("Rows", "Columns")) for image in images)
+    sizes = Counter((int(image.value("Rows") or 0), int(image.value("Columns") or 0)) for image in images)
     if len(sizes) > 1:
         first, second = (f"{rows} x {columns} ({n} files)" for (rows, columns), n in sizes.most_common(2))
         raise BadRowError(
             f"is a folder with slices of {len(sizes)} sizes, {first} and {second}: give each a folder of its "
             "own"
         )
-    check_size(*next(iter(sizes)), len(images))
+    rows, columns = next(iter(sizes))
+    check_size(rows, columns, len(images))
     return images
 
 

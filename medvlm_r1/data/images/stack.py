@@ -149,10 +149,13 @@ def _volumes_by_value(
 ) -> list[int]:
     """Return the volume of each image by the first attribute with one value for each volume."""
     for name in VOLUME_KEYS[:-1]:
-        values = [image.number(name) for image in images]
-        levels = sorted({value for value in values if value is not None})
+        numbers = [image.number(name) for image in images]
+        values = [number for number in numbers if number is not None]
+        if len(values) < len(images):
+            continue
+        levels = sorted(set(values))
         distinct = all(len({values[k] for k in stack}) == len(stack) for stack in stacks)
-        if None not in values and distinct and len(levels) == volumes:
+        if distinct and len(levels) == volumes:
             return [levels.index(value) for value in values]
     raise BadRowError(
         f"is a folder with {volumes} slices at some positions and fewer at others, and no attribute tells "
@@ -172,6 +175,6 @@ def _gaps(steps: Float[np.ndarray, "n"], distance: float | None) -> list[Note]:
 def _by_number(images: list[PlacedSlice]) -> list[PlacedSlice]:
     if len({image.slice.path for image in images}) == 1:
         return images
-    if any(image.value("InstanceNumber") is None for image in images):
+    if any(image.number("InstanceNumber") is None for image in images):
         raise BadRowError("is a folder whose files have neither one orientation nor an InstanceNumber each")
-    return sorted(images, key=lambda image: image.number("InstanceNumber"))
+    return sorted(images, key=lambda image: image.number("InstanceNumber") or 0.0)

@@ -51,10 +51,11 @@ def _results(handles: dict[str, ImageHandle]) -> dict[str, Result]:
     with DigestCache() as known, ThreadPoolExecutor(workers) as pool:
         # One thread looks up the known images; several would wait for each other.
         items = track(handles.items(), "Looking for changed images", len(handles))
-        results = {name: _known_notes(handle, known) for name, handle in items}
-        new = {name: handles[name] for name, notes in results.items() if notes is None}
+        notes = {name: _known_notes(handle, known) for name, handle in items}
+        new = {name: handles[name] for name, found in notes.items() if found is None}
         checks = pool.map(lambda handle: _check(handle, known), new.values())
-        return results | dict(zip(new, track(checks, "Checking images", len(new)), strict=True))
+        checked = dict(zip(new, track(checks, "Checking images", len(new)), strict=True))
+        return {name: checked[name] if found is None else found for name, found in notes.items()}
 
 
 def _known_notes(handle: ImageHandle, known: DigestCache) -> tuple[Note, ...] | None:

@@ -242,7 +242,6 @@ class TestRows:
             ({"path": "a.dcm", "slice": 0, "slices": 1}, "give one"),
             ({"path": "a.dcm", "windows": "lung"}, "rename it to 'window'"),
             ({"path": "a.dcm", "plane": "axial"}, "'plane', which a DICOM file does not take"),
-            ({"path": "a.dcm", "allow_identifying": "yes"}, "allow_identifying is 'yes': use true or false"),
             ({"path": "a.dcm", "frame": 1}, "it takes slice, slices, volume, window, allow_identifying"),
             ({"path": "a.png", "frame": -1}, "frame is -1: give an index from 0"),
             ({"path": "a.png", "window": "lung"}, "which a plain image file does not take"),
