@@ -11,6 +11,7 @@
 import functools
 import os
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,9 @@ class HFSplits:
         known = {name: len(rows) for name, rows in self.splits.items()}
         name = spec.partition("[")[0]
         if name not in known:
-            raise ValueError(f"{self.path} has no split {name!r}: it has {', '.join(known)}")
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? It" if near else "it"
+            raise ValueError(f"{self.path} has no split {name!r}: {hint} has {', '.join(known)}")
         if spec == name:
             return name, range(known[name])
         try:
@@ -142,6 +145,10 @@ class HFDataset(MappedRows):
         need_columns(place, list(all_columns(splits.splits[split].features)), wanted)
         as_number = columns.named.get("answer", []) if columns.answer_is in ("index", "number") else []
         read = {column: column in as_number for names in wanted.values() for column in names}
+        if not len(numbers):
+            raise BadRowError(
+                f"{splits.path} has no rows {spec!r}: the split has {len(splits.splits[split])}"
+            )
         numbered = list(splits.read(split, numbers, read))
         super().__init__(
             place, numbered, columns, splits.root, modality, name or split, where, questions, n, rows

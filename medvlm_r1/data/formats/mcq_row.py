@@ -146,7 +146,8 @@ def _question_of(row: dict, inline: bool) -> tuple[str, tuple[str, ...]]:
     if inline:
         question, options = _split_problem(row["problem"])
     else:
-        question, options = row["question"], option_texts(row.get("options"))
+        question, options = row["question"], row.get("options")
+    options = option_texts(options)
     if not isinstance(question, str):
         raise BadRowError(f"question is {shorten(question)}: give a string")
     return _checked_text(question), tuple(map(_checked_text, options))

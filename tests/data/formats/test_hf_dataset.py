@@ -365,7 +365,8 @@ def test_unusable_rows_are_named_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"train": "training"}, r"has no split 'training': it has train, test"),
+        ({"train": "training"}, r"has no split 'training': did you mean 'train'\? It has train, test"),
+        ({"train": "train[12:]"}, r"has no rows 'train\[12:\]': the split has 12"),
         ({"test": {"vqa": "test[:x]"}}, r"has no rows 'test\[:x\]' .*give e\.g\. 'train\[:80%\]'"),
         ({"train": "train[:3]+test"}, r"has no rows 'train\[:3\]\+test' "),
         (
@@ -379,7 +380,7 @@ def test_unusable_rows_are_named_and_counted(tmp_path):
             r"cannot be loaded \(.*check data\.path, data\.name, data\.files",
         ),
     ],
-    ids=["split", "slice", "two splits", "column", "field", "configuration", "files"],
+    ids=["split", "no rows", "slice", "two splits", "column", "field", "configuration", "files"],
 )
 def test_settings_that_do_not_fit(tmp_path, keys, message):
     folder = write(both(), tmp_path / "set", "parquet")

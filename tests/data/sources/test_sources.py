@@ -461,6 +461,25 @@ def test_a_missing_option_is_not_offered(tmp_path, missing):
     assert "row 19: gt_answer is" in questions.skipped[0]
 
 
+def test_an_empty_inline_option_is_not_offered(tmp_path):
+    """Med-R1's inline options: an empty one at the end is missing; an earlier or gold one spoils the row."""
+    published.med_r1(tmp_path)
+    path = tmp_path / "Splits/modality/train/X-Ray_train.json"
+    rows = json.loads(path.read_text())
+    problems = {0: "Q? A)lung, B)liver, C)", 1: "Q? A)lung, B), C)liver", 2: "Q? A)lung, B)liver, C)"}
+    for i, problem in problems.items():
+        rows[i] |= {"problem": problem, "solution": f"<answer> {'AAC'[i]} </answer>"}
+    path.write_text(json.dumps(rows))
+    keys = {"root": str(tmp_path), "images": str(tmp_path / "OmniMedVQA"), "domain": "xray"}
+    questions = option("med_r1_modality", **keys, drop_test_images=False, n_validation=1, tests=["oct"])
+    shown = [s for s in all_samples(questions) if s.question == "Q?"]
+    assert [(s.id, s.options) for s in shown] == [("xray-train-0", ("lung", "liver"))]
+    assert ["row 1: options is" in questions.skipped[0], "row 2: answer 'C'" in questions.skipped[1]] == [
+        1,
+        1,
+    ]
+
+
 def test_letters_follow_the_options_that_are_there(tmp_path):
     """Of A to E, B is missing: the row's C is the second option; a missing gold option leaves the row out."""
     published.medxpertqa_mm(tmp_path)
