@@ -43,7 +43,14 @@ from typing import Literal
 
 from medvlm_r1.data.sample import Phase, Question, VQASample
 from medvlm_r1.reading.lenient import lenient_letter
-from medvlm_r1.reading.scope import TAG_ENDS, close_think, end_of_think, reopen_think, tag_contents
+from medvlm_r1.reading.scope import (
+    TAG_ENDS,
+    answering_part,
+    close_think,
+    end_of_think,
+    reopen_think,
+    tag_contents,
+)
 
 __all__ = ["reopen_think", "tag_contents"]  # of the package reading
 
@@ -216,7 +223,7 @@ def is_correct(answer: Answer, sample: VQASample) -> bool:
 def is_correct_leniently(answer: Answer, sample: VQASample) -> bool:
     """Like :func:`is_correct` for the lenient letter; an open answer needs no tags."""
     if sample.is_open:
-        text = answer.text if answer.content is None else answer.content
+        text = answering_part(answer.text) if answer.content is None else answer.content
         return normalize_answer(text) == normalize_answer(sample.answer)
     return answer.lenient == sample.answer
 

@@ -297,6 +297,12 @@ class TestOpenQuestions:
             ("the left lung", False, True),  # without tags
             ("<answer>lung</answer>", False, False),
             ("<answer></answer>left lung", False, False),
+            (
+                "<think>the right lung?</think>left lung",
+                False,
+                True,
+            ),  # the answer stands behind the reasoning
+            ("<think>left lung", False, False),  # cut inside it
             ("", False, False),
         ],
     )

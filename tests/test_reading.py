@@ -136,6 +136,8 @@ PIECES = (
     *(
         "wait ",
         "actually ",
+        "The answer is B. ",
+        "B\n",
         "if ",
         "but ",
         "neither ",

@@ -17,21 +17,17 @@ It may say none: a wrong letter is worse than a missing one.
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 from medvlm_r1.data.sample import Question
 from medvlm_r1.reading.claims import judge
+from medvlm_r1.reading.layout import place
 from medvlm_r1.reading.mentions import Mention, find_mentions
 from medvlm_r1.reading.plain import plain
 from medvlm_r1.reading.scope import answering_part
-from medvlm_r1.reading.words import DENYING, GENERIC, OPENS, RETRACTION, TURNED
+from medvlm_r1.reading.words import DENYING, GENERIC, RETRACTION, TURNED
 
 _BARE = re.compile(r"[\s().\[\]:,;!\-\u2013\u2014]*")
-_BEGINS = re.compile(r"(?:\n|[.!?:;] )[(\[]?$")
-_ENDS = re.compile(r"[)\].:;!]{1,3}(?:\s|$)|\n|$")
-_STOP = re.compile(r"[.!?;]\s|\n")
 _GOES_ON = re.compile(r" (?:is|was|seems|looks|appears|could|might|may|would|can)\b")  # "A is tempting, but"
-_LISTED = re.compile(r"[)\].:;!,]{0,3}\s?[(\[]?")
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 
 
@@ -78,18 +74,17 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     """Index of the option that a text without retraction takes, and whether it takes any."""
     mentions = find_mentions(text, question.options)
     judge(text, mentions)
-    _place(text, mentions, len(question.options))
+    place(text, mentions, len(question.options))
     kept = [m for m in mentions if not (m.denied or m.dropped)]
     stated = [m for m in kept if m.stated]
     for weaker in ("hedged", "reason"):
         stated = [m for m in stated if not getattr(m, weaker)] or stated
     leading = [m for m in kept if m.leads and not (stated and _GOES_ON.match(text, m.end))]
     claims = [*stated, *(m for m in leading if m.lettered)] if stated else leading
-    claims = [m for m in claims if not _is_alternative(m, claims)] or claims
     if len({m.index for m in stated}) > 1 and stated[-1].concluded:
         claims = [m for m in stated if m.concluded]
     rules = (
-        claims,
+        _without_alternatives(claims),
         [m for m in kept if m.alone and m.lettered],
         [m for m in kept if m.lettered and m.named],
     )
@@ -101,41 +96,15 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     return _answered_no(text, question)
 
 
-def _is_alternative(mention: Mention, claims: Sequence[Mention]) -> bool:
-    """Whether a mention is one of several that "or", "and" or a comma join: ``B or C`` is no choice."""
-    indices = {each.index for each in mention.coordinated} | {mention.index}
-    return len(indices) > 1 or any(m.index != mention.index and mention in m.coordinated for m in claims)
+def _without_alternatives(claims: Sequence[Mention]) -> Sequence[Mention]:
+    """Leave out ``B or C``, which is no choice, beside another claim."""
+    joined = {id(each) for m in claims for each in m.coordinated if each.index != m.index}
+    joined |= {id(m) for m in claims if any(each.index != m.index for each in m.coordinated)}
+    return [m for m in claims if id(m) not in joined] or claims
 
 
 def _with_coordinated(mentions: Iterable[Mention]) -> set[int]:
     return {each.index for m in mentions for each in (m, *m.coordinated) if not (each.denied or each.dropped)}
-
-
-def _place(text: str, mentions: Sequence[Mention], options: int) -> None:
-    """Mark the mention that leads, those that stand alone, and the options that are only listed again."""
-    for first in range(len(mentions) - options + 1):
-        listed = mentions[first : first + options]
-        in_order = all(m.index == i and not m.denied for i, m in enumerate(listed))
-        in_order = in_order and all(m.lettered or (options > 2 and m.coordinated) for m in listed[1:])
-        if in_order and len({m.stated for m in listed}) == 1:
-            for mention in listed:
-                mention.dropped = True
-    for last, mention in pairwise((None, *mentions)):
-        before = text[max(0, mention.start - 3) : mention.start]
-        opens = _BEGINS.search(before) or (mention.start <= 3 and not before.strip("[( "))
-        if before.endswith(", "):  # "It has the shape of a bean, B.": the first mention of its sentence
-            opens = opens or last is None or _STOP.search(text, last.end, mention.start)
-        mention.alone = bool(opens and _ENDS.match(text, mention.end))
-    for last, mention in pairwise(mentions):
-        listed = mention.alone and _LISTED.fullmatch(text, last.end, max(last.end, mention.start))
-        if listed and (mention.lettered or mention.reply):
-            mention.coordinated = [*last.coordinated, last][-10:]
-    if mentions and mentions[0].start <= 60 and OPENS.fullmatch(text[: mentions[0].start]):
-        first = mentions[0]
-        first.leads = first.lettered or (first.start == 0 and first.reply)
-        for mention in mentions[1:]:
-            if first in mention.coordinated:
-                mention.leads = first.leads and (mention.lettered or not first.lettered)
 
 
 def _named(kept: Iterable[Mention], options: Sequence[str], mentions: Iterable[Mention] = ()) -> set[int]:

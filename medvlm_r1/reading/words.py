@@ -129,7 +129,7 @@ _ANSWER_LINK = _any(
 ANSWER_CUE = _compiled(rf"(?:{_ANSWER})(?:{_ANSWER_LINK})*$")
 _PLURAL = r"(?<!options )(?<!choices )(?<!answers )"
 _CHOOSES = _any(
-    rf"""choos(?:e|ing)|chosen?|select(?:ed|ing)?|pick(?:ed|ing)?|(?:go|going|went) (?:with|for)
+    rf"""choose|choosing|chosen?|select(?:ed|ing)?|pick(?:ed|ing)?|(?:go|going|went) (?:with|for)
     opt(?:ed)? for|vote for|settle (?:on|for)|lean(?:ing)? towards?|prefer|leaves?|leaving|only
     maybe|perhaps|probably
     say|just|vote|clearly|definitely|certainly|obviously|surely|now
