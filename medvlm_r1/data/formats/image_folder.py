@@ -4,6 +4,7 @@ The labels are in a CSV file (``file,label[,split,patient,slice,window]``) or ar
 """
 
 import functools
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from medvlm_r1.data.images.resolve import ImageRoot, is_dicom_file, is_image, wi
 from medvlm_r1.data.sample import BadRowError, VQASample, keep_images
 from medvlm_r1.data.splits import Per, Questions, choose, hold_out
 from medvlm_r1.runs.shorten import clip, shorten
+
+logger = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val"), "validation")}
 _COLUMNS = ("file", "label", "split", "patient", "slice", "window")
@@ -141,12 +144,18 @@ def find_labels(
     if not folder.is_dir():
         raise BadRowError(f"{folder} is no folder: check data.folder and data.test")
     if labels is None:
+        others: list[str] = []
         rows = [
             {"file": file, "label": label.name}
             for label in sorted(folder.iterdir())
             if label.is_dir() and not label.name.startswith(".")
-            for file in _images_below(label, folder)
+            for file in _images_below(label, folder, others)
         ]
+        if others:
+            reason = "no image by suffix, and no DICOM"
+            logger.warning(
+                "%s: %d files left out (%s); the first: %s", folder, len(others), reason, others[0]
+            )
         if not rows:
             raise BadRowError(
                 f"{folder} has no subfolders with images: sort the images into one subfolder a label, or "
@@ -182,12 +191,15 @@ def _plain(row: dict) -> dict:
     return {**row, **texts, "split": split and split.casefold()}
 
 
-def _images_below(label: Path, folder: Path) -> list[str]:
+def _images_below(label: Path, folder: Path, others: list[str]) -> list[str]:
+    """Return the images below a folder, and add its other files to ``others``; hidden ones are ignored."""
     images = []
     for parent, folders, files in os.walk(label):  # does not follow symbolic links
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         paths = [Path(parent) / file for file in sorted(files) if not file.startswith(".")]
-        paths = [path for path in paths if is_image(path)]
+        found = {path: is_image(path) for path in paths}
+        others += [path.relative_to(folder).as_posix() for path in paths if not found[path]]
+        paths = [path for path in paths if found[path]]
         if Path(parent) != label and any(map(is_dicom_file, paths)):
             paths = [Path(parent), *(path for path in paths if not is_dicom_file(path))]
         images += [path.relative_to(folder).as_posix() for path in paths]

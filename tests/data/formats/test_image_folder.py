@@ -50,6 +50,14 @@ def labelled(tmp_path):
     return write
 
 
+def test_files_that_are_no_images_are_counted(subfolders, caplog):
+    (subfolders / "tumour/scan.png.part").write_text("no image")
+    ImageFolder(subfolders, "oct")
+    (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    reason = "no image by suffix, and no DICOM"
+    assert line == f"{subfolders}: 2 files left out ({reason}); the first: normal/notes.txt"
+
+
 def test_subfolders_are_labels(subfolders):
     source = ImageFolder(subfolders, "oct", group=r"p(\d)-")
     assert len(source) == 32
