@@ -133,7 +133,7 @@ def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
     policy = instantiate(cfg.model)
     perturb = partial(PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix)
     faults = {phase: policy.prompt_fault(prompt, phase) for phase in ("train", "evaluate")}
-    on_bad_row = OmegaConf.select(cfg, "data.rows.on_bad_row", default="fail")
+    on_bad_row = OmegaConf.select(cfg, "data.rows.on_bad_row")
     questions = check_prompts(questions, faults, perturb, on_bad_row)
     engine = instantiate(cfg.get("rollout")) or policy.engine
     parts = {"policy": policy, "prompt": prompt, "engine": engine, "rewards": rewards, "seed": cfg.seed}
@@ -147,7 +147,7 @@ def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
         workers=cfg.workers,
         perturb=perturb,
     )
-    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values()]
+    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
     logger = [instantiate(node) for node in (cfg.get("logger") or {}).values()]
     return module, data, instantiate(cfg.trainer, callbacks=callbacks, logger=logger)
 

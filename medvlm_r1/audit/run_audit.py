@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from medvlm_r1.audit.fingerprints import Fingerprint, fingerprint, fingerprints
+from medvlm_r1.audit.fingerprints import Fingerprint, fingerprint, fingerprints, in_parallel
 from medvlm_r1.audit.leaks import Refused, find_leak, repeated_questions, unique_images
 from medvlm_r1.audit.result import Audit, balance
 from medvlm_r1.audit.shortcuts import shortcuts
@@ -42,7 +42,8 @@ def audit(
     prints: dict = dict(zip(handles, fingerprints(list(handles.values()), workers), strict=True))
     checked = {name: sum(prints[image] is not None for image in of_set) for name, of_set in images.items()}
     others = {h.name: h for rows in refused.values() for row in rows for h in row if h.name not in handles}
-    prints |= {name: _fingerprint_or_none(handle) for name, handle in others.items()}
+    found = in_parallel(_fingerprint_or_none, list(others.values()), "Auditing refused rows", workers)
+    prints |= zip(others, found, strict=True)
     directions = [("train", name) for name in sets if name != "train"]
     directions += [("validation", name) for name in tests if "validation" in sets]
     return Audit(

@@ -17,7 +17,7 @@ def check_parts(cfg: DictConfig) -> None:
         ValueError: the method refuses its parts, the devices cannot share a step, or nothing logs a metric.
     """
     nodes = [cfg.model.recipe, cfg.prompt, cfg.reward, cfg.get("peft")]
-    nodes += [n for n in (cfg.get("callbacks") or {}).values() if n._target_.startswith(_CALLBACKS)]
+    nodes += [n for n in (cfg.get("callbacks") or {}).values() if n and n._target_.startswith(_CALLBACKS)]
     for node in filter(None, nodes):
         instantiate(node)
     parts = {
@@ -59,7 +59,7 @@ def _check_metrics(cfg: DictConfig, known: tuple[str, ...]) -> None:
     """Check the metrics that are compared against those that a method's validation logs."""
     compared = {"optimized_metric": cfg.optimized_metric}
     for name, node in (cfg.get("callbacks") or {}).items():
-        if node.get("monitor"):
+        if node and node.get("monitor"):
             compared[f"callbacks.{name}.monitor"] = node.monitor
     for key, metric in compared.items():
         if metric not in known and not (key.startswith("callbacks") and metric.startswith("train/")):

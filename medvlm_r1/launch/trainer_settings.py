@@ -59,7 +59,7 @@ def check_trainer(cfg: DictConfig) -> None:
     if trains:
         _check_length(trainer)
     for name, callback in (("enable_checkpointing", "best"), ("enable_progress_bar", "progress")):
-        if trainer.get(name) is False and callback in (cfg.get("callbacks") or {}):
+        if trainer.get(name) is False and (cfg.get("callbacks") or {}).get(callback):
             raise ValueError(f"trainer.{name} is false: add '~callbacks.{callback}', which needs it")
     if trainer["default_root_dir"] != cfg.run_folder:
         raise ValueError("trainer.default_root_dir is the run's folder: use paths.outputs for its parent")

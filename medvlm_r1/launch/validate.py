@@ -16,7 +16,7 @@ from medvlm_r1.reading.released import check_reading
 from medvlm_r1.rollout.vllm_client import NO_TRUNCATION, check_vllm
 from medvlm_r1.runs import status
 from medvlm_r1.runs.places import pip_install
-from medvlm_r1.runs.renames import KEYS, renamed, renamed_config
+from medvlm_r1.runs.renames import ADDED, KEYS, renamed, renamed_config
 from medvlm_r1.runs.shorten import clip
 
 # Parts that `track` may list.
@@ -77,7 +77,7 @@ def check_model(cfg: DictConfig) -> None:
         raise ValueError(f"an endpoint can be evaluated, not trained: {remedy}")
     if trains and cfg.peft.train == "nothing":
         raise ValueError("this peft option trains nothing: take peft=qlora, or method=zero_shot to evaluate")
-    if cfg.select == "best" and not (trains and "best" in (cfg.get("callbacks") or {})):
+    if cfg.select == "best" and not (trains and (cfg.get("callbacks") or {}).get("best")):
         raise ValueError("select=best needs a method that trains (grpo, sft, ...), and callbacks.best")
     if splits and (cfg.peft.quantize or is_endpoint):
         what = "an endpoint's weights" if is_endpoint else "weights held in 4 bits"
@@ -115,9 +115,10 @@ def check_same_run(cfg: DictConfig, folder: Path) -> None:
         made = f"an earlier version of medvlm_r1{commit} made this run, and this one cannot resume it"
         raise ValueError(f"{folder}: {made}: finish it with that version, or {again}")
     old, new = flatten(old), flatten(new)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    before = {key: ADDED[key] for key in ADDED.keys() & new.keys() if new[key] is not None} | old
+    changed = [key for key in sorted(old.keys() | new.keys()) if before.get(key) != new.get(key)]
     if changed := [key for key in changed if not {key, key.split(".")[0]} & set(FREE)]:
-        listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed[:4])
+        listed = ", ".join(f"{key} was {before.get(key)} and is {new.get(key)}" for key in changed[:4])
         raise ValueError(
-            f"{folder} was started with other settings ({listed}): rerun its command, or {again}"
+            f"{folder} was started with other settings ({listed}): rerun its command with these as they were, or {again}"
         )

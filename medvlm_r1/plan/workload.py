@@ -208,7 +208,7 @@ def read_workload(
         strategy=strategy,
         world_size=world_size,
         questions=count_questions(cfg, recipe, kind != "zero_shot", len(set(controls) - {PRIOR})),
-        checkpoint_every=cfg.get("callbacks", {}).get("last", {}).get("every", 0),
+        checkpoint_every=((cfg.get("callbacks") or {}).get("last") or {}).get("every", 0),
         text_tokens=text,
         text_is_exact=exact,
         image_tokens=image,

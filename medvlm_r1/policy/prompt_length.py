@@ -1,5 +1,6 @@
 """Lengths of prompts before a run: text exactly, image tokens from the sizes of the images."""
 
+import io
 import unicodedata
 from dataclasses import replace
 
@@ -7,13 +8,13 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.images.embedded import EmbeddedImage
 from medvlm_r1.data.perturbation import BlankImage
 from medvlm_r1.data.sample import ImageHandle, Phase, Question, VQASample
 from medvlm_r1.policy.encode import Encoder
 from medvlm_r1.policy.resize import MAX_ASPECT_RATIO
 from medvlm_r1.prompts import PromptStyle
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _BOUNDARY = 64  # bytes of a template next to the question whose tokens may depend on it
 
 
@@ -82,11 +83,14 @@ class PromptLength:
 
 
 def image_size(image: ImageHandle) -> tuple[int, int]:
-    """Width and height of an image as it loads; of most formats, only the header is read."""
+    """Width and height of an image, or the other way round if EXIF turns it; a plain file is not decoded."""
     if isinstance(image, BlankImage):
         return image_size(image.of)
-    if not isinstance(image, ImageFile) or image.frame:
+    if isinstance(image, EmbeddedImage):
+        file = io.BytesIO(image.read())
+    elif isinstance(image, ImageFile) and not image.frame:
+        file = image.path
+    else:
         return image.load().size
-    with Image.open(image.path) as opened:
-        turned = opened.getexif().get(0x0112) in _TURNED
-        return opened.size[::-1] if turned else opened.size
+    with Image.open(file) as opened:
+        return opened.size  # which EXIF may turn: the tokens are as many, and a PNG would be decoded for it

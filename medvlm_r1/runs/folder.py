@@ -18,7 +18,7 @@ UNNAMED = ("experiment", "seed", "sweep", "overwrite", "logger", "workers", "pla
 UNNAMED += ("image_cache", "image_cache.folder", "image_cache.limit", "resume", "retry", "ckpt_path")
 UNNAMED += ("model.url", "model.api_key_variable", "model.concurrency", "model.retries", "model.timeout")
 UNNAMED += ("model.cache", "paths.outputs", "paths.cache", "optimized_metric", "tags", "track")
-UNNAMED += ("hparams_search",)
+UNNAMED += ("hparams_search", "evaluation.reading")
 
 
 def run_name(*, _root_: DictConfig) -> str:

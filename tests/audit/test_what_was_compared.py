@@ -1,5 +1,6 @@
 """The verdict of an audit names what was compared: no all-clear without a look."""
 
+import io
 import json
 
 import dicom_files
@@ -228,3 +229,15 @@ def test_a_changed_refused_image_is_audited_again(pictures, tmp_path):
     assert not PreRunAudit("warn", tmp_path / "cache")(questions)[1].into_tests
     (pictures / "1.png").write_bytes((pictures / "3.png").read_bytes())
     assert PreRunAudit("warn", tmp_path / "cache")(questions)[1].into_tests
+
+
+def test_a_damaged_image_of_a_refused_row_is_none(pictures):
+    """A strip whose place is no number makes Pillow raise a TypeError."""
+    image = io.BytesIO()
+    Image.new("L", (3, 3)).save(image, "TIFF")
+    (pictures / "1.png").write_bytes(image.getvalue().replace(b"\x11\1\4\0", b"\x11\1\x0c\0"))
+    train = write_rows(
+        pictures / "train.json", TestRefusedRows.REFUSED, {"image": "0.png"}, {"image": "2.png"}
+    )
+    result = findings(train, write_rows(pictures / "test.json", {"image": "3.png"}))
+    assert result.refused == {"train": 1, "test": 0}

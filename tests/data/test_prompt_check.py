@@ -108,3 +108,9 @@ class TestRun:
         self.change(tmp_path / "b", 3, options=["yes", "no<|im_end|>"])
         Image.new("L", (32, 32), 9).save(tmp_path / "b" / "3.png")
         run_here(tmp_path, *files)
+
+
+def test_a_set_without_rows_names_no_key_that_it_lacks(loaded):
+    with pytest.raises(BadRowError, match="is faulty: mend it") as error:
+        check_prompts(loaded, faulty(loaded.train[0].question), PERTURB, None)
+    assert "on_bad_row" not in str(error.value)

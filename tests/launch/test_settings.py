@@ -15,7 +15,7 @@ from medvlm_r1.algorithms.steps import check_length
 from medvlm_r1.launch.compose import UserError
 from medvlm_r1.launch.errors import user_errors
 from medvlm_r1.launch.trainer_settings import _BATCHES, _FIXED, _NO_EFFECT
-from medvlm_r1.launch.validate import check_model, check_settings
+from medvlm_r1.launch.validate import check_model, check_same_run, check_settings
 from medvlm_r1.runs.places import CONF
 
 
@@ -236,3 +236,20 @@ def test_validations_may_be_counted_over_epochs(tmp_path):
     rows = (run / "metrics.csv").read_text().splitlines()
     steps = rows[0].split(",").index("validation/accuracy")
     assert sum(bool(row.split(",")[steps]) for row in rows[1:]) == 3  # before, after four steps, at the end
+
+
+def test_a_callback_may_be_null():
+    assert refusal(composed(*TINY, "callbacks.best=null")) is None
+    assert "callbacks.best" in refusal(composed(*TINY, "callbacks.best=null", "select=best"))
+
+
+def test_a_run_of_a_version_without_a_key_resumes(tmp_path):
+    """What a new key does by default is what earlier versions did."""
+    cfg = composed("model=tiny", "data=table", "data.train=a.csv", "data.test={ct:b.csv}")
+    OmegaConf.update(old := copy.deepcopy(cfg), "data.rows.volumes.frame", None)
+    del old.data.questions, old.data.rows.volumes.frame
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(old, resolve=True))
+    check_same_run(cfg, tmp_path)
+    cfg.data.questions = "closed"
+    with pytest.raises(ValueError, match=r"data.questions was all and is closed.*with these as they were"):
+        check_same_run(cfg, tmp_path)

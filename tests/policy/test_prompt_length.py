@@ -1,6 +1,7 @@
 """Prompts that are too long are found without encoding them."""
 
 import dataclasses
+import zipfile
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from training import PROMPT
 from transformers import Qwen2VLImageProcessorPil
 
 from medvlm_r1.data.images.decode import ImageFile
+from medvlm_r1.data.images.embedded import ZipImage
 from medvlm_r1.data.perturbation import BlankImage
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.policy.prompt_length import PromptLength, image_size
@@ -56,13 +58,15 @@ def test_the_longest_picture_has_more_tokens_than_its_pixels(encoder):
         assert (fault is None) == fits
 
 
-def test_a_picture_that_is_turned(tmp_path):
+def test_a_picture_that_is_turned(encoder, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     image = ImageFile(tmp_path / "turned.jpg")
-    assert image_size(image) == image.load().size == (20, 40)
-    assert image_size(BlankImage(image)) == (20, 40)
+    assert image.load().size == (20, 40)
+    assert set(image_size(image)) == set(image_size(BlankImage(image))) == {20, 40}
+    for fault, fits, _ in lengths(encoder, sample_of(images=[image]), min_pixels=3136, max_pixels=12544):
+        assert (fault is None) == fits
 
 
 def test_a_picture_without_a_size_is_a_fault(encoder, tmp_path):
@@ -78,3 +82,14 @@ def test_short_questions_are_not_tokenised(encoder, monkeypatch):
     assert check.fault(sample_of()) is None
     monkeypatch.setattr(type(encoder), "chat_tokens", lambda *_: pytest.fail("tokenised"))
     assert check.fault(sample_of("Which organ does this image show, and is it normal?")) is None
+
+
+def test_only_the_header_of_a_picture_is_read(tmp_path):
+    """All images of a set with several images a question are measured before the first step."""
+    Image.effect_noise((200, 100), 90).save(tmp_path / "noise.png")
+    data = (tmp_path / "noise.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("cut.png", data[: len(data) // 2])
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    for image in (ImageFile(tmp_path / "cut.png"), ZipImage(tmp_path / "all.zip", "cut.png")):
+        assert image_size(image) == (200, 100)

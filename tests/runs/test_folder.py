@@ -72,3 +72,8 @@ def test_images_of_different_ids_are_different_files(tmp_path):
     ids = ["a/b", "a%2Fb", "a_b", "x" * 300, "x" * 301]
     assert len({folder.image_path(tmp_path, id) for id in ids}) == len(ids)
     assert folder.image_path(tmp_path, "mri-test-0").name == "mri-test-0.png"
+
+
+def test_scoring_stays_out_of_the_name():
+    """``resume=auto`` must find the run that is to be scored otherwise."""
+    assert name("evaluation.reading=released") == name()

@@ -76,7 +76,7 @@ def decode(file: Path | BufferedIOBase, name: str, frame: int = 0) -> Image.Imag
     except UnidentifiedImageError:
         reason = "no image, or a depth or kind that is not read: save it as PNG or TIFF with 8 or 16 bits"
         raise BadRowError(f"image {name} cannot be decoded ({reason})") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged headers make Pillow raise errors of any type
         raise BadRowError(f"image {name} cannot be decoded ({error})") from error
 
 
