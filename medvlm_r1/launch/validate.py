@@ -120,6 +120,6 @@ def check_same_run(cfg: DictConfig, folder: Path) -> None:
     if changed := [key for key in changed if not {key, key.split(".")[0]} & set(FREE)]:
         listed = ", ".join(f"{key} was {before.get(key)} and is {new.get(key)}" for key in changed[:4])
         raise ValueError(
-            f"{folder} was started with other settings ({listed}): rerun its command with these as they were, "
-            f"or {again}"
+            f"{folder} was started with other settings ({listed}): rerun its command with these as they "
+            f"were, or {again}"
         )
