@@ -115,6 +115,8 @@ def need_columns(path: Path, existing: Sequence[str], wanted: Mapping[str, list[
     hint = f"did you mean {shorten(near)}? " if near else ""
     if path.suffix.lower() in CSV and any(";" in name or "\t" in name for name in existing):
         hint += "Its names hold another delimiter: set data.delimiter. "
+    if key == "data.columns.options":
+        hint += "If the questions are open, set data.columns.options=null. "
     names = clip(", ".join(map(str, existing)), 500)
     raise BadRowError(f"{path} has no column {shorten(column)} ({key}): {hint}Its columns are {names}")
 

@@ -28,7 +28,7 @@ def table(
     where: Mapping[Any, Any] | None = None,
     train_where: Mapping[Any, Any] | None = None,
     test_where: Mapping[Any, Any] | None = None,
-    questions: Include = "all",
+    questions: Include | None = None,
     rows: RowPolicy = STRICT,
     **split: Any,
 ) -> Questions:
@@ -66,7 +66,9 @@ class Table(MappedRows):
         path: the file; its suffix gives the format. Rows are numbered from 0, in CSV below the header.
         images: folder that image paths start from. Default: the folder of ``path``.
         delimiter, encoding: of CSV; see :func:`~medvlm_r1.data.formats.csv_rows.read_csv`.
-        columns, modality, name, where, questions, n, rows: as for :class:`MappedRows`.
+        questions: use those with options (``closed``), without (``open``) or ``all``. With ``open`` and ``all``
+            the file may lack the column of options. Default: all, and it may not.
+        columns, modality, name, where, n, rows: as for :class:`MappedRows`.
 
     Raises:
         BadRowError: also if the file lacks a column of the mapping or of ``where``, or no row is used.
@@ -82,7 +84,7 @@ class Table(MappedRows):
         delimiter: str | None = None,
         encoding: str = "utf-8-sig",
         where: RowFilter | None = None,
-        questions: Include = "all",
+        questions: Include | None = None,
         n: int | None = None,
         rows: RowPolicy = STRICT,
     ) -> None:
@@ -93,8 +95,10 @@ class Table(MappedRows):
         existing = dict.fromkeys(name for row in table_rows if isinstance(row, dict) for name in row)
         if path.suffix.lower() in PARQUET:  # the others were not read
             existing = pyarrow.parquet.read_schema(path).names
+        if questions in ("open", "all"):
+            wanted.pop("data.columns.options", None)
         if existing:
             need_columns(path, list(existing), wanted)
         root = ImageRoot(path.parent if images is None else images, rows.follow_links, volumes=rows.volumes)
         numbered = list(enumerate(table_rows))
-        super().__init__(path, numbered, columns, root, modality, name, where, questions, n, rows)
+        super().__init__(path, numbered, columns, root, modality, name, where, questions or "all", n, rows)

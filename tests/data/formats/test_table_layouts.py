@@ -309,6 +309,18 @@ def test_open_questions_that_cannot_be(tmp_path):
             mapped(tmp_path, row, **columns)
 
 
+def test_a_file_without_the_column_of_options(tmp_path):
+    rows = [{key: value for key, value in ROW.items() if key != "options"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(
+        BadRowError, match=r"no column 'options' .*open, set data\.columns\.options=null\. Its columns"
+    ):
+        Table(tmp_path / "a.json", Columns(), rows=UNCHECKED)
+    for columns, questions in [(Columns(options=None), None), (Columns(), "open"), (Columns(), "all")]:
+        (sample,) = Table(tmp_path / "a.json", columns, questions=questions, rows=UNCHECKED)
+        assert sample.is_open
+
+
 def test_settings_that_leave_nothing_are_named(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{**ROW, "options": None}] * 3))
     with pytest.raises(BadRowError, match=r"no row can be used \(3 left out by data\.questions=closed\)"):
