@@ -1,7 +1,7 @@
 """The mapping from a table's columns to the parts of a question."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ class Columns:
     slice: Column | None = None
     window: Column | None = None
     separator: str = "|"
+    _maps: dict[str, dict[str | None, Any]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.answer_is not in ("text", "letter", "index", "number"):
@@ -63,7 +64,7 @@ class Columns:
                 f"data.columns.answer_is is {self.answer_is!r}: use 'text', 'letter', 'index' (from 0) or "
                 "'number' (from 1)"
             )
-        maps: dict[str, dict[str | None, Any]] = {}
+        maps = {}
         for role in ROLES:
             column = getattr(self, role)
             several = isinstance(column, Sequence) and not isinstance(column, str) and len(column) > 0
@@ -150,4 +151,4 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
 
 OPTIONAL = ("options", "question_type", "group", "id", "slice", "window")
 LISTS = ("image", "options", "window")  # roles that may have several columns
-ROLES = tuple(f.name for f in fields(Columns) if f.name not in ("answer_is", "separator"))
+ROLES = tuple(f.name for f in fields(Columns) if f.name not in ("answer_is", "separator", "_maps"))

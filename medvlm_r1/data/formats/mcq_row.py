@@ -75,7 +75,7 @@ def read_row(
         if not options:
             answer = _checked_text(answer_text(row.get("answer")) or "")
         else:
-            answer = answer_letter(row["answer"], options) if "answer" in row else letter
+            answer = answer_letter(row["answer"], options) if "answer" in row else letter or ""
         sample = VQASample(
             id=name,
             images=images,

@@ -94,7 +94,7 @@ def option_texts(value: Any, separator: str = "") -> list[str]:
             f"options is {shorten(given)}, of which number {texts.index(None) + 1} is missing: give a list "
             "of non-empty texts"
         )
-    return texts
+    return [text for text in texts if text is not None]
 
 
 def _option(value: Any, given: Any) -> str | None:
@@ -144,7 +144,7 @@ def answer_letter(answer: Any, options: Sequence[str], remedy: str = "give an op
         BadRowError: no option, or more than one, has this text.
     """
     text = answer_text(answer)
-    if text in options:
+    if text is not None and text in options:
         return LETTERS[list(options).index(text)]
     keys = [_answer_key(option) for option in options]
     places = [i for i, key in enumerate(keys) if text is not None and key == _answer_key(text)]

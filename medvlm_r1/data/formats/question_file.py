@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
 from medvlm_r1.data.formats.values import text_or_none
@@ -227,8 +227,8 @@ def test_files(test: Mapping[Any, str]) -> dict[str, str]:
     Raises:
         ValueError: a name is empty, or two are equal as text.
     """
-    files = {text_or_none(name): str(path) for name, path in test.items()}
-    if None in files or len(files) < len(test):
+    files = {text_or_none(name) or "": str(path) for name, path in test.items()}
+    if "" in files or len(files) < len(test):
         raise ValueError(
             f"data.test has the names {', '.join(map(shorten, test))}: give each test set its own"
         )
@@ -258,8 +258,21 @@ def split_open(tests: Mapping[str, Sequence[VQASample]]) -> dict[str, Sequence[V
     return split
 
 
+@runtime_checkable
+class SkippedRows(Protocol):
+    """Rows of which some were skipped, such as :class:`QuestionFile` and :class:`ParsedRows`."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """One line for each skipped row."""
+
+    @property
+    def refused_images(self) -> list[tuple[str, tuple[ImageHandle, ...]]]:
+        """Line and images of each row skipped for another reason than its images."""
+
+
 def skipped_rows(
-    parts: Mapping[str, QuestionFile | ParsedRows],
+    parts: Mapping[str, SkippedRows],
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[ImageHandle, ...]], ...]]:
     """Return ``skipped`` and ``refused`` of :class:`~medvlm_r1.data.splits.Questions`, from files by part."""
     skipped = (line for rows in parts.values() for line in rows.skipped)

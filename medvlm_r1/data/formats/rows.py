@@ -58,7 +58,7 @@ def read_json(path: Path | zipfile.Path) -> list[Any]:
 
     A ``.json`` file may also hold lines, or an object whose only list is the rows (``{"data": [...]}``).
     """
-    is_lines = path.suffix.lower() in _JSON_LINES
+    is_lines, encoding = path.suffix.lower() in _JSON_LINES, "utf-8"
     if path.suffix.lower() in (*CSV, *PARQUET):
         raise BadRowError(f"{path} is no JSON file: data=table reads CSV and Parquet")
     try:

@@ -66,8 +66,8 @@ class Table(MappedRows):
         path: the file; its suffix gives the format. Rows are numbered from 0, in CSV below the header.
         images: folder that image paths start from. Default: the folder of ``path``.
         delimiter, encoding: of CSV; see :func:`~medvlm_r1.data.formats.csv_rows.read_csv`.
-        questions: use those with options (``closed``), without (``open``) or ``all``. With ``open`` and ``all``
-            the file may lack the column of options. Default: all, and it may not.
+        questions: use those with options (``closed``), without (``open``) or ``all``. With the last two
+            the file may lack the column of options; by default all are used, and it may not.
         columns, modality, name, where, n, rows: as for :class:`MappedRows`.
 
     Raises:

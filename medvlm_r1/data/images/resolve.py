@@ -14,7 +14,7 @@ from PIL import Image
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.images.dicom import DicomImage
 from medvlm_r1.data.images.dicom_header import is_dicom
-from medvlm_r1.data.images.embedded import ImageStore
+from medvlm_r1.data.images.embedded import ImageStore, ZipImage
 from medvlm_r1.data.images.nifti import SUFFIXES, NiftiImage
 from medvlm_r1.data.images.paths import entry_path, other_forms
 from medvlm_r1.data.images.volume import Volumes, picks, require
@@ -89,7 +89,7 @@ class ImageRoot:
         forms = other_forms(path)
         for form in (path, *forms) if forms else ():
             file = self.folder / form if self._archive is None else self._archive.handle(form)
-            if file.exists():
+            if isinstance(file, Path | ZipImage) and file.exists():
                 return form
         return path
 
