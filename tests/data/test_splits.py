@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from medvlm_r1.data.formats.columns import Columns
+from medvlm_r1.data.formats.hf_dataset import hf_dataset
 from medvlm_r1.data.formats.image_folder import image_folder
 from medvlm_r1.data.formats.mcq_json import mcq_json
 from medvlm_r1.data.formats.row_policy import RowPolicy
@@ -63,6 +64,10 @@ def n_of(option: str, files: Path, n: int, seed: int = 0):
         return mcq_json(train, tests, split_seed=seed, **sizes).train
     if option == "table":
         return table(train, tests, Columns(), split_seed=seed, **sizes).train
+    if option == "hf_dataset":
+        splits = {"train": "train.json", "test": "test.json"}
+        test = {"mri": "test"}
+        return hf_dataset(str(files), "train", test, Columns(), files=splits, split_seed=seed, **sizes).train
     if option == "image_folder":
         sizes |= {"labels": "labels.csv", "n_test": 20, "split_seed": seed}
         return image_folder(str(files / "labels"), "mri", **sizes).train
