@@ -125,7 +125,8 @@ class Audit:
             if leak.refused:
                 yield f"{leak.refused} refused {leak.target} rows show a copy of a {leak.source} image"
             if leak.same_group:
-                yield f"{leak.same_group} {leak.target} questions show another image of a {leak.source} group"
+                n = f"{leak.same_group} of {leak.n} {leak.target} questions"
+                yield f"a leak by group: {n} show a group (patient) of {leak.source} in another image"
             if leak.alike_group:
                 groups = " and ".join(map(shorten, leak.alike_group))
                 yield f"the groups {groups} of {leak.source} and {leak.target} may be one, spelt in two ways"

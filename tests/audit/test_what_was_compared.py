@@ -155,7 +155,10 @@ class TestGroups:
         result = findings(train, test)
         assert (result.leaks[0].questions, result.leaks[0].same_group) == (0, 1)
         assert result.leaks[0].alike_group == ("P 007", "p7")
-        assert "1 test questions show another image of a train group" in result.verdict
+        assert (
+            "a leak by group: 1 of 2 test questions show a group (patient) of train in another image"
+            in result.verdict
+        )
         assert "the groups 'P 007' and 'p7' of train and test may be one, spelt in two ways" in result.verdict
 
 
