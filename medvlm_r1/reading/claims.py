@@ -45,6 +45,7 @@ class _Clause:
 
     start: int = 0
     denies: bool = False
+    denied_at: int = 0  # end of the cue that denies
     drops: bool = False
     reason: bool = False
     concludes: bool = False
@@ -101,7 +102,7 @@ def _judge_one(text: str, mention: Mention, previous: Mention | None, clause: _C
 
 def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | None) -> None:
     """Change the state of the clause, and deny the mentions before a cue that works backwards."""
-    kind, word = cue.lastgroup, cue[0].lower()
+    kind, word, denied = cue.lastgroup, cue[0].lower(), clause.denies
     behind = clause.last or _before_conjunction(text, cue, clause)
     if kind == "denial" and word == "not" and _denies_behind(text, cue, clause, behind):
         kind = "negated_verb"  # "pneumonia not seen"
@@ -132,11 +133,14 @@ def _apply(text: str, cue: re.Match[str], clause: _Clause, following: Mention | 
         clause.last = None
     elif kind == "comma":
         clause.reason = clause.reason and not clause.conceded
-        clause.denies = clause.denies and _continues(text, cue, clause, following)
+        announced = text[clause.denied_at : cue.end()].strip() in (":", "answer:")  # "ruled out: A and B"
+        clause.denies = clause.denies and (announced or _continues(text, cue, clause, following))
     elif kind == "both" and clause.denies:
         clause.unlisted = True  # "A, C and D, ...": the list is complete
         if not _continues(text, cue, clause, following):
             clause.denies, clause.last = False, None
+    if clause.denies and not denied:
+        clause.denied_at = cue.end()
 
 
 def _speaks_of(text: str, mention: Mention, cue: re.Match[str], following: Mention | None) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medvlm_r1.reading.options import ANSWER_WORDS, find_options
+from medvlm_r1.reading.words import AFFIRMED
 
 UNKNOWN = -1  # index of a letter that is none of the question's
 
@@ -33,6 +34,7 @@ _FUNCTION_WORD = re.compile(
     r" (?:is|was|as|or|and|nor|because|since|for|due|but|seems|appears|fits|matches|would|rather|instead|can|"
     r"with|than|based|not|here|over|vs|versus|it)\b"
 )
+_REASON = re.compile(r" (?:because|since|as it)\b")
 _CALLED = re.compile(r"(?i:\b(?:option|choice|letter)|[选项择]) ?\(?$")
 _CALLED_SMALL = re.compile(
     r"(?i:\b(?:answer|option|choice|letter)(?: (?:is|would be|should be))?(?: option)?[ :=(]{1,3}|"
@@ -84,7 +86,9 @@ def _is_letter(text: str, start: int, end: int, options: int) -> bool:
     if _OTHER_BEFORE.search(before) or _OTHER_AFTER.match(text, end):
         return False
     if letter.islower():
-        return bool(_BRACKET.match(text, end) or (_CALLED_SMALL.search(before) and _CLOSED.match(text, end)))
+        goes_on = _CLOSED.match(text, end) or _REASON.match(text, end)
+        called = _CALLED_SMALL.search(before) and goes_on
+        return bool(_BRACKET.match(text, end) or called or (start == 0 and AFFIRMED.match(text, end)))
     if letter == "I":
         return options >= 9 and bool(_BRACKET.match(text, end) or re.match(r"[.:]|$", text[end : end + 1]))
     if letter == "A":
@@ -93,7 +97,7 @@ def _is_letter(text: str, start: int, end: int, options: int) -> bool:
     return True
 
 
-_LABEL = re.compile(r" ?[)\].:]{0,2} ?[-\u2013\u2014,(]? ?(?:(?:the|an?) )?")
+_LABEL = re.compile(r" ?[)\].:]{0,2} ?[-\u2013\u2014,(=]? ?(?:is for )?(?:(?:the|an?) )?")
 _LABEL_BEHIND = re.compile(r" ?[(\[] ?(?:option |choice )?")
 
 

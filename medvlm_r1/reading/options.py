@@ -90,6 +90,8 @@ def _spelling(name: str) -> str:
     after = r"(?:s|es)?(?![A-Za-z0-9_]|[.,]\d)" if re.search(r"[a-z]$", name) else ""
     if re.search(r"[0-9_]$", name):
         after = r"(?![A-Za-z0-9_]|[.,]\d)"
+    if name == "normal":
+        after += r"(?! (?:limits|range|size|shape|contours?|position)\b)"
     if name == "no":
         after = _ENDS_WORD
     if re.fullmatch(r"[^\x00-\u02ff]", name):  # one Chinese character is mostly part of another word

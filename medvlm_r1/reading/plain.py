@@ -24,6 +24,7 @@ _RULES = [
     (re.compile(r"[\u2018\u2019]"), "'"),
     (re.compile(r"(?<!\w)'|'(?!\w)|(?<!\w)_{1,3}|_{1,3}(?!\w)"), ""),
     (re.compile(r"(?m)^[ \t]{0,8}(?:#{1,6} |> ?|[-\u2022+] )"), ""),
+    (re.compile(r"(?i)(?<=option|choice|answer)[-_](?=[a-j]\b)"), " "),
     (re.compile(r"[^\S\n]+"), " "),
     (re.compile(r" ?\n[ \n]*"), "\n"),
 ]

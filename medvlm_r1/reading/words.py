@@ -52,7 +52,7 @@ _CUES = {
         (?:{VERB}{ADVERB})?(?:less likely|least likely|absent|wrong|incorrect|false|impossible|inconsistent)
         (?:{VERB}{ADVERB})?(?:incompatible|out(?= of the question)|out(?! of)|negative(?! for)|doubtful)
         (?:{VERB}{ADVERB})?(?:implausible|missing|lacking|considered|discussed|worse)
-        (?:{VERB}{ADVERB})?(?:resolved|dismissed|refuted|disproved)""",
+        (?:{VERB}{ADVERB})?(?:gone|cleared|resolved|dismissed|refuted|disproved)""",
         r"(?<=[:\-\u2013] )no(?=[.,;!\n)]|$)|(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对"
         "|不符合|不可能|[\u2717\u2718\u274c]",
     ),
@@ -123,10 +123,14 @@ _ANSWER_LINK = _any(
     """is|are|was|would|should|could|might|may|be|must|seems|appears|to|the|this|these|that|it|most|likely
     probably|possibly|definitely|clearly|therefore|thus|option|choice|letter|an?|correct|right|best|given|as
     follows|of|for|based|on|image|scan|question|in|my|i|think|believe|would|say|choose|select|answer|final
-    single|number|here|then|actually|indeed|certainly|simply""",
-    r"[\s:=>\-\u2013\u2014\u2192(\[,]|是|为|应该?|选择?项?|最可能的?|的",
+    single|number|here|then|actually|indeed|certainly|simply|with""",
+    r"[\s:=<>\-\u2013\u2014\u2192(\[,]|是|为|应该?|选择?项?|最可能的?|的",
 )
-ANSWER_CUE = _compiled(rf"(?:{_ANSWER})(?:{_ANSWER_LINK})*$")
+_FINDING = _any(
+    """(?:consistent|compatible|in keeping) with|(?:suggestive|indicative|typical|characteristic) of
+    diagnostic of|typical for|(?:points?|pointing) to"""
+)
+ANSWER_CUE = _compiled(rf"(?:{_ANSWER})(?:{_ANSWER_LINK})*$|(?:{_FINDING})(?: (?:an?|the))? ?\(?$")
 _PLURAL = r"(?<!options )(?<!choices )(?<!answers )"
 _CHOOSES = _any(
     rf"""choose|choosing|chosen?|select(?:ed|ing)?|pick(?:ed|ing)?|(?:go|going|went) (?:with|for)
@@ -176,9 +180,8 @@ _WEAK = _any(
 )
 RETRACTION = _compiled(f"(?P<strong>{_STRONG})|(?P<weak>{_WEAK})")
 
-OPENS = _compiled(
-    r"[^\w\n]{0,8}(?:(?:yes|ok|okay|sure|well|option|choice|answer|so|probably|likely|maybe|perhaps)\b[\s,:(]*)*"
-)
+_PREFACE = _any("yes|ok|okay|sure|well|option|choice|answer|so|probably|likely|maybe|perhaps")
+OPENS = _compiled(rf"[^\w\n]{{0,8}}(?:\d[.)] ?)?(?:(?:{_PREFACE})[\s,:(]*)*")
 DENYING = re.compile(r"\b(?:no|not|cannot|without)\b|n't\b")
 # Words of a question that turn the meaning of "no" around: "Is it normal?", "Is it free of lesions?"
 TURNED = re.compile(
