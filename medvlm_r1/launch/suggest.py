@@ -74,6 +74,10 @@ def suggest(error: Exception, known: DictConfig, folders: Sequence[Path]) -> str
         if any((folder / key[1]).is_dir() for folder in folders):
             added = re.search(r"use (\+\S+)", message)
             return f"{key[1]} has no default to override: add {added[1] if added else f'+{key[1]}=...'}"
+        new = re.match(r"Key '([^']+)' is not in struct", str(error.__cause__))
+        if new and OmegaConf.is_dict(OmegaConf.select(known, key[1], throw_on_missing=False)):
+            written = shlex.quote("+" + re.search(r"use (.+)", message)[1])
+            return f"{key[1]} has no {new[1]!r} to override: write {written} to add it"
         near = nearest(key[1], keys_of(OmegaConf.to_container(known)))
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
         return f"there is no key {shorten(key[1])} in the configuration: {hint}"
@@ -86,6 +90,15 @@ def suggest(error: Exception, known: DictConfig, folders: Sequence[Path]) -> str
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         hint = f"{group}=null leaves it out. " if name in ("none", "off", "false") else hint
         return f"{group} has no option {shorten(name)}: {hint}The options are {', '.join(options)}"
+    if override := re.match(r"Ambiguous value for argument '(.*?)'\n", message, re.DOTALL):
+        key, _, value = override[1].partition("=")
+        text, several = shlex.quote(f"{key}={_quoted(value)}"), shlex.quote(f"{key}=[{value}]")
+        return f"{key} has a comma: write {text} for one text, {several} for a list, or add -m for a job each"
+    if name := re.match(r"Interpolation key '([^']+)' not found", message):
+        return (
+            f"${{{name[1]}}} takes the value of a key, and there is none of that name: a variable of the "
+            f"environment is ${{oc.env:{name[1]}}}"
+        )
     return message
 
 

@@ -99,8 +99,10 @@ def check_values(path: str, values: Mapping[str, Any], target: Callable[..., Any
         if not all(map(_is_checked, kinds)) and isinstance(value, dict):
             continue
         if not any(_is(value, kind) for kind in kinds):
-            words = dict.fromkeys(word for kind in kinds for word in _words(kind))
-            raise ValueError(f"{key} is {value!r:.60}: it must be {' or '.join(words)}")
+            words = " or ".join(dict.fromkeys(word for kind in kinds for word in _words(kind)))
+            if str in kinds and isinstance(value, int | float):
+                words += f", in quotes if it looks like a number, such as '{key}=\"1e5\"'"
+            raise ValueError(f"{key} is {value!r:.60}: it must be {words}")
         allowed = range_of(target, name)
         numbers = value.items() if isinstance(value, Mapping) else [(None, value)]
         for part, number in numbers:

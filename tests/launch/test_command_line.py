@@ -1,17 +1,21 @@
 """What a user types first: names of other libraries, quoting, --help, --cfg, own configuration folders."""
 
+import re
 import shlex
+import subprocess
 import sys
 
 import pytest
 import yaml
-from command import run_here
+from command import ROOT, environment, run_here
 
 from medvlm_r1.launch.compose import UserError, compose_jobs
 from medvlm_r1.launch.help import KEYS, help_text
 from medvlm_r1.launch.reference import read_reference
 from medvlm_r1.launch.suggest import SYNONYMS
 from medvlm_r1.runs.places import CONF
+
+TINY = ["model=tiny", "data=phantom"]
 
 
 def printed_configuration(folder, *arguments):
@@ -77,6 +81,53 @@ def test_the_quotes_in_the_answer_are_the_ones_that_work(value, tmp_path):
     refused = run_here(tmp_path, f"data.root={value}", "data=slake", code=2).stderr
     (remedy,) = shlex.split(refused.partition("write ")[2].splitlines()[0])
     assert printed_configuration(tmp_path, "data=slake", remedy)["data"]["root"] == value
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("data.train=/é=1/my (a) #1, b.csv", "/é=1/my (a) #1, b.csv"),
+        ("data.train=a,b", "a,b"),
+        ("data.test={ct:/data/é.csv,mri:b#1 (2).csv}", {"ct": "/data/é.csv", "mri": "b#1 (2).csv"}),
+        ("data.test={ct:a,b.csv}", {"ct": "a,b.csv"}),
+        ("data.train=[é.csv,b c=1.csv]", ["é.csv", "b c=1.csv"]),
+    ],
+)
+def test_a_shell_takes_the_quotes_of_the_answer(typed, read, tmp_path):
+    key = typed.partition("=")[0]
+    others = {"data.train": "data.train=a.csv", "data.test": "data.test={ct:b.csv}"}
+    rest = ["data=table", *(other for name, other in others.items() if name != key)]
+    refused = run_here(tmp_path, *rest, typed, code=2).stderr.splitlines()[0]
+    remedy = re.split(r" for one text|, or put", refused.partition("write ")[2])[0]
+    script = f"{sys.executable} {ROOT / 'run.py'} {shlex.join(rest)} {remedy} --cfg job --resolve"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["data"][key.partition(".")[2]] == read
+
+
+def test_a_name_is_added_to_a_dictionary_of_an_option(tmp_path):
+    node = "{_target_: medvlm_r1.phantom.PhantomSource, modality: oct, n: 4, split: test}"
+    refused = run_here(tmp_path, *TINY, f"data.test={{oct: {node}}}", code=2).stderr
+    assert "data.test has no 'oct' to override" in refused
+    (remedy,) = shlex.split(refused.partition("write ")[2].partition(" to add it")[0])
+    assert list(printed_configuration(tmp_path, *TINY, remedy)["data"]["test"])[-1] == "oct"
+
+
+def test_a_text_that_looks_like_a_number_stands_in_quotes(tmp_path):
+    refused = run_here(tmp_path, *TINY, "method.name=1e5", code=2).stderr
+    assert "method.name is 100000.0: it must be a text" in refused
+    (remedy,) = shlex.split(refused.partition("such as ")[2].splitlines()[0])
+    assert printed_configuration(tmp_path, *TINY, remedy)["method"]["name"] == "1e5"
+
+
+def test_a_variable_of_the_environment_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    refused = run_here(tmp_path, "data=slake", "data.root=${SCRATCH}/x", "--cfg", "job", code=2).stderr
+    assert "environment is ${oc.env:SCRATCH}" in refused
+    cfg = printed_configuration(tmp_path, "data=slake", "data.root=${oc.env:SCRATCH}/x")
+    assert cfg["data"]["root"] == "/scratch/x"
 
 
 def test_a_refused_dictionary_shows_an_example_of_quotes(tmp_path):
