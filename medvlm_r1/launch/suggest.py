@@ -12,6 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from medvlm_r1.launch.reference import read_reference
+from medvlm_r1.runs.places import CONF
 from medvlm_r1.runs.renames import OPTIONS, renamed
 from medvlm_r1.runs.shorten import clip, shorten
 
@@ -79,6 +81,8 @@ def suggest(error: Exception, known: DictConfig, folders: Sequence[Path]) -> str
             written = shlex.quote("+" + re.search(r"use (.+)", message)[1])
             return f"{key[1]} has no {new[1]!r} to override: write {written} to add it"
         near = nearest(key[1], keys_of(OmegaConf.to_container(known)))
+        if not near and (options := options_with(key[1])):
+            return f"there is no key {shorten(key[1])} in the configuration: {options}"
         hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --cfg job prints every key"
         return f"there is no key {shorten(key[1])} in the configuration: {hint}"
     if option := re.search(r"Could not find '([^']+)'", message):
@@ -148,10 +152,27 @@ def nearest(key: str, known: list[str]) -> list[str]:
         k for k in SYNONYMS.get(word.lower(), ()) if any(n == k or n.startswith(f"{k}.") for n in known)
     ]:
         return other
+    if word.lower() in SYNONYMS:
+        return []  # a key of other options
     siblings = [name for name in known if name.startswith(group.split(".")[0] + ".")]
     words = get_close_matches(word, {name.rpartition(".")[2] for name in siblings}, n=1, cutoff=0.7)
     close = [name for name in siblings if name.rpartition(".")[2] in words]
     return list(dict.fromkeys(close + get_close_matches(key, known, n=3, cutoff=0.6)))[:3]
+
+
+def options_with(key: str) -> str | None:
+    """Name the options whose key another library calls ``key``; ``None`` if there are none."""
+    groups = read_reference(CONF).groups.values()
+    for meant in SYNONYMS.get(key.rpartition(".")[2].lower(), ()):
+        named = [
+            f"{option.group}={option.name}"
+            for group in groups
+            for option in group.options.values()
+            if any(f"{one.path}.".startswith(f"{meant}.") for one in option.keys)
+        ]
+        if named:
+            return f"{meant} is a key of {', '.join(named[:4])}"
+    return None
 
 
 def keys_of(node: Any, prefix: str = "") -> list[str]:

@@ -5,14 +5,16 @@ import shlex
 import subprocess
 import sys
 
+import hydra
 import pytest
 import yaml
 from command import ROOT, environment, run_here
+from omegaconf import OmegaConf
 
 from medvlm_r1.launch.compose import UserError, compose_jobs
 from medvlm_r1.launch.help import KEYS, help_text
 from medvlm_r1.launch.reference import read_reference
-from medvlm_r1.launch.suggest import SYNONYMS
+from medvlm_r1.launch.suggest import SYNONYMS, keys_of, nearest, options_with
 from medvlm_r1.runs.places import CONF
 
 TINY = ["model=tiny", "data=phantom"]
@@ -52,6 +54,44 @@ def test_every_synonym_names_a_key_that_exists():
     paths = [key.path.split(".") for option in options for key in option.keys]
     known = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
     assert {key for keys in SYNONYMS.values() for key in keys} <= known
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """Configurations with each method, each size of model and each way to train it."""
+    choices = [[*TINY, f"method={name}"] for name in read_reference(CONF).groups["method"].options]
+    choices += [[f"model={name}"] for name in ("qwen2_vl_2b", "qwen3_vl_8b_thinking")]
+    choices += [["peft=lora"], ["peft=qlora"], ["trainer=ddp"], ["data=table"], ["logger=wandb"]]
+    choices += [["rollout=vllm"], ["method=zero_shot", "model=endpoint"]]
+    configs = {}
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides in choices:
+            cfg = hydra.compose("config", overrides=overrides)
+            configs[" ".join(overrides)] = keys_of(OmegaConf.to_container(cfg))
+    return configs
+
+
+@pytest.mark.parametrize("name", SYNONYMS)
+def test_the_suggested_key_exists_whatever_is_chosen(name, chosen):
+    for overrides, known in chosen.items():
+        exist = {".".join(key.split(".")[:end]) for key in known for end in range(1, key.count(".") + 2)}
+        for typed in (name, f"method.{name}", f"trainer.{name}"):
+            near = nearest(typed, known)
+            assert set(near) <= exist, f"{overrides}: {typed}"
+            assert near or options_with(typed), f"{overrides}: {typed}"
+            assert set(near) <= set(SYNONYMS[name]), f"{overrides}: {typed}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        (["method=sft", "num_generations=8"], "method.sampling.group_size is a key of method=grpo"),
+        (["method=zero_shot", "lr=1e-6"], "method.optim.lr is a key of method=grpo, method=sft"),
+        (["lora_r=8"], "peft.adapter.r is a key of peft=lora"),
+    ],
+)
+def test_a_key_of_other_options_is_named_with_them(typed, answer, tmp_path):
+    assert answer in run_here(tmp_path, *TINY, *typed, code=2).stderr
 
 
 @pytest.mark.parametrize("plus", ["", "+"])
