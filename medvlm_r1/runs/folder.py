@@ -25,22 +25,38 @@ def run_name(*, _root_: DictConfig) -> str:
     """``<experiment>-<overrides>-seed<k>``; without a time, so the same command has the same name.
 
     Hydra reads the name without quotes: ``model=tiny`` becomes ``model_tiny``.
+    A job of a multirun always resumes: it keeps the folder that an earlier version named with ``=``.
     """
-    choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
+    name = _name(_root_)
+    if not _root_.get("sweep"):
+        return name
+    return _existing(Path(_root_.paths.outputs) / "sweeps" / str(_root_.sweep), name, _root_).name
+
+
+def _name(root: DictConfig, equals: bool = False) -> str:
+    """The name of a run; with ``equals``, as earlier versions wrote it."""
+    choices, overrides = root.hydra.runtime.choices, root.hydra.overrides.task
     keys = {o: re.split(r"[=@]", o.lstrip("+~"))[0] for o in overrides}
     named = [o for o, key in keys.items() if key not in UNNAMED and not key.startswith("logger.")]
     text = "-".join(sorted(o.lstrip("+") for o in named))
-    slug = re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII)
-    if len(slug) > 80 or not text.isascii():
-        slug = slug[:60] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{_root_.seed}"]))
+    slug = re.sub(r"[^\w.=+-]+" if equals else r"[^\w.+-]+", "_", text, flags=0 if equals else re.ASCII)
+    if len(slug) > 80 or not (equals or text.isascii()):
+        slug = slug[:60] + "-" + hashlib.sha256((slug if equals else text).encode()).hexdigest()[:8]
+    name = "-".join(filter(None, [choices.get("experiment", "default"), slug, f"seed{root.seed}"]))
     return name.replace("/", "_")  # of an experiment in a folder of experiments
+
+
+def _existing(parent: Path, name: str, root: DictConfig) -> Path:
+    """The run's folder in ``parent``: that of an earlier version, if there is one and none of this."""
+    folder, earlier = parent / name, parent / _name(root, equals=True)
+    return earlier if earlier.is_dir() and not folder.exists() else folder
 
 
 def new_run_folder(*, _root_: DictConfig) -> str:
     """Folder of a single run."""
     again = bool(_root_.overwrite or _root_.resume or _root_.ckpt_path)
-    return str(free_folder(Path(_root_.paths.outputs) / "runs" / run_name(_root_=_root_), again))
+    parent, name = Path(_root_.paths.outputs) / "runs", _name(_root_)
+    return str(free_folder(_existing(parent, name, _root_) if again else parent / name, again))
 
 
 def run_log(folder: str) -> str:

@@ -6,6 +6,9 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from unittest import mock
 
 import pytest
 import torch
-from command import ROOT, python, run_here
+from command import ROOT, environment, python, run_here
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -384,6 +387,32 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_later(number, code, tmp_path
     assert status_of(run) == UNFINISHED
     run_here(tmp_path, *command)
     assert status_of(run) == FINISHED
+
+
+def test_ctrl_c_in_a_terminal_ends_the_step(tmp_path):
+    """The terminal sends SIGINT to all processes of the command, and so to the workers of the data loader."""
+    command = [
+        sys.executable,
+        ROOT / "run.py",
+        *COMMAND,
+        "data.train.n=400",
+        "workers=1",
+        "hydra.run.dir=out",
+    ]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), start_new_session=True, **pipes)
+    for _ in range(600):
+        if process.poll() is not None or (tmp_path / "out/rollouts/step-2.jsonl").exists():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    remedy = "stopped: the same command with resume=auto continues from the newest checkpoint"
+    assert printed.splitlines()[-1] == remedy
+    last = torch.load(tmp_path / "out/checkpoints/last.ckpt", weights_only=True)
+    assert last["medvlm_r1_step"] >= 3
 
 
 @pytest.mark.usefixtures("in_the_foreground")

@@ -38,6 +38,33 @@ def test_names_are_safe_for_a_file_system():
     assert "/" not in name("data.train=/a/b c.json", "data.test={mri:/x.json}")
 
 
+@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
+def test_a_folder_that_an_earlier_version_named_is_found(long, tmp_path):
+    """Its names held ``=``, and a hash of another text if they were long."""
+    task = [
+        "audit=null",
+        "data.train.n=16",
+        *(f"data.test.{c}.n=4444444444" for c in ("ct", "mri", "xray") if long),
+    ]
+    name = "audit=null-data.train.n=16"
+    if long:
+        name = "audit=null-data.test.ct.n=4444444444-data.test.mri.n=4444444-61fc0b29"
+    root = {"hydra": {"runtime": {"choices": {}}, "overrides": {"task": task}}, "seed": 0, "sweep": None}
+    root |= {"paths": {"outputs": str(tmp_path)}, "overwrite": False, "resume": "auto", "ckpt_path": None}
+    cfg = OmegaConf.create(root)
+    for parent, changes in (("runs", {}), ("sweeps/s", {"sweep": "s"})):
+        cfg = OmegaConf.create(root | changes)
+        old = tmp_path / parent / f"default-{name}-seed0"
+        (old / "checkpoints").mkdir(parents=True)
+        found = folder.new_run_folder if parent == "runs" else folder.run_name
+        assert found(_root_=cfg).endswith(old.name)
+    cfg = OmegaConf.create(root | {"resume": None})  # a new run
+    assert "=" not in folder.new_run_folder(_root_=cfg)
+    new = tmp_path / "runs" / folder._name(cfg)
+    new.mkdir()
+    assert folder.new_run_folder(_root_=OmegaConf.create(root)) == str(new)
+
+
 def test_a_used_folder_is_left_alone(tmp_path):
     wanted = tmp_path / "run"
     assert folder.free_folder(wanted, reuse=False) == wanted
