@@ -29,18 +29,18 @@ class RunLength:
     updates_per_step: int
 
 
-def total_steps(per_epoch: int, max_epochs: int, max_updates: int, updates_per_step: int) -> int:
+def total_steps(per_epoch: int, max_epochs: int | None, max_updates: int, updates_per_step: int) -> int:
     """Steps of a run that ends after ``max_epochs``, or within the step of update ``max_updates``.
 
     Lightning looks at its limits between two steps, so the last step takes all of its updates.
 
     Args:
-        max_epochs, max_updates: -1 is no limit, but not of both.
+        max_epochs, max_updates: -1 is no limit, but not of both; so is ``None`` epochs.
     """
     if max_updates == -1:
         return per_epoch * max_epochs
     steps = math.ceil(max_updates / updates_per_step)
-    return steps if max_epochs == -1 else min(steps, per_epoch * max_epochs)
+    return steps if max_epochs in (None, -1) else min(steps, per_epoch * max_epochs)
 
 
 def run_length(config: Mapping[str, Any], questions: int, prompts_per_step: int) -> RunLength:

@@ -99,7 +99,7 @@ def test_a_limit_is_rounded_up_to_whole_steps():
         *(0, 1, 1, 2),
         *(10, 10, 10, 10),
     ]
-    assert total_steps(5, -1, 99, 2) == math.ceil(99 / 2)
+    assert total_steps(5, -1, 99, 2) == total_steps(5, None, 99, 2) == math.ceil(99 / 2)
 
 
 def test_a_plan_counts_steps(tmp_path):
