@@ -1,14 +1,14 @@
-"""Fields of the rows of published sets: text, options, modality, yes/no answers, the gold option's letter.
+"""Fields of the rows of published sets: text, options, modality, yes/no answers.
 
 An unusable field raises a BadRowError, to which the caller adds file and row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from medvlm_r1.data.formats.mcq_row import modality_of
 from medvlm_r1.data.formats.values import text_or_none
-from medvlm_r1.data.sample import LETTERS, BadRowError, match_key
+from medvlm_r1.data.sample import LETTERS, BadRowError
 from medvlm_r1.runs.shorten import shorten
 
 YES_NO = ("yes", "no")
@@ -56,25 +56,6 @@ def yes_no_letter(answer: str) -> str | None:
     """Return the letter of a yes/no answer among :data:`YES_NO`; ``None`` for any other answer."""
     plain = answer.strip().lower().removesuffix(".")
     return LETTERS[YES_NO.index(plain)] if plain in YES_NO else None
-
-
-def letter_of(answer: Any, options: Sequence[str]) -> str:
-    """Return the letter of the option whose text is the answer, else of the only one that has its words.
-
-    The second comparison ignores case, repeated space and a final full stop.
-    """
-    for spelt in (str.strip, _words):
-        places = [i for i, option in enumerate(options) if spelt(option) == spelt(str(answer))]
-        if len(places) == 1:
-            return LETTERS[places[0]]
-    raise BadRowError(
-        f"answer {shorten(answer)} is not one of the options {shorten(list(options), 200)}: "
-        "give an option's text"
-    )
-
-
-def _words(text: str) -> str:
-    return match_key(text).removesuffix(".").rstrip()
 
 
 def includes(questions: Include, is_open: bool) -> bool:

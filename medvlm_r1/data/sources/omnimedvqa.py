@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from medvlm_r1.data.formats.options import answer_letter
 from medvlm_r1.data.formats.question_file import ParsedRows, concatenate, parse_rows, require_rows
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import VQASample
-from medvlm_r1.data.sources.fields import known_modality, letter_of, lettered_options, text_of
+from medvlm_r1.data.sources.fields import known_modality, lettered_options, text_of
 from medvlm_r1.data.sources.med_r1 import task_of
 from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.data.splits import Questions, draw, hold_out, split_by_image
@@ -116,7 +117,7 @@ def _read(path: Any, images: ImageStore, rows: RowPolicy) -> ParsedRows:
             images=(images.handle(image),),
             question=question,
             options=options,
-            answer=letter_of(text_of(row, "gt_answer"), options),
+            answer=answer_letter(text_of(row, "gt_answer"), options),
             modality=known_modality(row, "modality_type" if "modality_type" in row else "modality"),
             question_type=task_of(text_of(row, "question_type")),
             source=text_of(row, "dataset"),

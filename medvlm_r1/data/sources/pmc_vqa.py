@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medvlm_r1.data.formats.options import answer_letter
 from medvlm_r1.data.formats.question_file import ParsedRows, parse_rows
 from medvlm_r1.data.formats.values import text_or_none
 from medvlm_r1.data.images.embedded import ImageStore
 from medvlm_r1.data.sample import LETTERS, BadRowError, VQASample
-from medvlm_r1.data.sources.fields import letter_of, lettered_options, text_of
+from medvlm_r1.data.sources.fields import lettered_options, text_of
 from medvlm_r1.data.sources.locate import need_files
 from medvlm_r1.data.sources.published_set import PublishedSet
 from medvlm_r1.data.splits import Questions
@@ -97,7 +98,7 @@ def _letter(row: dict[str, Any], options: tuple[str, ...], letters: dict[str, st
     if label not in letters:
         if "answerlabel" in row or label in tuple("ABCD"):
             raise BadRowError(f"the answer's letter is {shorten(label)}: give one of {', '.join(letters)}")
-        return letter_of(label, options)
+        return answer_letter(label, options)
     letter = letters[label]
     if text != label and text in options and LETTERS[options.index(text)] != letter:
         raise BadRowError(f"label {label} disagrees with the answer {shorten(text)}, which is another option")

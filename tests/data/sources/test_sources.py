@@ -290,7 +290,7 @@ def test_omnimedvqa_mistakes(tmp_path):
     rows[3]["gt_answer"] = "Spleen"
     del rows[5]["question"]
     path.write_text(json.dumps(rows))
-    with pytest.raises(BadRowError, match=r"MRI\.json row 3: answer 'Spleen' is not one of the options"):
+    with pytest.raises(BadRowError, match=r"MRI\.json row 3: answer 'Spleen' is not among the options"):
         option("omnimedvqa", **root, rows={"on_bad_row": "fail"})
     skipped = option("omnimedvqa", **root, n_validation=2).skipped
     assert ["row 3" in skipped[0], "row 5: column 'question' is missing" in skipped[1]] == [True, True]
