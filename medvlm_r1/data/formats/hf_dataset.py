@@ -81,11 +81,11 @@ class HFSplits:
     def __init__(
         self, path: str, splits: "Mapping[str, datasets.Dataset]", images: str | None, rows: RowPolicy
     ) -> None:
-        self.path, self.splits = path, splits
+        self.path, self.splits = path.rstrip("/") or path, splits
         self.root = _Root(path, images, rows)
         self._rows = ArrowRows()
 
-    def range(self, spec: str) -> tuple[str, range]:
+    def find(self, spec: str) -> tuple[str, range]:
         """Return the split and the rows of ``train``, ``train[:100]`` or ``train[80%:]``.
 
         Raises:
@@ -140,7 +140,7 @@ class HFDataset(MappedRows):
         n: int | None = None,
         rows: RowPolicy = STRICT,
     ) -> None:
-        split, numbers = splits.range(spec)
+        split, numbers = splits.find(spec)
         place, wanted = Path(f"{splits.path}[{split}]"), wanted_columns(columns, where)
         need_columns(place, list(all_columns(splits.splits[split].features)), wanted)
         as_number = columns.named.get("answer", []) if columns.answer_is in ("index", "number") else []

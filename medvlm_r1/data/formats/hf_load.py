@@ -95,14 +95,15 @@ def _from_folder(folder: Path, name: str | None, files: Files | None) -> Splits:
     import datasets
 
     if files is None and (folder / "dataset_dict.json").is_file():
-        return _guarded(folder, lambda: datasets.load_from_disk(str(folder)))
+        return _guarded(folder, lambda: datasets.load_from_disk(str(folder), keep_in_memory=False))
     if files is None and (folder / "state.json").is_file():
-        whole = _guarded(folder, lambda: datasets.load_from_disk(str(folder)))
+        whole = _guarded(folder, lambda: datasets.load_from_disk(str(folder), keep_in_memory=False))
         return {str(whole.split or "train"): whole}
     saved = sorted(child for child in folder.iterdir() if (child / "state.json").is_file())
     if files is None and saved:
         return {
-            child.name: _guarded(child, lambda c=child: datasets.load_from_disk(str(c))) for child in saved
+            child.name: _guarded(child, lambda c=child: datasets.load_from_disk(str(c), keep_in_memory=False))
+            for child in saved
         }
     _need_shards(folder)
     return _load(str(folder.absolute()), str(folder), name=name, data_files=_patterns(files))
@@ -202,7 +203,7 @@ def _load(path: str, shown: str, **settings: Any) -> Splits:
     import datasets
 
     settings = {key: value for key, value in settings.items() if value is not None}
-    splits = _guarded(shown, lambda: datasets.load_dataset(path, **settings))
+    splits = _guarded(shown, lambda: datasets.load_dataset(path, keep_in_memory=False, **settings))
     pyarrow.default_memory_pool().release_unused()  # a conversion reads row groups as a whole
     for origin in next(iter(splits.values())).info.download_checksums or ():
         if match := re.search(r"@([0-9a-f]{40})/", origin):
@@ -221,7 +222,8 @@ def _guarded(shown: str | Path, load: Any) -> Any:
         cause = error.__cause__ or error
         raise BadRowError(
             f"data.path={shown} cannot be read ({type(cause).__name__}: {clip(str(cause))}): a file is "
-            "damaged, or its files have different columns; name files of one kind: data.files={train: X}"
+            "damaged, or its rows differ in type: name files of one kind, data.files={train: X}; data=table "
+            "names the row of a JSON or CSV file"
         ) from error
     except PermissionError as error:
         raise PermissionError(

@@ -28,18 +28,24 @@ class ArrowImage(EmbeddedImage):
     A process maps the file into memory on its first image. Reading an image reads its bytes alone.
 
     Attributes:
-        name: data set, split, row and column, e.g. ``ORG/NAME/train/12/image``.
+        data: data set and split, e.g. ``ORG/NAME/train``.
+        number: number of the row in the split, from 0.
         file: the Arrow file, in the cache of ``datasets`` or a folder of ``save_to_disk``.
         row: number of the row in that file, from 0.
         place: the column, then the fields and list positions below it.
         digest: SHA-256 of the bytes when the file was first read.
     """
 
-    name: str = field(compare=False)
+    data: str = field(compare=False)
+    number: int = field(compare=False)
     file: str
     row: int
     place: tuple[str | int, ...]
     digest: str = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        return "/".join(map(str, (self.data, self.number, *self.place)))
 
     def read(self) -> bytes:
         column, *steps = self.place
@@ -47,7 +53,9 @@ class ArrowImage(EmbeddedImage):
             value = open_arrow(self.file, os.getpid())[self.row].column(column)[0]
             for step in steps:
                 value = value[step]
-            return image_buffer(value).to_pybytes()
+            if (buffer := image_buffer(value)) is None:
+                raise LookupError("it is empty there")
+            return buffer.to_pybytes()
         except (OSError, pyarrow.ArrowException, LookupError, AttributeError) as error:
             raise BadRowError(
                 f"image {self.name} cannot be read from {self.file} ({error!s:.200})"
@@ -63,7 +71,7 @@ def image_buffer(value: Any) -> pyarrow.Buffer | None:
 
 # A forked worker maps the file itself, as for archives.
 @functools.lru_cache(maxsize=64)
-def open_arrow(file: str, process: int) -> "datasets.Dataset":
+def open_arrow(file: str, process: int) -> Any:
     """Return the rows of an Arrow file as Arrow tables, mapped into memory; nothing is decoded."""
     import datasets
 
@@ -108,7 +116,7 @@ class ArrowRows:
         tables = rows.select_columns(tops).with_format("arrow")
         numbers = range(len(rows)) if numbers is None else numbers
         for first in range(numbers.start, numbers.stop, _BATCH):
-            table = tables[first : min(first + _BATCH, numbers.stop)]
+            table: Any = tables[first : min(first + _BATCH, numbers.stop)]  # of pyarrow
             texts = {
                 column: table.column(steps[0]).to_pylist()
                 for column, (steps, feature) in found.items()
@@ -135,8 +143,7 @@ class ArrowRows:
     ) -> ArrowImage:
         digest = hashlib.sha256(buffer).hexdigest()
         if digest not in self._first:
-            full = "/".join(map(str, (name, number, *place)))
-            self._first[digest] = ArrowImage(full, *place_of(number), place, digest)
+            self._first[digest] = ArrowImage(name, number, *place_of(number), place, digest)
         return self._first[digest]
 
 

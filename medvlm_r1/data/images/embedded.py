@@ -21,7 +21,10 @@ from medvlm_r1.runs.shorten import shorten
 class EmbeddedImage:
     """An image inside another file."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Stable identifier of the image, used in traces and reports."""
+        raise NotImplementedError
 
     def load(self) -> Image.Image:
         """Read and decode the stored bytes; see :func:`~medvlm_r1.data.images.decode.decode`.

@@ -72,7 +72,7 @@ class ImageRoot:
         if self._archive is None:
             images = tuple(image_handles(entry, self.folder, self.volumes))
         else:
-            images = (self._member(entry),)
+            images = (self._member(self._archive, entry),)
         if isinstance(given, str):
             self._handles[given] = images
         return images
@@ -118,7 +118,7 @@ class ImageRoot:
                 )
         return f"{file.name}-{zlib.crc32(os.fsencode(real)):08x}"
 
-    def _member(self, entry: Any) -> ImageHandle:
+    def _member(self, archive: ImageStore, entry: Any) -> ImageHandle:
         """Return an image in the archive, whose DICOM and NIfTI files are not read."""
         path, settings = Path(entry_path(entry)), isinstance(entry, dict) and set(entry) - {"path"}
         if settings or path.name.lower().endswith((*SUFFIXES, *_DICOM_SUFFIXES)):
@@ -127,7 +127,7 @@ class ImageRoot:
                 f"image {shorten(entry)} {what} in an archive, where only other images are read, as a whole: "
                 f"unpack {self.folder} and set {self.key} to the folder"
             )
-        return self._archive.handle(path.as_posix())
+        return archive.handle(path.as_posix())
 
     def _real_path(self, file: Path) -> str:
         """Return the path without symbolic links; those of its folder are cached."""

@@ -24,7 +24,6 @@ from medvlm_r1.data.formats.question_file import (
     plain_stem,
     raise_first,
     require_rows,
-    skipped_rows,
 )
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.formats.rows import read_json
@@ -56,8 +55,8 @@ def medvlm_r1(
         read(part, n_train=n_train, n_validation=n_validation) for part in ("train", "validation")
     )
     tests = {name: read("test", name) for name in SUBSETS}
-    skipped, _ = skipped_rows({"train": train, "validation": validation, **tests})
-    _, refused = skipped_rows({"train": train})
+    skipped = [line for part in (train, validation, *tests.values()) for line in part.skipped]
+    refused = tuple(("train", *row) for row in train.refused_images)
     for name, part in {"bundle": train, "test file": tests["mri"]}.items():
         if part.unusable:
             log_skipped(f"data, {name}", part.unusable)

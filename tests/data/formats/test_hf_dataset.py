@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pandas
 import published
 import pyarrow.parquet
 import pytest
@@ -125,6 +126,59 @@ def test_layouts(tmp_path, layout):
     first = questions.test["vqa"][3]
     assert first.id == "vqa-3"
     assert first.images[0].name == f"{folder}/test/3/image"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_image_folder_with_metadata(tmp_path, kind):
+    """The library's image folder whose questions are in a file beside the images."""
+    for part, numbers in (("train", range(12)), ("test", range(20, 24))):
+        published.write_pictures(tmp_path / f"set/{part}", [f"scans/{i}.png" for i in range(24)])
+        made = rows(numbers, options=lambda i: "lung|liver|brain")
+        made = [{"file_name": f"scans/{i}.png"} | row for i, row in zip(numbers, made, strict=True)]
+        table = pandas.DataFrame(made).drop(columns="image")
+        if kind == "csv":
+            table.to_csv(tmp_path / f"set/{part}/metadata.csv", index=False)
+        else:
+            table.to_json(tmp_path / f"set/{part}/metadata.jsonl", orient="records", lines=True)
+    questions = load(f"{tmp_path}/set/")
+    assert pixels(questions.test["vqa"][1]) == [shown(21)]
+    assert questions.test["vqa"][1].options == ("lung", "liver", "brain")
+
+
+def test_two_processes_convert_at_once(tmp_path):
+    write(both(), tmp_path / "set", "parquet")
+    code = "from medvlm_r1.data.formats.hf_load import load_splits; print(len(load_splits('set')['train']))"
+    home = environment(HF_HOME=str(tmp_path / "home"), HF_DATASETS_CACHE=str(tmp_path / "home/datasets"))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, env=home, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    assert [process.communicate()[0] for process in started] == ["12\n"] * 3
+
+
+def test_columns_that_pandas_wrote(tmp_path):
+    """Categories, large types and nullable integers are what they say."""
+    for part, numbers in (("train", range(12)), ("test", range(20, 24))):
+        table = pandas.DataFrame(rows(numbers)).assign(number=[i % 3 for i in numbers], patient=[*numbers])
+        table["kind"] = pandas.Categorical(["CT" if i % 2 else "MRI" for i in numbers])
+        table["patient"] = table["patient"].astype("Int64").where(table["patient"] % 5 > 0)
+        (tmp_path / "set").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / f"set/{part}.parquet")
+    columns = {"modality": "kind", "group": "patient", "answer": "number", "answer_is": "index"}
+    questions = load(tmp_path / "set", columns=columns)
+    assert [s.modality for s in questions.test["vqa"]] == ["mri", "ct"] * 2
+    assert [s.answer for s in questions.test["vqa"]] == ["C", "A", "B", "C"]
+    assert [s.image_group for s in questions.test["vqa"]][1:] == ["21", "22", "23"]
+    assert len(questions.test["vqa"][0].image_group) == 16
+    assert pixels(questions.test["vqa"][1]) == [shown(21)]
+
+
+def test_a_set_is_never_loaded_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 1 << 40)
+    for layout in ("parquet", "save_to_disk"):
+        assert load(write(both(), tmp_path / layout, layout)).train
 
 
 def test_one_split_that_save_to_disk_wrote_is_split_by_rows(tmp_path):
