@@ -7,7 +7,7 @@ from typing import IO, cast
 
 import numpy as np
 from jaxtyping import Float, Real
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile as PillowFile
 
 from medvlm_r1.data.images.depth import colour_samples, grey_samples, is_16_bit_colour, use_8_bit_palette
@@ -100,9 +100,6 @@ def _as_rgb(opened: PillowFile, file: Path | BufferedIOBase, frame: int) -> Imag
         return _on_white(values[..., None], None if transparent is None else (values != transparent) * 1.0)
     use_8_bit_palette(opened)
     upright = ImageOps.exif_transpose(opened)
-    if upright.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(upright)
     if upright.mode == "La":  # alpha already multiplied in
         upright = upright.convert("LA")
     if "A" in upright.getbands() or "a" in upright.getbands() or transparent is not None:
