@@ -56,6 +56,8 @@ def match_key(text: str) -> str:
 
 def near_duplicates(options: Sequence[str]) -> tuple[str, str] | None:
     """Return the first two options that are equal by :func:`match_key`; ``None`` if all differ."""
+    if len({match_key(option) for option in options}) == len(options):
+        return None
     first: dict[str, str] = {}
     for option in options:
         if (known := first.setdefault(match_key(option), option)) is not option:

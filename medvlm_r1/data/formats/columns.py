@@ -107,12 +107,14 @@ class Columns:
             BadRowError: the map of the role lacks the value.
         """
         column = getattr(self, role)
-        if isinstance(column, Mapping):
-            return column["value"] if "value" in column else self._mapped(row, role, column["column"])
+        if column is None:
+            return None
         if isinstance(column, str):
             value = row.get(column)
             return None if is_missing(value) else value
-        values = [None if is_missing(row.get(name)) else row[name] for name in column or ()]
+        if isinstance(column, Mapping):
+            return column["value"] if "value" in column else self._mapped(row, role, column["column"])
+        values = [None if is_missing(row.get(name)) else row[name] for name in column]
         while values and values[-1] is None:  # a question with fewer options than there are columns
             values.pop()
         return values or None

@@ -149,9 +149,7 @@ def read_table_row(
         else:
             converted["answer"] = _open_answer(value["answer"], columns)
         if not modality:
-            remedy = "give it with data.columns.modality={column: C, map: {SPELLING: ct}}, or {value: ct}"
-            what = f"modality (column {columns.names('modality')})"
-            modality = modality_of(value["modality"], what, remedy)
+            modality = _modality(value["modality"], columns)
         if (own := id_or_none(value["id"])) is not None:
             id = f"{name}-{own}"
         return read_row(converted, id, source, root, modality, may_be_open=True)
@@ -183,6 +181,14 @@ def _entries(row: dict, columns: Columns) -> list[Any] | None:
     return [with_settings(entry, slice, window) for entry in entries]
 
 
+def _modality(value: Any, columns: Columns) -> str:
+    try:
+        return modality_of(value)
+    except BadRowError:  # which names the papers' column and setting
+        remedy = "give it with data.columns.modality={column: C, map: {SPELLING: ct}}, or {value: ct}"
+        return modality_of(value, f"modality (column {columns.names('modality')})", remedy)
+
+
 def _open_answer(answer: Any, columns: Columns) -> str | None:
     if columns.answer_is != "text":
         raise BadRowError(
@@ -193,8 +199,7 @@ def _open_answer(answer: Any, columns: Columns) -> str | None:
 
 
 def _letter(answer: Any, columns: Columns, options: list[str]) -> str:
-    n, column = len(options), columns.names("answer")
-    text = answer_text(answer)
+    n, text = len(options), answer_text(answer)
     if columns.answer_is == "text":
         remedy = "give an option's text"
         if letter_in(text) in tuple(LETTERS[:n]):
@@ -206,15 +211,15 @@ def _letter(answer: Any, columns: Columns, options: list[str]) -> str:
         if (letter := letter_in(text)) in tuple(LETTERS[:n]):
             return letter
         raise BadRowError(
-            f"{column} is {shorten(answer)}: give one of the letters {', '.join(LETTERS[:n])} "
-            "(data.columns.answer_is=letter)"
+            f"{columns.names('answer')} is {shorten(answer)}: give one of the letters "
+            f"{', '.join(LETTERS[:n])} (data.columns.answer_is=letter)"
         )
     first = 0 if columns.answer_is == "index" else 1
     number = id_or_none(text)
     position = int(number) - first if number and number.isdecimal() and len(number) < 4 else -1
     if not 0 <= position < n:
         raise BadRowError(
-            f"{column} is {shorten(answer)}: give a number from {first} to {n - 1 + first} "
+            f"{columns.names('answer')} is {shorten(answer)}: give a number from {first} to {n - 1 + first} "
             f"(data.columns.answer_is={columns.answer_is})"
         )
     return LETTERS[position]

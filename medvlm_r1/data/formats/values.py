@@ -32,7 +32,8 @@ def text_or_none(value: Any) -> str | None:
     Raises:
         BadRowError: the value is bytes that are no UTF-8 text.
     """
-    value = _plain(value)
+    if not isinstance(value, str):  # most values are text
+        value = _plain(value)
     if value is None:
         return None
     if isinstance(value, str):
@@ -60,6 +61,8 @@ def id_or_none(value: Any) -> str | None:
 
 def is_missing(value: Any) -> bool:
     """Whether a value of any container stands for nothing, as an empty list or object does."""
+    if value is None or isinstance(value, str):
+        return text_or_none(value) is None
     if isinstance(value, list | tuple):
         return not value
     if isinstance(value, Mapping):
