@@ -14,6 +14,7 @@ FRAMES = "hold several frames, of which one is shown"
 VOLUMES = "hold several times, b-values or echoes, of which one is shown"
 LEFT_OUT = "are folders of which files are left out"
 GAP = "are series with a gap"
+NUMBERED = "are series in the order of InstanceNumber, since images lack a position"
 
 
 class Note(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from medvlm_r1.data.images.dicom_header import Slice
-from medvlm_r1.data.images.notes import GAP, VOLUMES, Note
+from medvlm_r1.data.images.notes import GAP, NUMBERED, VOLUMES, Note
 from medvlm_r1.data.sample import BadRowError
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def order_slices(images: list[PlacedSlice], volume: int, notes: Sequence[Note] =
             raise BadRowError(
                 f"has one volume, 0, not {volume}, since not every image has a position: set volume"
             )
+        placed = sum(image.value("ImagePositionPatient") is not None for image in images)
+        if placed and not one_file:
+            notes = (*notes, Note(NUMBERED, f"{len(images) - placed} of {len(images)} have no position"))
         return Series([image.slice for image in _by_number(images)], tuple(notes))
     along, stacks = order
     chosen, more = _one_volume(images, stacks, volume)

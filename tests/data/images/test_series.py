@@ -16,7 +16,7 @@ from pydicom.uid import (
 )
 
 from medvlm_r1.data.images.dicom import DicomImage
-from medvlm_r1.data.images.notes import BLANK, GAP, LEFT_OUT, VOLUMES, notes_of
+from medvlm_r1.data.images.notes import BLANK, GAP, LEFT_OUT, NUMBERED, VOLUMES, notes_of
 from medvlm_r1.data.images.resolve import is_dicom_file
 from medvlm_r1.data.images.series import read_series
 from medvlm_r1.data.sample import BadRowError
@@ -183,6 +183,7 @@ class TestSpace:
         del header.ImagePositionPatient
         header.save_as(folder / "d")
         assert values(folder, 5) == [40, 30, 20, 10, 0]
+        assert notes(folder) == {NUMBERED: "1 of 5 have no position"}
         with pytest.raises(
             BadRowError, match="has one volume, 0, not 1, since not every image has a position"
         ):
