@@ -148,7 +148,9 @@ def _speaks_of(text: str, mention: Mention, cue: re.Match[str], following: Menti
     if mention.reply:
         return False
     between = text[mention.end : cue.start()]
-    if "," in between and (_PRONOUN.search(between) or not _IS.match(cue[0].lower())):
+    if "," in between and (
+        _PRONOUN.search(between) or not (_IS.match(cue[0].lower()) or cue[0].lower() == "no")
+    ):
         return False
     if cue.lastgroup == "passive":
         return True

@@ -87,7 +87,7 @@ def _spelling(name: str) -> str:
         r"(?<=\d)(?:\[-\\u2013\\s\])?(?=(?:mm|cm|ml|kg|mg|years?)$)", r"\\s?", body
     )  # "2.5cm" is "2.5 cm"
     before = r"(?<![A-Za-z0-9_])(?<!\d\.)(?<!\bnon[- ])" if re.match(r"[a-z0-9_]", name) else ""
-    after = r"(?:s|es)?(?![A-Za-z0-9_]|[.,]\d)" if re.search(r"[a-z]$", name) else ""
+    after = r"(?:s|es)?(?![A-Za-z0-9_]|[.,]\d|-free\b)" if re.search(r"[a-z]$", name) else ""
     if re.search(r"[0-9_]$", name):
         after = r"(?![A-Za-z0-9_]|[.,]\d)"
     if name == "normal":

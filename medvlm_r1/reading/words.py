@@ -33,13 +33,15 @@ _FITS = _joined(
     """be|fit|match|explain|suit|seem|make|best|say|choose|go|answer|work|select|pick|also|not|indicate|suggest
     account"""
 )
-_ELSEWHERE = "larger|smaller|brighter|darker|located|found|on|in|seen|visible|expected|displaced|enlarged"
+_ELSEWHERE = (
+    "larger|smaller|brighter|darker|located|found|on|in|seen|visible|expected|displaced|enlarged|unusual"
+)
 
 # Cue -> pattern, in the order in which they are tried at one place.
 _CUES = {
     "harmless": _any(
         r"""no doubts?|without (?:any )?doubts?|not any doubts?
-        not (?:only|just|sure|certain|clear|\w+ (?:sure|certain|clear))
+        not (?:only|just)|not (?:\w+ )?(?:sure|certain|clear)(?! (?:it|that|this|about))
         (?:am|is|are)n't (?:sure|certain|clear)"""
     ),
     "instead": _any(
@@ -52,15 +54,17 @@ _CUES = {
         (?:{VERB}{ADVERB})?(?:less likely|least likely|absent|wrong|incorrect|false|impossible|inconsistent)
         (?:{VERB}{ADVERB})?(?:incompatible|out(?= of the question)|out(?! of)|negative(?! for)|doubtful)
         (?:{VERB}{ADVERB})?(?:implausible|missing|lacking|considered|discussed|worse)
-        (?:{VERB}{ADVERB})?(?:gone|cleared|resolved|dismissed|refuted|disproved)""",
-        r"(?<=[:\-\u2013] )no(?=[.,;!\n)]|$)|(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对"
-        "|不符合|不可能|[\u2717\u2718\u274c]",
+        (?:{VERB}{ADVERB})?(?:gone|cleared|nowhere|questionable|off the table|fails? to|failed to)
+        (?:{VERB}{ADVERB})?(?:resolved|dismissed|refuted|disproved)""",
+        r"(?<=[:\-\u2013] )no(?=[.,;!\n)]|$)|(?<=, )no(?=[.;!\n)]|$)|"
+        "(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对|不符合|不可能|[\u2717\u2718\u274c]",
     ),
     "otherwise": _any(rf"would (?:(?:usually|typically) )?(?:(?!(?:{_FITS})\b)\w+|be (?:{_ELSEWHERE}))"),
-    "negated_verb": _any(rf"{VERB}{ADVERB}not|[a-z]{{2,8}}n't|cannot|can not|never"),
+    "negated_verb": _any(rf"{VERB}{ADVERB}(?:not|hardly|scarcely)|[a-z]{{2,8}}n't|cannot|can not|never"),
     "denial": _any(
         r"""no|not|without|neither|nor|none of|nothing|hardly|scarcely|barely|little|against
-        lack(?:s|ed|ing)?(?: of)?|absence of|negative for|free (?:of|from)|fail(?:s|ed)? to|different from
+        lack(?:s|ed|ing)?(?: of)?|absence of|negative for|free (?:of|from)|devoid of|different from
+        i doubt|doubts? (?:it|that|whether)
         r/o|insufficient|inadequate|far from|(?:wrong|incorrect|a mistake|an error) to|too \w+ (?:for|to be)
         den(?:y|ies|ied|ying)|rul(?:e|es|ing|ed) out|exclud(?:e|es|ing)|eliminat(?:e|es|ing)|reject(?:s|ing)?
         discard(?:s|ing)?|(?:anything|everything|all) but""",
@@ -100,7 +104,8 @@ _DENYING = _any(
     appropriate|suitable|applicable|confirmed|indicated|here|my|one"""
 )
 DENIES = _compiled(
-    rf" ?(?:be )?(?:(?:clearly|really|actually|readily|well|even|likely) )?(?:{_DENYING}|[.,;!\n)]|$)"
+    r" ?(?:be |been )?(?:(?:clearly|really|actually|readily|well|even|likely) )?"
+    rf"(?:{_DENYING}|show(?=[.,;]|$)|[.,;!\n)]|$)"
 )
 
 # What stands between two mentions of one list: "the liver or maybe the kidney".
@@ -176,7 +181,8 @@ _WEAK = _any(
     r"""actually|or rather|i mean|i meant|sorry|oops|apologies|let me (?:double[- ]|re)?-?check
     (?:on|upon) (?:(?:closer|further|second) )?(?:inspection|look|review|examination)|hold on|make that
     let me correct""",
-    r"(?<=[.,;] )rather(?! than)\b|\bno[,;:!]|\bno(?= [(]?(?-i:[A-J])\b)|(?<=[?.!] )no\.",
+    r"(?<=[.,;] )rather(?! than)\b|\bno[,;:!]|(?<=[?.!] )no\.|"
+    r"(?<=[-,.;:\u2013\u2014] )no(?= [(]?(?-i:[A-J])\b)",
 )
 RETRACTION = _compiled(f"(?P<strong>{_STRONG})|(?P<weak>{_WEAK})")
 
