@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float, Integer, Real
 from PIL import ImageOps, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
@@ -89,7 +89,7 @@ def colour_samples(
             native = image.tile[0].codec_name == "libtiff"
             order = "=" if native else "<" if tags and tags.prefix == b"II" else ">"
             pair = np.asarray(ImageOps.exif_transpose(image)).view(f"{order}u2")
-            return pair[..., :1], pair[..., 1] / 65535
+            return pair[..., :1], _opacity(pair[..., 1])
         order = None
         if tags.get(_PLANAR) == 2:
             if image.tile[0].codec_name != "raw":
@@ -103,10 +103,15 @@ def colour_samples(
         _set_raw_mode(image, lambda mode: f"{mode};16{other}" if order else mode[:-1] + other)
         values = high * 256 + np.asarray(ImageOps.exif_transpose(image))
     if values.shape[2] == 4:
-        return values[..., :3], values[..., 3] / 65535
+        return values[..., :3], _opacity(values[..., 3])
     if transparent is not None:  # PNG's tRNS: the colour that is transparent
         return values, (values != np.array(transparent)).any(-1).astype(np.float64)
     return values, None
+
+
+def _opacity(alpha: Integer[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
+    """Scale alpha by its maximum, since it may have as few bits as the values beside it."""
+    return alpha / max(int(alpha.max()), 1)
 
 
 def _as_raw(opened: ImageFile) -> None:

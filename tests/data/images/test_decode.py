@@ -103,6 +103,10 @@ class TestColoursOf16Bits:
         # half of 127.5 over white: 0.5 * 127.5 + 0.5 * 255 = 191.2
         assert grey_of(png(values, 4)) == [[0, 255, 191, 255]]
 
+    def test_alpha_of_12_bits_is_opaque_too(self):
+        values = np.array([[[0, 4095], [80 * 16, 4095], [255 * 16, 4095]]])
+        assert grey_of(png(values, 4)) == [[0, 80, 255]]
+
     def test_a_transparent_colour(self):
         colour = np.array([[[0, 0, 0], [4000, 2000, 0], [65535, 65535, 65535]]])
         data = png(colour, 2, (b"tRNS", struct.pack(">HHH", 65535, 65535, 65535)))
