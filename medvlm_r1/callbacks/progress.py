@@ -1,4 +1,4 @@
-"""A progress bar with short metric names."""
+"""A progress bar with short metric names, whose unit is the step."""
 
 from typing import Any
 
@@ -7,7 +7,15 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar with metric names so short that reward, KL and accuracy fit."""
+    """Lightning's bar with metric names so short that reward, KL and accuracy fit.
+
+    It counts the steps of an epoch; the last epoch has fewer where ``trainer.max_steps`` updates end the run.
+    """
+
+    @property
+    def total_train_batches(self) -> int | float:
+        per_epoch, module = self.trainer.num_training_batches, self.trainer.lightning_module
+        return min(per_epoch, module.total_steps - self.trainer.current_epoch * per_epoch)
 
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, module)

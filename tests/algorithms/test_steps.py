@@ -12,6 +12,7 @@ from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.algorithms.steps import run_length, total_steps
 from medvlm_r1.callbacks.checkpoint import Checkpoints, newest_intact
+from medvlm_r1.callbacks.progress import Progress
 from medvlm_r1.callbacks.rollout_logger import RolloutLogger
 
 
@@ -107,3 +108,15 @@ def test_a_plan_counts_steps(tmp_path):
     two = ["model.recipe.micro_batch=1", "model.recipe.epochs=2", "method.num_minibatches=2"]
     printed = run_here(tmp_path, *small, *two, "trainer.max_steps=14", "plan=true").stdout
     assert "7 steps of 2 updates" in printed
+
+
+def test_the_bar_ends_where_the_run_ends(tmp_path):
+    totals = []
+
+    class Bar(Progress):
+        def on_train_epoch_start(self, trainer, module):
+            totals.append(self.total_train_batches)
+            super().on_train_epoch_start(trainer, module)
+
+    train(tmp_path, Bar(), updates=13, more={"enable_progress_bar": True})
+    assert totals == [5, 2]
