@@ -151,7 +151,7 @@ class VQADataModule(LightningDataModule):
             num_workers=self.workers,
             prefetch_factor=1 if self.workers else None,  # a test batch may hold 100 MB of pixels
             collate_fn=_Batch,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_survive_signals,
             multiprocessing_context=context,
             **batching,
         )
@@ -223,6 +223,11 @@ def _as_array(tensor: torch.Tensor) -> tuple[Callable, tuple[np.ndarray]]:
     return torch.from_numpy, (tensor.numpy(),)
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, and the main process finishes the step that it is in."""
+def _survive_signals(worker: int) -> None:
+    """Go on serving the main process, which finishes the step that it is in.
+
+    Ctrl-C reaches all processes of a terminal, and SIGTERM all of a job that Slurm, systemd or ``timeout``
+    ends. A second SIGTERM ends the worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
