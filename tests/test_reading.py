@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medvlm_r1.data.sample import BadRowError, Question
 from medvlm_r1.prompts import PromptStyle
-from medvlm_r1.reading.lenient import affirmed_options
+from medvlm_r1.reading.lenient import affirmed_options, lenient_letter
 from medvlm_r1.reading.plain import plain
 from medvlm_r1.reading.scope import answering_part
 
@@ -203,3 +203,30 @@ def test_any_options_are_read_without_an_error(text, options):
     except BadRowError:  # options that differ in case or white space alone
         reject()
     assert read(f"{text} {options[0]}", question) in (None, *question.letters)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("There is a fracture of the left rib.", "A"),
+        ("The image shows a fracture of the left rib", "A"),
+        ("Fractures of the left rib are visible.", "A"),
+        ("There is no fracture of the left rib.", "B"),
+        ("Is there a fracture of the left rib?", None),
+        ("There is a left rib.", None),
+        ("There is a fracture of the right rib.", None),
+        ("There may be a fracture of the left rib.", None),
+        ("A fracture of the left rib is absent.", None),
+        ("The question is whether there is a fracture of the left rib.", None),
+    ],
+)
+def test_a_statement_answers_yes_or_no(text, letter):
+    """Both ways: to read denials alone would favour the questions whose answer is no."""
+    question = Question("q", (), "Is there a fracture of the left rib?", ("yes", "no"))
+    assert lenient_letter(text, question) == letter
+
+
+def test_a_statement_with_the_words_turned_round_answers_nothing():
+    question = Question("q", (), "Is the lesion larger than the kidney?", ("yes", "no"))
+    assert lenient_letter("The lesion is larger than the kidney.", question) == "A"
+    assert lenient_letter("The kidney is larger than the lesion.", question) is None

@@ -9,7 +9,7 @@ leading        ``B``, ``B) kidney``, ``B because ...``, ``Yes, ...``: the text b
 alone          a line or sentence that is nothing but a letter
 labelled       ``the structure is B) kidney``
 named          the one option whose text is affirmed; ``left kidney`` outweighs ``kidney``
-answered "no"  ``There is no fracture`` to ``Is there a fracture?``, where "no" is an option
+statement      ``There is no fracture``, or ``There is a fracture``, to ``Is there a fracture?``
 =============  ====================================================================================
 
 It may say none: a wrong letter is worse than a missing one.
@@ -28,6 +28,7 @@ from medvlm_r1.reading.words import DENYING, GENERIC, RETRACTION, TURNED
 
 _BARE = re.compile(r"[\s().\[\]:,;!\-\u2013\u2014]*")
 _GOES_ON = re.compile(r" (?:is|was|seems|looks|appears|could|might|may|would|can)\b")  # "A is tempting, but"
+_STATES = re.compile(r"\b(?:is|are|has|shows?|demonstrates|seen|visible|present|evident)\b")
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 
 
@@ -93,7 +94,7 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
             return (indices.pop() if len(indices) == 1 else None), True
     if named := _named(kept, question.options, mentions):
         return (named.pop() if len(named) == 1 else None), True
-    return _answered_no(text, question)
+    return _answered_by_statement(text, question)
 
 
 def _without_alternatives(claims: Sequence[Mention]) -> Sequence[Mention]:
@@ -121,16 +122,28 @@ def _named(kept: Iterable[Mention], options: Sequence[str], mentions: Iterable[M
     return found - inside
 
 
-def _answered_no(text: str, question: Question) -> tuple[int | None, bool]:
-    """``There is no fracture`` answers "no" to ``Is there a fracture?``: the question has all its words."""
+def _answered_by_statement(text: str, question: Question) -> tuple[int | None, bool]:
+    """``There is no fracture`` answers "no" to ``Is there a fracture?``: the question has all its words.
+
+    ``There is a fracture`` answers "yes": it has all words of the question, in its order.
+    """
     folded = [option.casefold().strip(" .") for option in question.options]
     asked = question.question.casefold()
-    if "no" not in folded or TURNED.search(asked):
+    if not {"yes", "no"} & set(folded) or TURNED.search(asked):
         return None, False
-    words = set(_WORD.findall(asked))
-    for sentence in re.split(r"[.;!?\n]", text.casefold()):
-        said = {word for word in _WORD.findall(sentence) if not word.endswith("n't")} - GENERIC
-        denied = DENYING.search(sentence)
-        if denied and said and all(word in words or word.removesuffix("s") in words for word in said):
-            return folded.index("no"), True
+    words, content = set(_WORD.findall(asked)), _content(asked)
+    for sentence in re.findall(r"[^.;!?\n]+\??", text.casefold()):
+        said, letter = _content(sentence), "yes"
+        if DENYING.search(sentence):
+            letter, fits = "no", all(word in words or f"{word}s" in words for word in said)
+        else:
+            fits = said == content and _STATES.search(sentence) and not sentence.endswith("?")
+        if said and fits and letter in folded:
+            return folded.index(letter), True
     return None, False
+
+
+def _content(text: str) -> list[str]:
+    """Words that say something of a finding, in the singular."""
+    words = [word for word in _WORD.findall(text) if not word.endswith("n't") and word not in GENERIC]
+    return [word.removesuffix("s") for word in words]
