@@ -23,7 +23,7 @@ from medvlm_r1.data.formats.mapped_rows import MappedRows, need_columns, read_sp
 from medvlm_r1.data.formats.question_file import FileSplit
 from medvlm_r1.data.formats.row_filter import RowFilter
 from medvlm_r1.data.formats.row_policy import STRICT, RowPolicy
-from medvlm_r1.data.images.arrow import ArrowImage, ArrowRows, all_columns
+from medvlm_r1.data.images.arrow import ArrowImage, ArrowRows, all_columns, is_image_column
 from medvlm_r1.data.images.resolve import ImageRoot
 from medvlm_r1.data.sample import BadRowError, ImageHandle
 from medvlm_r1.data.sources.fields import Include
@@ -142,7 +142,11 @@ class HFDataset(MappedRows):
     ) -> None:
         split, numbers = splits.find(spec)
         place, wanted = Path(f"{splits.path}[{split}]"), wanted_columns(columns, where)
-        need_columns(place, list(all_columns(splits.splits[split].features)), wanted)
+        features = splits.splits[split].features
+        need_columns(place, list(all_columns(features)), wanted)
+        for key, names in wanted.items():
+            if key != "data.columns.image" and (held := [c for c in names if is_image_column(c, features)]):
+                raise BadRowError(f"{place}: {key} is {held[0]!r}, which holds images: name a column of text")
         as_number = columns.named.get("answer", []) if columns.answer_is in ("index", "number") else []
         read = {column: column in as_number for names in wanted.values() for column in names}
         if not len(numbers):

@@ -172,6 +172,11 @@ def _find(column: str, features: Mapping[str, Any]) -> tuple[tuple[str, ...], An
     return (top, *steps), feature
 
 
+def is_image_column(column: str, features: Mapping[str, Any]) -> bool:
+    """Whether a column holds embedded images, or lists of them; ``a.b`` is the field ``b`` of ``a``."""
+    return _holds_images(_find(column, features)[1])
+
+
 def all_columns(features: Mapping[str, Any], above: str = "") -> Iterator[str]:
     """Yield the names of all columns, and of the fields of structs below them."""
     for name, feature in features.items():

@@ -428,13 +428,29 @@ def test_unusable_rows_are_named_and_counted(tmp_path):
             r"no column 'anwser' \(data\.columns\.answer\): did you mean 'answer'\?",
         ),
         ({"columns": {"question": "image.text"}}, r"no column 'image\.text' \(data\.columns\.question\)"),
+        (
+            {"columns": {"question": "image"}},
+            r"data\.columns\.question is 'image', which holds images: name a",
+        ),
+        ({"where": {"image": "x"}}, r"data\.where is 'image', which holds images"),
         ({"name": "other"}, r"BuilderConfig 'other' not found\. Available: \['default'\]"),
         (
             {"files": {"train": "none/*.parquet"}},
             r"cannot be loaded \(.*check data\.path, data\.name, data\.files",
         ),
     ],
-    ids=["split", "no rows", "slice", "two splits", "column", "field", "configuration", "files"],
+    ids=[
+        "split",
+        "no rows",
+        "slice",
+        "two splits",
+        "column",
+        "field",
+        "text",
+        "filter",
+        "configuration",
+        "files",
+    ],
 )
 def test_settings_that_do_not_fit(tmp_path, keys, message):
     folder = write(both(), tmp_path / "set", "parquet")
