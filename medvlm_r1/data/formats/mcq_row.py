@@ -75,7 +75,7 @@ def read_row(
         if not options:
             answer = _checked_text(answer_text(row.get("answer")) or "")
         else:
-            answer = answer_letter(row["answer"], options) if "answer" in row else letter or ""
+            answer = _letter_of_text(row["answer"], options) if "answer" in row else letter or ""
         sample = VQASample(
             id=name,
             images=images,
@@ -197,6 +197,11 @@ def _letter(solution: Any) -> str:
         shown = shorten(solution)
         raise BadRowError(f"solution is {shown}: give one letter, or <answer> and </answer> around it")
     return letter
+
+
+def _letter_of_text(answer: Any, options: tuple[str, ...]) -> str:
+    is_letter = letter_in(answer) in tuple(LETTERS[: len(options)])
+    return answer_letter(answer, options, "give an option's text" + ", or a letter as solution" * is_letter)
 
 
 def modality_of(subset: Any, what: str = "subset", remedy: str = "set data.modality") -> str:

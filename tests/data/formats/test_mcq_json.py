@@ -124,6 +124,27 @@ BAD_ROWS = {
     "folder as image": (row(1, image=["images"]), "/images cannot be decoded", "replace"),
     "image of no type": (row(1, image=7), "image is 7", "give a list"),
     "answer not an option": (row(1, answer="Brian"), "'Brian' is not among", "closest is 'brain'"),
+    "answer as a letter": (
+        row(1, answer="B"),
+        "'B' is not among",
+        "an option's text, or a letter as solution",
+    ),
+    "answer left out": (row(1, answer=float("nan")), "'answer' is missing or empty", "add it"),
+    "options of other case": (
+        row(1, options=["Brain", "brain "], answer="Brain"),
+        "'Brain' and 'brain'",
+        "differ only in case",
+    ),
+    "options by other keys": (
+        row(1, options={"1": "a", "2": "b"}),
+        "the keys '1', '2'",
+        "give A, B and so on",
+    ),
+    "picture in base64": (
+        row(1, image="data:image/png;base64,iVBORw0KGgo"),
+        "in base64",
+        "write the pictures",
+    ),
     "duplicate options": (row(1, options=["brain"] * 2, answer="brain"), "['brain', 'brain']", "different"),
     "one option": (row(1, options=["brain"], answer="brain"), "1 options", "needs 2 to"),
     "options of no type": (row(1, options="brain, liver"), "options is 'brain, liver'", "give a list"),
