@@ -195,21 +195,22 @@ class TestVolumes:
         "key", ["TemporalPositionIdentifier", "DiffusionBValue", "EchoTime", "InstanceNumber"]
     )
     def test_one_is_chosen(self, key, tmp_path):
-        """15 positions x 10 times, whose files are in no order; value = 10 time + position."""
-        order = np.random.default_rng(0).permutation(150)
+        """15 positions x 10 times (3 x 4 for other keys), in files of no order; value = 10 time + position."""
+        positions, times = (15, 10) if key == "TemporalPositionIdentifier" else (3, 4)
+        order = np.random.default_rng(0).permutation(positions * times)
         for k, name in enumerate(order):
-            z, time = divmod(k, 10)
+            z, time = divmod(k, times)
             place(tmp_path, f"{name:03}", 10 * time + z, 2.5 * z, **{key: time})
-        for time in (0, 9):
+        for time in (0, times - 1):
             names = [slice.path.name for slice in read_series(tmp_path, True, time).slices]
-            assert names == [f"{order[10 * z + time]:03}" for z in range(15)]
-        assert values(tmp_path, 2, volume=9) == [90, 91]
-        assert notes(tmp_path, volume=3) == {VOLUMES: "volume 3 of 10, from 0"}
+            assert names == [f"{order[times * z + time]:03}" for z in range(positions)]
+        assert values(tmp_path, 2, volume=3) == [30, 31]
+        assert notes(tmp_path, volume=3) == {VOLUMES: f"volume 3 of {times}, from 0"}
         assert DicomImage(tmp_path, volume=3).name == f"{tmp_path}#volume=3"
-        with pytest.raises(BadRowError, match="has volumes 0 to 9, not 10: set volume"):
-            values(tmp_path, 1, volume=10)
-        with pytest.raises(BadRowError, match="has slices 0 to 14, not 15"):
-            values(tmp_path, 16)
+        with pytest.raises(BadRowError, match=f"has volumes 0 to {times - 1}, not {times}: set volume"):
+            values(tmp_path, 1, volume=times)
+        with pytest.raises(BadRowError, match=f"has slices 0 to {positions - 1}, not {positions}"):
+            shown(tmp_path, pick=positions)
 
     def test_a_position_that_lacks_one_is_told(self, tmp_path):
         for z in range(4):
