@@ -195,7 +195,7 @@ class TestVolumes:
         "key", ["TemporalPositionIdentifier", "DiffusionBValue", "EchoTime", "InstanceNumber"]
     )
     def test_one_is_chosen(self, key, tmp_path):
-        """15 positions x 10 times (3 x 4 for other keys), in files of no order; value = 10 time + position."""
+        """15 positions x 10 times (3 x 4 for other keys), files in no order; value = 10 time + position."""
         positions, times = (15, 10) if key == "TemporalPositionIdentifier" else (3, 4)
         order = np.random.default_rng(0).permutation(positions * times)
         for k, name in enumerate(order):
