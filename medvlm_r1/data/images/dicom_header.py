@@ -214,10 +214,15 @@ def of_frame(header: "Dataset", frame: int) -> "Dataset":
     shared = header.get("SharedFunctionalGroupsSequence") or []
     each = header.get("PerFrameFunctionalGroupsSequence") or []
     for groups in [*shared[:1], *each[frame : frame + 1]]:
-        for name in _GROUPS:
-            for item in (groups.get(name) or [])[:1]:
-                header.update(item)
+        merge_groups(header, groups)
     return header
+
+
+def merge_groups(header: "Dataset", groups: "Dataset") -> None:
+    """Copy the attributes of functional groups to the top level of a header."""
+    for name in _GROUPS:
+        for item in (groups.get(name) or [])[:1]:
+            header.update(item)
 
 
 def _is_empty(element: "DataElement") -> bool:

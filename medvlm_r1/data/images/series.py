@@ -13,7 +13,7 @@ from medvlm_r1.data.images.dicom_header import (
     Slice,
     check_privacy,
     is_dicom,
-    of_frame,
+    merge_groups,
     pydicom,
     read_header,
 )
@@ -183,9 +183,15 @@ def _frames(path: Path, header: "Dataset") -> list[PlacedSlice]:
     check_size(int(header.get("Rows") or 0), int(header.get("Columns") or 0), frames)
     if len(header.get("PerFrameFunctionalGroupsSequence") or ()) != frames:
         return [PlacedSlice(Slice(path, frame), header) for frame in range(frames)]
+    shared, each = (header.get(name) or [] for name in _FRAMES)
+    for name in _FRAMES:  # or every copy of the header would visit all frames
+        header.pop(name, None)
+    for groups in shared[:1]:
+        merge_groups(header, groups)
     images = []
-    for frame in range(frames):
+    for frame, groups in enumerate(each):
         merged = pydicom().Dataset()
         merged.update(header)
-        images.append(PlacedSlice(Slice(path, frame), of_frame(merged, frame)))
+        merge_groups(merged, groups)
+        images.append(PlacedSlice(Slice(path, frame), merged))
     return images

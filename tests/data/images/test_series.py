@@ -1,5 +1,6 @@
 """DICOM series: which files belong, in which order, and what is told about the others."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,16 @@ def place(folder, name, value, z, *, axes=AXIAL, position=None, shape=(2, 3), **
 def values(folder, n, **settings):
     """The value of each slice: grey is value + 0.5 of 255, for centre 128 and width 256."""
     return [shown(folder, pick=k, window=(128, 256), **settings)[0][0] for k in range(n)]
+
+
+def groups(z, time):
+    """Functional groups of one frame."""
+    item, position, axes, content = Dataset(), Dataset(), Dataset(), Dataset()
+    position.ImagePositionPatient, axes.ImageOrientationPatient = [0, 0, z], AXIAL
+    content.TemporalPositionIndex = time + 1
+    item.PlanePositionSequence, item.PlaneOrientationSequence = Sequence([position]), Sequence([axes])
+    item.FrameContentSequence = Sequence([content])
+    return item
 
 
 def notes(folder, **settings):
@@ -235,14 +246,6 @@ class TestVolumes:
     def test_of_an_enhanced_file(self, tmp_path):
         """Two times at three positions, stored from the last position to the first."""
 
-        def groups(z, time):
-            item, position, axes, content = Dataset(), Dataset(), Dataset(), Dataset()
-            position.ImagePositionPatient, axes.ImageOrientationPatient = [0, 0, z], AXIAL
-            content.TemporalPositionIndex = time + 1
-            item.PlanePositionSequence, item.PlaneOrientationSequence = Sequence([position]), Sequence([axes])
-            item.FrameContentSequence = Sequence([content])
-            return item
-
         frames = [(z, time) for z in (2, 1, 0) for time in (0, 1)]
         stored = np.array([np.full((2, 2), 10 * time + z) for z, time in frames], np.int16)
         each = Sequence([groups(*frame) for frame in frames])
@@ -251,6 +254,17 @@ class TestVolumes:
             assert values(path, 3) == [0, 1, 2]
             assert values(path, 3, volume=1) == [10, 11, 12]
             assert notes(path)[VOLUMES] == "volume 0 of 2, from 0"
+
+    def test_of_an_enhanced_file_take_linear_time(self, tmp_path):
+        seconds = []
+        for count in (200, 800):
+            each = Sequence([groups(z, 0) for z in range(count)])
+            path, stored = tmp_path / f"{count}.dcm", np.zeros((count, 2, 2), np.int16)
+            write(path, stored, PerFrameFunctionalGroupsSequence=each)
+            start = time.process_time()
+            assert len(read_series(path, allow_identifying=False).slices) == count
+            seconds.append(time.process_time() - start)
+        assert seconds[1] < 8 * seconds[0]
 
 
 class TestFacts:
