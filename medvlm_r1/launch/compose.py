@@ -25,6 +25,7 @@ from yaml.error import MarkedYAMLError
 from medvlm_r1.launch.help import help_text
 from medvlm_r1.launch.silence import silence_libraries
 from medvlm_r1.launch.suggest import suggest, suggest_quotes
+from medvlm_r1.launch.trainer_settings import check_trainer
 from medvlm_r1.launch.validate import check_same_run, check_settings
 from medvlm_r1.runs import status
 from medvlm_r1.runs.folder import run_name
@@ -193,6 +194,7 @@ def check_plugin(group: str, option: str) -> None:
 def show_plan(overrides: Sequence[str]) -> int:
     """Print the plan of one job; returns the exit code: 3 if it does not fit, else 0."""
     cfg = hydra.compose("config", overrides=overrides)
+    check_trainer(cfg)
     name = " ".join(o for o in overrides if re.split(r"[=@]", o)[0] not in ("plan", "card")) or "the default"
     if not cfg.model._target_.startswith("medvlm_r1.policy."):
         print(f"{name}: nothing to plan, the model ({cfg.model._target_}) runs elsewhere")

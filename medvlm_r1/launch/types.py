@@ -26,7 +26,7 @@ _FOREIGN = ("torch.optim.", "peft.LoraConfig", "bitsandbytes.optim.")
 
 @dataclass
 class RunSettings:
-    """Types of the keys at the top of ``config.yaml``."""
+    """Types of the keys at the top of ``config.yaml`` that have no check of their own."""
 
     seed: int
     workers: int
@@ -35,14 +35,10 @@ class RunSettings:
     sweep: str | None
     overwrite: bool
     retry: bool
-    resume: str | None
     ckpt_path: str | None
-    select: str
     optimized_metric: str
     plan: bool
     card: str
-    tags: Sequence[str | int | float]
-    track: Sequence[str]
     controls: Sequence[str] | str
 
 
@@ -100,7 +96,7 @@ def check_values(path: str, values: Mapping[str, Any], target: Callable[..., Any
             continue
         if not any(_is(value, kind) for kind in kinds):
             words = " or ".join(dict.fromkeys(word for kind in kinds for word in _words(kind)))
-            if str in kinds and isinstance(value, int | float):
+            if str in kinds and isinstance(value, int | float) and not isinstance(value, bool):
                 words += f", in quotes if it looks like a number, such as '{key}=\"1e5\"'"
             raise ValueError(f"{key} is {value!r:.60}: it must be {words}")
         allowed = range_of(target, name)

@@ -180,6 +180,48 @@ def test_settings_that_do_nothing_or_harm_are_refused_with_the_remedy(override, 
     assert remedy in refusal(composed(*TINY, *override.split()))
 
 
+@pytest.mark.parametrize(
+    ("refused", "remedy", "mended"),
+    [
+        ("~rollout", "rollout=shared_prefix", "rollout=shared_prefix"),
+        ("tags=a", "tags=[a,b]", "tags=[a,b]"),
+        ("track=files", "track=[a,b]", "track=[files,images]"),
+        ("track=[pictures]", "choose from completions, images, files", "track=[completions,images,files]"),
+        ("select=bset", "'last' or 'best'", "select=best"),
+        ("resume=true", "use auto", "resume=auto"),
+        ("resume=yes", "use auto", "resume=auto"),
+        ("overwrite=true resume=auto", "give one of them", "overwrite=true"),
+        ("select=best method=zero_shot", "a method that trains (grpo, sft, ...)", "select=best method=sft"),
+        ("select=best ~callbacks.best", "callbacks.best", "select=best"),
+        ("peft=nf4", "method=zero_shot", "peft=nf4 method=zero_shot"),
+        ("peft=nf4", "peft=qlora", "peft=qlora"),
+        ("trainer=fsdp peft=qlora", "trainer=ddp", "trainer=ddp peft=qlora"),
+        ("trainer=fsdp optimizer=adamw_8bit", "optimizer=adamw", "trainer=fsdp optimizer=adamw"),
+        ("rollout=vllm peft=qlora", "rollout=shared_prefix", "rollout=shared_prefix peft=qlora"),
+        ("rollout=vllm method.sampling.top_k=9", "top_k", "rollout=shared_prefix method.sampling.top_k=9"),
+        ("controls=[imgae]", "image", "controls=[image]"),
+        (
+            "method.kl_placement=token method/advantages=no_baseline",
+            "method.normalize_advantages=true",
+            "method.kl_placement=token method/advantages=no_baseline method.normalize_advantages=true",
+        ),
+        (
+            "method.loss.importance_sampling_level=sequence method.kl_placement=token",
+            "method.loss.importance_sampling_level=token",
+            "method.loss.importance_sampling_level=token method.kl_placement=token",
+        ),
+    ],
+)
+def test_the_remedy_of_a_refusal_works(refused, remedy, mended):
+    assert remedy in refusal(composed(*TINY, *refused.split()))
+    assert refusal(composed(*TINY, *mended.split())) is None
+
+
+def test_a_plan_of_a_run_without_an_end_is_refused(tmp_path):
+    printed = run_here(tmp_path, *TINY, "plan=true", "trainer.max_epochs=-1", code=2).stderr
+    assert "trainer.max_epochs and trainer.max_steps are without limit" in printed
+
+
 def test_the_remedies_of_the_trainers_settings_are_accepted():
     for overrides in (
         ["+trainer.enable_checkpointing=false", "~callbacks.best"],
