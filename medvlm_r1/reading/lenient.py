@@ -3,7 +3,7 @@
 In this order; the first that gives an option decides, and two different options are none:
 
 =============  ====================================================================================
-retracted      ``A. No wait, B``: what stands behind the last retraction is read alone
+retracted      ``A. No wait, B``: what stands behind the last retraction is read alone; ``A. Hmm, B``
 stated         ``The answer is B``, ``B is correct``; a concluding statement outweighs earlier ones
 leading        ``B``, ``B) kidney``, ``B because ...``, ``Yes, ...``: the text begins with it
 alone          a line or sentence that is nothing but a letter
@@ -24,7 +24,7 @@ from medvlm_r1.reading.layout import place
 from medvlm_r1.reading.mentions import Mention, find_mentions
 from medvlm_r1.reading.plain import plain
 from medvlm_r1.reading.scope import answering_part
-from medvlm_r1.reading.words import DENYING, GENERIC, RETRACTION, TURNED
+from medvlm_r1.reading.words import DENYING, GENERIC, INTERJECTION, RETRACTION, TURNED
 
 _BARE = re.compile(r"[\s().\[\]:,;!\-\u2013\u2014]*")
 _GOES_ON = re.compile(r" (?:is|was|seems|looks|appears|could|might|may|would|can)\b")  # "A is tempting, but"
@@ -77,6 +77,8 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     judge(text, mentions)
     place(text, mentions, len(question.options))
     kept = [m for m in mentions if not (m.denied or m.dropped)]
+    if _changes_mind(text, mentions, kept):
+        return mentions[1].index, True
     stated = [m for m in kept if m.stated]
     for weaker in ("hedged", "reason"):
         stated = [m for m in stated if not getattr(m, weaker)] or stated
@@ -95,6 +97,15 @@ def _read(text: str, question: Question) -> tuple[int | None, bool]:
     if named := _named(kept, question.options, mentions):
         return (named.pop() if len(named) == 1 else None), True
     return _answered_by_statement(text, question)
+
+
+def _changes_mind(text: str, mentions: Sequence[Mention], kept: Sequence[Mention]) -> bool:
+    """Whether a letter stands first, a second one last, and only an interjection between: ``A. Hmm, B.``"""
+    if len(mentions) != 2 or len(kept) != 2 or any(m.named for m in mentions):
+        return False
+    first, second = mentions
+    between = INTERJECTION.fullmatch(text, first.end, max(first.end, second.start))
+    return bool(first.leads and between and not text[second.end :].strip(" .!)"))
 
 
 def _without_alternatives(claims: Sequence[Mention]) -> Sequence[Mention]:

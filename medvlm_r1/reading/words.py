@@ -74,15 +74,15 @@ _CUES = {
     "believed": _any(
         r"""(?:at first|initially|originally)(?: \w+)?|first (?:thought|guess(?:ed)?|considered|impression)
         initial (?:answer|guess|thought|impression)|i thought it (?:was|is|could be|might be)
-        tempt(?:ed|ing)|was going to|second (?:most likely|choice)|would have (?:said|chosen)
-        could have been|would have been
+        tempt(?:ed|ing)|was (?:going to|leaning|inclined|tempted)|second (?:most likely|choice)
+        would have (?:said|chosen)|could have been|would have been
         than|compared (?:to|with)|mistaken for|mimic(?:s|king)?|confused with""",
         "比",
     ),
     "reason": _any("because|since|given that|due to|owing to|considering", "因为|由于"),
     "therefore": _any(
         """so|therefore|thus|hence|consequently|accordingly|in conclusion|to conclude|finally|overall
-        in summary|conclusion""",
+        (?:final|corrected|revised)(?= (?:answer|choice|diagnosis))|        in summary|conclusion""",
         "[\u2192\u21d2]|[=-]>|所以|因此|综上",
     ),
     "contrast": _any(
@@ -122,14 +122,14 @@ HEDGED = _compiled(r"\b(?:could|might|may)(?: also| still| even)? be(?: (?:the|a
 _ANSWER = _any(
     r"(?:answer|option|choice|selection|letter|response|diagnosis|conclusion|guess|solution)"
     r"(?:\([^)\n]{1,10}\))?(?![A-Za-z])",
-    "答案|选项?|选择",
+    "答案|选项?|选择|respuesta|réponse|antwort|答え|정답",
 ).replace(r")\b|", ")|", 1)
 _ANSWER_LINK = _any(
     """is|are|was|would|should|could|might|may|be|must|seems|appears|to|the|this|these|that|it|most|likely
     probably|possibly|definitely|clearly|therefore|thus|option|choice|letter|an?|correct|right|best|given|as
     follows|of|for|based|on|image|scan|question|in|my|i|think|believe|would|say|choose|select|answer|final
     single|number|here|then|actually|indeed|certainly|simply|with""",
-    r"[\s:=<>\-\u2013\u2014\u2192(\[,]|是|为|应该?|选择?项?|最可能的?|的",
+    r"[\s:=<>\-\u2013\u2014\u2192(\[,]|是|为|应该?|选择?项?|最可能的?|的|[は은는]|\b(?:es|est|ist)\b",
 )
 _FINDING = _any(
     """(?:consistent|compatible|in keeping) with|(?:suggestive|indicative|typical|characteristic) of
@@ -172,17 +172,27 @@ AFFIRMED = _compiled(
 # What takes an answer back. Behind a strong mark stands another answer or none.
 _STRONG = _any(
     r"""no,? wait|wait,? no|wait(?!-)|correction|(?:scratch|strike) that|let me (?:reconsider|re-?think)
-    let me correct (?:that|myself|this)|i (?:was|am) (?:wrong|mistaken)|my mistake|i made an? mistake
-    i made an? error|i misspoke|on second thoughts?|on (?:further )?reflection|actually,? no|i take that back
+    let me correct (?:that|myself|this)|i (?:was|am) (?:wrong|mistaken)|my mistake
+    i made an? (?:mistake|error)|i misspoke|on second thoughts?|(?:up)?on (?:further )?reflection
+    actually,? no|i take that back
     i change my (?:mind|answer)|(?:that is|that's|this is) (?:wrong|incorrect|not right|not correct)""",
     "等等|更正|不对(?=[,。])",
 )
 _WEAK = _any(
     r"""actually|or rather|i mean|i meant|sorry|oops|apologies|let me (?:double[- ]|re)?-?check
     (?:on|upon) (?:(?:closer|further|second) )?(?:inspection|look|review|examination)|hold on|make that
-    let me correct""",
-    r"(?<=[.,;] )rather(?! than)\b|\bno[,;:!]|(?<=[?.!] )no\.|"
+    let me (?:correct|re-?\w+|think again|look again)|my bad|hang on|better(?=[:,])|in fact|nope|never ?mind
+    pardon|excuse me|looking (?:again|closer|more closely)|rethinking (?:this|it)|edit(?=:)
+    updated?(?=:)|revised(?=:)|(?:that|this) was (?:wrong|incorrect)|changed? my (?:mind|answer)(?: to)?""",
+    r"(?<=[.,;] )(?:rather(?! than)|instead(?! of))\b|\bno[,;:!]|(?<=[?.!] )no\.|"
     r"(?<=[-,.;:\u2013\u2014] )no(?= [(]?(?-i:[A-J])\b)",
+)
+_NO_CHANGE = _any(
+    """also|and|or|maybe|perhaps|possibly|plus|too|not|then|similar|close|next|followed|with|see|like|as|to
+    alternatively|alternative|second|option"""
+)
+INTERJECTION = _compiled(
+    rf" ?[.!?;\u2013\u2014-]{{1,3}} (?:(?!{_NO_CHANGE})[a-z']{{2,}}[ ,.:;-]{{1,3}}){{1,7}}[(\[]?"
 )
 RETRACTION = _compiled(f"(?P<strong>{_STRONG})|(?P<weak>{_WEAK})")
 
