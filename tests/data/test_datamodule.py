@@ -85,6 +85,9 @@ def test_hold_out_avoids_the_images_of_tests():
     for seed in range(5):
         _, held_out = hold_out(source, 8, seed, avoid)
         assert not avoid & {s.image_group for s in held_out}
+    message = "10 questions, of which 2 show an image of a test set, are too few to hold out 9 for validation"
+    with pytest.raises(ValueError, match=message):
+        hold_out(source, 9, 0, avoid)
 
 
 def test_a_validation_image_in_training_or_test_is_refused():

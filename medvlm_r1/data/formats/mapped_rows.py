@@ -98,7 +98,9 @@ class MappedRows(QuestionFile):
 def wanted_columns(columns: Columns, where: RowFilter | None) -> dict[str, list[str]]:
     """Return the names of the columns to read, by the keys that name them."""
     wanted = {f"data.columns.{role}": names for role, names in columns.named.items()}
-    return wanted | {"data.where": list(where.wanted) if where else []}
+    for column, key in (where.keys if where else {}).items():
+        wanted.setdefault(key, []).append(column)
+    return wanted
 
 
 def need_columns(path: Path, existing: Sequence[str], wanted: Mapping[str, list[str]]) -> None:

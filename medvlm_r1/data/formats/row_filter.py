@@ -29,6 +29,7 @@ class RowFilter:
                 f"{key} is {shorten(where)}: give {{COLUMN: VALUE}} or {{COLUMN: [VALUE, VALUE]}}"
             )
         self.wanted: dict[str, frozenset[str | None]] = {}
+        self.keys = {str(column): key for column in where or {}}  # the setting that names a column
         for column, values in (where or {}).items():
             several = isinstance(values, Sequence) and not isinstance(values, str)
             self.wanted[str(column)] = frozenset(map(comparable, values if several else [values]))
@@ -38,7 +39,7 @@ class RowFilter:
     def __and__(self, other: "RowFilter") -> "RowFilter":
         """Return the filter of the rows that both take."""
         both = RowFilter()
-        both.wanted = {**self.wanted, **other.wanted}
+        both.wanted, both.keys = {**self.wanted, **other.wanted}, {**self.keys, **other.keys}
         for column in self.wanted.keys() & other.wanted.keys():
             both.wanted[column] = self.wanted[column] & other.wanted[column]
         return both
@@ -65,7 +66,8 @@ class RowFilter:
                 counts = Counter(shorten(row.get(column), 40) for _, row in numbered if isinstance(row, dict))
                 values = (f"{value} ({count})" for value, count in counts.most_common(5))
                 present.append(f"{column} is {', '.join(values)}")
-            raise BadRowError(f"{path}: data.where selects no row: {clip('; '.join(present), 1000)}")
+            keys = " and ".join(dict.fromkeys(self.keys.values())) or "data.where"
+            raise BadRowError(f"{path}: no row is chosen by {keys}: {clip('; '.join(present), 1000)}")
         return taken
 
 

@@ -179,7 +179,7 @@ def test_a_filter_that_cannot_be(folds, name):
         ),
         (
             {"fold": 7},
-            r"data\.where selects no row: fold is 0(\.0)? \(2\), 1(\.0)? \(1\), None \(1\)|fold is '0",
+            r"no row is chosen by data\.where: fold is 0(\.0)? \(2\), 1(\.0)? \(1\), None \(1\)|fold is '0",
         ),
     ]:
         with pytest.raises(BadRowError, match=message):
@@ -212,6 +212,18 @@ def test_both_filters_hold(tmp_path):
         "train-6",
     ]
     assert [s.id for s in parts.test["t"]] == ["t-8", "t-10"]
+    for splits, message in [
+        (
+            {"train_where": {"Split": "train"}},
+            r"has no column 'Split' \(data\.train_where\): did you mean 'split'",
+        ),
+        (
+            {"test_where": {"split": "tets"}},
+            r"no row is chosen by data\.where and data\.test_where: kind is 'a' \(6\)",
+        ),
+    ]:
+        with pytest.raises(BadRowError, match=message):
+            table(path, {"t": path}, Columns(), where={"kind": "a"}, **splits, rows=UNCHECKED)
 
 
 # --- maps of columns -------------------------------------------------------------------------------
