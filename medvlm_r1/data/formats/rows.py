@@ -110,9 +110,10 @@ def _array(text: str, path: Path | zipfile.Path) -> list[Any]:
     if tables:
         names = clip(", ".join(map(shorten, tables)), 300)
         raise BadRowError(f"{path} holds an object with the lists {names}: write each to a file of its own")
-    if value and all(isinstance(part, dict) for part in value.values()):
+    by_column = value.keys() >= {"columns", "data"}  # pandas, orient='split'
+    if by_column or (value and all(isinstance(part, dict) for part in value.values())):
         raise BadRowError(
-            f"{path} holds a JSON dict of objects, not an array: write it with to_json(orient='records')"
+            f"{path} holds a JSON dict of columns, not an array: write it with to_json(orient='records')"
         )
     raise BadRowError(f"{path} holds a JSON dict, not an array: wrap the rows in [ ]")
 

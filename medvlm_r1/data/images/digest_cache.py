@@ -79,10 +79,6 @@ class DigestCache:
         compute = None if unread else lambda: hashlib.sha256(read()).hexdigest()
         return self._digest(file, name, compute)
 
-    def is_good(self, key: str) -> bool:
-        """Whether the image with this key decoded without error."""
-        return self.notes(key) is not None
-
     def notes(self, key: str) -> str | None:
         """Return what was noted about the image with this key; ``None`` if it did not decode yet."""
         if key in self._good:

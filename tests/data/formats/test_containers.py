@@ -137,6 +137,10 @@ def test_json_in_other_forms(tmp_path, name, encoding):
             "an object with the lists 'train', 'test': write each to a file",
         ),
         ('{"image": {"0": "1.png"}, "answer": {"0": "x"}}', r"write it with to_json\(orient='records'\)"),
+        (
+            '{"columns": ["image"], "index": [0], "data": [["1.png"]]}',
+            r"write it with to_json\(orient='records'\)",
+        ),
         ('{"image": "1.png", "options": ["a", "b"]}', r"JSON dict, not an array: wrap the rows in \[ \]"),
         ('{"data": []}', "JSON dict, not an array"),
         ("7", "JSON int, not an array"),
