@@ -75,7 +75,7 @@ main(["run", "debug=fast", "audit=null", "workers=0", *sys.argv[1:]])
 (image, *_) = Path("outputs").glob("runs/*/images/*.png")
 question = ["--question", "Where?", "--options", "heart", "liver"]
 main(["predict", "--model", "embedded", "--prompt", "medvlm_r1", "--image", str(image), *question])
-sys.exit(main(["compare", "outputs/runs"]))
+sys.exit(main(["compare", "outputs/runs", "--out", "compared"]))
 """
 
 
@@ -88,4 +88,4 @@ def test_the_wheel_trains_and_predicts_in_another_folder(installed, tmp_path):
     (run,) = (tmp_path / "outputs/runs").iterdir()
     assert str(installed / "medvlm_r1/conf") in (run / ".hydra/hydra.yaml").read_text()
     assert (run / "report.html").stat().st_size > 10_000
-    assert (tmp_path / "outputs/runs/comparison.json").exists()
+    assert (tmp_path / "compared/comparison.json").exists()
