@@ -57,12 +57,13 @@ _CUES = {
         (?:{VERB}{ADVERB})?(?:gone|cleared|nowhere|questionable|off the table|fails? to|failed to)
         (?:{VERB}{ADVERB})?(?:resolved|dismissed|refuted|disproved)""",
         r"(?<=[:\-\u2013] )no(?=[.,;!\n)]|$)|(?<=, )no(?=[.;!\n)]|$)|"
-        "(?:可以|可|被)?排除(?=[。;,.]|$)|错误|不正确|不对|不符合|不可能|[\u2717\u2718\u274c]",
+        "(?:可以|可|被)?排除(?=[。;,.]|$)|(?<!不)错误?|不正确|不对|不符合|不可能|[\u2717\u2718\u274c]",
     ),
     "otherwise": _any(rf"would (?:(?:usually|typically) )?(?:(?!(?:{_FITS})\b)\w+|be (?:{_ELSEWHERE}))"),
     "negated_verb": _any(rf"{VERB}{ADVERB}(?:not|hardly|scarcely)|[a-z]{{2,8}}n't|cannot|can not|never"),
     "denial": _any(
         r"""no|not|without|neither|nor|none of|nothing|hardly|scarcely|barely|little|against
+        (?:hard|difficult) to (?:see|detect|find|identify)
         lack(?:s|ed|ing)?(?: of)?|absence of|negative for|free (?:of|from)|devoid of|different from
         i doubt|doubts? (?:it|that|whether)
         r/o|insufficient|inadequate|far from|(?:wrong|incorrect|a mistake|an error) to|too \w+ (?:for|to be)

@@ -94,7 +94,7 @@ class PublishedSet:
         if self.rows.on_bad_row == "fail":
             raise_first(faults)
         if faults:
-            log_skipped("data, images", [*faults.values()])
+            log_skipped(f"data, images of {len(chosen):,} questions", [*faults.values()])
         skipped += faults.values()
         drawn = {"train": train, "validation": validation, **tests}
         rest = {name: [s for s in part if s.id not in faults] for name, part in drawn.items()}
