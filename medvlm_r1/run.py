@@ -133,8 +133,8 @@ def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
     policy = instantiate(cfg.model)
     perturb = partial(PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix)
     faults = {phase: policy.prompt_fault(prompt, phase) for phase in ("train", "evaluate")}
-    on_bad_row = OmegaConf.select(cfg, "data.rows.on_bad_row")
-    questions = check_prompts(questions, faults, perturb, on_bad_row)
+    on_bad_image = OmegaConf.select(cfg, "data.rows.on_bad_image")
+    questions = check_prompts(questions, faults, perturb, on_bad_image)
     engine = instantiate(cfg.get("rollout")) or policy.engine
     parts = {"policy": policy, "prompt": prompt, "engine": engine, "rewards": rewards, "seed": cfg.seed}
     module = instantiate(cfg.method)(**parts)

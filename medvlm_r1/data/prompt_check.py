@@ -21,14 +21,14 @@ def check_prompts(
     questions: Questions,
     fault_in: Mapping[Phase, Fault],
     perturb: Callable[[Source], Sequence[list[Perturbation]]],
-    on_bad_row: Literal["fail", "skip"] | None,
+    on_bad_image: Literal["fail", "skip"] | None,
 ) -> Questions:
     """Check the prompt of every training, validation and test question, under every control.
 
     Args:
         fault_in: finds what is wrong with a prompt, by phase.
         perturb: test set -> the perturbations of each question.
-        on_bad_row: ``fail`` raises for the first question; ``skip`` leaves such questions out and says so;
+        on_bad_image: ``fail`` raises for the first question; ``skip`` leaves such questions out and says so;
             ``None``: the data set has no such key, and the first raises.
 
     Returns:
@@ -52,8 +52,8 @@ def check_prompts(
                 break
     if not faults:
         return questions
-    if on_bad_row != "skip":
-        remedy = " (data.rows.on_bad_row=skip leaves such questions out)" if on_bad_row else ""
+    if on_bad_image != "skip":
+        remedy = " (data.rows.on_bad_image=skip leaves such questions out)" if on_bad_image else ""
         others = f" ({len(faults) - 1} more questions have such a fault)" if len(faults) > 1 else ""
         raise BadRowError(f"{faults[0]}{remedy}{others}")
     logger.warning("questions left out: %s; the first: %s", reason_summary(faults), faults[0])

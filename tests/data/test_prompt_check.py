@@ -41,7 +41,7 @@ def test_a_fault_names_file_row_and_remedy(loaded, tmp_path):
     assert str(error.value).startswith(
         f"{tmp_path}/a/rows.json row {row}: '{first.question}' is faulty: mend it"
     )
-    assert "data.rows.on_bad_row=skip" in str(error.value)
+    assert "data.rows.on_bad_image=skip" in str(error.value)
     assert "more questions have such a fault" in str(error.value)
 
 
@@ -113,4 +113,4 @@ class TestRun:
 def test_a_set_without_rows_names_no_key_that_it_lacks(loaded):
     with pytest.raises(BadRowError, match="is faulty: mend it") as error:
         check_prompts(loaded, faulty(loaded.train[0].question), PERTURB, None)
-    assert "on_bad_row" not in str(error.value)
+    assert "on_bad_image" not in str(error.value)

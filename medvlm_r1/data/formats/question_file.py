@@ -58,7 +58,7 @@ class QuestionFile(Sequence[VQASample]):
         left_out: Mapping[str, int] | None = None,
     ) -> None:
         samples, self.skipped, places, self.refused_images = parse_rows(numbered, path, parse, rows, name)
-        if rows.check_images and rows.on_bad_row == "skip":
+        if rows.check_images and rows.on_bad_image == "skip":
             faults = image_faults(samples, places, self.image_remedy)
             samples = [sample for sample in samples if sample.id not in faults]
             self.skipped += faults.values()
@@ -74,7 +74,7 @@ class QuestionFile(Sequence[VQASample]):
                 "skipped): request at least one and at most that many"
             )
         self._samples = samples[:n]
-        if rows.check_images and rows.on_bad_row == "fail":
+        if rows.check_images and rows.on_bad_image == "fail":
             raise_first(image_faults(self._samples, places, self.image_remedy))
 
     def __len__(self) -> int:

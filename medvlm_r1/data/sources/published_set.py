@@ -21,8 +21,8 @@ from medvlm_r1.data.splits import Questions, draw, hold_out
 
 logger = logging.getLogger(__name__)
 
-LENIENT = RowPolicy(on_bad_row="skip")
-"""Every large published set has some rows that nobody can use, and nobody here can correct them."""
+LENIENT = RowPolicy(on_bad_row="skip", on_bad_image="fail")
+"""Every large published set has some rows that nobody can use; a missing image is an incomplete download."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class PublishedSet:
         revision: commit, tag or branch on the hub; unused with ``root``.
         n_train, n_validation, n_test: numbers of questions (``n_test`` of each test set); ``None`` takes all.
         split_seed: seed of all random choices of questions; not the run's seed.
-        rows: what to do with unusable rows. Default: leave them out, with a warning that counts the reasons.
+        rows: what to do with unusable rows. Default: leave them out, with a warning that counts the reasons,
+            but fail for a missing or damaged image.
 
     Raises:
         FileNotFoundError: the set is neither local nor on the hub.
-        BadRowError: a row cannot be used; an image does not decode, under ``on_bad_row=fail``.
+        BadRowError: a row cannot be used; an image does not decode, under ``on_bad_image=fail``.
         ValueError: a setting has an unknown value, or there are too few questions.
     """
 
@@ -89,9 +90,9 @@ class PublishedSet:
         train = draw(train, self.n_train, self.split_seed, "train")
         tests = {name: draw(test, self.n_test, self.split_seed, name) for name, test in tests.items()}
         chosen = [*train, *validation, *(sample for test in tests.values() for sample in test)]
-        remedy = "check data.root and data.images"
+        remedy = "check data.root and data.images (data.rows.on_bad_image=skip leaves such questions out)"
         faults = image_faults(chosen, places, remedy) if self.rows.check_images else {}
-        if self.rows.on_bad_row == "fail":
+        if self.rows.on_bad_image == "fail":
             raise_first(faults)
         if faults:
             log_skipped(f"data, images of {len(chosen):,} questions", [*faults.values()])

@@ -518,9 +518,13 @@ def test_no_usable_row_is_told_with_its_reasons(tmp_path):
     (tmp_path / "imgs.zip").unlink()
     (tmp_path / "imgs").mkdir()
     with pytest.raises(
-        BadRowError, match=r"train: no row can be used \(9 x image \.\.\. does not exist; check"
-    ):
+        BadRowError, match=r"does not exist; check data\.root .*on_bad_image=skip leaves"
+    ) as error:
         option("slake", root=str(tmp_path), n_validation=1)
+    assert "14 more rows" in str(error.value)
+    reasons = r"train: no row can be used \(9 x image \.\.\. does not exist; check"
+    with pytest.raises(BadRowError, match=reasons):
+        option("slake", root=str(tmp_path), n_validation=1, rows={"on_bad_image": "skip"})
 
 
 # --- open questions --------------------------------------------------------------------------------
