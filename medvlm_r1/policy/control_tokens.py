@@ -7,12 +7,14 @@ turn and forge the model's.
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from medvlm_r1.data.sample import Question, VQASample
 
+AnyQuestion = TypeVar("AnyQuestion", bound=Question)
 _MARKS = range(0xE000, 0xF900)  # private use: no text needs a certain one of them
 
 
@@ -24,14 +26,14 @@ class ControlTokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.ids: dict[str, int] = tokenizer.get_added_vocab()
-        longest_first = sorted(self.ids, key=len, reverse=True)
+        longest_first: list[str] = sorted(self.ids, key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self._edges = re.compile(f"[{re.escape(''.join({end for t in self.ids for end in (t[0], t[-1])}))}]")
         backend = tokenizer.backend_tokenizer
         self._plain = Tokenizer(backend.model)  # shares the vocabulary
         self._plain.normalizer, self._plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
 
-    def tokenize(self, sample: Question, render: Callable[[Question], str]) -> list[int]:
+    def tokenize(self, sample: AnyQuestion, render: Callable[[AnyQuestion], str]) -> list[int]:
         """Token ids of ``render(sample)``; control tokens are those that ``render`` itself adds.
 
         In the question's own text, marks around the first and the last character of a control token break it
@@ -51,7 +53,7 @@ class ControlTokens:
                 ids += self._plain.encode(plain, add_special_tokens=False).ids
         return ids
 
-    def _marked(self, sample: Question, mark: str) -> Question:
+    def _marked(self, sample: AnyQuestion, mark: str) -> AnyQuestion:
         def marked(text: str) -> str:
             return self._edges.sub(lambda match: f"{mark}{match[0]}{mark}", text)
 

@@ -3,6 +3,7 @@
 import io
 import unicodedata
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -28,7 +29,7 @@ class PromptLength:
     def __init__(self, encoder: Encoder, prompt: PromptStyle, phase: Phase) -> None:
         self.encoder, self.prompt, self.phase = encoder, prompt, phase
         self._merged = encoder.image_processor.patch_size * encoder.image_processor.merge_size
-        self._limits = encoder.image_processor.size
+        self._limits: Any = encoder.image_processor.size
         self._shortest: dict[tuple[int, int], tuple[int, int]] = {}
         self._counts: dict[str, int] = {}
 

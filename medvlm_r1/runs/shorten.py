@@ -36,7 +36,8 @@ def clip(text: str, limit: int = 200) -> str:
     return f"{text[: max(limit - 5, 0) - tail]} ... {text[len(text) - tail :]}"
 
 
-def _shorten_text(value: str | bytes | bytearray, limit: int) -> str:
+def _shorten_text(value: Any, limit: int) -> str:
+    """Shorten a str, bytes or bytearray."""
     if len(value) <= limit and len(whole := repr(value)) <= limit:
         return whole
     count = f" ({len(value):,} {'characters' if isinstance(value, str) else 'bytes'})"

@@ -4,7 +4,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -126,7 +126,8 @@ def parse_rows(
             if error.images:
                 refused_images.append((skipped[-1], error.images))
         else:
-            samples.append(replace(sample, place=place))
+            object.__setattr__(sample, "place", place)  # replace() would check the row again
+            samples.append(sample)
             places[sample.id] = place
     return ParsedRows(samples, skipped, places, refused_images)
 

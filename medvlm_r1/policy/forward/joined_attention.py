@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,7 @@ class Spans:
         self.longest = max(2, *queries), max(keys)
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """Attention of sequences of unequal length, without dropout."""
 
