@@ -70,7 +70,8 @@ def read_row(
         _check_columns(row, tuple(key for key in required if not (may_be_open and key == "options")))
         question, options = _question_of(row, inline)
         if not options and not may_be_open:
-            raise BadRowError(f"options is {shorten(row['options'])}: give a list of non-empty texts")
+            key = "problem" if inline else "options"
+            raise BadRowError(f"{key} is {shorten(row.get(key))}, without the text of an option: give some")
         letter = _letter(row["solution"]) if options and "solution" in row else None
         if not options:
             answer = _checked_text(answer_text(row.get("answer")) or "")
