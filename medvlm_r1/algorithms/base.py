@@ -191,7 +191,7 @@ class VLMModule(LightningModule):
         optimizer = self.optim.build(self.policy.trainable_parameters)
         self.trainer.fit_loop.setup_data()  # counts the batches of an epoch
         limits = self.trainer.max_epochs, self.trainer.max_steps, self.updates_per_step
-        self.total_steps = total = total_steps(self.trainer.num_training_batches, *limits)
+        self.total_steps = total = total_steps(int(self.trainer.num_training_batches), *limits)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: self.optim.lr_at(s, total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 

@@ -37,10 +37,12 @@ def total_steps(per_epoch: int, max_epochs: int | None, max_updates: int, update
     Args:
         max_epochs, max_updates: -1 is no limit, but not of both; so is ``None`` epochs.
     """
-    if max_updates == -1:
-        return per_epoch * max_epochs
-    steps = math.ceil(max_updates / updates_per_step)
-    return steps if max_epochs in (None, -1) else min(steps, per_epoch * max_epochs)
+    limits = []
+    if max_updates != -1:
+        limits.append(math.ceil(max_updates / updates_per_step))
+    if max_epochs is not None and max_epochs != -1:
+        limits.append(per_epoch * max_epochs)
+    return min(limits)
 
 
 def run_length(config: Mapping[str, Any], questions: int, prompts_per_step: int) -> RunLength:

@@ -5,6 +5,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from medvlm_r1.algorithms.base import VLMModule
+
 
 class Progress(RichProgressBar):
     """Lightning's bar with metric names so short that reward, KL and accuracy fit.
@@ -15,6 +17,7 @@ class Progress(RichProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         per_epoch, module = self.trainer.num_training_batches, self.trainer.lightning_module
+        assert isinstance(module, VLMModule)
         return min(per_epoch, module.total_steps - self.trainer.current_epoch * per_epoch)
 
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A range holds for subclasses too. A number without one is finite.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -121,7 +122,7 @@ RANGES: dict[str, dict[str, Range]] = {
 }
 
 
-def range_of(target: type | object, name: str) -> Range:
+def range_of(target: type | Callable, name: str) -> Range:
     """The range of a parameter of a class or function."""
     owners = target.__mro__ if isinstance(target, type) else (target,)
     return next((RANGES[o.__name__][name] for o in owners if name in RANGES.get(o.__name__, {})), FINITE)

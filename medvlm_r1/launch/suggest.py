@@ -78,7 +78,7 @@ def suggest(error: Exception, known: DictConfig, folders: Sequence[Path]) -> str
             return f"{key[1]} has no default to override: add {added[1] if added else f'+{key[1]}=...'}"
         new = re.match(r"Key '([^']+)' is not in struct", str(error.__cause__))
         if new and OmegaConf.is_dict(OmegaConf.select(known, key[1], throw_on_missing=False)):
-            written = shlex.quote("+" + re.search(r"use (.+)", message)[1])
+            written = shlex.quote("+" + message.partition("use ")[2].partition("\n")[0])
             return f"{key[1]} has no {new[1]!r} to override: write {written} to add it"
         near = nearest(key[1], keys_of(OmegaConf.to_container(known)))
         if not near and (options := options_with(key[1])):

@@ -42,7 +42,7 @@ _BATCHES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "o
 
 def check_trainer(cfg: DictConfig) -> None:
     """Check ``cfg.trainer`` and what it needs of other groups; raises ``ValueError`` with key and remedy."""
-    trainer: Mapping[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)
+    trainer: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     trains = "optim" in cfg.method
     for name, (idle, remedy) in _NO_EFFECT.items():
         if name in trainer and not _is_one_of(trainer[name], idle):

@@ -193,7 +193,8 @@ def _is(value: Any, kind: Any) -> bool:
     if kind in _PLAIN:
         if isinstance(value, bool):  # which is an int to Python
             return kind is bool
-        return isinstance(value, {float: (int, float), Path: str}.get(kind, kind))
+        also: dict[Any, Any] = {float: (int, float), Path: str}
+        return isinstance(value, also.get(kind, kind))
     # a class, a protocol or a callable is built from a node; of other hints nothing is known
     if isinstance(kind, type):
         return kind in (Any, object) or isinstance(value, kind)
