@@ -115,7 +115,8 @@ def check_same_run(cfg: DictConfig, folder: Path) -> None:
         made = f"an earlier version of medvlm_r1{commit} made this run, and this one cannot resume it"
         raise ValueError(f"{folder}: {made}: finish it with that version, or {again}")
     old, new = flatten(old), flatten(new)
-    before = {key: ADDED[key] for key in ADDED.keys() & new.keys() if new[key] is not None} | old
+    added = {key: old.get(ADDED[key], ADDED[key]) for key in ADDED.keys() & new.keys()}
+    before = {key: value for key, value in added.items() if new[key] is not None} | old
     changed = [key for key in sorted(old.keys() | new.keys()) if before.get(key) != new.get(key)]
     if changed := [key for key in changed if not {key, key.split(".")[0]} & set(FREE)]:
         listed = ", ".join(f"{key} was {before.get(key)} and is {new.get(key)}" for key in changed[:4])

@@ -36,8 +36,12 @@ KEYS: dict[str, str] = {
     "callbacks.images.pictures": "callbacks.images.per_test_set",
     **{f"data.{k}": f"data.rows.{k}" for k in ("on_bad_row", "check_images", "follow_links", "volumes")},
 }
-# Keys that earlier versions lacked -> the value that does what they did.
-ADDED: dict[str, Any] = {"data.questions": "all", "data.rows.volumes.frame": 0}
+# Keys that earlier versions lacked -> the value that does what they did, or the key that had it.
+ADDED: dict[str, Any] = {
+    "data.questions": "all",
+    "data.rows.on_bad_image": "data.rows.on_bad_row",
+    "data.rows.volumes.frame": 0,
+}
 # Options of a group.
 OPTIONS: dict[str, dict[str, str]] = {
     "logger": {"csv_tensorboard": "tensorboard"},

@@ -288,8 +288,8 @@ def test_a_callback_may_be_null():
 def test_a_run_of_a_version_without_a_key_resumes(tmp_path):
     """What a new key does by default is what earlier versions did."""
     cfg = composed("model=tiny", "data=table", "data.train=a.csv", "data.test={ct:b.csv}")
-    OmegaConf.update(old := copy.deepcopy(cfg), "data.rows.volumes.frame", None)
-    del old.data.questions, old.data.rows.volumes.frame
+    old = copy.deepcopy(cfg)
+    del old.data.questions, old.data.rows.on_bad_image, old.data.rows.volumes.frame
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(old, resolve=True))
     check_same_run(cfg, tmp_path)
     cfg.data.questions = "closed"
