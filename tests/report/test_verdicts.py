@@ -49,6 +49,18 @@ def test_a_leak_is_a_warning_for_what_was_trained_alone(tmp_path):
     assert verdict_texts(tmp_path / "zero_shot-seed0", "Leaks") == []
 
 
+def test_a_patient_in_training_and_test_is_a_warning(tmp_path):
+    folder = write_run(tmp_path, "grpo")
+    found = audit()
+    found["leaks"] = [leak | {"same_group": leak["n"] // 2} for leak in found["leaks"]]
+    assert {leak["source"] for leak in found["leaks"]} == {"train"}
+    edit_metrics(folder, found)
+    ((level, text),) = verdict_texts(folder, "Leaks")
+    assert level == "warning"
+    assert "50.0 % of MRI" in text
+    assert text.endswith("shows another image of a training group (patient).")
+
+
 def test_dropped_questions_and_unchecked_pixels_are_named(tmp_path):
     folder = write_run(tmp_path, "grpo")
     edit_metrics(folder, audit(copies=18) | {"dropped": 9})

@@ -51,9 +51,20 @@ def _leaks(group: RunGroup) -> list[Verdict]:
         return [Verdict("note", "Leaks", "The data was not audited for leaks and shortcuts.", "provenance")]
     if group.method == "zero_shot":
         return []
+    found = []
     if shares := leaked_shares(group.runs):
         leaks = " and ".join(f"{percent(share)} % of {set_name(name)}" for name, share in shares.items())
-        return [Verdict("warning", "Leaks", f"{leaks} shows a copy of a training image.", "audit")]
+        found.append(f"{leaks} shows a copy of a training image.")
+    if shares := {
+        leak["target"]: leak["same_group"] / leak["n"]
+        for audit in audits
+        for leak in audit["leaks"]
+        if leak["source"] == "train" and leak["target"] != "validation" and leak.get("same_group")
+    }:
+        groups = " and ".join(f"{percent(share)} % of {set_name(name)}" for name, share in shares.items())
+        found.append(f"{groups} shows another image of a training group (patient).")
+    if found:
+        return [Verdict("warning", "Leaks", text, "audit") for text in found]
     dropped = max(audit.get("dropped", 0) for audit in audits)
     text = f"{dropped} training questions were dropped: they showed test images." if dropped else ""
     partly = [audit for audit in audits if audit.get("images_checked", 1) < audit.get("images", 1)]
