@@ -136,7 +136,7 @@ class TestFilesOfTheFolder:
 
 
 class TestLocalizers:
-    @pytest.mark.parametrize("uid", [UID, generate_uid()])
+    @pytest.mark.parametrize("uid", [UID, generate_uid()], ids=["of the series", "of its own"])
     def test_by_image_type(self, uid, folder):
         image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         place(folder, "0", 99, -50, ImageType=image_type, shape=(5, 5), SeriesInstanceUID=uid)
