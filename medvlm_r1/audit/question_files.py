@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medvlm_r1.audit.fingerprints import exists
-from medvlm_r1.data.formats.mcq_row import read_row
+from medvlm_r1.data.formats.mcq_row import UnknownModalityError, read_row
 from medvlm_r1.data.formats.rows import read_json
 from medvlm_r1.data.formats.values import is_missing
 from medvlm_r1.data.images.resolve import ImageRoot
@@ -57,9 +57,7 @@ def read_files(
             try:
                 try:
                     sample = read_row(row, name, path.stem, root, row_modality)
-                except BadRowError as error:
-                    if "is no known modality" not in str(error):
-                        raise
+                except UnknownModalityError as error:
                     sample = read_row(row, name, path.stem, root, UNKNOWN)
                     faults.append(f"{path} row {number}: {error}")
                 rows.append((number, sample))

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _audited(args: Namespace) -> Audit:
+    if args.images and not args.images.exists():
+        raise CommandError(f"--images {args.images} does not exist: correct it, or leave it out")
     read = {"train": args.train, "validation": args.validation}
     for path in args.test:
         name = path.stem if path.stem not in read else path.as_posix()

@@ -8,19 +8,10 @@ OWN = ("method", "reward", "experiment")  # groups of keys that define a method;
 TUNED = ("method.optim.lr",)  # tuned for each method on validation
 # Keys that change neither weights nor answers: folders, caches, restarts, the connection to a served model.
 BOOKKEEPING = (
-    *(
-        "run_folder",
-        "sweep",
-        "overwrite",
-        "resume",
-        "ckpt_path",
-        "workers",
-        "image_cache",
-        "controls",
-        "evaluation",
-    ),
+    *("run_folder", "sweep", "overwrite", "resume", "ckpt_path", "workers", "image_cache"),
+    *("controls", "evaluation", "logger", "tags", "track", "callbacks.rollouts.track"),
     *("model.url", "model.api_key_variable", "model.concurrency", "model.retries", "model.timeout"),
-    *("model.cache", "logger", "tags", "track", "callbacks.rollouts.track"),
+    "model.cache",
 )
 SAME_WORK = (
     *("epochs", "prompts_per_step", "max_prompt_tokens", "max_completion_tokens"),

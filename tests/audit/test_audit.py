@@ -363,6 +363,7 @@ def test_command_line(tmp_path, capsys):
     assert Audit.from_dict(json.loads((tmp_path / "out.json").read_text())).leaks[0].kinds == {"same file": 1}
     assert main([*options, "--fail-on-leak"]) == 1
     assert main(["--train", str(tmp_path / "none.json"), "--test", str(test)]) == 2
+    assert main([*options, "--images", str(tmp_path / "none")]) == 2
     helped = subprocess.run(
         [sys.executable, "-m", "medvlm_r1.cli.audit", "--help"], capture_output=True, text=True, check=True
     )

@@ -46,6 +46,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKER = re.compile(r"(?:^|(?<=[\s,]))([A-J])\)")
 
 
+class UnknownModalityError(BadRowError):
+    """A row with an unknown spelling of its modality."""
+
+
 def read_row(
     row: Any, name: str, source: str, root: ImageRoot, modality: str | None = None, may_be_open: bool = False
 ) -> VQASample:
@@ -213,14 +217,17 @@ def modality_of(subset: Any, what: str = "subset", remedy: str = "set data.modal
         remedy: what else to do about it, for messages.
 
     Raises:
-        BadRowError: the spelling is unknown.
+        UnknownModalityError: the spelling is unknown.
+        BadRowError: there is none.
     """
     if (text := text_or_none(subset)) is None:
         raise BadRowError(f"has no {what}, the modality: add one, or {remedy} for all files")
     if (modality := _BY_SPELLING.get(_plain(text))) is not None:
         return modality
     known = ", ".join(spellings[0] for spellings in MODALITIES.values())
-    raise BadRowError(f"{what} {shorten(subset)} is no known modality: use one of {known}; or {remedy}")
+    raise UnknownModalityError(
+        f"{what} {shorten(subset)} is no known modality: use one of {known}; or {remedy}"
+    )
 
 
 def _plain(name: str) -> str:
