@@ -104,6 +104,8 @@ def _array(text: str, path: Path | zipfile.Path) -> list[Any]:
         if isinstance(value, list):
             return value
         raise BadRowError(f"{path} holds a JSON {type(value).__name__}, not an array: wrap the rows in [ ]")
+    if isinstance(value.get("question", value.get("problem")), str):  # JSON lines of a single row
+        return [value]
     tables = {key: part for key, part in value.items() if _is_rows(part)}
     if len(tables) == 1:
         return next(iter(tables.values()))

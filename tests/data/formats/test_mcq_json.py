@@ -317,3 +317,9 @@ def test_real_questions_of_med_r1(name, n):
     assert len(source) == len(rows) == n
     assert [INLINE.problem(s) for s in source] == [r["problem"] for r in rows]
     assert [f"<answer> {s.answer} </answer>" for s in source] == [r["solution"] for r in rows]
+
+
+def test_a_file_of_one_line_is_one_row(folder):
+    path = folder / "one.json"
+    path.write_text(json.dumps(row(0) | {"image": [{"path": row(0)["image"][0]}]}))
+    assert len(McqJson(path)) == 1
