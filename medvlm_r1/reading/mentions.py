@@ -35,6 +35,7 @@ _FUNCTION_WORD = re.compile(
     r"with|than|based|not|here|over|vs|versus|it)\b"
 )
 _REASON = re.compile(r" (?:because|since|as it)\b")
+_IT_IS = re.compile(r"(?i:\bit(?: is|'s)) $")
 _CALLED = re.compile(r"(?i:\b(?:option|choice|letter)|[选项择]) ?\(?$")
 _CALLED_SMALL = re.compile(
     r"(?i:\b(?:answer|option|choice|letter)(?: (?:is|would be|should be))?(?: option)?[ :=(]{1,3}|"
@@ -86,6 +87,8 @@ def _is_letter(text: str, start: int, end: int, options: int) -> bool:
     if _OTHER_BEFORE.search(before) or _OTHER_AFTER.match(text, end):
         return False
     if letter.islower():
+        if letter == "a" and end == len(text) and _IT_IS.search(before):  # cut at the token limit
+            return False
         goes_on = _CLOSED.match(text, end) or _REASON.match(text, end)
         called = _CALLED_SMALL.search(before) and goes_on
         return bool(_BRACKET.match(text, end) or called or (start == 0 and AFFIRMED.match(text, end)))
