@@ -40,7 +40,7 @@ from medvlm_r1.rollout.engine import Sampling
 from medvlm_r1.rollout.reference import ReferenceEngine
 from medvlm_r1.rollout.sampling_noise import NoiseKey
 
-RECIPE = replace(training.RECIPE, max_prompt_tokens=4096)
+RECIPE = replace(training.RECIPE, max_prompt_tokens=4000)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 RUN = [
     "+experiment=zero_shot",
