@@ -123,7 +123,7 @@ HEDGED = _compiled(r"\b(?:could|might|may)(?: also| still| even)? be(?: (?:the|a
 _ANSWER = _any(
     r"(?:answer|option|choice|selection|letter|response|diagnosis|conclusion|guess|solution)"
     r"(?:\([^)\n]{1,10}\))?(?![A-Za-z])",
-    "答案|选项?|选择|respuesta|réponse|antwort|答え|정답",
+    "答案|回答|选项?|选择|respuesta|réponse|antwort|答え|정답",
 ).replace(r")\b|", ")|", 1)
 _ANSWER_LINK = _any(
     """is|are|was|would|should|could|might|may|be|must|seems|appears|to|the|this|these|that|it|most|likely

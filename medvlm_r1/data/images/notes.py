@@ -4,6 +4,7 @@ A decoder attaches its notes to the image that it returns; the checks before tra
 them.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ VOLUMES = "hold several times, b-values or echoes, of which one is shown"
 LEFT_OUT = "are folders of which files are left out"
 GAP = "are series with a gap"
 NUMBERED = "are series in the order of InstanceNumber, since images lack a position"
+
+
+_SETTINGS = re.compile(r"#(?:montage\b|\w+=)[^/]*$")  # at the end of an image's name
 
 
 class Note(NamedTuple):
@@ -61,7 +65,7 @@ def counted(notes: Mapping[str, Iterable[Note]]) -> dict[str, dict[str, int | st
     kinds: dict[str, dict[str, str]] = {}
     for name, of_image in notes.items():
         for kind, detail in of_image:
-            what = name if kind == BLANK else name.partition("#")[0]
+            what = name if kind == BLANK else _SETTINGS.sub("", name)
             kinds.setdefault(kind, {}).setdefault(what, f"{what}: {detail}" if detail else what)
     frequent = sorted(kinds.items(), key=lambda item: -len(item[1]))
     return {kind: {"n": len(files), "first": next(iter(files.values()))} for kind, files in frequent}

@@ -11,7 +11,7 @@ from medvlm_r1.data.formats.mcq_json import McqJson
 from medvlm_r1.data.formats.row_policy import RowPolicy
 from medvlm_r1.data.images import validate
 from medvlm_r1.data.images.decode import ImageFile
-from medvlm_r1.data.images.notes import BLANK, FRAMES
+from medvlm_r1.data.images.notes import BLANK, FRAMES, Note, counted
 from medvlm_r1.data.images.volume import Volumes
 from medvlm_r1.data.sample import BadRowError
 
@@ -64,3 +64,9 @@ class TestFrame:
         message = "has the frames 0 to 2, not 3: set frame" if frame == 3 else "give an index from 0"
         with pytest.raises(BadRowError, match=rf"rows\.json row 0: image .*a\.tif.*{message}"):
             McqJson(rows(stack, {"path": "a.tif", "frame": frame}))
+
+
+def test_a_file_counts_once_whatever_its_name():
+    """Slices of one file share its remarks; a sign that a file name may hold separates no slice."""
+    names = ["a/scan#1.dcm", "a/scan#2.dcm", "ct#slice=1", "ct#slice=2&window=lung", "ct#montage", "mr"]
+    assert counted({name: [Note(FRAMES, "")] for name in names})[FRAMES]["n"] == 4
