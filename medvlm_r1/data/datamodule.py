@@ -18,6 +18,7 @@ from medvlm_r1.data.perturbation import Perturbation, Unperturbed
 from medvlm_r1.data.sample import Phase
 from medvlm_r1.data.splits import Questions, Source
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Encode = Callable[..., Any]  # (question, phase); for test questions also assistant_prefix and memo
 Perturb = Callable[[Source], Sequence[list[Perturbation]]]
 
@@ -146,7 +147,7 @@ class VQADataModule(LightningDataModule):
         context = (
             "fork" if self.workers and multiprocessing.get_start_method(allow_none=True) == "loky" else None
         )
-        return DataLoader(
+        return _Loader(
             encoded,
             num_workers=self.workers,
             prefetch_factor=1 if self.workers else None,  # a test batch may hold 100 MB of pixels
@@ -155,6 +156,17 @@ class VQADataModule(LightningDataModule):
             multiprocessing_context=context,
             **batching,
         )
+
+
+class _Loader(DataLoader):
+    """A DataLoader whose workers start with signals blocked, until :func:`_survive_signals` handles them."""
+
+    def _get_iterator(self) -> Any:
+        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS if self.num_workers else ())
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 class _Shuffled(DistributedSampler):
@@ -231,3 +243,4 @@ def _survive_signals(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
