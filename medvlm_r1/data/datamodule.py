@@ -159,7 +159,10 @@ class VQADataModule(LightningDataModule):
 
 
 class _Loader(DataLoader):
-    """A DataLoader whose workers start with signals blocked, until :func:`_survive_signals` handles them."""
+    """A DataLoader whose workers start with signals blocked, until :func:`_survive_signals` handles them.
+
+    In this process they wait as well: Python drops an exception that a handler raises in a hook of os.fork.
+    """
 
     def _get_iterator(self) -> Any:
         earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS if self.num_workers else ())

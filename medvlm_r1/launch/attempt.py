@@ -4,17 +4,13 @@ import errno
 import json
 import logging
 import math
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import popen_fork
 from pathlib import Path
-from traceback import walk_stack
-from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -142,13 +138,9 @@ def write_report(folder: Path) -> None:
     log.info("report: %s", write_run_report(folder))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(*signal_and_frame: Any) -> None:
     """End the process after Ctrl-C; Lightning would turn a KeyboardInterrupt into exit code 1."""
-    # Python drops an exception that a signal raises in a hook of os.fork, where a new worker is started.
-    if any(caller.f_code.co_filename == popen_fork.__file__ for caller, _ in walk_stack(frame)):
-        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
-        return
-    raise SystemExit(128 + number)
+    raise SystemExit(128 + signal.SIGINT)
 
 
 @contextmanager
