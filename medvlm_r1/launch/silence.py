@@ -18,5 +18,6 @@ def silence_libraries() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*resuming from a checkpoint that ended before the epoch.*",  # VQADataModule restores its place
         ".*`is_gradient_checkpointing` is deprecated.*",  # from peft
+        ".*Total length of .* across ranks is zero.*",  # a resumed run that has answered every question
     ):
         warnings.filterwarnings("ignore", message)
