@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from medvlm_r1.prompts import PromptStyle
 
 IMAGE_TOKENS = 16  # per image of 112 x 112: 8 x 8 patches, merged 2 x 2
 IGNORE = -100
+# Scenes of a modality per scene of the others: lesions of the retina are small, and harder to recognise.
+SCENES = {"fundus": 2, "oct": 2}
 TEMPLATES = {"medvlm_r1": 60, "med_r1": 20, "med_r1_no_think": 10, "med_r1_think_after": 10}  # per cent
 PROMPTS = Path(__file__).parents[2] / "conf" / "prompt"
 
@@ -80,15 +83,12 @@ class Scenes:
         """Render the ``base`` split; calls ``advance`` after each image."""
         # A quarter asks for the attribute, mostly the number of lesions: in the mixture of all types too few
         # scenes have more than one lesion to learn counting.
-        counting = per_modality // 4
-        samples = [
-            sample
-            for modality in MODALITIES
-            for sample in (
-                *PhantomSource(modality, per_modality - counting, "base", seed),
-                *PhantomSource(modality, counting, "base", seed + 1_000_000, (QUESTION_TYPES[-1],)),
-            )
-        ]
+        samples = []
+        for modality in MODALITIES:
+            number = per_modality * SCENES.get(modality, 1)
+            counting = number // 4
+            samples += PhantomSource(modality, number - counting, "base", seed)
+            samples += PhantomSource(modality, counting, "base", seed + 1_000_000, (QUESTION_TYPES[-1],))
         pixels = np.empty((len(samples), 112, 112, 3), np.uint8)
         with ProcessPoolExecutor() as workers:
             for i, picture in enumerate(workers.map(_picture, samples, chunksize=32)):
@@ -112,14 +112,23 @@ class Batch:
         input_ids: ``[rows, length]``, padded on the right.
         labels: ``[rows, length]``, the token if it has loss, else ``IGNORE``.
         scenes: ``[rows]``, index of each row's image; ``None`` for text alone.
+        options: ``[rows, 4]``, column of each option's last token; ``None`` if nothing is asked.
+        correct: ``[rows]``, index of the correct option.
     """
 
     input_ids: Tensor
     labels: Tensor
     scenes: Tensor | None
+    options: Tensor | None = None
+    correct: Tensor | None = None
 
 
-Pieces = list[tuple[str, bool]]  # text, and whether it has loss
+class Piece(NamedTuple):
+    """A part of a row."""
+
+    text: str
+    has_loss: bool = False
+    ends_option: bool = False
 
 
 def _format_options(lettered: list[tuple[str, str]], layout: str) -> str:
@@ -153,9 +162,8 @@ class BatchSampler:
         """Image, then all its findings in fixed order: five supervised words per image."""
         index = [self.random.randrange(len(self.scenes.findings)) for _ in range(rows)]
         completions = [" " + " ".join(self.scenes.findings[i]) for i in index]
-        return self._batch(
-            [[(self._chat("Findings:", True), False), (text, True)] for text in completions], index
-        )
+        chat = Piece(self._chat("Findings:", True))
+        return self._batch([[chat, Piece(text, has_loss=True)] for text in completions], index)
 
     def findings(self, rows: int) -> Batch:
         """Image, then a question for each of its findings in random order, answered in words."""
@@ -174,7 +182,7 @@ class BatchSampler:
 
     def questions(self, rows: int, direct_share: float) -> Batch:
         """The full task: image and prompt, then a reasoned or (at random) a direct completion."""
-        index, pieces = [], []
+        index, pieces, correct = [], [], []
         for _ in range(rows):
             scene = self.random.randrange(len(self.scenes.findings))
             style, phase = self._template()
@@ -182,12 +190,10 @@ class BatchSampler:
             short = style.name == "med_r1_no_think" or self.random.random() < direct_share
             reason = answered_first if style.name == "med_r1_think_after" else reasoned
             completion = direct(sample.answer) if short else reason(sample.answer_text, sample.answer)
-            chat = self.tokenizer.apply_chat_template(
-                style.render(sample, phase), tokenize=False, add_generation_prompt=True
-            )
             index.append(scene)
-            pieces.append([(chat, False), (completion + "<|im_end|>", True)])
-        return self._batch(pieces, index)
+            correct.append(sample.letters.index(sample.answer))
+            pieces.append([*self._prompt(sample, style, phase), Piece(completion + "<|im_end|>", True)])
+        return replace(self._batch(pieces, index), correct=torch.tensor(correct))
 
     # Parts of batches -------------------------------------------------------------------------------
 
@@ -196,19 +202,33 @@ class BatchSampler:
         options = self.random.sample(sample.options, len(sample.options))
         return replace(sample, options=tuple(options), answer=LETTERS[options.index(sample.answer_text)])
 
-    def _findings(self, sample: VQASample) -> Pieces:
+    def _prompt(self, sample: VQASample, style: PromptStyle, phase: str) -> list[Piece]:
+        """Split the chat after each option; a word ends there, so the tokens stay the same."""
+        chat = self.tokenizer.apply_chat_template(
+            style.render(sample, phase), tokenize=False, add_generation_prompt=True
+        )
+        pieces, start = [], 0
+        end = chat.index(sample.question) + len(sample.question)
+        for letter, option in zip(sample.letters, sample.options, strict=True):
+            shown = _format_options([(letter, option)], style.layout)
+            end = chat.index(shown, end) + len(shown)
+            pieces.append(Piece(chat[start:end], ends_option=True))
+            start = end
+        return [*pieces, Piece(chat[start:])]
+
+    def _findings(self, sample: VQASample) -> list[Piece]:
         truths = sample.images[0].findings()
-        pieces: Pieces = [(self._chat("Findings:", True), False)]
+        pieces = [Piece(self._chat("Findings:", True))]
         for kind in self.random.sample(sorted(truths), len(truths)):
             wording = self.random.choice(self.wordings[sample.modality, kind])
-            pieces += [(f"{wording} The image shows", False), (f" {truths[kind]}", True)]
+            pieces += [Piece(f"{wording} The image shows"), Piece(f" {truths[kind]}", has_loss=True)]
         return pieces
 
     def _template(self) -> tuple[PromptStyle, str]:
         name = self.random.choices(*zip(*TEMPLATES.items(), strict=True))[0]
         return prompt_style(name), self.random.choice(("train", "evaluate"))
 
-    def _match(self, gap: str, under: str) -> Pieces:
+    def _match(self, gap: str, under: str) -> list[Piece]:
         # Half of the option sets mix all groups, so that the model learns to match, not to remember sets.
         group = self.all_words if self.random.random() < 0.5 else self.random.choice(self.words)
         options = self.random.sample(group, min(4, len(group)))
@@ -222,9 +242,9 @@ class BatchSampler:
         else:
             prompt = _format_options(lettered, under) + "\n"
         queries = self.random.sample(lettered, len(lettered)) + self.random.sample(lettered, len(lettered))
-        pieces: Pieces = [(prompt, False)]
+        pieces = [Piece(prompt)]
         for letter, option in queries:
-            pieces += [(f" {option}{gap}", False), (letter, True)]
+            pieces += [Piece(f" {option}{gap}"), Piece(letter, has_loss=True)]
         return pieces
 
     def _chat(self, text: str, image: bool) -> str:
@@ -233,21 +253,25 @@ class BatchSampler:
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
 
-    def _batch(self, rows: list[Pieces], index: list[int] | None) -> Batch:
-        encoded = []
+    def _batch(self, rows: list[list[Piece]], index: list[int] | None) -> Batch:
+        encoded, options = [], []
         for pieces in rows:
-            ids, labels = [], []
-            for text, carries_loss in pieces:
-                new = self.encode(text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS))
+            ids, labels, ends = [], [], []
+            for piece in pieces:
+                new = self.encode(piece.text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS))
                 ids += new
-                labels += new if carries_loss else [IGNORE] * len(new)
+                labels += new if piece.has_loss else [IGNORE] * len(new)
+                if piece.ends_option:
+                    ends.append(len(ids) - 1)
             encoded.append((ids, labels))
+            options.append(ends)
         length = max(len(ids) for ids, _ in encoded)
         pad = self.tokenizer.pad_token_id
         return Batch(
             torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in encoded]),
             torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in encoded]),
             None if index is None else torch.tensor(index),
+            torch.tensor(options) if options[0] else None,
         )
 
 

@@ -14,7 +14,7 @@ PATCH, MERGE, TEMPORAL = 14, 2, 2
 
 
 def build_model(
-    tokenizer: Qwen2Tokenizer, depth: int = 2, embed: int = 96
+    tokenizer: Qwen2Tokenizer, depth: int = 2, embed: int = 128
 ) -> Qwen2VLForConditionalGeneration:
     """Build a Qwen2-VL with the parts and proportions of the real one and four layers."""
     token = tokenizer.convert_tokens_to_ids

@@ -7,13 +7,17 @@ import torch
 from batches import IGNORE, IMAGE_TOKENS, Batch, BatchSampler
 from fast_vision import patches, quicken, restore
 from model import PATCH, SIDE
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration
 from vision_pretraining import VisionPretraining
 
+from medvlm_r1.data.sample import LETTERS
+
 # Texts between a finding and its letter; the last is the whole text of a reasoned completion.
 GAPS = (".", ".</", ".</think", ".</think>\n", ".</think>\n<answer", ".</think>\n<answer>")
+
+OPTIONS_AFTER = 2  # layers that have compared the image with the options; the others find the letter
 
 
 @torch.no_grad()
@@ -30,6 +34,10 @@ def image_tokens(model: Qwen2VLForConditionalGeneration, pixels: np.ndarray) -> 
 class Trainer:
     """Trains the language model; the vision tower is frozen.
 
+    Where a batch has questions, a linear head, discarded afterwards, tells from each option's last token
+    whether the image shows it. Without it a direct answer stays at chance: its letter is one token of the
+    loss, and depends on all options.
+
     Args:
         model: the model.
         tokens: image tokens of all scenes; ``None`` for stages of text alone.
@@ -39,12 +47,17 @@ class Trainer:
         # At these lengths the backward pass of the fused CPU attention would dominate a step.
         model.set_attn_implementation("eager")
         self.model, self.tokens = model, tokens
-        self.weights = list(model.model.language_model.parameters())  # the head is tied to the embedding
+        self.shown = nn.Parameter(torch.zeros(model.config.text_config.hidden_size))
+        # The language model's head is tied to its embedding.
+        self.weights = [*model.model.language_model.parameters(), self.shown]
         self.optimiser = torch.optim.AdamW(self.weights, betas=(0.9, 0.98), weight_decay=0.01)
         self.positions: Tensor | None = None
 
-    def step(self, batch: Batch, rate: float) -> float:
-        """Do one update; return the accuracy over tokens with loss."""
+    def step(self, batch: Batch, rate: float, weight: Tensor | None = None) -> float:
+        """Do one update; return the accuracy over tokens with loss.
+
+        ``weight``: ``[vocabulary]``, weights of tokens in the loss; equal by default.
+        """
         rows, length = batch.input_ids.shape
         positions = torch.arange(length).expand(3, rows, length)
         embedded = self.model.get_input_embeddings()(batch.input_ids)
@@ -54,13 +67,18 @@ class Trainer:
             embedded = embedded.masked_scatter(places, self.tokens[batch.scenes])
         with torch.autocast("cpu", torch.bfloat16):
             reader = self.model.model.language_model
-            hidden = reader(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
+            read = reader(
+                inputs_embeds=embedded, position_ids=positions, use_cache=False, output_hidden_states=True
+            )
             # Only tokens with loss go through the head. Padding is on the right, outside causal attention, so
             # no mask is needed.
             rows_, columns = (batch.labels != IGNORE).nonzero(as_tuple=True)
-            logits = self.model.lm_head(hidden[rows_, columns - 1])
+            logits = self.model.lm_head(read.last_hidden_state[rows_, columns - 1])
         labels = batch.labels[rows_, columns]
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), labels, weight=weight)
+        if batch.options is not None:
+            ends = read.hidden_states[OPTIONS_AFTER][torch.arange(rows)[:, None], batch.options].float()
+            loss = loss + F.cross_entropy(ends @ self.shown, batch.correct)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
@@ -133,7 +151,7 @@ def reason(trainer: Trainer, batches: BatchSampler, steps: int) -> Iterator[floa
         elif step % 6 == 5:
             batch = batches.findings(32)
         else:
-            batch = batches.questions(16, direct_share=0.0)
+            batch = batches.questions(32, direct_share=0.0)
         yield trainer.step(batch, 1e-3 * warmup(step) * (1 - 0.9 * step / steps))
 
 
@@ -146,7 +164,7 @@ def side_by_side(trainer: Trainer, batches: BatchSampler, steps: int) -> Iterato
     _initialise_spaceless(trainer.model, batches.tokenizer)
     for step in range(steps):
         if step % 2:
-            batch = batches.questions(16, direct_share=0.0) if step % 8 != 7 else batches.findings(32)
+            batch = batches.questions(32, direct_share=0.0) if step % 8 != 7 else batches.findings(32)
         else:
             batch = batches.matching(24 if step % 4 else 8, GAPS[-1:], "inline" if step % 4 else "prompt")
         yield trainer.step(batch, 1e-3 * warmup(step) * (1 - 0.9 * step / steps))
@@ -168,9 +186,12 @@ def _initialise_spaceless(model: Qwen2VLForConditionalGeneration, tokenizer: Qwe
 
 def answer_directly(trainer: Trainer, batches: BatchSampler, steps: int) -> Iterator[float]:
     """Train mostly direct answers, which greedy decoding gives from now on, although reasoning is better."""
+    # The letter is one token in five of a direct answer, and the only one that is hard.
+    weight = torch.ones(trainer.model.config.text_config.vocab_size)
+    weight[batches.tokenizer.convert_tokens_to_ids(list(LETTERS))] = 10.0
     for step in range(steps):
         rate = 6e-4 * warmup(step) * (1 - 0.9 * step / steps)
-        yield trainer.step(batches.questions(32, direct_share=0.6), rate)
+        yield trainer.step(batches.questions(32, direct_share=0.6), rate, weight)
 
 
 def warmup(step: int) -> float:

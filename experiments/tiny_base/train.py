@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from batches import BatchSampler, Scenes, option_groups
+from batches import SCENES, BatchSampler, Scenes, option_groups
 from fast_vision import quicken, restore
 from model import build_model, image_processor, save
 from rich.progress import Progress
@@ -102,7 +102,7 @@ def main() -> None:
         "--work", type=Path, default=Path("outputs/tiny_base"), help="folder of finished stages"
     )
     parser.add_argument("--scenes", type=int, default=3000, help="scenes to render per modality")
-    parser.add_argument("--look", type=int, default=8000, help="steps of the vision tower alone")
+    parser.add_argument("--look", type=int, default=10000, help="steps of the vision tower alone")
     parser.add_argument("--read", type=int, default=4000, help="steps of captions and findings")
     parser.add_argument("--reason", type=int, default=2500, help="steps of the full task")
     parser.add_argument("--side-by-side", type=int, default=1600, help="steps of options in one line")
@@ -121,7 +121,8 @@ def main() -> None:
     training.run("match, farther", match(GAPS, "lines", 24, 0.97), 2000)
     training.run("match, whole prompt", match(GAPS[-1:], "prompt", 8, 0.95), 700)
     with Progress() as progress:
-        bar = progress.add_task("render", total=args.scenes * len(MODALITIES))
+        number = args.scenes * sum(SCENES.get(name, 1) for name in MODALITIES)
+        bar = progress.add_task("render", total=number)
         training.scenes = Scenes.cached(
             args.work / "scenes.pkl", args.scenes, args.seed, lambda: progress.advance(bar)
         )
