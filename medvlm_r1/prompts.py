@@ -169,6 +169,21 @@ class PromptStyle:
         """The completion that SFT trains on: the gold answer, in answer tags if the prompt asks for them."""
         return f"<answer>{sample.answer}</answer>" if self.tags else sample.answer
 
+    def reasoned_target(self, sample: VQASample) -> str:
+        """The question's rationale in think tags and its answer, in the order that the prompt asks for.
+
+        Raises:
+            ValueError: the prompt asks for no reasoning.
+        """
+        template = (self.open if sample.is_open else self.train) or ""
+        if "<think>" not in template:
+            raise ValueError(
+                f"prompt {self.name!r} asks for no reasoning, so a rationale cannot be its answer: take "
+                "prompt=medvlm_r1, or method.target=answer"
+            )
+        parts = f"<think>{sample.rationale}</think>", self.target(sample)
+        return "\n".join(parts if "<think>" in template.partition("<answer>")[0] else parts[::-1])
+
     def parse(self, text: str, sample: Question) -> Answer:
         """Parse one completion. Never raises."""
         content = tag_contents(text, "answer")

@@ -132,12 +132,12 @@ def build(cfg: DictConfig, questions: Any) -> tuple[Any, Any, Any]:
         log.info("control %s is not run: %s", name, why)
     policy = instantiate(cfg.model)
     perturb = partial(PerturbedQuestions, controls=controls, assistant_prefix=prompt.assistant_prefix)
-    faults: Any = {phase: policy.prompt_fault(prompt, phase) for phase in ("train", "evaluate")}
-    on_bad_image = OmegaConf.select(cfg, "data.rows.on_bad_image")
-    questions = check_prompts(questions, faults, perturb, on_bad_image)
     engine = instantiate(cfg.get("rollout")) or policy.engine
     parts = {"policy": policy, "prompt": prompt, "engine": engine, "rewards": rewards, "seed": cfg.seed}
     module = instantiate(cfg.method)(**parts)
+    faults: Any = {phase: module.fault(phase) for phase in ("train", "evaluate")}
+    on_bad_image = OmegaConf.select(cfg, "data.rows.on_bad_image")
+    questions = check_prompts(questions, faults, perturb, on_bad_image)
     data = VQADataModule(
         questions,
         encode=partial(policy.encoder.encode, prompt=prompt, cache=instantiate(cfg.image_cache)),

@@ -24,7 +24,7 @@ ALLOWED = {
     "rollout": {"policy", "runs"},
     "evaluate": {"audit", "data", "prompts", "reading", "runs"},
     "inference": {"data", "policy", "prompts", "rollout", "runs"},
-    "algorithms": {"data", "evaluate", "policy", "prompts", "rewards", "rollout"},
+    "algorithms": {"data", "evaluate", "policy", "prompts", "rewards", "rollout", "runs"},
     "callbacks": {"algorithms", "data", "prompts", "runs", "tracking"},
     "plan": {"algorithms", "data", "evaluate", "policy", "prompts", "rollout"},
     "report": {"audit", "data", "evaluate", "runs"},

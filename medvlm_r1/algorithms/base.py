@@ -5,7 +5,7 @@ Zero-shot is this module alone; GRPO and SFT add a ``training_step``.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +18,9 @@ from torchmetrics import MeanMetric
 
 from medvlm_r1.algorithms.optim import OptimizerSettings, SkippedUpdates
 from medvlm_r1.algorithms.steps import total_steps
+from medvlm_r1.algorithms.trajectory import rows_of
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
-from medvlm_r1.data.sample import VQASample
+from medvlm_r1.data.sample import Phase, VQASample
 from medvlm_r1.evaluate.journal import Journal
 from medvlm_r1.evaluate.predictions import Prediction, sort_predictions
 from medvlm_r1.policy.encode import EncodedPrompt
@@ -34,11 +35,6 @@ Item = TypeVar("Item")
 # Validation metric -> field of a prediction, averaged over the questions.
 _VALIDATION = {name: name for name in ("well_formed", "answered", "tokens", "truncated")}
 _VALIDATION |= {"accuracy": "correct", "accuracy_lenient": "correct_lenient"}
-
-
-def rows_of(prompts: Iterable[Item], group_size: int) -> list[Item]:
-    """Repeat each prompt's item for its rows: row = prompt * group_size + completion."""
-    return [item for item in prompts for _ in range(group_size)]
 
 
 class VLMModule(LightningModule):
@@ -88,6 +84,10 @@ class VLMModule(LightningModule):
     @property
     def noise_key(self) -> NoiseKey:
         return NoiseKey(self.seed, self.step)
+
+    def fault(self, phase: Phase) -> Callable[[VQASample], str | None]:
+        """A function that says why this method cannot use a question in a phase, or ``None``."""
+        return self.policy.prompt_fault(self.prompt, phase)
 
     def parse(
         self, prompts: Sequence[EncodedPrompt], texts: Sequence[str]

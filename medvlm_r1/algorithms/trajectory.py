@@ -1,7 +1,8 @@
 """Completions of one training step with rewards, log-probabilities and advantages; micro-batches of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,12 @@ from medvlm_r1.rollout.engine import Rollout
 OVERLONG = "overlong"  # the reward term of completions near their limit
 
 PerToken = Float[Tensor, "rows tokens"]
+Item = TypeVar("Item")
+
+
+def rows_of(prompts: Iterable[Item], group_size: int) -> list[Item]:
+    """Repeat each prompt's item for its rows: row = prompt * group_size + completion."""
+    return [item for item in prompts for _ in range(group_size)]
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ class VQASample(Question):
         source: data set of origin.
         image_group: equal for samples that share an image (or patient); splits and clustered
             confidence intervals use it.
+        rationale: reasoning that leads to the answer, for SFT on reasoning; empty if there is none.
     """
 
     answer: str
@@ -130,6 +131,7 @@ class VQASample(Question):
     question_type: str
     source: str
     image_group: str
+    rationale: str = ""
 
     def _check(self) -> None:
         super()._check()

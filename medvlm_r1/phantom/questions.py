@@ -186,6 +186,7 @@ class _Stream:
             question_type=question_type,
             source="phantom",
             image_group=image.name,
+            rationale=f"The image shows {gold}.",
         )
 
     def _gold(self, question_type: str, turn: int) -> tuple[str, int]:

@@ -179,8 +179,9 @@ def read_workload(
             "model.recipe.max_pixels"
         )
     optimizer = method.get("optim", {}).get("optimizer", {})
-    # SFT: the target and the end of the turn, at 3.8 characters per token
+    # SFT: the target and the end of the turn, at 3.8 characters per token; a rationale may reach the limit
     target = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
+    target = recipe.max_completion_tokens if method.get("target") == "rationale" else target
     sampling = {name: value for name, value in method.get("sampling", {}).items() if name != "_target_"}
     num_iterations = method.get("num_iterations", 1)
     updates = num_iterations * method.get("num_minibatches", 1)

@@ -40,7 +40,8 @@ class ControlTokens:
         up, also where a template completes it. They are removed once the control tokens are found.
         """
         text, mark = render(sample), ""
-        own = (sample.question, *sample.options, sample.answer if isinstance(sample, VQASample) else "")
+        gold = (sample.answer, sample.rationale) if isinstance(sample, VQASample) else ()
+        own = (sample.question, *sample.options, *gold)
         if self._edges.search("".join(own)):
             mark = next(m for m in map(chr, _MARKS) if m not in text and not any(m in part for part in own))
             text = render(self._marked(sample, mark))
@@ -58,6 +59,8 @@ class ControlTokens:
             return self._edges.sub(lambda match: f"{mark}{match[0]}{mark}", text)
 
         texts = {"question": marked(sample.question), "options": tuple(map(marked, sample.options))}
-        if isinstance(sample, VQASample) and sample.is_open:
-            texts["answer"] = marked(sample.answer)
+        if isinstance(sample, VQASample):
+            texts["rationale"] = marked(sample.rationale)
+            if sample.is_open:
+                texts["answer"] = marked(sample.answer)
         return replace(sample, **texts)

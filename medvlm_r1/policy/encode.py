@@ -163,7 +163,7 @@ class Encoder:
         ids = text.repeat_interleave(repeats)
         if len(ids) > self.max_prompt_tokens:
             raise ValueError(f"{sample.id}: {self.too_long(len(ids), int(counts.sum()))}")
-        prefix = self.prefix_tokens(self._without_reasoning(assistant_prefix)) if assistant_prefix else []
+        prefix = self.prefix_tokens(self._after_opened(assistant_prefix)) if assistant_prefix else []
         ids = torch.cat([ids, torch.tensor(prefix, dtype=torch.long)])
         positions = rope_positions(ids, grid, image_id, merge)
         begun = self.opened + (self.decode(torch.tensor(prefix)) if prefix else "")
@@ -224,16 +224,18 @@ class Encoder:
         values = table[color, pixels.unflatten(1, (3, -1)).int()]
         return values[:, :, None].expand(-1, -1, self.image_processor.temporal_patch_size, -1).flatten(1)
 
-    def encode_target(self, sample: VQASample, prompt: PromptStyle) -> Int[Tensor, " tokens"]:
-        """Token ids of the SFT target, end of turn included."""
-        end = str(self.tokenizer.eos_token)
-        return torch.tensor(
-            self.control.tokenize(sample, lambda it: self._without_reasoning(prompt.target(it)) + end)
-        )
+    def encode_target(
+        self, sample: VQASample, prompt: PromptStyle, reasoned: bool = False
+    ) -> Int[Tensor, " tokens"]:
+        """Token ids of the SFT target, end of turn included; ``reasoned``: with the question's rationale."""
+        target, end = (prompt.reasoned_target if reasoned else prompt.target), str(self.tokenizer.eos_token)
+        return torch.tensor(self.control.tokenize(sample, lambda it: self._after_opened(target(it)) + end))
 
-    def _without_reasoning(self, answer: str) -> str:
-        """An answer at once: a tag that the template opens is closed first."""
-        return f"</think>\n{answer}" if self.opened else answer
+    def _after_opened(self, answer: str) -> str:
+        """The answer behind a tag that the template opens: without its own, or behind the closed tag."""
+        if not self.opened:
+            return answer
+        return answer.removeprefix("<think>") if answer.startswith("<think>") else f"</think>\n{answer}"
 
     def decode(self, tokens: Int[Tensor, " tokens"]) -> str:
         """Text of a completion, without special tokens and with its white space as generated."""

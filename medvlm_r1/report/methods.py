@@ -3,6 +3,7 @@
 METHODS = {
     "zero_shot": "Zero-shot",
     "sft": "SFT",
+    "sft_rationale": "SFT on rationales",
     "grpo": "GRPO",
     "dr_grpo": "Dr. GRPO",
     "dapo": "DAPO",
@@ -13,6 +14,8 @@ METHODS = {
     "gdpo": "GDPO",
     "a_grae": "A-GRAE",
 }
+
+SUPERVISED = ("sft", "sft_rationale")
 
 
 def method_title(name: str) -> str:
@@ -26,5 +29,5 @@ def method_order(name: str) -> int:
 
 
 def is_rl_and_sft(first: str, second: str) -> bool:
-    """Whether the first method is reinforcement learning and the second its supervised counterpart."""
-    return second == "sft" and first not in ("sft", "zero_shot")
+    """Whether the first method is reinforcement learning and the second a supervised counterpart."""
+    return second in SUPERVISED and first not in ("zero_shot", *SUPERVISED)

@@ -35,6 +35,7 @@ class Columns:
         question_type: e.g. Disease Diagnosis. Default: unknown.
         group: e.g. the patient; a split keeps a group together. Default: the image.
         id: unique id of the question. Default: the row's number.
+        rationale: reasoning that leads to the answer, the target of ``method=sft_rationale``. Default: none.
         slice: slice of DICOM and NIfTI files: an index from 0, or another value of ``slices``. Default, and
             for empty fields: :attr:`Volumes.slices <medvlm_r1.data.images.volume.Volumes>`.
         window: window of DICOM files: one column, or two with centre and width. Default: ``Volumes.window``.
@@ -53,6 +54,7 @@ class Columns:
     question_type: Column | None = None
     group: Column | None = None
     id: Column | None = None
+    rationale: Column | None = None
     slice: Column | None = None
     window: Column | None = None
     separator: str = "|"
@@ -151,6 +153,6 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     return by_key[near[0]] if near else None
 
 
-OPTIONAL = ("options", "question_type", "group", "id", "slice", "window")
+OPTIONAL = ("options", "question_type", "group", "id", "rationale", "slice", "window")
 LISTS = ("image", "options", "window")  # roles that may have several columns
 ROLES = tuple(f.name for f in fields(Columns) if f.name not in ("answer_is", "separator", "_maps"))

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def read_splits(
     filters: Mapping[str, Mapping[Any, Any] | None],
     split: FileSplit,
 ) -> Questions:
-    """Read training and test questions with ``read(place, name=..., modality=..., where=...)``.
+    """Read training and test questions with ``read(place, name=..., columns=..., modality=..., where=...)``.
 
     Args:
         filters: the settings ``where``, ``train_where`` and ``test_where`` of
@@ -42,8 +43,14 @@ def read_splits(
     }
     # A constant modality holds for training; a test set named after a modality has that one.
     constant = isinstance(columns.modality, Mapping) and "value" in columns.modality
+
+    def read_part(path: str, name: str, **rest: Any) -> QuestionFile:
+        """Only training questions need rationales, so the other files may lack their column."""
+        own = columns if name == "train" else replace(columns, rationale=None)
+        return read(path, name=name, columns=own, **rest)
+
     tests = {
-        name: read(
+        name: read_part(
             path,
             name=name,
             modality=name if constant and name in MODALITIES else None,
@@ -51,7 +58,7 @@ def read_splits(
         )
         for name, path in test_files(test).items()
     }
-    return split.questions(functools.partial(read, where=wanted["train"]), train, tests)
+    return split.questions(functools.partial(read_part, where=wanted["train"]), train, tests)
 
 
 class MappedRows(QuestionFile):
@@ -145,6 +152,7 @@ def read_table_row(
             "options": options,
             "qtype": value["question_type"],
             "group": value["group"],
+            "rationale": value["rationale"],
         }
         if options:
             converted["solution"] = _letter(value["answer"], columns, options)

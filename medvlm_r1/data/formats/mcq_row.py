@@ -3,10 +3,11 @@
 MedVLM-R1 (arXiv 2502.19634) gives ``image`` (list), ``question``, ``options`` (list), ``answer`` (text
 of the gold option), ``dataset``, ``subset``, and redundantly ``problem`` and ``solution`` (letter).
 Med-R1 (arXiv 2503.13939) gives ``image`` (str), ``problem`` (question with inline options) and
-``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, and ``group`` for images of one patient
-or study. Options may also be an object by letter (:mod:`~medvlm_r1.data.formats.options`), an image an object
-with settings (:mod:`~medvlm_r1.data.images.resolve`). A column that looks like a misspelling of one of these
-is an error, since ignoring it would lose data; other columns are ignored.
+``solution`` (``<answer> C </answer>``). Optional in both: ``qtype``, ``group`` for images of one patient or
+study, and ``rationale``, reasoning that leads to the answer. Options may also be an object by letter
+(:mod:`~medvlm_r1.data.formats.options`), an image an object with settings
+(:mod:`~medvlm_r1.data.images.resolve`). A column that looks like a misspelling of one of these is an error,
+since ignoring it would lose data; other columns are ignored.
 """
 
 import re
@@ -21,7 +22,7 @@ from medvlm_r1.runs.shorten import clip, shorten
 
 _REQUIRED = ("image", "question", "options", "answer")
 _REQUIRED_INLINE = ("image", "problem", "solution")
-_OPTIONAL = ("solution", "problem", "dataset", "subset", "qtype", "question_type", "group")
+_OPTIONAL = ("solution", "problem", "dataset", "subset", "qtype", "question_type", "group", "rationale")
 MOST_IMAGES = 1000  # entries of a row
 _KNOWN = frozenset((*_REQUIRED, *_OPTIONAL))
 _MISSPELT = 0.8  # difflib ratio: "anwser" is 0.83 from "answer", "question_id" 0.75 from "question_type"
@@ -91,6 +92,7 @@ def read_row(
             question_type=text_or_none(row.get("qtype", row.get("question_type"))) or "unknown",
             source=text_or_none(row.get("dataset")) or source,
             image_group=id_or_none(row.get("group")) or "+".join(root.identity(entry) for entry in entries),
+            rationale=_checked_text(text_or_none(row.get("rationale")) or ""),
         )
         if letter not in (None, sample.answer):
             raise BadRowError(
