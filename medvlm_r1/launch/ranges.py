@@ -108,7 +108,7 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "QuestionImages": {"per_test_set": NOT_NEGATIVE},
     "ImageCache": {"limit": SIZE},
-    "PhantomSource": {"n": COUNT},
+    "PhantomSource": {"n": COUNT, "shortcut": SHARE},
     "phantom_domains": {"n_train": COUNT, "n_validation": COUNT, "n_test": COUNT},
     "ModelParallelStrategy": {"tensor_parallel_size": Range(1, 1, open_high=False)},
     "Trainer": {

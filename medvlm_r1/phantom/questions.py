@@ -7,6 +7,11 @@ Guarantees, each held by a test:
 2. Per question type, gold class and gold letter follow a Latin square, so that all pairs are equally
    frequent up to rounding; distractors are uniform among the other classes. A prior over option texts,
    letters or wordings scores at chance.
+3. With ``shortcut`` = s, the option text reveals the gold option of a share s of the questions: their
+   distractors are the first three classes of the type, and gold is one of the others, so one class where
+   there are four. The picture still shows the gold class, and the letters are those of s = 0. A prior over
+   option texts, fitted on such questions, scores about s + (1 - s) / 4 on others of them, and at chance on
+   questions with s = 0. A larger s changes all questions that a smaller one changes, and more.
 """
 
 from collections.abc import Sequence
@@ -86,9 +91,12 @@ class PhantomSource(Sequence[VQASample]):
         seed: selects the stream of questions.
         question_types: question types, all by default; equally frequent.
         size: edge of the pictures in pixels.
+        shortcut: probability that the option text reveals a question's gold option (note 3 of the module);
+            the ids of these questions end in ``-shortcut``.
 
     Raises:
-        ValueError: an unknown modality, split or question type, or a negative length or seed.
+        ValueError: an unknown modality, split or question type, a negative length or seed, or a ``shortcut``
+            outside [0, 1].
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class PhantomSource(Sequence[VQASample]):
         seed: int = 0,
         question_types: Sequence[str] | None = None,
         size: int = 112,
+        shortcut: float = 0.0,
     ) -> None:
         named = (modality,) if isinstance(modality, str) else tuple(modality)
         wanted = QUESTION_TYPES if question_types is None else tuple(question_types)
@@ -110,7 +119,9 @@ class PhantomSource(Sequence[VQASample]):
                 f"n={n}, seed={seed}, {len(named)} modalities, {len(wanted)} question types: "
                 "use n, seed >= 0, and a modality and a type or more"
             )
-        self.n, self.split, self.seed, self.size = n, split, seed, size
+        if not 0 <= shortcut <= 1:
+            raise ValueError(f"shortcut={shortcut}: use a probability from 0 to 1")
+        self.n, self.split, self.seed, self.size, self.shortcut = n, split, seed, size, shortcut
         self.modalities = tuple(name for name in MODALITIES if name in named)
         self.question_types = tuple(name for name in QUESTION_TYPES if name in wanted)
 
@@ -122,7 +133,8 @@ class PhantomSource(Sequence[VQASample]):
         if not -self.n <= index < self.n:
             raise IndexError(f"index {index} is out of range for {self.n} questions")
         row, column = divmod(index % self.n, len(self.modalities))
-        return _Stream(self.modalities[column], self.split, self.seed, self.size).at(row, self.question_types)
+        stream = _Stream(self.modalities[column], self.split, self.seed, self.size, self.shortcut)
+        return stream.at(row, self.question_types)
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,7 @@ class _Stream:
     split: str
     seed: int
     size: int
+    shortcut: float
 
     def at(self, index: int, question_types: tuple[str, ...]) -> VQASample:
         """Return question ``index`` among those of these types."""
@@ -152,8 +165,14 @@ class _Stream:
         """Return question ``number`` of the stream, which is question ``turn`` of its type."""
         rng = self._rng(1, number)
         classes = FINDINGS[self.modality]
+        names = classes[question_type]
         gold, letter = self._gold(question_type, turn)
-        others = [name for name in classes[question_type] if name != gold]
+        others = [name for name in names if name != gold]
+        label = f"{self.split}-{self.seed}-{number:05d}"
+        choice = self._rng(4, number)
+        if choice.random() < self.shortcut:
+            others, gold = list(names[: OPTIONS - 1]), names[choice.integers(OPTIONS - 1, len(names))]
+            label += "-shortcut"
         options = [others[i] for i in rng.permutation(len(others))[: OPTIONS - 1]]
         options.insert(letter, gold)
         truth = {name: str(rng.choice(names)) for name, names in classes.items()} | {question_type: gold}
@@ -165,7 +184,6 @@ class _Stream:
         if question_type == DISEASE:  # the smallest lesions have no visible shape
             truth[GRADING] = GRADES[1 + int(rng.integers(3))]
         scene = (truth[ANATOMY], truth[DISEASE], truth[GRADING], truth[ATTRIBUTE])
-        label = f"{self.split}-{self.seed}-{number:05d}"
         image = PhantomImage(
             self.modality,
             truth[ACQUISITION],

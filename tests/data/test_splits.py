@@ -55,7 +55,7 @@ def n_of(option: str, files: Path, n: int, seed: int = 0):
     """Training questions of one option of conf/data."""
     train, tests = str(files / "train.json"), {"mri": str(files / "test.json")}
     sizes = {"n_train": n, "n_validation": 20, "rows": RowPolicy(check_images=False)}
-    if option == "phantom":
+    if option in ("phantom", "phantom_shortcut"):
         return PhantomSource("mri", n)
     if option in ("phantom_modality", "phantom_task"):
         by, domain = {"y": ("modality", "mri"), "k": ("question_type", "lesion_grading")}[option[-1]]
