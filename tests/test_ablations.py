@@ -15,11 +15,13 @@ COMPOSE = """#!/bin/sh
 shift
 exec {python} -c "import sys; from medvlm_r1.launch import compose; compose.compose_jobs(sys.argv[1:])" "$@"
 """
-RUNS = {"rewards": 2, "beta": 4, "group": 4, "temperature": 3, "reasoning": 3, "questions": 4, "sft_first": 2}
+RUNS = {"reference": 1, "rewards": 1, "beta": 3, "group": 3, "temperature": 2, "reasoning": 3, "questions": 3}
+RUNS |= {"sft_first": 1}
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"), [("all", ["model=tiny", "data=phantom"]), ("questions", ["data.test_file=x.json"])]
+    ("name", "overrides"),
+    [("all", ["model=tiny", "data=phantom"]), ("questions", ["data.test_file=x.json", "data.n_train=600"])],
 )
 def test_every_run_composes(name, overrides, tmp_path):
     (tmp_path / "experiments/ablations").mkdir(parents=True)

@@ -3,38 +3,47 @@
 #   experiments/ablations/run.sh beta                                          Qwen2-VL-2B and the paper's questions
 #   experiments/ablations/run.sh beta model=tiny data=phantom trainer.accelerator=cpu
 #   experiments/ablations/run.sh all model=tiny data=phantom
-# Names: rewards beta group temperature reasoning questions sft_first. The same command resumes it.
+# Names: reasoning questions sft_first beta rewards temperature group. The same command resumes it.
+# SEEDS=0,1 sets the seeds, SWEEPS the first word of the sweeps' names, QUESTIONS the numbers of training questions,
+# SMALLEST the planned smallest difference in points, ON the test set of the effects.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 seeds=${SEEDS:-0,1,2}
-name=${1:?which ablation? rewards beta group temperature reasoning questions sft_first all}
+first=${SWEEPS:-ablate}
+all="reasoning questions sft_first beta rewards temperature group"
+name=${1:?which ablation? $all all}
 shift
 train() { $python run.py -m +experiment=grpo_600 seed="$seeds" "controls=[image]" "$@"; }
-sweep=ablate_$name
+sweep=${first}_$name
 
+# the default of every factor, run once: the first level of all ablations but reasoning
+train sweep="${first}_reference" "$@"
 case $name in
-    rewards) train reward=medvlm_r1,accuracy sweep=$sweep "$@" ;;
-    beta) train method.beta=0,0.01,0.04,0.1 sweep=$sweep "$@" ;;
-    group) train model.recipe.group_size=2,4,8,16 sweep=$sweep "$@" ;;
-    temperature) train method.sampling.temperature=0.7,1.0,1.3 sweep=$sweep "$@" ;;
+    reference) ;;
+    rewards) train "$@" reward=accuracy sweep="$sweep" ;;
+    beta) train "$@" method.beta=0,0.01,0.1 sweep="$sweep" ;;
+    group) train "$@" model.recipe.group_size=2,4,16 sweep="$sweep" ;;
+    temperature) train "$@" method.sampling.temperature=0.7,1.3 sweep="$sweep" ;;
     reasoning) # each prompt with the reward for its format
         for style in med_r1 med_r1_no_think med_r1_think_after; do
-            train prompt=$style reward=$style sweep=$sweep "$@"
+            train "$@" prompt=$style reward=$style sweep="$sweep"
         done ;;
     questions)
         case "$*" in *data=phantom*) key=data.train.n ;; *) key=data.n_train ;; esac
-        train $key=75,150,300,600 sweep=$sweep "$@" ;;
-    sft_first) # RL from the starting weights, and from weights after SFT with the same seed
-        train sweep=$sweep "$@"
+        train "$@" $key="${QUESTIONS:-75,150,300}" sweep="$sweep" ;;
+    sft_first) # RL from weights after SFT with the same seed
         for seed in ${seeds//,/ }; do
             $python run.py +experiment=sft_600 seed="$seed" "controls=[image]" resume=auto \
-                hydra.run.dir=outputs/runs/$sweep-sft-"$seed" "$@"
+                hydra.run.dir=outputs/runs/"$sweep"-sft-"$seed" "$@"
         done
-        train sweep=$sweep "$@" "model.path=outputs/runs/$sweep-sft-\${seed}/model" ;;
+        train "$@" "model.path=outputs/runs/$sweep-sft-\${seed}/model" sweep="$sweep" ;;
     all)
-        for one in rewards beta group temperature reasoning questions sft_first; do "$0" $one "$@"; done
-        exit ;;
-    *) echo "no ablation $name: rewards beta group temperature reasoning questions sft_first all" >&2; exit 2 ;;
+        for one in $all; do "$0" "$one" "$@"; done ;;
+    *) echo "no ablation $name: $all all" >&2; exit 2 ;;
 esac
-$python -m medvlm_r1 sweep outputs/sweeps/$sweep
+folders=$sweep
+[ "$name" != all ] || folders=$(printf "${first}_%s " $all) # one family of tests
+[ "$name" != reference ] || folders=
+$python -m medvlm_r1 sweep outputs/sweeps/"${first}"_reference $(printf "outputs/sweeps/%s " $folders) \
+    --out outputs/sweeps/"$sweep" --on "${ON:-mean}" --smallest "${SMALLEST:-5}"

@@ -30,10 +30,11 @@ def command_parser(name: str, description: str, epilog: str) -> ArgumentParser:
     )
 
 
-def folder_parser(name: str, description: str, epilog: str) -> ArgumentParser:
-    """Return a parser with run folders and ``--out`` as arguments."""
+def folder_parser(
+    name: str, description: str, epilog: str, folders: str = "a run folder, or a folder of run folders"
+) -> ArgumentParser:
+    """Return a parser with folders, described by ``folders``, and ``--out`` as arguments."""
     parser = command_parser(name, description, epilog)
-    folders = "a run folder, or a folder of run folders"
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=folders)
     out = "output folder (default: FOLDER, if there is only one)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)

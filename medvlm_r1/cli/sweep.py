@@ -1,6 +1,7 @@
 """Summarise a multirun: ``medvlm-r1 sweep FOLDER`` prints statuses, costs and effects."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -8,63 +9,95 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from medvlm_r1.cli.command import command_line, command_parser, exits_on
+from medvlm_r1.cli.command import (
+    CommandError,
+    command_line,
+    exits_on,
+    folder_parser,
+    output_folder,
+    write_texts,
+)
 from medvlm_r1.report.comparison import MEAN
 from medvlm_r1.report.run_folder import RunFolderError
 from medvlm_r1.report.sweep.figures import effects_figure, parallel_figure
-from medvlm_r1.report.sweep.summary import Sweep, read_sweep
+from medvlm_r1.report.sweep.joint import JointSweep, read_sweeps
 from medvlm_r1.report.sweep.tables import state_lines, sweep_tables
 from medvlm_r1.report.tables.table import as_markdown, print_table, table_console
+from medvlm_r1.runs.status import FINISHED
 
 EXAMPLES = """examples:
   medvlm-r1 sweep outputs/sweeps/ablate_beta
-  medvlm-r1 sweep outputs/sweeps/ablate_beta --on outside
+  medvlm-r1 sweep outputs/sweeps/ablate_beta --on outside --smallest 5
+  medvlm-r1 sweep outputs/sweeps/reference outputs/sweeps/ablate_* --out outputs/sweeps/ablations
 
-A factor is a key of the command line that takes several values. Writes sweep.json, sweep.md and sweep.csv
-into the folder, and with at least one factor effects.png and parallel.png.
+A factor is a key of the command line that takes several values. Several folders are one family of tests. If
+the runs of the first differ in no factor, they are the first level in each other sweep that differs from them
+in one key. Writes sweep.json, sweep.md and sweep.csv, effects.png, and for one folder parallel.png.
 Exit code 1: some runs are not finished. Exit code 2: error; stderr gives the reason."""
 
 
 @exits_on(RunFolderError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    description = "Runs of a multirun by status, their costs, and the effect of each factor on accuracy."
-    parser = command_parser("sweep", description, EXAMPLES)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a multirun")
+    description = "Runs of multiruns by status, their costs, and the effect of each factor on accuracy."
+    parser = folder_parser("sweep", description, EXAMPLES, "the folder of a multirun")
     on = "test set of the effects, mean (default) or outside (all outside the training domain)"
     parser.add_argument("--on", default=MEAN, metavar="TEST_SET", help=on)
+    smallest = "smallest difference that matters, planned before the runs: adds a verdict for each level"
+    parser.add_argument("--smallest", type=float, metavar="POINTS", help=smallest)
     args = parser.parse_args(arguments)
-    sweep = read_sweep(args.folder, args.on)
+    if args.smallest is not None and not 0 < args.smallest < 100:
+        raise CommandError(
+            f"--smallest is {args.smallest:g}: give points of accuracy between 0 and 100, such as 5"
+        )
+    out = output_folder(args)
+    joint = read_sweeps(args.folders, args.on, None if args.smallest is None else args.smallest / 100)
     console = table_console()
-    for line in state_lines(sweep):
-        console.print(escape(line), highlight=False)
-    for table in sweep_tables(sweep):
+    for line in map(escape, state_lines(joint)):
+        console.print(line, highlight=False)
+    for table in sweep_tables(joint):
         print_table(table, console)
-    print("wrote " + ", ".join(map(str, write(sweep, command_line(parser, arguments)))))
-    return 0 if len(sweep.runs) == len(sweep.statuses) else 1
+    print("wrote " + ", ".join(map(str, write(joint, out, command_line(parser, arguments)))))
+    return 0 if all(len(sweep.statuses) == len(sweep.finished) for sweep in joint.sweeps) else 1
 
 
-def write(sweep: Sweep, command: str) -> list[Path]:
-    """Write the tables in every form and the drawings into the sweep's folder."""
-    folder = sweep.folder
-    paths = [folder / f"sweep.{ending}" for ending in ("json", "md", "csv")]
-    found = sweep.as_dict() if sweep.runs else {"statuses": sweep.statuses}
-    paths[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    parts = ["\n".join(state_lines(sweep)), *map(as_markdown, sweep_tables(sweep)), f"Made by `{command}`"]
-    paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    with paths[2].open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(["run", "state", "seed", *sweep.factors, "test_set", "accuracy", "low", "high", "n"])
-        for levels, row in sweep.cells.items() if sweep.runs else ():
-            for run in row.runs:
+def write(joint: JointSweep, folder: Path, command: str) -> list[Path]:
+    """Write the tables in every form and the drawings into ``folder``."""
+    drawings = []
+    if joint.effects:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawings.append(effects_figure(joint, folder / "effects.png"))
+        if len(joint.sweeps) == 1:
+            drawings.append(parallel_figure(joint.sweeps[0], folder / "parallel.png"))
+    parts = ["\n".join(state_lines(joint)), *map(as_markdown, sweep_tables(joint))]
+    parts += ["![Effect of each level](effects.png)"] if joint.effects else []
+    markdown = "\n\n".join([*parts, f"Made by `{command}`"]) + "\n"
+    found = json.dumps(joint.as_dict(), indent=1) + "\n"
+    return [*write_texts(folder, "sweep", json=found, md=markdown, csv=_csv(joint)), *drawings]
+
+
+def _csv(joint: JointSweep) -> str:
+    """One line per run and test set, with the run's level of every factor."""
+    factors = list(dict.fromkeys(factor for sweep in joint.sweeps for factor in sweep.factors))
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(["sweep", "run", "state", "seed", *factors, "test_set", "accuracy", "low", "high", "n"])
+    for sweep in joint.sweeps:
+        name = sweep.folder.name
+        for levels, group in sweep.cells.items():
+            own = dict(zip(sweep.factors, levels, strict=True))
+            for run in group.runs:
+                start = [
+                    name,
+                    run.folder.name,
+                    FINISHED,
+                    run.seed,
+                    *(own.get(factor, "") for factor in factors),
+                ]
                 for test, rate in run.metrics["accuracy"].items():
-                    figures = [rate["value"], rate["low"], rate["high"], rate["n"]]
-                    lines.writerow([run.folder.name, "finished", run.seed, *levels, test, *figures])
-        done = {run.folder.name for run in sweep.runs}
-        lines.writerows([name, state] for name, state in sweep.statuses.items() if name not in done)
-    if sweep.runs and sweep.effects:
-        paths.append(effects_figure(sweep, folder / "effects.png"))
-        paths.append(parallel_figure(sweep, folder / "parallel.png"))
-    return paths
+                    lines.writerow([*start, test, *(rate[key] for key in ("value", "low", "high", "n"))])
+        others = ((run, state) for run, state in sweep.statuses.items() if run not in sweep.finished)
+        lines.writerows([name, run, state] for run, state in others)
+    return out.getvalue()
 
 
 if __name__ == "__main__":

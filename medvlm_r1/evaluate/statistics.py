@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import norm
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -192,26 +191,6 @@ def seeds_difference(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in input order (Holm 1979); an empty family stays empty."""
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
-
-
-def smallest_difference(n: int, near: float = 0.7, power: float = 0.8) -> float:
-    """Smallest difference that two unpaired runs of ``n`` questions can detect at the 5 % level.
-
-    ``(z_{1-alpha/2} + z_power) sqrt(2 p (1 - p) / n)`` with both rates near ``p``
-    (Fleiss, Levin and Paik 2003, "Statistical methods for rates and proportions", chapter 4).
-
-    Args:
-        n: questions per run.
-        near: assumed rate of both runs.
-        power: probability of detecting a difference of that size.
-
-    Raises:
-        ValueError: ``n`` below 1, or a rate or power outside (0, 1).
-    """
-    if n < 1 or not 0 < near < 1 or not 0 < power < 1:
-        raise ValueError(f"n={n}, near={near}, power={power}: n must be positive, the others within (0, 1)")
-    z = norm.ppf((1 + LEVEL) / 2) + norm.ppf(power)
-    return float(z * np.sqrt(2 * near * (1 - near) / n))
 
 
 def _by_group(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medvlm_r1.evaluate.statistics import Interval, holm, smallest_difference
+from medvlm_r1.evaluate.power import smallest_difference
+from medvlm_r1.evaluate.statistics import Interval, holm
 from medvlm_r1.report.fairness import Fairness, compare_settings
 from medvlm_r1.report.groups import RunGroup, check_same_questions, group_difference, group_runs
 from medvlm_r1.report.methods import is_rl_and_sft

@@ -186,10 +186,10 @@ def _dots(axes: Axes, c: Comparison, scope: str, palette: Palette, values: bool)
     dotted_line(axes, 100 * c.chance[scope], palette)
 
 
-def dot(axes: Axes, i: Interval, y: float, colour: str) -> None:
-    """Draw an interval in percent with a dot at its estimate."""
+def dot(axes: Axes, i: Interval, y: float, colour: str, face: str | None = None) -> None:
+    """Draw an interval in percent with a dot at its estimate, filled with ``face`` (default: the colour)."""
     axes.plot([100 * i.low, 100 * i.high], [y, y], color=colour, lw=2.4, solid_capstyle="round")
-    axes.plot(100 * i.value, y, "o", color=colour, ms=7)
+    axes.plot(100 * i.value, y, "o", color=colour, markerfacecolor=face or colour, ms=7)
 
 
 def dotted_line(axes: Axes, x: float, palette: Palette) -> None:

@@ -17,7 +17,6 @@ from medvlm_r1.evaluate.statistics import (
     paired_difference,
     proportion,
     seeds_difference,
-    smallest_difference,
     wilson,
 )
 
@@ -107,20 +106,6 @@ def test_holm_worked_example():
     # 0.01 x 4, 0.02 x 3, 0.03 x 2 and 0.04 x 1, made monotone.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([]) == []
-
-
-def test_smallest_difference_at_the_papers_size():
-    assert round(100 * smallest_difference(300, near=0.7), 1) == 10.5
-    with pytest.raises(ValueError, match="n=0"):
-        smallest_difference(0)
-
-
-def test_smallest_difference_has_its_power():
-    rng, n = np.random.default_rng(0), 300
-    d = smallest_difference(n)
-    a, b = rng.binomial(n, 0.7 + d / 2, 4000) / n, rng.binomial(n, 0.7 - d / 2, 4000) / n
-    found = np.abs(a - b) > 1.96 * np.sqrt((a * (1 - a) + b * (1 - b)) / n)
-    assert found.mean() == pytest.approx(0.8, abs=0.025)
 
 
 def test_wilson_coverage_within_binomial_error():

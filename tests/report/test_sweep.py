@@ -58,12 +58,13 @@ def test_a_sweep_killed_twice_ends_complete_each_run_once(tmp_path, capsys):
     assert sum(attempts(sweep).values()) <= 6  # those that a kill hit have two
     assert main([str(sweep)]) == 0
     summary = json.loads((sweep / "sweep.json").read_text())
-    assert set(summary["statuses"].values()) == {"finished"}
-    assert summary["factors"]["prompt"] == ["medvlm_r1", "med_r1"]
-    (cost,) = summary["costs"].values()
+    (found,) = summary["sweeps"].values()
+    assert set(found["statuses"].values()) == {"finished"}
+    assert found["factors"]["prompt"] == ["medvlm_r1", "med_r1"]
+    (cost,) = found["costs"].values()
     assert (cost["runs"], cost["attempts"]) == (4, sum(attempts(sweep).values()))
-    assert len(summary["cells"]) == 2
-    for cell in summary["cells"]:
+    assert len(found["cells"]) == 2
+    for cell in found["cells"]:
         assert cell["seeds"] == [0, 1]
         rows = [
             json.loads(line) for name in cell["runs"] for line in (sweep / name / "predictions.jsonl").open()
@@ -289,3 +290,5 @@ def test_the_command_writes_tables_and_drawings(crossed, few_draws, capsys):
             assert image.width > 600
     assert "### Effects" in (crossed / "sweep.md").read_text()
     assert main([str(crossed / "nothing")]) == 2
+    assert main([str(crossed), "--smallest", "0"]) == 2
+    assert "--smallest is 0: give points of accuracy between 0 and 100, such as 5" in capsys.readouterr().err

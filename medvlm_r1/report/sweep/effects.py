@@ -41,6 +41,20 @@ class Effect(Tested):
     p: float
     adjusted: float
 
+    def verdict(self, smallest: float) -> str:
+        """The level against the first, where only differences of at least ``smallest`` matter.
+
+        ``better`` or ``worse`` if the adjusted test supports a difference, by less than ``smallest`` if the
+        whole interval says so; ``equivalent`` if it supports none and the interval is within
+        +-``smallest``; else ``cannot be told``. Equivalence by the 95 % interval is two one-sided tests at
+        2.5 % (Schuirmann 1987, "A comparison of the two one-sided tests procedure").
+        """
+        within = max(-self.interval.low, self.interval.high) < smallest
+        if not self.supported:
+            return "equivalent" if within else "cannot be told"
+        word = "better" if self.interval.value > 0 else "worse"
+        return f"{word} by less than {100 * smallest:g}" if within else word
+
 
 def factors_of(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Factors of the runs with their levels, both in order of first occurrence.
@@ -57,6 +71,12 @@ def factors_of(runs: Sequence[Run]) -> dict[str, list[str]]:
             seen.add(partition)
             factors[key] = distinct
     return factors
+
+
+def differing_keys(a: Run, b: Run) -> set[str]:
+    """Keys of the command line, the seed's aside, that only one of two runs has or that have other values."""
+    keys = (a.overrides.keys() | b.overrides.keys()) - _NO_FACTOR
+    return {key for key in keys if a.overrides.get(key) != b.overrides.get(key)}
 
 
 def cells_of(runs: Sequence[Run], factors: Mapping[str, Sequence[str]]) -> dict[Levels, RunGroup]:

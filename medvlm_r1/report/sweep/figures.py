@@ -1,5 +1,6 @@
 """Two figures of a sweep: the effect of each level, and every setting as a line through its levels."""
 
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -9,28 +10,55 @@ from matplotlib.figure import Figure
 
 from medvlm_r1.report.comparison import MEAN
 from medvlm_r1.report.figures import PRINT, PRINT_FONT, dot, dotted_line, literal, save_png
+from medvlm_r1.report.sweep.effects import Effect
+from medvlm_r1.report.sweep.joint import JointSweep
 from medvlm_r1.report.sweep.summary import Sweep
-from medvlm_r1.report.tables.table import percent, set_name
+from medvlm_r1.report.sweep.tables import shorten
+from medvlm_r1.report.tables.table import p_text, percent, set_name
 
 
 @PRINT_FONT
-def effects_figure(sweep: Sweep, path: Path) -> Path:
-    """Draw each effect as a dot with its interval, coloured if the adjusted test supports it."""
-    effects = sweep.effects
-    labels = [literal(f"{e.factor}: {e.level} \N{MINUS SIGN} {e.reference}") for e in effects]
-    size = (4.4 + 0.075 * max(map(len, labels)), 0.9 + 0.36 * len(effects))
-    figure = Figure(figsize=size, layout="constrained")
+def effects_figure(joint: JointSweep, path: Path) -> Path:
+    """Draw each effect as a dot with its interval, below its factor, with its p and verdict at the right.
+
+    A full dot in colour: the adjusted test supports a difference. Grey and full: equivalent. Hollow: neither.
+    The grey band is the planned smallest difference to both sides of 0.
+    """
+    effects, smallest = joint.effects, joint.smallest
+    rows: list[Effect | str] = []  # an effect, or the heading of a factor
+    for factor, levels in groupby(effects, lambda effect: (effect.factor, effect.reference)):
+        rows += [f"{factor[0]}, minus {shorten(factor[1])}", *levels]
+    figure = Figure(figsize=(7.4, 1.0 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-    for y, effect in enumerate(effects):
-        i = effect.interval
-        dot(axes, i, y, PRINT.series[2 if effect.supported else 0])
-        axes.annotate(percent(i.value, signed=True), (100 * i.value, y), color=PRINT.ink, **above)
-    axes.set_ylim(len(effects) - 0.5, -0.7)
-    axes.set_yticks(range(len(effects)), labels)
+    if smallest:
+        axes.axvspan(-100 * smallest, 100 * smallest, color=PRINT.rule, alpha=0.55, lw=0)
+    right = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8.5, "annotation_clip": False}
+    for y, row in enumerate(rows):
+        if isinstance(row, str):
+            axes.annotate(
+                literal(row), (0, y), (-6, 0), ha="right", textcoords="offset points", weight="bold", **right
+            )
+            continue
+        i, word = row.interval, row.verdict(smallest) if smallest else ""
+        colour = PRINT.series[2] if row.supported else PRINT.muted
+        hollow = not row.supported and word != "equivalent"
+        dot(axes, i, y, colour, "white" if hollow else colour)
+        p = f"p {p_text(row.adjusted)}"
+        texts = (percent(i.value, signed=True), p.replace("p = 1.000", "p = 1"), word)
+        for x, text in zip((1.09, 1.11, 1.25), texts, strict=True):
+            axes.annotate(text, (x, y), ha="right" if x == 1.09 else "left", color=PRINT.ink, **right)
+    axes.set_ylim(len(rows) - 0.5, -0.6)
+    names = ["" if isinstance(row, str) else literal(shorten(row.level)) for row in rows]
+    axes.set_yticks(range(len(rows)), names)
     dotted_line(axes, 0, PRINT)
-    where = "over all test sets" if sweep.on == MEAN else f"on {set_name(sweep.on)}"
-    return save_png(figure, path, f"points of accuracy {where}, 95 % interval; coloured: adjusted p < 0.05")
+    where = "over all test sets" if joint.on == MEAN else f"on {set_name(joint.on)}"
+    lines = [
+        f"points of accuracy {where}, 95 % interval; blue: p below 0.05 after Holm over {len(effects)} tests"
+    ]
+    if smallest:
+        band = f"band: planned smallest difference, {100 * smallest:g} points"
+        lines.append(f"{band}; grey: equivalent; hollow: cannot be told")
+    return save_png(figure, path, "\n".join(lines))
 
 
 @PRINT_FONT

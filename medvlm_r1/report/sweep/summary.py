@@ -18,10 +18,14 @@ TOKENS = ("prefill_tokens", "decode_rows", "forward_tokens")  # read, sampled, i
 class Cost:
     """Cost of the started runs on one kind of hardware."""
 
-    runs: int
-    attempts: int  # processes that worked on the runs; more than ``runs`` if some were resumed
-    hours: float  # of devices, including work that a kill lost
-    tokens: int  # that the model processed in the finished runs
+    runs: int = 0
+    attempts: int = 0  # processes that worked on the runs; more than ``runs`` if some were resumed
+    hours: float = 0.0  # of devices, including work that a kill lost
+    tokens: int = 0  # that the model processed in the finished runs
+
+    def __add__(self, other: "Cost") -> "Cost":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Cost(*(a + b for a, b in pairs))
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,17 @@ class Sweep:
 
     folder: Path
     statuses: dict[str, str]  # of every run by name, the planned ones included
-    runs: list[Run]  # the finished ones, in the order of the command
+    runs: list[Run]  # the finished ones, in the order of the command, after those of a shared first level
     on: str = MEAN  # test set of the effects, ``mean`` or ``outside``
+
+    @property
+    def finished(self) -> list[str]:
+        """Names of the finished runs in the folder."""
+        return [name for name, state in self.statuses.items() if state == FINISHED]
 
     @cached_property
     def factors(self) -> dict[str, list[str]]:
-        """Factor -> levels."""
+        """Factor -> levels; none without a finished run."""
         return factors_of(self.runs)
 
     @cached_property
@@ -60,7 +69,7 @@ class Sweep:
 
     @cached_property
     def effects(self) -> list[Effect]:
-        """Every level of every factor minus the factor's first."""
+        """Every level of every factor minus the factor's first, adjusted over this sweep alone."""
         return effects_of(self.cells, self.factors, self.test_sets)
 
     @cached_property
@@ -92,12 +101,11 @@ class Sweep:
         return {kind: Cost(runs[kind], count[kind], hours[kind], tokens[kind]) for kind in count}
 
     def as_dict(self) -> dict:
-        """Plain types for ``sweep.json``; fractions throughout."""
+        """Plain types for ``sweep.json`` without the effects; fractions throughout."""
         return {
             "statuses": self.statuses,
             "costs": {kind: vars(cost) for kind, cost in self.costs.items()},
             "factors": self.factors,
-            "on": self.on,
             "cells": [
                 {
                     "levels": dict(zip(self.factors, levels, strict=True)),
@@ -108,7 +116,6 @@ class Sweep:
                 }
                 for levels, row in self.cells.items()
             ],
-            "effects": [effect.as_dict() for effect in self.effects],
         }
 
 

@@ -1,26 +1,38 @@
 """The tables of a sweep: statuses and costs, every setting, every effect."""
 
 from medvlm_r1.report.groups import FEW_SEEDS
-from medvlm_r1.report.sweep.summary import Sweep
+from medvlm_r1.report.sweep.joint import JointSweep
+from medvlm_r1.report.sweep.summary import Cost, Sweep
 from medvlm_r1.report.tables.table import Cell, Table, mark_notes, p_text, percent, rate_cell, set_name, span
 from medvlm_r1.runs.status import FAILED, count_statuses, failure_reason
 
-
-def sweep_tables(sweep: Sweep) -> list[Table]:
-    """The tables that the sweep has data for so far."""
-    tables = [settings_table(sweep)] if sweep.runs else []
-    tables += [effects_table(sweep)] if sweep.runs and sweep.effects else []
-    return [*tables, *([costs_table(sweep)] if sweep.costs else [])]
+_LONGEST = 32  # characters of a level
 
 
-def state_lines(sweep: Sweep) -> list[str]:
+def sweep_tables(joint: JointSweep) -> list[Table]:
+    """The tables that the sweeps have data for so far."""
+    several = len(joint.sweeps) > 1
+    tables = [
+        settings_table(sweep, f"Settings of {sweep.folder.name}" if several else "Settings")
+        for sweep in joint.sweeps
+        if sweep.runs
+    ]
+    tables += [effects_table(joint)] if joint.effects else []
+    return [*tables, *([costs_table(joint.costs)] if joint.costs else [])]
+
+
+def state_lines(joint: JointSweep) -> list[str]:
     """How many runs are in which state, and the failed ones with their reason."""
-    failed = [name for name, state in sweep.statuses.items() if state == FAILED]
-    reasons = (f"failed: {name} ({failure_reason(sweep.folder / name)})" for name in failed)
-    return [count_statuses(sweep.statuses), *reasons]
+    lines = []
+    for sweep in joint.sweeps:
+        name = f"{sweep.folder.name}: " if len(joint.sweeps) > 1 else ""
+        failed = [run for run, state in sweep.statuses.items() if state == FAILED]
+        lines.append(name + count_statuses(sweep.statuses))
+        lines += [f"failed: {run} ({failure_reason(sweep.folder / run)})" for run in failed]
+    return lines
 
 
-def settings_table(sweep: Sweep) -> Table:
+def settings_table(sweep: Sweep, title: str) -> Table:
     """One row per combination of levels."""
     tests = sweep.runs[0].test_sets
     heads = [*(Cell(key.rpartition(".")[2]) for key in sweep.factors or ["setting"]), Cell("Seeds")]
@@ -39,31 +51,40 @@ def settings_table(sweep: Sweep) -> Table:
         notes.append(
             "Bold: best on validation. Choose a setting by validation accuracy, not by test accuracy."
         )
-    return Table("Settings", heads, rows, notes + mark_notes(sweep.cells.values()))
+    return Table(title, heads, rows, notes + mark_notes(sweep.cells.values()))
 
 
-def effects_table(sweep: Sweep) -> Table:
+def effects_table(joint: JointSweep) -> Table:
     """One row per level, without the first level of each factor."""
+    effects, smallest = joint.effects, joint.smallest
     heads = [Cell("Factor"), Cell("Level"), Cell("Matched", "settings x seeds"), Cell("Change", "points")]
-    heads.append(Cell("Adjusted p"))
+    heads += [Cell("Adjusted p"), *([Cell("Verdict")] if smallest else [])]
     rows = [
         [
             Cell(effect.factor),
-            Cell(f"{effect.level} \N{MINUS SIGN} {effect.reference}"),
+            Cell(f"{shorten(effect.level)} \N{MINUS SIGN} {shorten(effect.reference)}"),
             Cell(f"{effect.settings} x {effect.seeds}"),
             Cell(percent(effect.interval.value, signed=True), span(effect.interval, True), effect.supported),
             Cell(p_text(effect.adjusted).removeprefix("= ")),
+            *([Cell(effect.verdict(smallest))] if smallest else []),
         ]
-        for effect in sweep.effects
+        for effect in effects
     ]
-    where = f"mean over {', '.join(map(set_name, sweep.test_sets))}" if len(sweep.test_sets) > 1 else ""
+    test_sets = next(sweep.test_sets for sweep in joint.sweeps if sweep.runs)
+    where = f"mean over {', '.join(map(set_name, test_sets))}" if len(test_sets) > 1 else ""
     notes = [
-        f"Accuracy on {where or set_name(sweep.on)}: paired differences on the same questions, all else "
+        f"Accuracy on {where or set_name(joint.on)}: paired differences on the same questions, all else "
         f"equal; 95 % interval, p of the bootstrap, Holm over {len(rows)} tests. Bold: p below 0.05.",
     ]
-    if left := sum(effect.left_out for effect in sweep.effects):
+    if smallest:
+        planned = f"Planned smallest difference: {100 * smallest:g} points"
+        equivalent = "equivalent: no difference is supported, and the interval is within them on both sides"
+        notes.append(f"{planned}; {equivalent}; cannot be told: neither.")
+        sizes = list(dict.fromkeys(percent(size) for size in (min(joint.detectable), max(joint.detectable))))
+        notes.append(f"At 80 % power these tests show {' to '.join(sizes)} points or more.")
+    if left := sum(effect.left_out for effect in effects):
         notes.append(f"{left} matched settings are left out: they lack the seeds of the others.")
-    fewest = min(effect.seeds for effect in sweep.effects)
+    fewest = min(effect.seeds for effect in effects)
     if fewest == 1:
         notes.append("One seed: the intervals cover the choice of questions, not the spread between seeds.")
     elif fewest <= 3:
@@ -71,12 +92,17 @@ def effects_table(sweep: Sweep) -> Table:
     return Table("Effects", heads, rows, notes)
 
 
-def costs_table(sweep: Sweep) -> Table:
+def shorten(level: str) -> str:
+    """A level without the middle of a long value, such as a path."""
+    return level if len(level) <= _LONGEST else f"{level[:8]}\N{HORIZONTAL ELLIPSIS}{level[9 - _LONGEST :]}"
+
+
+def costs_table(costs: dict[str, Cost]) -> Table:
     """One row per kind of hardware."""
     heads = [*map(Cell, ("Hardware", "Runs", "Attempts", "Device hours", "Tokens"))]
     rows = [
         [*map(Cell, (kind, f"{cost.runs}", f"{cost.attempts}", f"{cost.hours:.2f}", f"{cost.tokens:,}"))]
-        for kind, cost in sweep.costs.items()
+        for kind, cost in costs.items()
     ]
     notes = ["Tokens of finished runs: read, sampled, and in the forward passes of the loss."]
     return Table("Cost", heads, rows, notes)
