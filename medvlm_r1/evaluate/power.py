@@ -57,4 +57,4 @@ def detectable_difference(interval: Interval, power: float = 0.8, tests: int = 1
 
 def _detection(power: float, tests: int) -> float:
     """Smallest difference in standard errors."""
-    return norm.ppf(1 - (1 - LEVEL) / (2 * tests)) + norm.ppf(power)
+    return float(norm.ppf(1 - (1 - LEVEL) / (2 * tests)) + norm.ppf(power))

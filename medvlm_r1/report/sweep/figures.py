@@ -28,37 +28,39 @@ def effects_figure(joint: JointSweep, path: Path) -> Path:
     rows: list[Effect | str] = []  # an effect, or the heading of a factor
     for factor, levels in groupby(effects, lambda effect: (effect.factor, effect.reference)):
         rows += [f"{factor[0]}, minus {shorten(factor[1])}", *levels]
-    figure = Figure(figsize=(7.4, 1.0 + 0.27 * len(rows)), layout="constrained")
+    names = [row if isinstance(row, str) else shorten(row.level) for row in rows]
+    words = [row.verdict(smallest) if smallest and isinstance(row, Effect) else "" for row in rows]
+    left, right = (inches + 0.07 * max(map(len, texts)) for inches, texts in ((0.25, names), (1.45, words)))
+    width, height = left + 3.4 + right, 0.7 + 0.25 * len(rows)  # in inches
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left / width, 0.65 / height, 1 - right / width, 1 - 0.05 / height)
     axes = figure.subplots()
     if smallest:
         axes.axvspan(-100 * smallest, 100 * smallest, color=PRINT.rule, alpha=0.55, lw=0)
-    right = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8.5, "annotation_clip": False}
-    for y, row in enumerate(rows):
+    for y, (row, word) in enumerate(zip(rows, words, strict=True)):
         if isinstance(row, str):
-            axes.annotate(
-                literal(row), (0, y), (-6, 0), ha="right", textcoords="offset points", weight="bold", **right
-            )
             continue
-        i, word = row.interval, row.verdict(smallest) if smallest else ""
+        i = row.interval
         colour = PRINT.series[2] if row.supported else PRINT.muted
         hollow = not row.supported and word != "equivalent"
         dot(axes, i, y, colour, "white" if hollow else colour)
-        p = f"p {p_text(row.adjusted)}"
-        texts = (percent(i.value, signed=True), p.replace("p = 1.000", "p = 1"), word)
-        for x, text in zip((1.09, 1.11, 1.25), texts, strict=True):
-            axes.annotate(text, (x, y), ha="right" if x == 1.09 else "left", color=PRINT.ink, **right)
+        columns = (percent(i.value, signed=True), "right", 40), (f"p {p_text(row.adjusted)}", "left", 48)
+        for text, side, points in (*columns, (word, "left", 98)):
+            style = {"textcoords": "offset points", "va": "center", "ha": side, "fontsize": 8.5}
+            style |= {"xycoords": ("axes fraction", "data"), "color": PRINT.ink, "annotation_clip": False}
+            axes.annotate(text, (1, y), (points, 0), **style)
     axes.set_ylim(len(rows) - 0.5, -0.6)
-    names = ["" if isinstance(row, str) else literal(shorten(row.level)) for row in rows]
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), [literal(name) for name in names])
     dotted_line(axes, 0, PRINT)
+    for row, label in zip(rows, axes.get_yticklabels(), strict=True):
+        label.set_fontweight("bold" if isinstance(row, str) else "normal")
     where = "over all test sets" if joint.on == MEAN else f"on {set_name(joint.on)}"
-    lines = [
-        f"points of accuracy {where}, 95 % interval; blue: p below 0.05 after Holm over {len(effects)} tests"
-    ]
+    caption = (
+        f"points of accuracy {where}, 95 % interval\nblue: p below 0.05 after Holm over {len(effects)} tests"
+    )
     if smallest:
-        band = f"band: planned smallest difference, {100 * smallest:g} points"
-        lines.append(f"{band}; grey: equivalent; hollow: cannot be told")
-    return save_png(figure, path, "\n".join(lines))
+        caption += f"; grey: equivalent within the band, {100 * smallest:g} points; hollow: cannot be told"
+    return save_png(figure, path, caption)
 
 
 @PRINT_FONT
