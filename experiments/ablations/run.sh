@@ -13,6 +13,7 @@ seeds=${SEEDS:-0,1,2}
 first=${SWEEPS:-ablate}
 all="reasoning questions sft_first beta rewards temperature group"
 name=${1:?which ablation? $all all}
+[[ " $all all reference " == *" $name "* ]] || { echo "no ablation $name: $all all" >&2; exit 2; }
 shift
 train() { $python run.py -m +experiment=grpo_600 seed="$seeds" "controls=[image]" "$@"; }
 sweep=${first}_$name
@@ -40,7 +41,6 @@ case $name in
         train "$@" "model.path=outputs/runs/$sweep-sft-\${seed}/model" sweep="$sweep" ;;
     all)
         for one in $all; do "$0" "$one" "$@"; done ;;
-    *) echo "no ablation $name: $all all" >&2; exit 2 ;;
 esac
 folders=$sweep
 [ "$name" != all ] || folders=$(printf "${first}_%s " $all) # one family of tests
