@@ -42,8 +42,10 @@ case $name in
     all)
         for one in $all; do "$0" "$one" "$@"; done ;;
 esac
-folders=$sweep
-[ "$name" != all ] || folders=$(printf "${first}_%s " $all) # one family of tests
-[ "$name" != reference ] || folders=
-$python -m medvlm_r1 sweep outputs/sweeps/"${first}"_reference $(printf "outputs/sweeps/%s " $folders) \
-    --out outputs/sweeps/"$sweep" --on "${ON:-mean}" --smallest "${SMALLEST:-5}"
+folders=outputs/sweeps/${first}_reference
+case $name in # all of them are one family of tests
+    reference) ;;
+    all) for one in $all; do folders+=" outputs/sweeps/${first}_$one"; done ;;
+    *) folders+=" outputs/sweeps/$sweep" ;;
+esac
+$python -m medvlm_r1 sweep $folders --out outputs/sweeps/"$sweep" --on "${ON:-mean}" --smallest "${SMALLEST:-5}"
