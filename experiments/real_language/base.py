@@ -73,9 +73,8 @@ class BaseTraining:
         self.policy = Policy(model.to(torch.bfloat16).train(), encoder)
         self.tower, self.reader = model.model.visual, model.model.language_model
         pictures, samples = read_pictures(rows, images)
-        everything = read_pictures(rows, images)[1]
         self.pictures, self.pool, self.style = pictures, QuestionPool.of(samples), style
-        self.grey = load_grey(everything, pictures)
+        self.grey = load_grey(samples, pictures)
         held_out = np.arange(len(pictures)) % HELD_OUT == 0
         self.train, self.test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
 

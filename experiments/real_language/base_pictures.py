@@ -101,13 +101,13 @@ def _write(path: Path, rows: Sequence[dict]) -> None:
 
 
 def read_pictures(path: Path, images: Path) -> tuple[list[Picture], list[VQASample]]:
-    """Read the pictures of ``base.json``, sorted by file, and its multiple-choice questions on MRI."""
+    """Read the pictures of ``base.json``, sorted by file, and its questions."""
     samples = read_files([path], images).samples
     by_file: dict[str, list[VQASample]] = defaultdict(list)
     for sample in samples:
         by_file[sample.images[0].name].append(sample)
     pictures = [_picture(file, asked) for file, asked in sorted(by_file.items())]
-    return pictures, [sample for sample in samples if sample.source != "VQA-RAD"]
+    return pictures, samples
 
 
 def _picture(file: str, asked: Sequence[VQASample]) -> Picture:

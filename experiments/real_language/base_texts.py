@@ -33,8 +33,9 @@ class QuestionPool:
 
     @classmethod
     def of(cls, samples: Sequence[VQASample]) -> "QuestionPool":
+        """Collect those of the base's MRI questions; VQA-RAD only lends pictures."""
         wordings, options = defaultdict(set), defaultdict(set)
-        for sample in samples:
+        for sample in (one for one in samples if one.source != "VQA-RAD"):
             kind = _kind(sample.question_type, sample.answer_text)
             wordings[kind].add(sample.question)
             options[kind] |= {*sample.options}
