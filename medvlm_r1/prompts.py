@@ -179,7 +179,7 @@ class PromptStyle:
         if "<think>" not in template:
             raise ValueError(
                 f"prompt {self.name!r} asks for no reasoning, so a rationale cannot be its answer: take "
-                "prompt=medvlm_r1, or method.target=answer"
+                "prompt=medvlm_r1, or method=sft"
             )
         parts = f"<think>{sample.rationale}</think>", self.target(sample)
         return "\n".join(parts if "<think>" in template.partition("<answer>")[0] else parts[::-1])

@@ -58,6 +58,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     from lightning import seed_everything
 
     from medvlm_r1.algorithms.optim import NonFiniteGradientError
+    from medvlm_r1.algorithms.rft import NoRightCompletionError
     from medvlm_r1.algorithms.steps import check_length
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
     from medvlm_r1.callbacks.alarms import BrokenSamplerError
@@ -90,7 +91,8 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
                     (first,) = trainer.validate(module, data, verbose=False)  # first point of the curve
                 with user_errors():
                     metric_of(first, cfg.optimized_metric)
-            with clock.phase("fit"), user_errors(NonFiniteGradientError, BrokenSamplerError, VLLMServerError):
+            stops = (NonFiniteGradientError, BrokenSamplerError, VLLMServerError, NoRightCompletionError)
+            with clock.phase("fit"), user_errors(*stops):
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             trainer.strategy.optimizers = []  # frees their fp32 copies on the device
         with clock.phase("validate"), user_errors(EndpointError, VLLMServerError):

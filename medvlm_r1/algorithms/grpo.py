@@ -28,6 +28,7 @@ from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.kl import KLPenalty
 from medvlm_r1.algorithms.losses import PolicyLoss
 from medvlm_r1.algorithms.metrics import step_metrics
+from medvlm_r1.algorithms.sampling import sample_trajectory
 from medvlm_r1.algorithms.trajectory import OVERLONG, MicroBatch, Trajectory
 from medvlm_r1.policy.encode import EncodedPrompt
 from medvlm_r1.rollout.engine import Sampling, sync_weights
@@ -142,17 +143,13 @@ class GRPO(VLMModule):
 
     def sample(self, prompts: list[EncodedPrompt]) -> Trajectory:
         """Sample, parse and reward G completions of each prompt."""
-        with self.timed("sample"):
-            rollout = self.engine(self.policy, prompts, self.sampling, self.noise_key)
-            samples, answers = self.parse(prompts, rollout.texts)
-        self.count_seen(prompts, int(rollout.lengths.sum()))
-        with self.timed("score"):
-            rewards = self.rewards.score(answers, samples)
-        trajectory = Trajectory(prompts, rollout, samples, answers, rewards)
+        trajectory = sample_trajectory(self, prompts, self.sampling)
+        lengths = trajectory.rollout.lengths
+        self.count_seen(prompts, int(lengths.sum()))
         if not self.overlong_buffer:
             return trajectory
         buffer = self.overlong_buffer * self.sampling.max_tokens
-        penalty = (self.sampling.max_tokens - buffer - rollout.lengths.cpu()) / buffer
+        penalty = (self.sampling.max_tokens - buffer - lengths.cpu()) / buffer
         return trajectory.with_reward(OVERLONG, penalty.clamp(-1, 0))
 
     def dynamic_sampling(self, trajectory: Trajectory) -> Trajectory:

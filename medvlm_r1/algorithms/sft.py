@@ -8,11 +8,11 @@ Departure from the papers: Med-R1's SFT baseline also trains on the prompt, and 
 of its evaluation; MedVLM-R1 does not publish its baseline.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -23,75 +23,47 @@ from medvlm_r1.policy.encode import EncodedPrompt, collate
 from medvlm_r1.prompts import is_correct
 from medvlm_r1.runs.shorten import shorten
 
+Target = Int[Tensor, " tokens"]
+
 
 class SFT(VLMModule):
-    """Cross-entropy on the completion.
+    """Cross-entropy on the completion, the gold answer.
 
     Args:
         micro_batch: prompts in one forward and backward pass; changes memory, not the result.
-        target: ``answer`` trains on the gold answer alone, ``rationale`` on the question's rationale too.
         name, shared: the arguments of :class:`~medvlm_r1.algorithms.base.VLMModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        micro_batch: int,
-        target: Literal["answer", "rationale"] = "answer",
-        name: str = "sft",
-        **shared: Any,
-    ) -> None:
+    def __init__(self, *, micro_batch: int, name: str = "sft", **shared: Any) -> None:
         super().__init__(name=name, **shared)
         if micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}: it must be at least 1")
-        if target not in ("answer", "rationale"):
-            raise ValueError(f"method.target is {target!r}: use 'answer' or 'rationale'")
-        self.micro_batch, self.reasoned = micro_batch, target == "rationale"
+        self.micro_batch = micro_batch
 
-    def fault(self, phase: Phase) -> Callable[[VQASample], str | None]:
-        """As :meth:`VLMModule.fault`; a training question needs a usable rationale where it is trained on."""
-        fault = super().fault(phase)
-        if phase == "evaluate" or not self.reasoned:
-            return fault
-        return lambda sample: fault(sample) or self._target_fault(sample)
-
-    def _target_fault(self, sample: VQASample) -> str | None:
-        if not sample.rationale:
-            return (
-                "has no rationale, on which method.target=rationale trains: fill in its column, which "
-                "data.columns.rationale names, or take method.target=answer"
-            )
-        answer = self.prompt.parse(self.prompt.reasoned_target(sample), sample)
-        if answer.reasoning != sample.rationale or not is_correct(answer, sample):
-            return f"rationale {shorten(sample.rationale)} holds a think or answer tag: remove it"
-        tokens, limit = len(self.encode_target(sample)), self.greedy.max_tokens
-        if tokens <= limit:
-            return None
-        return (
-            f"rationale and answer have {tokens} tokens, above max_completion_tokens={limit}: shorten the "
-            "rationale, or raise model.recipe.max_completion_tokens"
-        )
-
-    def encode_target(self, sample: VQASample) -> Int[Tensor, " tokens"]:
-        """Token ids of a question's target, on the host."""
-        return self.policy.encoder.encode_target(sample, self.prompt, self.reasoned)
+    def targets(self, sample: VQASample) -> Sequence[Target]:
+        """Token ids of the completions of a question that are trained on, on the host."""
+        return [self.policy.encoder.encode_target(sample, self.prompt)]
 
     def training_step(self, prompts: list[EncodedPrompt], batch_idx: int) -> None:
-        """Update the weights once; gradients accumulate over the micro-batches."""
-        targets = [self.encode_target(p.sample).to(self.device) for p in prompts]
-        count = torch.tensor(float(sum(len(t) for t in targets)), device=self.device)
+        """Update the weights once; gradients accumulate over the micro-batches.
+
+        The loss is the mean over all target tokens of the step. Without any, on all ranks, no weight changes.
+        """
+        targets = [self.targets(p.sample) for p in prompts]
+        count = torch.tensor(float(sum(len(t) for own in targets for t in own)), device=self.device)
         denominator = self.all_gather(count).mean()
         total = torch.zeros((), device=self.device)
         with self.timed("train"):
             for start in range(0, len(prompts), self.micro_batch):
                 part = slice(start, start + self.micro_batch)
-                tokens = pad_sequence(targets[part], batch_first=True, padding_value=self.policy.pad_id)
-                lengths = torch.tensor([len(t) for t in targets[part]], device=self.device)
-                mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
+                padded = pad_targets(targets[part], self.policy.pad_id)
+                tokens, mask = (x.to(self.device) for x in padded)
                 batch = collate(prompts[part], self.policy.pad_id, self.device)
                 loss = sft_loss(self.policy.logprobs(batch, tokens, mask), mask, denominator)
                 self.accumulate(loss, last=part.stop >= len(prompts))
                 total += loss.detach()
+        if not denominator:
+            self.optimizers().zero_grad()  # a gradient of 0 would still move the weights by Adam's momentum
         with self.timed("update"):
             norm = self.apply_gradients()
         self.count_seen(prompts, int(count))
@@ -99,3 +71,47 @@ class SFT(VLMModule):
         self.log("train/loss_tokens", count, sync_dist=True, reduce_fx="sum")
         self.log("train/grad_norm", norm)
         self.end_step()
+
+
+class RationaleSFT(SFT):
+    """SFT on each question's rationale and answer."""
+
+    def targets(self, sample: VQASample) -> Sequence[Target]:
+        return [self.policy.encoder.encode_target(sample, self.prompt, reasoned=True)]
+
+    def fault(self, phase: Phase) -> Callable[[VQASample], str | None]:
+        """As :meth:`VLMModule.fault`; a training question also needs a usable rationale."""
+        fault = super().fault(phase)
+        return fault if phase == "evaluate" else lambda sample: fault(sample) or self._target_fault(sample)
+
+    def _target_fault(self, sample: VQASample) -> str | None:
+        if not sample.rationale:
+            return (
+                "has no rationale, on which method=sft_rationale trains: fill in its column, which "
+                "data.columns.rationale names, or take method=sft"
+            )
+        answer = self.prompt.parse(self.prompt.reasoned_target(sample), sample)
+        if answer.reasoning != sample.rationale or not is_correct(answer, sample):
+            return f"rationale {shorten(sample.rationale)} holds a think or answer tag: remove it"
+        tokens, limit = len(self.targets(sample)[0]), self.greedy.max_tokens
+        if tokens <= limit:
+            return None
+        return (
+            f"rationale and answer have {tokens} tokens, above max_completion_tokens={limit}: shorten the "
+            "rationale, or raise model.recipe.max_completion_tokens"
+        )
+
+
+def pad_targets(
+    targets: Sequence[Sequence[Target]], pad_id: int
+) -> tuple[Int[Tensor, "rows tokens"], Bool[Tensor, "rows tokens"]]:
+    """Tokens and mask of the targets of each prompt, prompt-major.
+
+    Every prompt gets as many rows as the one with most targets, at least one; rows without a target are
+    outside the mask.
+    """
+    size, none = max(1, *map(len, targets)), torch.empty(0, dtype=torch.long)
+    rows = [row for own in targets for row in (*own, *[none] * (size - len(own)))]
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = pad_sequence([*rows, torch.zeros(1, dtype=torch.long)], True, pad_id)[:-1]  # at least one wide
+    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]

@@ -31,7 +31,7 @@ from medvlm_r1.evaluate.predictions import (
     write_predictions,
 )
 from medvlm_r1.policy.loading.resolve import base_of, loaded_commit
-from medvlm_r1.policy.loading.validate import RECORD
+from medvlm_r1.policy.loading.validate import RECORD, read_json
 from medvlm_r1.policy.prompt_record import LIMITS
 from medvlm_r1.report.methods import method_title
 from medvlm_r1.runs.durable import replace_folder, write_whole
@@ -103,6 +103,8 @@ def write_artifacts(
         "training_questions": len(questions.train) if module.trains else 0,
         "steps": module.step,
         "updates": module.trainer.global_step,
+        **{f"{name}_seen": module.seen[name] for name in ("questions", "tokens")},
+        "earlier": earlier_phases(config["model"].get("path")) if module.trains else [],
         # unknown for an endpoint
         "parameters": sum(p.numel() for p in module.policy.parameters()) or None,
         "parameters_trained": sum(p.numel() for p in trained),
@@ -152,6 +154,9 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
             "questions": run["training_questions"],
             "modalities": run["trained_on"],
             "steps": run["steps"],
+            "questions_seen": run["questions_seen"],
+            "tokens_seen": run["tokens_seen"],
+            "earlier": run["earlier"],
             "seed": run["seed"],
             "select": run["select"],
             "learning_rate": module.optim.lr * module.optim.lr_scale,
@@ -178,6 +183,17 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
         write_json(partial / RECORD, record)
         card = model_card(record, adapter=module.policy.has_adapter)
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def earlier_phases(path: str | None) -> list[dict[str, Any]]:
+    """Training that the starting weights record, the first phase first; none of a base."""
+    if path is None or not (Path(path) / RECORD).is_file():
+        return []
+    record = read_json(Path(path) / RECORD)
+    training = record.get("training") or {}
+    names = ("method", "steps", "questions_seen", "tokens_seen", "learning_rate")
+    phase = {"base": record.get("base"), **{name: training.get(name) for name in names}}
+    return [*training.get("earlier", []), phase]
 
 
 def public_base(path: str, revision: str | None) -> tuple[str, str | None, bool]:

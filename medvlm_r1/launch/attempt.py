@@ -47,7 +47,7 @@ class Attempt:
             self.record(**facts)
             # a run starts from scratch: until here, a user error deletes nothing
             if cfg.overwrite or (cfg.resume and trains and not checkpoint):
-                empty(folder)
+                empty(folder, keep_samples=not cfg.overwrite)
             write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         return checkpoint
 

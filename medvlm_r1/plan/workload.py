@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
+from medvlm_r1.algorithms.rft import RFT
 from medvlm_r1.algorithms.sft import SFT
 from medvlm_r1.data.images.decode import ImageFile
 from medvlm_r1.data.sample import VQASample
@@ -181,7 +182,7 @@ def read_workload(
     optimizer = method.get("optim", {}).get("optimizer", {})
     # SFT: the target and the end of the turn, at 3.8 characters per token; a rationale may reach the limit
     target = math.ceil(len(prompt.target(_TYPICAL)) / 3.8) + 1
-    target = recipe.max_completion_tokens if method.get("target") == "rationale" else target
+    target = recipe.max_completion_tokens if method["_target_"].endswith(".RationaleSFT") else target
     sampling = {name: value for name, value in method.get("sampling", {}).items() if name != "_target_"}
     num_iterations = method.get("num_iterations", 1)
     updates = num_iterations * method.get("num_minibatches", 1)
@@ -220,6 +221,11 @@ def read_workload(
 
 def _method_kind(target: str) -> Literal["grpo", "sft", "zero_shot"]:
     method = locate(target)
+    if method is RFT:
+        raise ValueError(
+            "plan=true cannot plan method=rft: plan its sampling as that of method=grpo, and its training as "
+            "method=sft_rationale"
+        )
     for base, kind in ((GRPO, "grpo"), (SFT, "sft")):
         if isinstance(method, type) and issubclass(method, base):
             return kind

@@ -17,6 +17,7 @@ SAME_WORK = (
     *("epochs", "prompts_per_step", "max_prompt_tokens", "max_completion_tokens"),
     *("min_pixels", "max_pixels", "select"),
 )
+WORK = ("steps", "questions_seen", "tokens_seen")  # counts of a run's facts
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Fairness:
             has; empty if the comparison is fair.
         same_work: settings that must agree for both methods to do the same amount of work.
         tuned: settings that were tuned for each method on validation.
+        work: what training took, in all phases: steps, questions and tokens (of prompts, each once a step,
+            and of completions). Methods may differ in it; the reader weighs it.
         known: whether both runs have a configuration.
     """
 
@@ -49,6 +52,7 @@ class Fairness:
     differences: tuple[Setting, ...]
     same_work: tuple[Setting, ...]
     tuned: tuple[Setting, ...] = ()
+    work: tuple[Setting, ...] = ()
     known: bool = True
 
     @property
@@ -57,15 +61,16 @@ class Fairness:
 
     @property
     def settings(self) -> list[Setting]:
-        """Every setting of the three kinds once, differences first."""
-        return list(dict.fromkeys((*self.differences, *self.same_work, *self.tuned)))
+        """Every setting once, differences first."""
+        return list(dict.fromkeys((*self.differences, *self.same_work, *self.tuned, *self.work)))
 
 
 def settings(run: Run) -> dict:
     """The resolved configuration as dotted keys, without the values that identify the run.
 
     Without :data:`BOOKKEEPING`, the root seed, every key ``seed`` that repeats it, and every text that is a
-    path inside the run's folder.
+    path inside the run's folder. The path of weights that an earlier phase trained is that phase, so that
+    runs of several seeds, each from its own weights, have the same settings.
     """
     own = str(run.config.get("run_folder") or run.name)
 
@@ -74,9 +79,13 @@ def settings(run: Run) -> dict:
         moved = key.endswith("_target_") and str(value).startswith("medvlm_r1.")
         return value.rpartition(".")[2] if moved else value
 
+    flat = flatten(run.config)
+    if run.earlier:
+        phases = [f"{p['method']} ({p['steps']} steps, lr {p['learning_rate']})" for p in run.earlier]
+        flat["model.path"] = " after ".join([*reversed(phases), str(run.earlier[0]["base"])])
     return {
         key: present(key, value)
-        for key, value in flatten(run.config).items()
+        for key, value in flat.items()
         if not f"{key}.".startswith(tuple(f"{name}." for name in BOOKKEEPING))
         and not (key.rsplit(".", 1)[-1] == "seed" and value == run.config.get("seed"))
         and not (isinstance(value, str) and (value == own or value.startswith(f"{own}/")))
@@ -99,5 +108,6 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
             Setting("seed", first.seed, second.seed),
         ),
         tuned=tuple(s for s in pairs if s.key in TUNED),
+        work=tuple(Setting(w, first.over_phases(w), second.over_phases(w)) for w in WORK),
         known=bool(first.config and second.config),
     )

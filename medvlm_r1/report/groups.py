@@ -9,7 +9,7 @@ import numpy as np
 from medvlm_r1.data.perturbation import PLAIN
 from medvlm_r1.evaluate.statistics import Interval, mcnemar, over_seeds, proportion, seeds_difference
 from medvlm_r1.report.fairness import settings
-from medvlm_r1.report.methods import method_order, method_title
+from medvlm_r1.report.methods import method_order
 from medvlm_r1.report.run_folder import Run, RunFolderError
 
 FEW_SEEDS = "Intervals resample seeds and image groups; with two or three seeds they can be too narrow."
@@ -58,7 +58,8 @@ class RunGroup:
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     """Group the runs of one experiment whose configurations differ in nothing but the seed."""
     clusters: list[list[Run]] = []
-    for run in sorted(runs, key=lambda r: (method_order(r.method), r.method, r.experiment, r.seed, r.name)):
+    order = sorted(runs, key=lambda r: (method_order(r.method), r.title, r.experiment, r.seed, r.name))
+    for run in order:
         same = (c for c in clusters if c[0].experiment == run.experiment and settings(c[0]) == settings(run))
         if (cluster := next(same, None)) is None:
             clusters.append(cluster := [])
@@ -117,10 +118,10 @@ def check_same_questions(runs: Sequence[Run]) -> None:
 
 
 def _label(run: Run, peers: Sequence[Run]) -> str:
-    """The method's title; if several groups have the method, with the settings that distinguish this one."""
-    same = [p for p in peers if p.method == run.method]
+    """The run's title; if several groups have it, with the settings that distinguish this one."""
+    same = [p for p in peers if p.title == run.title]
     if len(same) == 1:
-        return method_title(run.method)
+        return run.title
     parts = [run.experiment] if len({p.experiment for p in same}) > 1 else []
     others = [settings(p) for p in same if p.experiment == run.experiment]
     own = settings(run)
@@ -138,4 +139,4 @@ def _label(run: Run, peers: Sequence[Run]) -> str:
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
     parts += [f"{name}={own.get(key, 'unset')}" for name, key in list(zip(names, keys, strict=True))[:4]]
     parts += ["..."] if len(keys) > 4 else []
-    return f"{method_title(run.method)} ({', '.join(parts)})"
+    return f"{run.title} ({', '.join(parts)})"

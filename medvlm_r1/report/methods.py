@@ -4,6 +4,7 @@ METHODS = {
     "zero_shot": "Zero-shot",
     "sft": "SFT",
     "sft_rationale": "SFT on rationales",
+    "rft": "RFT",
     "grpo": "GRPO",
     "dr_grpo": "Dr. GRPO",
     "dapo": "DAPO",
@@ -15,7 +16,7 @@ METHODS = {
     "a_grae": "A-GRAE",
 }
 
-SUPERVISED = ("sft", "sft_rationale")
+SUPERVISED = ("sft", "sft_rationale", "rft")
 
 
 def method_title(name: str) -> str:

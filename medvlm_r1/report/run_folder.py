@@ -15,6 +15,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from medvlm_r1.data.perturbation import PLAIN
+from medvlm_r1.report.methods import method_title
 from medvlm_r1.runs.folder import image_path
 from medvlm_r1.runs.renames import COMPLEMENTS, METRICS, renamed, renamed_config, renamed_overrides
 
@@ -43,6 +44,23 @@ class Run:
     @property
     def method(self) -> str:
         return self.facts["method"]
+
+    @property
+    def earlier(self) -> list[dict]:
+        """Training of the starting weights: method, steps, questions and tokens of each phase."""
+        return self.facts.get("earlier") or []
+
+    @property
+    def title(self) -> str:
+        """Titles of the methods in the order of training: ``SFT then GRPO``."""
+        return " then ".join(
+            method_title(name) for name in (*(p["method"] for p in self.earlier), self.method)
+        )
+
+    def over_phases(self, fact: str) -> str:
+        """Sum of a count of work over the phases of training, ``75 + 75``; ``?`` where it is unknown."""
+        counts = [phase.get(fact) for phase in (*self.earlier, self.facts)]
+        return " + ".join("?" if n is None else f"{n:,}" for n in counts)
 
     @property
     def experiment(self) -> str:

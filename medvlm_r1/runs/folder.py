@@ -77,11 +77,13 @@ def free_folder(folder: Path, reuse: bool) -> Path:
     return free
 
 
-def empty(folder: Path) -> None:
-    """Remove the files of an earlier run."""
+def empty(folder: Path, keep_samples: bool = False) -> None:
+    """Remove the files of an earlier run; with ``keep_samples``, not those of its rejection sampling."""
     # first: a folder that is half removed must not count as finished
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in folder.iterdir():
+        if keep_samples and path.match("sampled-*.jsonl"):
+            continue
         if path.name not in (".hydra", "config.yaml", "run.log", LOCK, ATTEMPTS, OLD_ATTEMPTS):
             remove(path)
 

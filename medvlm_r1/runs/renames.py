@@ -42,7 +42,6 @@ ADDED: dict[str, Any] = {
     "data.rows.on_bad_image": "data.rows.on_bad_row",
     "data.rows.volumes.frame": 0,
     "data.columns.rationale": None,
-    "method.target": "answer",
 }
 # Options of a group.
 OPTIONS: dict[str, dict[str, str]] = {

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from training import PROMPT, RECIPE, fit
 
-from medvlm_r1.algorithms.sft import SFT
+from medvlm_r1.algorithms.sft import RationaleSFT
 from medvlm_r1.phantom import PhantomSource
 from medvlm_r1.policy.loading.load import load_policy
 from medvlm_r1.prompts import is_correct
@@ -85,7 +85,7 @@ def test_the_loss_is_on_every_token_of_the_target_and_on_no_other(tmp_path):
     """The mean over the targets' tokens by transformers' own loss, which sees no label on the prompt."""
     off = {"limit_val_batches": 0, "limit_test_batches": 0, "log_every_n_steps": 1}
     off["logger"] = CSVLogger(tmp_path, name="", version="")
-    fit(SFT, tmp_path, steps=1, n=4, target="rationale", trainer=off)
+    fit(RationaleSFT, tmp_path, steps=1, n=4, trainer=off)
     with (tmp_path / "metrics.csv").open() as file:
         (logged,) = csv.DictReader(file)
     policy = load_policy("embedded", RECIPE, layout="repeated")
@@ -118,11 +118,6 @@ def test_the_loss_is_on_every_token_of_the_target_and_on_no_other(tmp_path):
 
 
 def test_it_learns_to_reason(tmp_path):
-    after = fit(SFT, tmp_path, steps=12, n=48, lr=1e-3, target="rationale")
+    after = fit(RationaleSFT, tmp_path, steps=12, n=48, lr=1e-3)
     assert sum(p.well_formed for p in after.predictions) > 0.9 * len(after.predictions)
     assert sum("The image shows" in p.text for p in after.predictions) > 0.9 * len(after.predictions)
-
-
-def test_an_unknown_target_is_refused(tmp_path, unchecked):
-    with pytest.raises(ValueError, match=r"method\.target is 'letter': use 'answer' or 'rationale'"):
-        fit(SFT, tmp_path, target="letter")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.optim import OptimizerSettings
+from medvlm_r1.algorithms.rft import RFT
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.controls import PerturbedQuestions
@@ -62,7 +63,7 @@ def module_of(kind, policy, **settings):
     shared = {"policy": policy, "prompt": PROMPT, "seed": 0, "name": name}
     shared["engine"] = settings.pop("engine", SharedPrefixEngine())
     shared["rewards"] = settings.pop("rewards", REWARDS)
-    if issubclass(kind, GRPO):
+    if issubclass(kind, GRPO | RFT):
         settings.setdefault("sampling", Sampling(group_size=4, max_tokens=24))
     if kind is not VLMModule:
         settings = {"micro_batch": 4, "optim": optim, **settings}

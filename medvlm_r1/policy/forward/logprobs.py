@@ -90,7 +90,7 @@ def _predictors(prompts: PromptBatch, lengths: Sequence[int], inputs: Padder) ->
         if length:
             indices += [ends[row : row + 1], torch.arange(start, start + before)]
         start += before
-    return torch.cat(indices)
+    return torch.cat([torch.empty(0, dtype=torch.long), *indices])
 
 
 def repeated_logprobs(

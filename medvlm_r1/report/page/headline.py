@@ -14,7 +14,7 @@ def title(c: Comparison) -> str:
     sets = _join([set_name(t) for t in c.test_sets])
     if len(c.groups) == 1:
         return f"{c.groups[0].label} on {sets}"
-    names = [method_title(group.method) for group in reversed(c.groups)]
+    names = [group.runs[0].title for group in reversed(c.groups)]
     names = [name.lower() if name == method_title("zero_shot") else name for name in dict.fromkeys(names)]
     return f"{_join(names)} on {sets}"
 

@@ -19,6 +19,7 @@ from medvlm_r1.report.tables.table import accuracy_table, difference_table
 from medvlm_r1.report.traces.pack import pack_traces
 
 _OWN_COLUMNS = ("name", "experiment", "method", "seed", "steps", "command", "trained_on")
+_OWN_COLUMNS += ("questions_seen", "tokens_seen", "earlier")
 
 
 @dataclass(frozen=True)

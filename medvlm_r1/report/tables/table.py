@@ -152,7 +152,7 @@ def difference_table(c: Comparison) -> Table:
 
 
 def fairness_lines(f: Fairness) -> list[str]:
-    """Lines of text: the settings that differ, and the settings that must agree."""
+    """Lines of text: the settings that differ, the settings that must agree, and the work of training."""
     if not f.known:
         return [f"{f.second} and {f.first} cannot be compared: config.yaml is missing."]
 
@@ -164,6 +164,7 @@ def fairness_lines(f: Fairness) -> list[str]:
         f"Settings outside the method in which {f.second} and {f.first} differ: {none}",
         *map(both, f.differences),
         *(f"  {s.key}: {s.first!r} for both" if s.equal else f"{both(s)}: UNEQUAL" for s in f.same_work),
+        *(f"  {s.key}: {s.second} ({f.second}), {s.first} ({f.first})" for s in f.work),
     ]
 
 

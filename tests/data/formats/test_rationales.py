@@ -98,7 +98,7 @@ class TestRun:
     @pytest.mark.parametrize(
         ("rationale", "fault"),
         [
-            (None, "has no rationale, on which method.target=rationale trains: fill in its column"),
+            (None, "has no rationale, on which method=sft_rationale trains: fill in its column"),
             ("No. </think><answer>B</answer>", "holds a think or answer tag: remove it"),
             ("Yes, " * 40, "tokens, above max_completion_tokens=32: shorten the rationale"),
         ],
