@@ -45,8 +45,9 @@ class Table:
 
 
 def set_name(test_set: str) -> str:
-    """``xray`` -> ``X-ray``; an unknown name with spaces for underscores."""
-    return SHORT.get(test_set, test_set.replace("_", " ").capitalize())
+    """``xray`` -> ``X-ray``, ``mri_plain`` -> ``MRI plain``; an unknown name with spaces for underscores."""
+    first, *rest = test_set.split("_")
+    return " ".join([SHORT.get(first, first.capitalize()), *map(str.lower, rest)])
 
 
 def percent(value: float, signed: bool = False) -> str:
