@@ -36,6 +36,7 @@ def test_a_phantoms_rationale_names_the_finding():
         ("med_r1", f"{THINKS}\n{ANSWERS}"),
         ("med_r1_think_after", f"{ANSWERS}\n{THINKS}"),
     ],
+    ids=["medvlm_r1", "med_r1", "think_after"],
 )
 def test_the_order_is_the_prompts(name, target):
     prompt = prompt_of(name)
