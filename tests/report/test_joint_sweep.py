@@ -34,7 +34,7 @@ from medvlm_r1.report.sweep.joint import read_sweeps
 )
 def test_verdicts_by_hand(low, high, adjusted, word):
     interval = Interval((low + high) / 2, low, high, 600, "")
-    effect = Effect("beta", "0", "0.04", 1, 3, 0, interval, adjusted, adjusted)
+    effect = Effect("beta", "0", "0.04", 1, 3, 0, interval, 0.001, adjusted)
     assert effect.verdict(0.05) == word
 
 
