@@ -16,6 +16,6 @@ sweeps=ablate_$kind
 for name in ${*:-reasoning questions sft_first beta rewards temperature group}; do
     ON=$on QUESTIONS=40,80,320 SWEEPS=$sweeps experiments/ablations/run.sh "$name" $data $small
 done
-reference=outputs/sweeps/${sweeps}_reference
-others=$(find outputs/sweeps -mindepth 1 -maxdepth 1 -name "${sweeps}_*" ! -path "$reference" | sort)
-$python -m medvlm_r1 sweep "$reference" $others --on $on --smallest 5 --out experiments/ablations/"$kind" || [ $? = 1 ]
+reference=$(find outputs/sweeps -maxdepth 1 -name "${sweeps}_reference")
+others=$(find outputs/sweeps -maxdepth 1 -name "${sweeps}_*" ! -name "*_reference" | sort)
+$python -m medvlm_r1 sweep $reference $others --on $on --smallest 5 --out experiments/ablations/"$kind" || [ $? = 1 ]

@@ -19,7 +19,7 @@ train() { $python run.py -m +experiment=grpo_600 seed="$seeds" "controls=[image]
 sweep=${first}_$name
 
 # the default of every factor, run once: the first level of all ablations but reasoning
-train sweep="${first}_reference" "$@"
+[ "$name" = reasoning ] || train sweep="${first}_reference" "$@"
 case $name in
     reference) ;;
     rewards) train "$@" reward=accuracy sweep="$sweep" ;;
@@ -45,6 +45,7 @@ esac
 folders=outputs/sweeps/${first}_reference
 case $name in # all of them are one family of tests
     reference) ;;
+    reasoning) folders=outputs/sweeps/$sweep ;;
     all) for one in $all; do folders+=" outputs/sweeps/${first}_$one"; done ;;
     *) folders+=" outputs/sweeps/$sweep" ;;
 esac
