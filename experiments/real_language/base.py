@@ -6,6 +6,7 @@ One seeded command; a finished stage is saved in --work and not repeated.
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -245,8 +246,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--look", type=int, default=600, help="steps of the vision tower alone")
-    parser.add_argument("--describe", type=int, default=150, help="steps with the language model frozen")
-    parser.add_argument("--answer", type=int, default=150, help="steps of all weights")
+    parser.add_argument("--describe", type=int, default=60, help="steps with the language model frozen")
+    parser.add_argument("--answer", type=int, default=80, help="steps of all weights")
     args = parser.parse_args()
     if args.data is None or not (args.data / "train_mri.json").is_file():
         parser.error("no train_mri.json: set --data or MEDVLM_R1_REAL_DATA to the folder that holds it")
@@ -272,7 +273,7 @@ def main() -> None:
     ]
     training.policy.save(args.out)
     result = {
-        "command": f"experiments/real_language/base.py --seed {args.seed} --threads {args.threads}",
+        "command": " ".join(["experiments/real_language/base.py", *sys.argv[1:]]),
         "parameters": model.num_parameters(),
         "rows": json.loads(split.read_text()),
         "seconds": sum(row["seconds"] for row in rows),
