@@ -60,6 +60,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
     from medvlm_r1.algorithms.optim import NonFiniteGradientError
     from medvlm_r1.algorithms.rft import NoRightCompletionError
     from medvlm_r1.algorithms.steps import check_length
+    from medvlm_r1.algorithms.voting import TokenBudgetError
     from medvlm_r1.artifacts.record import Clock, commit, describe, hardware, write_artifacts
     from medvlm_r1.callbacks.alarms import BrokenSamplerError
     from medvlm_r1.rollout.engine import RemoteEngine, stopped_after
@@ -95,7 +96,7 @@ def execute(cfg: DictConfig, this: Attempt) -> float:
             with clock.phase("fit"), user_errors(*stops):
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             trainer.strategy.optimizers = []  # frees their fp32 copies on the device
-        with clock.phase("validate"), user_errors(EndpointError, VLLMServerError):
+        with clock.phase("validate"), user_errors(EndpointError, VLLMServerError, TokenBudgetError):
             validation = select(cfg, module, data, trainer)
         with clock.phase("test"), user_errors(EndpointError, VLLMServerError):
             test(cfg, module, data, trainer, this.job.folder)

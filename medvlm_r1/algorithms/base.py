@@ -244,7 +244,7 @@ class VLMModule(LightningModule):
     def count_seen(self, prompts: Sequence[EncodedPrompt], completion_tokens: int) -> None:
         """Count questions, and tokens of their prompts and completions, as seen in this step."""
         tokens = completion_tokens + sum(len(prompt.ids) for prompt in prompts)
-        self._seen_in_step.update(questions=len(prompts), tokens=tokens)
+        self._seen_in_step.update(questions=len(prompts), tokens=tokens, completion_tokens=completion_tokens)
 
     def end_step(self) -> None:
         """End one training step: log its counters, advance the learning rate and the step count."""

@@ -110,7 +110,9 @@ class RFT(SFT):
         self.totals.update({f"completions_{name}": count for name, count in counts.items()})
         tokens = sum(row["tokens"] for row in rows)
         self._seen_in_step.update(
-            questions=len(rows), tokens=tokens + sum(row["prompt_tokens"] for row in rows)
+            questions=len(rows),
+            tokens=tokens + sum(row["prompt_tokens"] for row in rows),
+            completion_tokens=tokens,
         )
         log.info(
             "rejection sampling: %s of %s completions are right, %s different ones are kept, of %s of %s "

@@ -103,7 +103,8 @@ def write_artifacts(
         "training_questions": len(questions.train) if module.trains else 0,
         "steps": module.step,
         "updates": module.trainer.global_step,
-        **{f"{name}_seen": module.seen[name] for name in ("questions", "tokens")},
+        **{f"{name}_seen": module.seen[name] for name in ("questions", "tokens", "completion_tokens")},
+        "completion_tokens_tested": sum(p.completion_tokens for p in predictions if p.control == PLAIN),
         "earlier": earlier_phases(config["model"].get("path")) if module.trains else [],
         # unknown for an endpoint
         "parameters": sum(p.numel() for p in module.policy.parameters()) or None,
@@ -156,6 +157,7 @@ def save_model(folder: Path, config: dict[str, Any], module: VLMModule, metrics:
             "steps": run["steps"],
             "questions_seen": run["questions_seen"],
             "tokens_seen": run["tokens_seen"],
+            "completion_tokens_seen": run["completion_tokens_seen"],
             "earlier": run["earlier"],
             "seed": run["seed"],
             "select": run["select"],
@@ -191,7 +193,7 @@ def earlier_phases(path: str | None) -> list[dict[str, Any]]:
         return []
     record = read_json(Path(path) / RECORD)
     training = record.get("training") or {}
-    names = ("method", "steps", "questions_seen", "tokens_seen", "learning_rate")
+    names = ("method", "steps", "questions_seen", "tokens_seen", "completion_tokens_seen", "learning_rate")
     phase = {"base": record.get("base"), **{name: training.get(name) for name in names}}
     return [*training.get("earlier", []), phase]
 

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from medvlm_r1.audit.shortcuts import hit_probability, prior_guesses
 from medvlm_r1.data.perturbation import PLAIN, Perturbation
 from medvlm_r1.data.sample import VQASample
 from medvlm_r1.evaluate.controls import CONTROLS, PRIOR
+from medvlm_r1.evaluate.samples import passed
 from medvlm_r1.evaluate.statistics import proportion
 from medvlm_r1.prompts import Answer, f1_score, is_correct, is_correct_leniently
 from medvlm_r1.reading.released import RELEASED, RULES, check_reading
@@ -17,7 +19,7 @@ from medvlm_r1.runs.durable import write_whole
 
 @dataclass
 class Prediction:
-    """One greedy answer to one test question; a row of ``predictions.jsonl``.
+    """The answer to one test question; a row of ``predictions.jsonl``.
 
     The key is (step, test_set, control, sample_id). ``answer`` is the strict letter; ``correct`` and
     ``correct_lenient`` score the strict and the lenient letter; ``tokens`` includes the end-of-turn token.
@@ -31,6 +33,9 @@ class Prediction:
 
     ``options`` and ``gold`` are those of the perturbed question; for ``order`` and ``picture_of`` see
     :class:`~medvlm_r1.data.perturbation.Perturbation`.
+
+    Where a method samples several answers, ``samples`` has all of them in their order, with vote, format and
+    mean log-probability, and ``chosen`` is the index of the one that this row scores.
     """
 
     run: str
@@ -55,6 +60,13 @@ class Prediction:
     order: list[int] | None = None
     picture_of: str | None = None
     correct_released: bool | None = None
+    chosen: int | None = None
+    samples: list[dict[str, Any]] | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all completions of the question."""
+        return self.tokens if self.samples is None else sum(sample["tokens"] for sample in self.samples)
 
     @classmethod
     def from_answer(
@@ -149,7 +161,8 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
     Values are fractions with intervals (Wilson, or a bootstrap over image groups if questions share one).
     ``tokens`` holds the mean completion length and the share of completions cut at the limit; ``open``, for
     test sets with open questions, their exact match and mean token F1; ``accuracy_released``, of the
-    questions with options, only where :func:`add_released` scored them.
+    questions with options, only where :func:`add_released` scored them. ``samples``, where a method samples
+    several answers a question: their number n, their mean accuracy, and pass@n.
     """
     sections: dict[str, dict] = {"accuracy": {}, "accuracy_lenient": {}, "format": {}, "tokens": {}}
     predictions = [p for p in predictions if p.control == PLAIN]
@@ -168,6 +181,14 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, dict]:
             "mean": sum(p.tokens for p in rows) / len(rows),
             "truncated": sum(p.truncated for p in rows) / len(rows),
         }
+        if sampled := [p for p in rows if p.samples]:
+            shares = [sum(s["correct"] for s in p.samples) / len(p.samples) for p in sampled]
+            groups = [p.image_group for p in sampled]
+            sections.setdefault("samples", {})[name] = {
+                "n": len(sampled[0].samples),
+                "mean_accuracy": proportion(shares, groups).as_dict(),
+                "pass_at_n": proportion([passed(p.samples) for p in sampled], groups).as_dict(),
+            }
         if texts := [p for p in rows if not p.options]:
             overlaps = [f1_score(p.answer or "", p.gold) for p in texts]
             sections.setdefault("open", {})[name] = {

@@ -75,6 +75,8 @@ def check_model(cfg: DictConfig) -> None:
     if trains and is_endpoint:
         remedy = "take +experiment=zero_shot or method=zero_shot"
         raise ValueError(f"an endpoint can be evaluated, not trained: {remedy}")
+    if is_endpoint and cfg.method.get("sampling"):
+        raise ValueError("an endpoint gives one answer per prompt, greedily: take method=zero_shot")
     if trains and cfg.peft.train == "nothing":
         raise ValueError("this peft option trains nothing: take peft=qlora, or method=zero_shot to evaluate")
     if cfg.select == "best" and not (trains and (cfg.get("callbacks") or {}).get("best")):

@@ -11,7 +11,7 @@ from medvlm_r1.evaluate.power import smallest_difference
 from medvlm_r1.evaluate.statistics import Interval, holm
 from medvlm_r1.report.fairness import Fairness, compare_settings
 from medvlm_r1.report.groups import RunGroup, check_same_questions, group_difference, group_runs
-from medvlm_r1.report.methods import is_rl_and_sft
+from medvlm_r1.report.methods import UNTRAINED, is_rl_and_baseline
 from medvlm_r1.report.run_folder import Run, RunFolderError, find_runs
 
 MEAN = "mean"  # scope: mean over all test sets
@@ -55,7 +55,8 @@ class Comparison:
         groups: in the order of every table: zero-shot, SFT, GRPO.
         in_domain: test sets of the training modality; empty if it is unknown or differs between runs.
         baseline: label of the group that differences are taken from.
-        fairness: settings of each reinforcement learner and its supervised counterpart.
+        fairness: settings of each reinforcement learner and each baseline that learns from the same questions
+            or samples from the same weights.
         unfinished: folders without ``metrics.json``.
     """
 
@@ -96,6 +97,15 @@ class Comparison:
         return self._rates("correct_released", scored)
 
     @cached_property
+    def pass_at_n(self) -> dict[str, dict[str, Interval]]:
+        """Group label -> scope -> share of questions with a right answer among the n that were sampled.
+
+        An upper bound of what a choice among them can reach; only groups that sample several.
+        """
+        sampled = {g.label for g in self.groups if all(run.metrics.get("samples") for run in g.runs)}
+        return self._rates("passed", sampled)
+
+    @cached_property
     def well_formed(self) -> dict[str, dict[str, Interval]]:
         """Group label -> scope -> share of responses with think tags followed by answer tags."""
         return self._rates("well_formed")
@@ -107,10 +117,11 @@ class Comparison:
 
     @property
     def rates(self) -> dict[str, dict[str, dict[str, Interval]]]:
-        """The tables of rates by their names in files; ``accuracy_released`` only if a group has it."""
+        """The tables of rates by their names in files; the last two only if a group has them."""
         names = ("accuracy", "accuracy_lenient", "well_formed", "answered")
         tables = dict(zip(names, (self.accuracy, self.lenient, self.well_formed, self.answered), strict=True))
-        return tables | ({"accuracy_released": self.released} if self.released else {})
+        some = {"accuracy_released": self.released, "pass_at_n": self.pass_at_n}
+        return tables | {name: table for name, table in some.items() if table}
 
     def _rates(self, column: str, labels: set[str] | None = None) -> dict[str, dict[str, Interval]]:
         groups = [g for g in self.groups if labels is None or g.label in labels]
@@ -180,19 +191,19 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     groups = group_runs(runs)
     base = _baseline(groups, baseline)
     first = runs[0]
-    trained = [run for run in runs if run.method != "zero_shot"] or runs
+    trained = [run for run in runs if run.method not in UNTRAINED] or runs
     domains = {tuple(run.in_domain) for run in trained if run.in_domain}
     in_domain = list(domains.pop()) if len(domains) == 1 else []
     pairs = [(group, base) for group in groups if base and group is not base]
-    rl_and_sft = [(a, b) for a in groups for b in groups if is_rl_and_sft(a.method, b.method)]
-    pairs += [(a, b) for a, b in rl_and_sft if base is not b]
+    justified = [(a, b) for a in groups for b in groups if is_rl_and_baseline(a.method, b.method)]
+    pairs += [(a, b) for a, b in justified if base is not b]
     return Comparison(
         groups=groups,
         test_sets=first.test_sets,
         in_domain=in_domain,
         baseline=base.label if base else None,
         differences=differences(pairs, _scopes(first.test_sets, in_domain)),
-        fairness=[compare_settings(*_same_seed(b, a), (b.label, a.label)) for a, b in rl_and_sft],
+        fairness=[compare_settings(*_same_seed(b, a), (b.label, a.label)) for a, b in justified],
         unfinished=unfinished,
     )
 

@@ -17,7 +17,11 @@ SAME_WORK = (
     *("epochs", "prompts_per_step", "max_prompt_tokens", "max_completion_tokens"),
     *("min_pixels", "max_pixels", "select"),
 )
-WORK = ("steps", "questions_seen", "tokens_seen")  # counts of a run's facts
+# counts of a run's facts, in training and in the test without a control
+WORK, TESTED = (
+    ("steps", "questions_seen", "tokens_seen", "completion_tokens_seen"),
+    "completion_tokens_tested",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Fairness:
         same_work: settings that must agree for both methods to do the same amount of work.
         tuned: settings that were tuned for each method on validation.
         work: what training took, in all phases: steps, questions and tokens (of prompts, each once a step,
-            and of completions). Methods may differ in it; the reader weighs it.
+            and of completions; of completions alone); then the tokens of the test's completions. Methods may
+            differ in it; the reader weighs it.
         known: whether both runs have a configuration.
     """
 
@@ -108,6 +113,13 @@ def compare_settings(first: Run, second: Run, labels: tuple[str, str]) -> Fairne
             Setting("seed", first.seed, second.seed),
         ),
         tuned=tuple(s for s in pairs if s.key in TUNED),
-        work=tuple(Setting(w, first.over_phases(w), second.over_phases(w)) for w in WORK),
+        work=(
+            *(Setting(w, first.over_phases(w), second.over_phases(w)) for w in WORK),
+            Setting(TESTED, *(_count(run.facts.get(TESTED)) for run in (first, second))),
+        ),
         known=bool(first.config and second.config),
     )
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"

@@ -2,6 +2,8 @@
 
 METHODS = {
     "zero_shot": "Zero-shot",
+    "majority_vote": "Majority vote",
+    "best_of_n": "Best of n",
     "sft": "SFT",
     "sft_rationale": "SFT on rationales",
     "rft": "RFT",
@@ -16,6 +18,8 @@ METHODS = {
     "a_grae": "A-GRAE",
 }
 
+VOTING = ("majority_vote", "best_of_n")
+UNTRAINED = ("zero_shot", *VOTING)
 SUPERVISED = ("sft", "sft_rationale", "rft")
 
 
@@ -31,4 +35,9 @@ def method_order(name: str) -> int:
 
 def is_rl_and_sft(first: str, second: str) -> bool:
     """Whether the first method is reinforcement learning and the second a supervised counterpart."""
-    return second in SUPERVISED and first not in ("zero_shot", *SUPERVISED)
+    return second in SUPERVISED and first not in (*UNTRAINED, *SUPERVISED)
+
+
+def is_rl_and_baseline(first: str, second: str) -> bool:
+    """Whether the first method is reinforcement learning and the second a baseline that it must justify."""
+    return is_rl_and_sft(first, second) or (second in VOTING and first not in (*UNTRAINED, *SUPERVISED))

@@ -1,7 +1,6 @@
 """Reads the folder of one run. Without ``metrics.json`` the run is unfinished.
 
-Reading renames what earlier versions called otherwise (:mod:`medvlm_r1.runs.renames`): keys of the
-configuration and of the command line, columns of ``metrics.csv``, counters.
+Reading renames what earlier versions called otherwise (:mod:`medvlm_r1.runs.renames`).
 """
 
 import json
@@ -15,7 +14,8 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from medvlm_r1.data.perturbation import PLAIN
-from medvlm_r1.report.methods import method_title
+from medvlm_r1.evaluate.samples import passed
+from medvlm_r1.report.methods import UNTRAINED, method_title
 from medvlm_r1.runs.folder import image_path
 from medvlm_r1.runs.renames import COMPLEMENTS, METRICS, renamed, renamed_config, renamed_overrides
 
@@ -83,6 +83,8 @@ class Run:
             raise RunFolderError(f"{path} is missing or empty: run the evaluation again")
         rows = rows[rows["test_set"].isin(self.test_sets)].copy()
         rows["correct"] = rows["correct"].astype(float)  # a probability in the rows of the text prior
+        sampled = rows.get("samples", pd.Series(None, rows.index, dtype=object))
+        rows["passed"] = [passed(s) if isinstance(s, list) else None for s in sampled]
         if rows.duplicated(["step", "test_set", "control", "sample_id"]).any():
             raise RunFolderError(f"{path} has a question twice for one step, test set and control")
         return rows.reset_index(drop=True)
@@ -191,12 +193,11 @@ class Run:
 
     @cached_property
     def trained_on(self) -> list[str]:
-        """Modalities of the training questions in lower case, if known; none for zero-shot.
+        """Modalities of the training questions in lower case, if known; none without training.
 
-        From ``run.trained_on`` in ``metrics.json``, else from the keys of the ``data`` configuration that
-        name training modalities.
+        From ``run.trained_on`` in ``metrics.json``, else from keys of the ``data`` configuration.
         """
-        if self.method == "zero_shot":
+        if self.method in UNTRAINED:
             return []
         named = self.facts.get("trained_on")
         if named is None:
@@ -223,7 +224,7 @@ def read_run(folder: Path) -> Run:
     """Read one finished run.
 
     Raises:
-        RunFolderError: ``metrics.json`` is missing (the run is unfinished) or lacks keys that a report needs.
+        RunFolderError: ``metrics.json`` is missing (the run is unfinished) or lacks needed keys.
     """
     folder = Path(folder)
     path = folder / "metrics.json"

@@ -12,6 +12,7 @@ from medvlm_r1.algorithms.base import VLMModule
 from medvlm_r1.algorithms.grpo import GRPO
 from medvlm_r1.algorithms.optim import OptimizerSettings
 from medvlm_r1.algorithms.rft import RFT
+from medvlm_r1.algorithms.voting import Voting
 from medvlm_r1.data.datamodule import VQADataModule
 from medvlm_r1.data.splits import Questions
 from medvlm_r1.evaluate.controls import PerturbedQuestions
@@ -65,7 +66,7 @@ def module_of(kind, policy, **settings):
     shared["rewards"] = settings.pop("rewards", REWARDS)
     if issubclass(kind, GRPO | RFT):
         settings.setdefault("sampling", Sampling(group_size=4, max_tokens=24))
-    if kind is not VLMModule:
+    if kind is not VLMModule and not issubclass(kind, Voting):
         settings = {"micro_batch": 4, "optim": optim, **settings}
     return kind(max_completion_tokens=24, **shared, **settings)
 
@@ -128,7 +129,7 @@ def fit(
         "inference_mode": False,
     }
     trainer = Trainer(**arguments | (trainer or {}))
-    if kind is not VLMModule:
+    if module.trains:
         trainer.fit(module, data, ckpt_path=ckpt_path)
     if journal is not None:
         module.journal = Journal(folder / "answers.journal", journal)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.audit_warnings import leak_shares, strong_shortcuts
+from medvlm_r1.report.methods import UNTRAINED
 from medvlm_r1.report.run_folder import Run
 
 LEAK = "\N{DAGGER}"
@@ -17,7 +18,7 @@ def leaked_shares(runs: Sequence[Run]) -> dict[str, float]:
     """
     shares: dict[str, float] = {}
     for run in runs:
-        leaks = leak_shares(run.metrics.get("audit") or {}, trained=run.method != "zero_shot")
+        leaks = leak_shares(run.metrics.get("audit") or {}, trained=run.method not in UNTRAINED)
         for name in leaks.keys() & set(run.test_sets):
             shares[name] = max(leaks[name], shares.get(name, 0.0))
     return {name: shares[name] for name in runs[0].test_sets if name in shares}

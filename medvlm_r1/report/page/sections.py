@@ -19,7 +19,13 @@ from medvlm_r1.report.tables.table import accuracy_table, difference_table
 from medvlm_r1.report.traces.pack import pack_traces
 
 _OWN_COLUMNS = ("name", "experiment", "method", "seed", "steps", "command", "trained_on")
-_OWN_COLUMNS += ("questions_seen", "tokens_seen", "earlier")
+_OWN_COLUMNS += (
+    "questions_seen",
+    "tokens_seen",
+    "completion_tokens_seen",
+    "completion_tokens_tested",
+    "earlier",
+)
 
 
 @dataclass(frozen=True)

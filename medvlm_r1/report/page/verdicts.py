@@ -11,6 +11,7 @@ from medvlm_r1.audit.shortcuts import Shortcut
 from medvlm_r1.evaluate.controls import BLANK
 from medvlm_r1.report.comparison import Comparison
 from medvlm_r1.report.groups import RunGroup
+from medvlm_r1.report.methods import UNTRAINED
 from medvlm_r1.report.page.audit import leaked_shares
 from medvlm_r1.report.tables.controls import gain_over
 from medvlm_r1.report.tables.table import percent, set_name, span
@@ -49,7 +50,7 @@ def _leaks(group: RunGroup) -> list[Verdict]:
     audits = [run.metrics.get("audit") or {} for run in group.runs]
     if not all("verdict" in audit for audit in audits):
         return [Verdict("note", "Leaks", "The data was not audited for leaks and shortcuts.", "provenance")]
-    if group.method == "zero_shot":
+    if group.method in UNTRAINED:
         return []
     found = []
     if shares := leaked_shares(group.runs):
@@ -94,7 +95,7 @@ def _shortcuts(group: RunGroup) -> list[Verdict]:
 
 
 def _alarms(group: RunGroup) -> list[Verdict]:
-    if group.method == "zero_shot":
+    if group.method in UNTRAINED:
         return []
     alarms = [
         f"{str(alarm['alarm']).replace('_', ' ')} at step {alarm['step']}"

@@ -71,7 +71,7 @@ def accuracy_table(c: Comparison) -> Table:
     """One row per run group, then chance.
 
     A second zero-shot row parses answers leniently; a further row of a group is by the released evaluation
-    code of its prompt's paper, if its runs have that.
+    code of its prompt's paper, or has pass@n, if its runs have that.
     """
     heads = [Cell("Method")]
     for scope, sets in c.scopes.items():
@@ -96,6 +96,12 @@ def accuracy_table(c: Comparison) -> Table:
         if released := c.released.get(label):
             rates = [rate_cell(i, touched[s]) for s, i in released.items()]
             rows.append([Cell(label, "by the paper's released code", muted=True), *rates, Cell(""), Cell("")])
+        if oracle := c.pass_at_n.get(label):
+            sizes = {entry["n"] for run in group.runs for entry in run.metrics["samples"].values()}
+            n = "/".join(map(str, sorted(sizes)))
+            rates = [rate_cell(i) for i in oracle.values()]
+            note = f"pass@{n}: one of {n} is right; a bound, no method"
+            rows.append([Cell(label, note, muted=True), *rates, Cell(""), Cell("")])
     guess = [Cell(percent(c.chance[scope])) for scope in c.scopes]
     rows.append([Cell("Chance", "guessing an option", muted=True), *guess, Cell(""), Cell("")])
 
