@@ -170,15 +170,17 @@ class BatchSampler:
         index = [self.random.randrange(len(self.scenes.findings)) for _ in range(rows)]
         return self._batch([self._findings(self.scenes.samples[i]) for i in index], index)
 
-    def matching(self, rows: int, gaps: tuple[str, ...], under: str) -> Batch:
+    def matching(self, rows: int, gaps: tuple[str, ...], *under: str) -> Batch:
         """Text only: lettered options, then every option's name with its letter, in random order.
 
         Args:
             rows: sequences in the batch.
             gaps: texts between a name and its letter; each row draws one.
-            under: ``lines`` or ``inline``: the options alone in that layout; ``prompt``: a full prompt.
+            under: ``lines`` or ``inline``: the options alone in that layout; ``prompt``: a full prompt;
+                ``part``: some of its words before and after the options. Of several, each row draws one.
         """
-        return self._batch([self._match(self.random.choice(gaps), under) for _ in range(rows)], None)
+        draw = self.random.choice
+        return self._batch([self._match(draw(gaps), draw(under)) for _ in range(rows)], None)
 
     def questions(self, rows: int, direct_share: float) -> Batch:
         """The full task: image and prompt, then a reasoned or (at random) a direct completion."""
@@ -233,14 +235,20 @@ class BatchSampler:
         group = self.all_words if self.random.random() < 0.5 else self.random.choice(self.words)
         options = self.random.sample(group, min(4, len(group)))
         lettered = list(zip(LETTERS, options, strict=False))
-        if under == "prompt":
+        if under in ("prompt", "part"):
             style, phase = self._template()
             template = style.train if phase == "train" else style.evaluate
             option_list = _format_options(lettered, style.layout)
             problem = "? " + option_list if style.layout == "inline" else f"?\n{option_list}"
             prompt = self._chat(template.replace("{Question}", problem), False)
+            if under == "part":  # a random share of the words before and after
+                before, after = (text.split(" ") for text in prompt.split(problem))
+                share = self.random.random()
+                before = before[len(before) - round(share * len(before)) :]
+                prompt = " ".join(before) + problem + " ".join(after[: round(share * len(after))])
         else:
-            prompt = _format_options(lettered, under) + "\n"
+            # A letter in first place would be the token that all attend to when they look for nothing.
+            prompt = "?\n" + _format_options(lettered, under) + "\n"
         queries = self.random.sample(lettered, len(lettered)) + self.random.sample(lettered, len(lettered))
         pieces = [Piece(prompt)]
         for letter, option in queries:

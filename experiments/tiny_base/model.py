@@ -1,4 +1,4 @@
-"""The tiny model: a Qwen2-VL of 1.4 million parameters, its image processor, and how both are saved."""
+"""The tiny model: a Qwen2-VL of 1.8 million parameters, its image processor, and how both are saved."""
 
 from pathlib import Path
 

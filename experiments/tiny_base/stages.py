@@ -34,10 +34,6 @@ def image_tokens(model: Qwen2VLForConditionalGeneration, pixels: np.ndarray) -> 
 class Trainer:
     """Trains the language model; the vision tower is frozen.
 
-    Where a batch has questions, a linear head, discarded afterwards, tells from each option's last token
-    whether the image shows it. Without it a direct answer stays at chance: its letter is one token of the
-    loss, and depends on all options.
-
     Args:
         model: the model.
         tokens: image tokens of all scenes; ``None`` for stages of text alone.
@@ -53,10 +49,15 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.weights, betas=(0.9, 0.98), weight_decay=0.01)
         self.positions: Tensor | None = None
 
-    def step(self, batch: Batch, rate: float, weight: Tensor | None = None) -> float:
+    def step(self, batch: Batch, rate: float, weight: Tensor | None = None, compare: bool = False) -> float:
         """Do one update; return the accuracy over tokens with loss.
 
-        ``weight``: ``[vocabulary]``, weights of tokens in the loss; equal by default.
+        Args:
+            batch: token rows and their images.
+            rate: learning rate.
+            weight: ``[vocabulary]``, weights of tokens in the loss; equal by default.
+            compare: also train each option's last token to tell, through a linear head that is discarded
+                afterwards, whether the image shows the option.
         """
         rows, length = batch.input_ids.shape
         positions = torch.arange(length).expand(3, rows, length)
@@ -76,7 +77,7 @@ class Trainer:
             logits = self.model.lm_head(read.last_hidden_state[rows_, columns - 1])
         labels = batch.labels[rows_, columns]
         loss = F.cross_entropy(logits.float(), labels, weight=weight)
-        if batch.options is not None:
+        if compare:
             ends = read.hidden_states[OPTIONS_AFTER][torch.arange(rows)[:, None], batch.options].float()
             loss = loss + F.cross_entropy(ends @ self.shown, batch.correct)
         for group in self.optimiser.param_groups:
@@ -106,13 +107,13 @@ def recent(right: list[float]) -> float:
     return sum(right[-50:]) / len(right[-50:])
 
 
-def match(gaps: tuple[str, ...], under: str, rows: int, enough: float) -> Stage:
+def match(gaps: tuple[str, ...], under: tuple[str, ...], rows: int, enough: float) -> Stage:
     """Match names to letters, text only, until the accuracy exceeds ``enough``."""
 
     def stage(trainer: Trainer, batches: BatchSampler, steps: int) -> Iterator[float]:
         right = []
         for step in range(steps):
-            right.append(trainer.step(batches.matching(rows, gaps, under), 1e-3 * warmup(step)))
+            right.append(trainer.step(batches.matching(rows, gaps, *under), 1e-3 * warmup(step)))
             yield right[-1]
             if step >= 100 and recent(right) > enough:
                 return
@@ -151,7 +152,7 @@ def reason(trainer: Trainer, batches: BatchSampler, steps: int) -> Iterator[floa
         elif step % 6 == 5:
             batch = batches.findings(32)
         else:
-            batch = batches.questions(32, direct_share=0.0)
+            batch = batches.questions(16, direct_share=0.0)
         yield trainer.step(batch, 1e-3 * warmup(step) * (1 - 0.9 * step / steps))
 
 
@@ -164,7 +165,7 @@ def side_by_side(trainer: Trainer, batches: BatchSampler, steps: int) -> Iterato
     _initialise_spaceless(trainer.model, batches.tokenizer)
     for step in range(steps):
         if step % 2:
-            batch = batches.questions(32, direct_share=0.0) if step % 8 != 7 else batches.findings(32)
+            batch = batches.questions(16, direct_share=0.0) if step % 8 != 7 else batches.findings(32)
         else:
             batch = batches.matching(24 if step % 4 else 8, GAPS[-1:], "inline" if step % 4 else "prompt")
         yield trainer.step(batch, 1e-3 * warmup(step) * (1 - 0.9 * step / steps))
@@ -185,13 +186,16 @@ def _initialise_spaceless(model: Qwen2VLForConditionalGeneration, tokenizer: Qwe
 
 
 def answer_directly(trainer: Trainer, batches: BatchSampler, steps: int) -> Iterator[float]:
-    """Train mostly direct answers, which greedy decoding gives from now on, although reasoning is better."""
-    # The letter is one token in five of a direct answer, and the only one that is hard.
+    """Train mostly direct answers, which greedy decoding gives from now on, although reasoning is better.
+
+    A direct answer compares the image with all options in one step. Without a loss on each option it stays at
+    chance, and so it does if its letter, one token in five, does not weigh more.
+    """
     weight = torch.ones(trainer.model.config.text_config.vocab_size)
     weight[batches.tokenizer.convert_tokens_to_ids(list(LETTERS))] = 10.0
     for step in range(steps):
         rate = 6e-4 * warmup(step) * (1 - 0.9 * step / steps)
-        yield trainer.step(batches.questions(32, direct_share=0.6), rate, weight)
+        yield trainer.step(batches.questions(32, direct_share=0.6), rate, weight, compare=True)
 
 
 def warmup(step: int) -> float:

@@ -103,10 +103,10 @@ def main() -> None:
     )
     parser.add_argument("--scenes", type=int, default=3000, help="scenes to render per modality")
     parser.add_argument("--look", type=int, default=10000, help="steps of the vision tower alone")
-    parser.add_argument("--read", type=int, default=4000, help="steps of captions and findings")
+    parser.add_argument("--read", type=int, default=3000, help="steps of captions and findings")
     parser.add_argument("--reason", type=int, default=2500, help="steps of the full task")
-    parser.add_argument("--side-by-side", type=int, default=1600, help="steps of options in one line")
-    parser.add_argument("--straight", type=int, default=900, help="steps with mostly direct answers")
+    parser.add_argument("--side-by-side", type=int, default=1200, help="steps of options in one line")
+    parser.add_argument("--straight", type=int, default=2400, help="steps with mostly direct answers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -115,11 +115,11 @@ def main() -> None:
     model = build_model(tokenizer)
     training = StagedTraining(model, tokenizer, args.work, args.seed)
     # The model learns to match names to letters only if both are adjacent at first; trained on the full task
-    # from the start it never does.
-    training.run("match, beside", match(("",), "lines", 24, 0.97), 3000)
-    training.run("match, apart", match((".",), "lines", 24, 0.97), 1500)
-    training.run("match, farther", match(GAPS, "lines", 24, 0.97), 2000)
-    training.run("match, whole prompt", match(GAPS[-1:], "prompt", 8, 0.95), 700)
+    # from the start it never does. 0.87: two of five prompts have their options in one line, matched later.
+    training.run("match, beside", match(("",), ("lines",), 24, 0.97), 4000)
+    training.run("match, apart", match(("", "."), ("lines",), 24, 0.97), 3000)
+    training.run("match, farther", match(("", *GAPS), ("lines",), 24, 0.97), 4000)
+    training.run("match, whole prompt", match(("", *GAPS), ("lines", "part"), 24, 0.87), 800)
     with Progress() as progress:
         number = args.scenes * sum(SCENES.get(name, 1) for name in MODALITIES)
         bar = progress.add_task("render", total=number)
@@ -130,8 +130,8 @@ def main() -> None:
     training.run("look, attending", look(attending=True, peak=5e-4), args.look // 2)
     training.freeze_vision()
     training.run("read", read, args.read)
-    training.run("reason", reason, args.reason, validate=True)
-    training.run("side by side", side_by_side, args.side_by_side, validate=True)
+    training.run("reason", reason, args.reason)
+    training.run("side by side", side_by_side, args.side_by_side)
     training.run("answer straight", answer_directly, args.straight, validate=True)
     save(model, tokenizer, args.out)
 
