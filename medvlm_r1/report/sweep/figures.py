@@ -13,7 +13,7 @@ from medvlm_r1.report.figures import PRINT, PRINT_FONT, dot, dotted_line, litera
 from medvlm_r1.report.sweep.effects import Effect
 from medvlm_r1.report.sweep.joint import JointSweep
 from medvlm_r1.report.sweep.summary import Sweep
-from medvlm_r1.report.sweep.tables import shorten
+from medvlm_r1.report.sweep.tables import count_tests, shorten
 from medvlm_r1.report.tables.table import p_text, percent, set_name
 
 
@@ -55,9 +55,7 @@ def effects_figure(joint: JointSweep, path: Path) -> Path:
     for row, label in zip(rows, axes.get_yticklabels(), strict=True):
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
     where = "over all test sets" if joint.on == MEAN else f"on {set_name(joint.on)}"
-    caption = (
-        f"points of accuracy {where}, 95 % interval\nblue: p below 0.05 after Holm over {len(effects)} tests"
-    )
+    caption = f"points of accuracy {where}, 95 % interval\nblue: p below 0.05 after Holm over {count_tests(effects)}"
     if smallest:
         caption += f"; grey: equivalent within the band, {100 * smallest:g} points; hollow: cannot be told"
     return save_png(figure, path, caption)

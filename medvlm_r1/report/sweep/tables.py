@@ -1,5 +1,7 @@
 """The tables of a sweep: statuses and costs, every setting, every effect."""
 
+from collections.abc import Sized
+
 from medvlm_r1.report.groups import FEW_SEEDS
 from medvlm_r1.report.sweep.joint import JointSweep
 from medvlm_r1.report.sweep.summary import Cost, Sweep
@@ -74,7 +76,7 @@ def effects_table(joint: JointSweep) -> Table:
     where = f"mean over {', '.join(map(set_name, test_sets))}" if len(test_sets) > 1 else ""
     notes = [
         f"Accuracy on {where or set_name(joint.on)}: paired differences on the same questions, all else "
-        f"equal; 95 % interval, p of the bootstrap, Holm over {len(rows)} tests. Bold: p below 0.05.",
+        f"equal; 95 % interval, p of the bootstrap, Holm over {count_tests(rows)}. Bold: p below 0.05.",
     ]
     if smallest:
         planned = f"Planned smallest difference: {100 * smallest:g} points"
@@ -90,6 +92,11 @@ def effects_table(joint: JointSweep) -> Table:
     elif fewest <= 3:
         notes.append(FEW_SEEDS)
     return Table("Effects", heads, rows, notes)
+
+
+def count_tests(tests: Sized) -> str:
+    """The number of tests in words of a sentence."""
+    return f"{len(tests)} test{'s' if len(tests) > 1 else ''}"
 
 
 def shorten(level: str) -> str:
