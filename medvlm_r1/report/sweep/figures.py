@@ -55,7 +55,8 @@ def effects_figure(joint: JointSweep, path: Path) -> Path:
     for row, label in zip(rows, axes.get_yticklabels(), strict=True):
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
     where = "over all test sets" if joint.on == MEAN else f"on {set_name(joint.on)}"
-    caption = f"points of accuracy {where}, 95 % interval\nblue: p below 0.05 after Holm over {count_tests(effects)}"
+    holm = f"after Holm over {count_tests(effects)}"
+    caption = f"points of accuracy {where}, 95 % interval\nblue: p below 0.05 {holm}"
     if smallest:
         caption += f"; grey: equivalent within the band, {100 * smallest:g} points; hollow: cannot be told"
     return save_png(figure, path, caption)
