@@ -46,9 +46,8 @@ def effects_figure(joint: JointSweep, path: Path) -> Path:
         dot(axes, i, y, colour, "white" if hollow else colour)
         columns = (percent(i.value, signed=True), "right", 40), (f"p {p_text(row.adjusted)}", "left", 48)
         for text, side, points in (*columns, (word, "left", 98)):
-            style = {"textcoords": "offset points", "va": "center", "ha": side, "fontsize": 8.5}
-            style |= {"xycoords": ("axes fraction", "data"), "color": PRINT.ink, "annotation_clip": False}
-            axes.annotate(text, (1, y), (points, 0), **style)
+            label = axes.annotate(text, (1, y), (points, 0), ("axes fraction", "data"), "offset points")
+            label.set(ha=side, va="center", fontsize=8.5, color=PRINT.ink, annotation_clip=False)
     axes.set_ylim(len(rows) - 0.5, -0.6)
     axes.set_yticks(range(len(rows)), [literal(name) for name in names])
     dotted_line(axes, 0, PRINT)
