@@ -112,7 +112,9 @@ def load_questions(cfg: DictConfig, clock: Any) -> tuple[Any, dict[str, Any]]:
     if cfg.audit:  # the audit reports more than this warning
         warnings.filterwarnings("ignore", message=".* show an image of training")
     with clock.phase("data"):
-        questions = instantiate(cfg.data)
+        questions, band = instantiate(cfg.difficulty)(instantiate(cfg.data), cfg.seed)
+    if band:
+        log.info("difficulty: %s", band)
     with clock.phase("audit"):
         if not cfg.audit:
             return questions, {}

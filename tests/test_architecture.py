@@ -54,6 +54,7 @@ ALLOWED = {
         "runs",
         "tracking",
     },
+    "difficulty": {"algorithms", "cli", "data", "launch", "rollout", "run", "runs"},
     "__main__": {"cli"},
     # python -m medvlm_r1.NAME
     **{name: {"cli"} for name in ("compare", "export", "matrix", "predict", "sweep")},
@@ -95,7 +96,7 @@ def test_no_file_imports_itself_through_others():
 
 @pytest.mark.parametrize(
     ("library", "place"),
-    [("hydra", ("launch/", "run.py")), ("transformers", "policy/"), ("peft", "policy/")],
+    [("hydra", ("launch/", "run.py", "difficulty.py")), ("transformers", "policy/"), ("peft", "policy/")],
 )
 def test_a_library_stays_in_its_place(library, place):
     users = {

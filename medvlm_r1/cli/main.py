@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": ("medvlm_r1.cli.sweep", "summarise a sweep: the effect of each setting, and the cost"),
     "matrix": ("medvlm_r1.cli.matrix", "train on one domain, test on all: Med-R1's matrices"),
     "audit": ("medvlm_r1.cli.audit", "find leaks and shortcuts in question files"),
+    "difficulty": ("medvlm_r1.difficulty", "measure how often the base answers each training question"),
     "predict": ("medvlm_r1.cli.predict", "answer questions about images with a trained model"),
     "export": ("medvlm_r1.cli.export", "describe, merge or publish a trained model"),
 }
@@ -22,7 +23,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {name:<9}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<12}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: medvlm-r1 COMMAND ...",

@@ -4,6 +4,7 @@
 sample.py           :class:`VQASample`, the value that every later stage receives
 skipped.py          count the reasons for which rows were skipped
 splits.py           :class:`Questions`: training, validation and test; random splits
+difficulty.py       pass rates of training questions, and a band of them
 prompt_check.py     questions whose prompts cannot be used
 datamodule.py       the Lightning data module: shuffled, sharded, encoded batches
 perturbation.py     a test question under a control

@@ -16,7 +16,7 @@ def check_parts(cfg: DictConfig) -> None:
         InstantiationException: a constructor refuses its values.
         ValueError: the method refuses its parts, the devices cannot share a step, or nothing logs a metric.
     """
-    nodes = [cfg.model.recipe, cfg.prompt, cfg.reward, cfg.get("peft")]
+    nodes = [cfg.model.recipe, cfg.prompt, cfg.reward, cfg.get("peft"), cfg.difficulty]
     nodes += [n for n in (cfg.get("callbacks") or {}).values() if n and n._target_.startswith(_CALLBACKS)]
     for node in filter(None, nodes):
         instantiate(node)

@@ -42,6 +42,8 @@ ADDED: dict[str, Any] = {
     "data.rows.on_bad_image": "data.rows.on_bad_row",
     "data.rows.volumes.frame": 0,
     "data.columns.rationale": None,
+    "difficulty._target_": "medvlm_r1.data.difficulty.TrainingBand",
+    "difficulty.subset": "band",
 }
 # Options of a group.
 OPTIONS: dict[str, dict[str, str]] = {
