@@ -68,6 +68,7 @@ def test_phases_add_up_in_the_record_of_the_weights(tmp_path):
         "steps": 1,
         "questions_seen": 8,
         "tokens_seen": sft.facts["tokens_seen"],
+        "completion_tokens_seen": sft.facts["completion_tokens_seen"],
         "learning_rate": sft.config["method"]["optim"]["lr"],
     }
     assert sft.facts["tokens_seen"] > 8 * 100
