@@ -29,6 +29,7 @@ EXAMPLES = """examples:
 Give the overrides of the training run. If FILE exists, the command adds the missing questions.
 
 Exit code 2: error; stderr gives the reason."""
+NO_BAND = {"pass_rates": None, "keep": None, "subset": "band"}
 
 
 @exits_on(UserError)
@@ -55,6 +56,7 @@ def configure(overrides: Sequence[str], config_dir: str | None = None) -> DictCo
     args = parse_arguments(hydra_arguments([*options, *overrides]))
     with initialized_hydra(args):
         ((_, cfg, _),) = compose(args)
+        cfg.difficulty = {**cfg.difficulty, **NO_BAND}  # the file that the band reads is being written
         check_settings(cfg)
         if "sampling" not in cfg.method or "optim" not in cfg.method:
             raise ValueError(

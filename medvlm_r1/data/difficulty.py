@@ -62,7 +62,7 @@ class PassRateFile:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._log = LineLog(path)
-        lines = self._log.read() if of else enumerate(path.open("rb"), 1)
+        lines = self._log.read() if of else enumerate(path.read_bytes().splitlines(), 1)
         for number, line in lines:
             try:
                 row = json.loads(line)

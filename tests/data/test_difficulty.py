@@ -207,6 +207,12 @@ class TestCommand:
         assert line.startswith("error: ")
         assert message in line
 
+    def test_the_overrides_of_the_run_that_needs_the_file_write_it(self, measured, tmp_path):
+        path = tmp_path / "rates.jsonl"
+        band = (f"difficulty.pass_rates={path}", "difficulty.keep=[0.1,0.9]", "difficulty.subset=random")
+        assert difficulty.main(["--out", str(path), "--samples", "5", *SMALL, *band]) == 0
+        assert path.read_text() == measured.read_text()
+
     def test_a_run_trains_on_the_band_or_on_as_many(self, measured, tmp_path):
         rates = [rate.value for rate in PassRateFile(measured).rates.values()]
         inside = sum(0.1 <= value <= 0.9 for value in rates)
