@@ -23,5 +23,6 @@ for seed in ${seeds//,/ }; do
         "${common[@]}" model.path=$folder/sft_600-seed"$seed"/model
 done
 
-$python -m medvlm_r1 compare $folder
+# differences of all rows from GRPO, that of SFT then GRPO included
+$python -m medvlm_r1 compare $folder --baseline GRPO
 cp $folder/{comparison.json,comparison.md,accuracy.png} $here/

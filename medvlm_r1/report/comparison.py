@@ -194,8 +194,8 @@ def compare(folders: Sequence[Path], baseline: str | None = None) -> Comparison:
     trained = [run for run in runs if run.method not in UNTRAINED] or runs
     domains = {tuple(run.in_domain) for run in trained if run.in_domain}
     in_domain = list(domains.pop()) if len(domains) == 1 else []
-    pairs = [(group, base) for group in groups if base and group is not base]
     justified = [(a, b) for a in groups for b in groups if is_rl_and_baseline(a.method, b.method)]
+    pairs = [(g, base) for g in groups if base and g is not base and (base, g) not in justified]
     pairs += [(a, b) for a, b in justified if base is not b]
     return Comparison(
         groups=groups,

@@ -64,6 +64,10 @@ def test_baseline_can_be_named(sweep, tmp_path, capsys):
     assert main([*runs, "--baseline", "sft_600", *out]) == 0
     differences = json.loads((tmp_path / "comparison.json").read_text())["differences"]
     assert {(d["first"], d["second"]) for d in differences} == {("Zero-shot", "SFT"), ("GRPO", "SFT")}
+    assert main([*runs, "--baseline", "grpo_600", *out]) == 0
+    differences = json.loads((tmp_path / "comparison.json").read_text())["differences"]
+    once = [(d["first"], d["second"]) for d in differences if d["where"] == "mean"]
+    assert once == [("Zero-shot", "GRPO"), ("GRPO", "SFT")]  # not SFT minus GRPO too: a test of the family
     assert main([*runs, "--baseline", "dpo", *out]) == 2
     assert "baseline 'dpo' is none of Zero-shot, SFT, GRPO" in capsys.readouterr().err
 
