@@ -8,8 +8,11 @@ cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 kind=${1:?phantom or shortcut}
 shift
-data="data=phantom" on=mean
-[ "$kind" = phantom ] || { data="data=phantom_shortcut data.train.shortcut=0.95 data.test.mri_plain.n=200"; on=outside; }
+case $kind in
+    phantom) data="data=phantom" on=mean ;;
+    shortcut) data="data=phantom_shortcut data.train.shortcut=0.95 data.test.mri_plain.n=200" on=outside ;;
+    *) echo "no kind $kind: phantom or shortcut" >&2; exit 2 ;;
+esac
 small="model=tiny audit=null workers=0 data.train.n=160 data.test.mri.n=200 data.test.ct.n=200 data.test.xray.n=200"
 sweeps=ablate_$kind
 

@@ -7,8 +7,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 kind=${1:?phantom or shortcut}
-data="data=phantom" on=mean
-[ "$kind" = phantom ] || { data="data=phantom_shortcut data.train.shortcut=0.95 data.test.mri_plain.n=200"; on=outside; }
+case $kind in
+    phantom) data="data=phantom" on=mean ;;
+    shortcut) data="data=phantom_shortcut data.train.shortcut=0.95 data.test.mri_plain.n=200" on=outside ;;
+    *) echo "no kind $kind: phantom or shortcut" >&2; exit 2 ;;
+esac
 sweep=grpo_family_$kind
 shared="model=tiny $data data.train.n=160 controls=[image] audit=null workers=0 sweep=$sweep
     data.test.mri.n=200 data.test.ct.n=200 data.test.xray.n=200"

@@ -80,7 +80,8 @@ class RFT(SFT):
         own = LineLog(Path(self.trainer.default_root_dir) / f"sampled-{self.global_rank}.jsonl")
         rows = {row["sample_id"]: row for _, line in own.read() for row in [json.loads(line)]}
         sync_weights(self.engine, self.policy)
-        # The first epoch holds every question; a run that ends within it needs no others.
+        # A run that ends within the first epoch needs no others. Questions that do not fill that epoch's last
+        # step are not sampled, and have no target in a later one.
         batches = islice(self.trainer.datamodule.train_dataloader(), self.total_steps)
         steps = min(self.total_steps, int(self.trainer.num_training_batches))
         for prompts in track(batches, "Sampling the starting weights", steps):
